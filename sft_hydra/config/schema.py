@@ -1,0 +1,288 @@
+"""What may be said: the root of the config tree and the sections about the run itself.
+
+A dataclass says what exists, of which type, with which default; the YAML in `conf/` says what we choose. The text under a
+field is its documentation (docs/config.md is made from it). Data has its own file, schema_data.py; optimizers and
+schedules theirs, schema_optim.py.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+from sft_hydra.config.schema_data import DataConfig, TokenizerConfig
+from sft_hydra.config.schema_optim import AdamW, Optimizer, Scheduler
+
+
+class Runner(Enum):
+    train = "train"
+    data_prep = "data_prep"
+    generate = "generate"
+    evaluate = "evaluate"
+    export = "export"
+    inspect = "inspect"
+
+
+class Device(Enum):
+    auto = "auto"
+    cuda = "cuda"
+    cpu = "cpu"
+    mps = "mps"
+
+
+class Precision(Enum):
+    bf16 = "bf16"
+    fp32 = "fp32"
+
+
+class Recompute(Enum):
+    none = "none"
+    selective = "selective"
+    full = "full"
+
+
+class ClusterKind(Enum):
+    local = "local"
+    slurm = "slurm"
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    name: str = MISSING
+    """Short name; part of the run's name."""
+    path: str | None = None
+    """Hub id or folder of a Hugging Face model. null: random start from `architecture`."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    architecture: dict[str, Any] = field(default_factory=dict)
+    """Fields of the model's config.json. The model itself when `path` is null; else hints, so that a dry run needs no
+    network. What a readable `path` says goes first."""
+    generic: bool = False
+    """True: train through the transformers implementation (FSDP and LoRA only)."""
+    init_std: float = 0.02
+    """Standard deviation of a random start."""
+
+
+@dataclass(kw_only=True, slots=True)
+class LoraConfig:
+    dim: int = 32
+    """Rank."""
+    alpha: float = 32.0
+    """Scale: the update is `alpha / dim * B @ A`."""
+    dropout: float = 0.0
+    dropout_position: str = "pre"
+    """`pre` (on the input) or `post` (on the update)."""
+    target_modules: list[str] | None = None
+    """Module names, wildcards allowed (`*.q_proj`). null: the family's linear layers. `linear_qkv`, `linear_proj`,
+    `linear_fc1`, `linear_fc2`, `in_proj`, `out_proj` are accepted as aliases."""
+    exclude_modules: list[str] | None = None
+    """Everything linear but these. Not together with `target_modules`."""
+    match_all_linear: bool = False
+    """Every linear layer but the head; overrides `target_modules`."""
+    a_init: str = "xavier"
+    """`xavier`, `kaiming` or `normal`."""
+    rank_stabilized: bool = False
+    """Scale by `alpha / sqrt(dim)`."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ParallelConfig:
+    tp: int | None = None
+    """Tensor parallel size; null: chosen for the model and the cluster."""
+    pp: int | None = None
+    """Pipeline parallel size; null: chosen."""
+    cp: int | None = None
+    """Context parallel size; null: chosen."""
+    ep: int | None = None
+    """Expert parallel size; null: chosen."""
+    dp_replicate: int = 1
+    """Copies of the sharded model (HSDP). The FSDP degree is world / (tp*pp*cp*dp_replicate)."""
+    sequence_parallel: bool = True
+    """Between mixers every tensor parallel rank holds its own tokens."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ClusterConfig:
+    kind: ClusterKind = ClusterKind.local
+    nodes: int = 1
+    gpus_per_node: int | None = None
+    """Ranks on each node (on a CPU: processes). null: every GPU of this machine, or one process on a CPU."""
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    reservation: str | None = None
+    time: str | None = None
+    """Time limit as Slurm writes it, `HH:MM:SS` or `D-HH:MM:SS`."""
+    cpus_per_task: int | None = None
+    mem: str | None = None
+    container_image: str | None = None
+    container_mounts: list[str] = field(default_factory=list)
+    env: dict[str, str] = field(default_factory=dict)
+    """Variables set in the job. Secrets are refused here: pass them by name, see `env_pass`."""
+    env_pass: list[str] = field(default_factory=lambda: ["HF_HOME", "HF_DATASETS_CACHE", "WANDB_API_KEY", "HF_TOKEN"])
+    """Variables handed on from the submitting shell, by name; their values are never written down."""
+    setup: list[str] = field(default_factory=list)
+    """Shell lines run before the ranks start."""
+    attach: bool = False
+    """True: follow the job's log until it ends. false: print the job id and return."""
+    max_parallel: int | None = None
+    """Jobs of one sweep that may run at the same time."""
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainConfig:
+    train_iters: int | None = None
+    """Optimizer steps; -1 = one epoch. At most one of train_iters, epochs, train_samples; none of them: one epoch."""
+    epochs: float | None = None
+    train_samples: int | None = None
+    """Length of training in packed rows."""
+    global_batch_size: int | None = None
+    """Packed rows per optimizer step; null and no global_batch_tokens: 8."""
+    global_batch_tokens: int | None = None
+    """Tokens per optimizer step instead: rows = tokens / seq_length."""
+    micro_batch_size: int = 1
+    """Packed rows of one forward pass on one data-parallel rank."""
+    precision: Precision | None = None
+    """null: bf16 on CUDA, fp32 on a CPU. Master weights and reductions are fp32 either way."""
+    calculate_per_token_loss: bool = True
+    """True: loss sum / trained tokens of the global batch. false: loss sum / conversations with a trained token."""
+    clip_grad: float | None = 1.0
+    """Largest norm of the gradient; null: no clipping."""
+    recompute: Recompute = Recompute.none
+    """Activation checkpointing."""
+    cpu_offload: bool = False
+    compile: bool = False
+    log_interval: int = 10
+    """Steps between two lines on a console that is not a terminal. metrics.jsonl has every step."""
+    num_threads: int | None = None
+    """Threads of a CPU run; null: torch's own choice."""
+
+
+@dataclass(kw_only=True, slots=True)
+class CheckpointConfig:
+    save: str | None = None
+    """Folder; null: `checkpoints/` in the run's folder."""
+    load: str | None = None
+    """A checkpoint of ours (its folder, or one `step_<N>`) to start the weights from. Resuming a run goes first."""
+    load_optimizer: bool = False
+    """Take the optimizer's state from `load` too; rates are reset."""
+    interval: int | None = 500
+    """Steps between checkpoints; the last step is always saved. null: only the last."""
+    keep_last: int = 2
+
+
+@dataclass(kw_only=True, slots=True)
+class ExactMatchConfig:
+    path: str | None = None
+    """Conversations whose assistant turns the model must write itself, JSONL with a `task` each; `demo` = the bundled
+    ones. null: this evaluation is off."""
+    max_items: int | None = None
+    """Items per task; null: all."""
+    max_new_tokens: int = 64
+
+
+@dataclass(kw_only=True, slots=True)
+class EvalConfig:
+    every: int = 200
+    """Steps between two validations; 0 = never."""
+    tokens: int | None = None
+    """Tokens of the validation split that are used, always the same ones; null: all."""
+    batch_size: int = 128
+    """Sequences generated together."""
+    exact_match: ExactMatchConfig = field(default_factory=ExactMatchConfig)
+    samples: list[str] = field(default_factory=list)
+    """Prompts that are answered before and after training."""
+    sample_tokens: int = 96
+
+
+@dataclass(kw_only=True, slots=True)
+class GenerateConfig:
+    prompts: list[str] = field(default_factory=list)
+    prompt_file: str | None = None
+    """JSONL: a `prompt` or `messages` (and `tools`) a line; or plain text, one prompt a line."""
+    interactive: bool = False
+    system: str | None = None
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    """0 = greedy."""
+    top_p: float = 1.0
+
+
+@dataclass(kw_only=True, slots=True)
+class ExportConfig:
+    auto: bool = True
+    """Export by itself at the end of training."""
+    path: str | None = None
+    """Folder; null: `hf/` in the run's folder."""
+    merge: bool = False
+    """LoRA: write the merged model instead of the adapter."""
+
+
+@dataclass(kw_only=True, slots=True)
+class InspectConfig:
+    split: str = "train"
+    count: int = 3
+    """Packed rows shown in the terminal."""
+    html: bool = False
+    """Also write one self-contained page."""
+
+
+@dataclass(kw_only=True, slots=True)
+class WandbConfig:
+    project: str = "sft_hydra"
+    entity: str | None = None
+    mode: str = "online"
+
+
+@dataclass(kw_only=True, slots=True)
+class TensorboardConfig:
+    folder: str | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class MlflowConfig:
+    tracking_uri: str | None = None
+    experiment: str = "sft_hydra"
+
+
+@dataclass(kw_only=True, slots=True)
+class LoggerConfig:
+    """Trackers beside the console and `metrics.jsonl`, which are always there."""
+
+    wandb: WandbConfig | None = None
+    tensorboard: TensorboardConfig | None = None
+    mlflow: MlflowConfig | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class SftConfig:
+    runner: Runner = Runner.train
+    """What to do."""
+    name: str | None = None
+    """Name of the run; null: `demo` for the pure default, else `<model>-<data>-<peft>`."""
+    output_dir: str = "outputs"
+    """Parent of the run folders."""
+    seq_length: int = 4096
+    """Size of a packed row and length of training rows: the one knob for both."""
+    seed: int = 1234
+    dry_run: bool = False
+    """Print what would happen; start and write nothing."""
+    device: Device = Device.auto
+    model: ModelConfig = field(default_factory=ModelConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    peft: LoraConfig | None = None
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optimizer: Optimizer = field(default_factory=AdamW)
+    scheduler: Scheduler = field(default_factory=Scheduler)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    inspect: InspectConfig = field(default_factory=InspectConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    run_dir: str | None = None
+    """Folder of this run; filled in when the config is resolved (never set by hand)."""

@@ -1,0 +1,151 @@
+"""What may be said about data and tokenizer."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+
+class Prepare(Enum):
+    auto = "auto"
+    never = "never"
+
+
+class Reasoning(Enum):
+    split_turns = "split_turns"
+    keep = "keep"
+    drop = "drop"
+
+
+class MultiTurn(Enum):
+    auto = "auto"
+    one = "one"
+    split = "split"
+
+
+class Overlong(Enum):
+    split_turns = "split_turns"
+    drop = "drop"
+    truncate = "truncate"
+    error = "error"
+
+
+class Packing(Enum):
+    best_fit = "best_fit"
+    first_fit_shuffle = "first_fit_shuffle"
+    first_fit_decreasing = "first_fit_decreasing"
+    concatenative = "concatenative"
+    none = "none"
+
+
+class DataFormat(Enum):
+    parquet = "parquet"
+    npy = "npy"
+
+
+class RowOrder(Enum):
+    shuffle = "shuffle"
+    by_source = "by_source"
+
+
+@dataclass(kw_only=True, slots=True)
+class TokenizerConfig:
+    path: str | None = None
+    """Hub id or folder; `demo` = the bundled one. null: `model.path`, or the bundled one if that is null too."""
+    chat_template: str | None = "default"
+    """`default` (the tokenizer's own), null (contents as they are, one after the other), a path, or the template itself."""
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Handed to the template."""
+
+
+@dataclass(kw_only=True, slots=True)
+class SourceConfig:
+    path: str | None = None
+    """File, folder or glob (.jsonl, .json, .parquet, also .gz and .zst), a hub id, or `demo:<part>`."""
+    weight: float | None = None
+    """Share of the training tokens, relative to the other sources' weights."""
+    epochs: float | None = None
+    """How often this source is seen in one epoch of the blend (fractions and repetition both work)."""
+    split: str | None = None
+    """Split of a hub data set."""
+    subset: str | None = None
+    """Configuration of a hub data set."""
+    format: str = "auto"
+    """`auto`, `openai`, `prompt_completion`, `sharegpt`, `alpaca`."""
+    messages_key: str = "messages"
+    tools_key: str = "tools"
+    system_key: str | None = None
+    input_key: str | None = None
+    output_key: str | None = None
+    system_prompt: str | None = None
+    """Put in front of conversations that have no system message."""
+
+
+@dataclass(kw_only=True, slots=True)
+class SplitConfig:
+    train: float = 0.98
+    valid: float = 0.01
+    test: float = 0.01
+
+
+@dataclass(kw_only=True, slots=True)
+class FilterConfig:
+    structure: bool = True
+    """Roles, types and an answer to learn from."""
+    tools: bool = True
+    """Tool calls name a given tool with arguments that fit its schema; results refer to calls."""
+    tools_missing: bool = True
+    """`<tool_call>` in a message although neither `tools` nor a `# Tools` header is there."""
+    dedup: bool = False
+    """Drop exact repetitions inside a source."""
+    repetition: bool = False
+    """Drop answers that repeat the same words pathologically."""
+    patterns: list[str] = field(default_factory=list)
+    """Drop rows in which one of these regular expressions is found in an assistant message."""
+    equals: dict[str, str] = field(default_factory=dict)
+    """Keep rows whose field has (or lists) this value, e.g. `{used_in: nano_v3}`."""
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig:
+    name: str = "custom"
+    """Short name; part of the run's name."""
+    path: str | None = None
+    """`data=jsonl`: file, folder or glob of the only source."""
+    valid_path: str | None = None
+    """Separate validation file; null: part of `path`, by `split`."""
+    blend: str | None = None
+    """`data=blend`: JSON file with `{"datasets": [{"name", "path", "weight", ...}]}`."""
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    """Named sources."""
+    packed_dir: str | None = None
+    """Where the packed set goes or is; null: `<output_dir>/data/<content key>`."""
+    trust_foreign: bool = False
+    """Accept packed shards of other tools in `packed_dir`, which have no metadata to check."""
+    prepare: Prepare = Prepare.auto
+    """`auto`: train prepares what is missing (on this machine). `never`: missing data is an error."""
+    force: bool = False
+    """Prepare again even if the packed set is there."""
+    split: SplitConfig = field(default_factory=SplitConfig)
+    sample: int | None = None
+    """First rows read of each source, before filters."""
+    num_workers: int | None = None
+    """Processes; null: one per core. Changes nothing but the time it takes."""
+    num_shards: int | None = None
+    """Shards per source; null: by the size of the input."""
+    packing: Packing = Packing.best_fit
+    format: DataFormat = DataFormat.parquet
+    reasoning: Reasoning = Reasoning.split_turns
+    """Rows with reasoning: one sequence per user turn as at inference, or keep all reasoning, or drop it."""
+    multi_turn: MultiTurn = MultiTurn.auto
+    """Rows without reasoning: one sequence where the template renders history as it was served, else one per user turn."""
+    overlong: Overlong = Overlong.split_turns
+    """What happens to sequences longer than `seq_length`."""
+    max_doc_tokens: int | None = None
+    """Cut longer sequences at the end, first of all; null: never."""
+    allow_special_in_content: bool = False
+    """False: control tokens written in user, system and tool contents are encoded as ordinary text."""
+    max_bad_rows: int | None = None
+    """Stop when more rows than this are rejected."""
+    filters: FilterConfig = field(default_factory=FilterConfig)
+    order: RowOrder = RowOrder.shuffle
+    """Rows of an epoch: all shuffled together, or source after source (a curriculum), each shuffled in itself."""

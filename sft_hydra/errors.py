@@ -1,0 +1,57 @@
+"""Errors for people: what is wrong, where, the value, the fix. `UserError` and its kinds end a command with exit code 2
+and no traceback; everything else is a bug or a broken machine and keeps its traceback (exit code 1)."""
+
+
+class UserError(Exception):
+    """Something the user can put right. One message may name several problems, one a line.
+
+    Built from strings only, because these cross process borders as text.
+    """
+
+    code = "error"
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = list(problems)
+
+
+class ConfigError(UserError):
+    """The command or a YAML file asks for something that cannot be."""
+
+    code = "config"
+
+
+class DataError(UserError):
+    """Input rows, templates or tokenizers that cannot be used as they are."""
+
+    code = "data"
+
+
+class MissingPackedDataError(DataError):
+    """The packed data set that the run needs is not there."""
+
+    code = "missing_packed_data"
+
+
+class TokenizerMismatchError(DataError):
+    """The packed data was made with another tokenizer or template than the run uses."""
+
+    code = "tokenizer_mismatch"
+
+
+class SeqLengthMismatchError(DataError):
+    """The packed data was made for another `seq_length`."""
+
+    code = "seq_length_mismatch"
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, incomplete, of another format, or of another run."""
+
+    code = "checkpoint"
+
+
+class ModelError(UserError):
+    """A model folder or architecture that cannot be used."""
+
+    code = "model"

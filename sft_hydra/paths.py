@@ -1,0 +1,64 @@
+"""Where things are: `conf_dir()` for the shipped YAML, `RunPaths` for everything inside one run folder.
+
+This file alone knows the names inside `outputs/`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sft_hydra.errors import ConfigError
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def conf_dir() -> Path:
+    """Folder of the shipped config tree: inside the package in a wheel, beside it in a checkout."""
+    candidates = (PACKAGE / "conf", PACKAGE.parent / "conf")
+    for folder in candidates:
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise ConfigError(f"no config.yaml in {candidates[0]} or {candidates[1]}: the installation is incomplete")
+
+
+def data_root(output_dir: str) -> Path:
+    """Folder that holds all packed sets made by this machine's runs, one per content key."""
+    return Path(output_dir) / "data"
+
+
+@dataclass(frozen=True, slots=True)
+class RunPaths:
+    """Files of one run. `root` is `outputs/<name>` or, for a job of a sweep, `outputs/<name>/<label>`."""
+
+    root: Path
+
+    @property
+    def resolved(self) -> Path:
+        return self.root / "resolved.yaml"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "log.txt"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def export(self) -> Path:
+        return self.root / "hf"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.root / "evaluation.json"
+
+    @property
+    def samples(self) -> Path:
+        return self.root / "samples.json"
