@@ -1,0 +1,145 @@
+"""The plan of a run as text: what `dry_run=true` prints, and the head of every run's log. Reads, never writes."""
+
+from sft_hydra.config.architecture import read_architecture
+from sft_hydra.config.schema import ClusterKind, Precision, Runner, SftConfig
+from sft_hydra.data import prepare
+from sft_hydra.data.shards import PackedSet
+from sft_hydra.errors import UserError
+from sft_hydra.estimate import (
+    ASSUMED_MFU,
+    GIB,
+    PEAK_FLOPS,
+    count_parameters,
+    estimate_memory,
+    flops_per_token,
+    trainable_parameters,
+)
+from sft_hydra.launch.world import run_layout
+from sft_hydra.parallel.layout import LONG_ROW, Layout
+
+FEW_ROWS = 10_000  # conversations; below this the usual advice is LoRA and smaller batches
+
+
+def describe(cfg: SftConfig) -> str:
+    """Text of the plan, one `name  value` line each, advice last."""
+    arch = read_architecture(cfg)
+    layout = run_layout(cfg, arch)
+    packed = _packed_set(cfg)
+    lines = [("run", str(cfg.run_dir)), ("runner", cfg.runner.value), *_model_lines(cfg, arch)]
+    lines += _data_lines(cfg, packed)
+    if cfg.runner is Runner.train:
+        lines += [("layout", layout.describe()), *_work_lines(cfg, arch, layout, packed)]
+    width = max(len(name) for name, _ in lines)
+    text = [f"{name:<{width}}  {value}" for name, value in lines]
+    return "\n".join(text + [f"advice: {line}" for line in _advice(cfg, arch, layout, packed)])
+
+
+def rows_per_step(cfg: SftConfig) -> int:
+    """Packed rows of one optimizer step."""
+    if cfg.train.global_batch_tokens:
+        return max(1, cfg.train.global_batch_tokens // cfg.seq_length)
+    return cfg.train.global_batch_size or 8
+
+
+def _packed_set(cfg: SftConfig) -> PackedSet | None:
+    try:
+        return prepare.find(cfg)
+    except UserError:  # no tokenizer within reach: the plan stands without data figures
+        return None
+
+
+def _model_lines(cfg: SftConfig, arch: dict) -> list[tuple[str, str]]:
+    where = cfg.model.path or "random start"
+    if not arch.get("vocab_size"):
+        return [("model", f"{cfg.model.name} ({where}), sizes unknown until its config.json is read")]
+    params = count_parameters(arch)
+    text = f"{cfg.model.name} ({where}), {_count(params.total)} parameters"
+    if params.active != params.total:
+        text += f", {_count(params.active)} active for one token"
+    trained = trainable_parameters(params, cfg.peft)
+    how = "all" if cfg.peft is None else f"LoRA dim={cfg.peft.dim} alpha={cfg.peft.alpha:g}"
+    return [("model", text), ("trained", f"{how}: about {_count(trained)} parameters")]
+
+
+def _data_lines(cfg: SftConfig, packed: PackedSet | None) -> list[tuple[str, str]]:
+    if packed is None:
+        sources = cfg.data.path or cfg.data.blend or ", ".join(f"{n} ({s.path})" for n, s in cfg.data.sources.items())
+        action = "will be prepared first" if cfg.data.prepare.value == "auto" else "missing, and data.prepare=never"
+        return [("data", f"{cfg.data.name}: {sources or cfg.data.packed_dir}; not prepared yet ({action})")]
+    meta = packed.metadata
+    splits = ", ".join(f"{split} {packed.num_rows(split):,}" for split in ("train", "valid", "test"))
+    return [
+        ("data", f"{cfg.data.name}: {packed.folder}"),
+        ("rows", f"{splits} of {cfg.seq_length} tokens, {100 * meta['efficiency']:.2f} % full"),
+    ]
+
+
+def _work_lines(cfg: SftConfig, arch: dict, layout: Layout, packed: PackedSet | None) -> list[tuple[str, str]]:
+    rows = rows_per_step(cfg)
+    lines = [("batch", f"{rows} rows = {rows * cfg.seq_length:,} tokens a step, micro-batch {cfg.train.micro_batch_size}")]
+    steps = planned_steps(cfg, packed)
+    lines.append(("steps", f"{steps:,}" if steps else f"{_length(cfg)} (number known once the data is prepared)"))
+    if not arch.get("vocab_size"):
+        return lines
+    precision = cfg.train.precision or (Precision.fp32 if cfg.model.path is None else Precision.bf16)
+    memory = estimate_memory(cfg, arch, layout, precision)
+    parts = ("weights", "gradients", "optimizer", "activations", "logits")
+    detail = ", ".join(f"{part} {getattr(memory, part) / GIB:.2f}" for part in parts)
+    lines.append(("memory", f"about {memory.total / GIB:.1f} GiB a rank in {precision.value}: {detail}"))
+    flops = flops_per_token(arch, cfg.seq_length, frozen_base=cfg.peft is not None)
+    step_flops = flops * rows * cfg.seq_length
+    lines.append(("compute", f"{flops / 1e9:.2f} GFLOP a token, {step_flops / 1e12:.1f} TFLOP a step"))
+    if steps:
+        hours = steps * step_flops / (PEAK_FLOPS * ASSUMED_MFU * layout.world) / 3600
+        lines.append(("time", f"about {hours:.2f} h on {layout.world} H100/H200 at an assumed MFU of {ASSUMED_MFU:.0%}"))
+    return lines
+
+
+def _length(cfg: SftConfig) -> str:
+    if cfg.train.epochs is not None:
+        return f"{cfg.train.epochs:g} epochs"
+    if cfg.train.train_samples is not None:
+        return f"{cfg.train.train_samples:,} rows"
+    return "one epoch"
+
+
+def planned_steps(cfg: SftConfig, packed: PackedSet | None) -> int | None:
+    """Optimizer steps, where they are known without preparing data (rows of the split: blends may see them more often)."""
+    rows = rows_per_step(cfg)
+    if cfg.train.train_iters is not None and cfg.train.train_iters >= 0:
+        return cfg.train.train_iters
+    if cfg.train.train_samples is not None:
+        return -(-cfg.train.train_samples // rows)
+    if packed is None:
+        return None
+    return max(1, round((cfg.train.epochs or 1.0) * packed.num_rows("train") / rows))
+
+
+def _advice(cfg: SftConfig, arch: dict, layout: Layout, packed: PackedSet | None) -> list[str]:
+    lines = []
+    kept = sum(source["kept"] for source in packed.metadata["sources"]) if packed else None
+    if kept is not None and kept < FEW_ROWS and cfg.model.path is not None:
+        lines.append(
+            f"{kept:,} conversations are few (under {FEW_ROWS:,}): a smaller train.global_batch_size with more "
+            "train.train_iters keeps steps useful" + ("" if cfg.peft else ", and peft=lora forgets less")
+        )
+    if cfg.seq_length > LONG_ROW and layout.cp == 1:
+        lines.append(f"seq_length={cfg.seq_length} is over {LONG_ROW:,}: use context parallelism (parallel.cp=2 or more)")
+    if arch.get("model_type") == "nemotron_h" and (arch.get("num_hidden_layers") or 0) > 80 and layout.world < 32:
+        lines.append("Super trains fully from about 32 GPUs: parallel.tp=8 parallel.pp=4 parallel.cp=1, 4 nodes of 8")
+    if cfg.cluster.kind is ClusterKind.local and cfg.model.path is not None and arch.get("vocab_size"):
+        memory = estimate_memory(cfg, arch, layout, cfg.train.precision or Precision.bf16).total / GIB
+        if memory > 130:
+            lines.append(
+                f"{memory:.0f} GiB a rank fits no GPU of today: more GPUs (cluster.nodes, cluster.gpus_per_node)"
+                + ("" if cfg.peft else ", or peft=lora")
+                + ", train.recompute=full, a shorter seq_length"
+            )
+    return lines
+
+
+def _count(number: int) -> str:
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.2f} {unit}"
+    return str(number)

@@ -1,0 +1,110 @@
+"""Who holds what, in pure integers (no torch): the sizes of tensor, pipeline, context, expert and data parallelism.
+
+This file owns the arithmetic of ranks: world = pp * dp * cp * tp. Experts are spread over the ranks of one pipeline stage,
+so ep divides dp * cp * tp. FSDP shards over what data parallelism leaves: dp / dp_replicate.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+LONG_ROW = 32_768  # tokens; beyond this one rank rarely holds a row's activations
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    nodes: int = 1
+    gpus_per_node: int = 1
+    tp: int = 1
+    pp: int = 1
+    cp: int = 1
+    ep: int = 1
+    dp_replicate: int = 1
+
+    @property
+    def world(self) -> int:
+        return self.nodes * self.gpus_per_node
+
+    @property
+    def dp(self) -> int:
+        """Data-parallel ranks: each reads its own rows."""
+        return self.world // (self.tp * self.pp * self.cp)
+
+    @property
+    def shards(self) -> int:
+        """Ranks over which FSDP spreads parameters that no other dimension shards."""
+        return self.world // (self.pp * self.dp_replicate)
+
+    def describe(self) -> str:
+        return (
+            f"world {self.world} = {self.nodes} node(s) x {self.gpus_per_node}: tp={self.tp} pp={self.pp} cp={self.cp} "
+            f"ep={self.ep} dp={self.dp}" + (f" (replicated {self.dp_replicate}x)" if self.dp_replicate > 1 else "")
+        )
+
+
+def plan_layout(
+    architecture: dict[str, Any],
+    seq_length: int,
+    nodes: int,
+    gpus_per_node: int,
+    *,
+    tp: int | None = None,
+    pp: int | None = None,
+    cp: int | None = None,
+    ep: int | None = None,
+    dp_replicate: int = 1,
+) -> Layout:
+    """Fill the sizes that are null. Experts pay first (each rank keeps its own), long rows are cut next; tensor and
+    pipeline parallelism are left to those who ask for them."""
+    world = nodes * gpus_per_node
+    tp, pp = tp or 1, pp or 1
+    if cp is None:
+        cp = 1
+        while seq_length // cp > LONG_ROW and world % (2 * cp * tp * pp) == 0:
+            cp *= 2
+    experts = num_experts(architecture)
+    if ep is None:
+        ep = largest_common_divisor(world // pp, experts, at_most=gpus_per_node) if experts else 1
+    return Layout(nodes, gpus_per_node, tp, pp, cp, ep, dp_replicate)
+
+
+def num_experts(architecture: dict[str, Any]) -> int:
+    return int(architecture.get("n_routed_experts") or architecture.get("num_experts") or 0)
+
+
+def largest_common_divisor(ranks: int, experts: int, at_most: int) -> int:
+    """Largest number of ranks, up to `at_most`, that divides both."""
+    return max(size for size in range(1, max(1, min(ranks, at_most)) + 1) if ranks % size == 0 and experts % size == 0)
+
+
+def layout_problems(layout: Layout, architecture: dict[str, Any], seq_length: int) -> Iterator[str]:
+    """What cannot be, each with its arithmetic and a way out."""
+    inner = layout.tp * layout.pp * layout.cp
+    if layout.world % inner:
+        yield (
+            f"parallel.tp*pp*cp = {layout.tp}*{layout.pp}*{layout.cp} = {inner} does not divide the world of "
+            f"{layout.world} = cluster.nodes {layout.nodes} x cluster.gpus_per_node {layout.gpus_per_node}; "
+            "choose sizes whose product divides it, or change the cluster"
+        )
+        return
+    if layout.dp % layout.dp_replicate:
+        yield f"parallel.dp_replicate={layout.dp_replicate} does not divide the data-parallel size {layout.dp}"
+    if (layout.world // layout.pp) % layout.ep:
+        yield (
+            f"parallel.ep={layout.ep} does not divide the {layout.world // layout.pp} ranks of a pipeline stage "
+            f"(world {layout.world} / pp {layout.pp})"
+        )
+    experts = num_experts(architecture)
+    if layout.ep > 1 and (not experts or experts % layout.ep):
+        yield f"parallel.ep={layout.ep} does not divide the model's {experts} experts"
+    heads = int(architecture.get("num_attention_heads") or 0)
+    if heads and heads % layout.tp:
+        yield f"parallel.tp={layout.tp} does not divide the model's {heads} attention heads"
+    layers = int(architecture.get("num_hidden_layers") or 0)
+    if layers and layout.pp > layers:
+        yield f"parallel.pp={layout.pp} is more than the model's {layers} layers"
+    if seq_length % (layout.cp * layout.tp):
+        yield (
+            f"seq_length={seq_length} is not divisible by cp*tp = {layout.cp}*{layout.tp} = {layout.cp * layout.tp}: "
+            "every rank holds an equal slice of a row"
+        )
