@@ -107,7 +107,7 @@ class ClusterConfig:
     kind: ClusterKind = ClusterKind.local
     nodes: int = 1
     gpus_per_node: int | None = None
-    """Ranks on each node (on a CPU: processes). null: every GPU of this machine, or one process on a CPU."""
+    """Ranks on each node (on a CPU: processes). null: 1 on this machine, 8 on Slurm."""
     partition: str | None = None
     account: str | None = None
     qos: str | None = None

@@ -14,7 +14,7 @@ from sft_hydra.estimate import (
     flops_per_token,
     trainable_parameters,
 )
-from sft_hydra.launch.world import run_layout
+from sft_hydra.config.world import run_layout
 from sft_hydra.parallel.layout import LONG_ROW, Layout
 
 FEW_ROWS = 10_000  # conversations; below this the usual advice is LoRA and smaller batches

@@ -1,0 +1,30 @@
+"""The world of a run: how many ranks there are and how they are laid out. Set by the user, never guessed from hardware."""
+
+from typing import Any
+
+from sft_hydra.config.schema import ClusterKind, SftConfig
+from sft_hydra.parallel.layout import Layout, plan_layout
+
+SLURM_GPUS_PER_NODE = 8  # where a profile says nothing
+
+
+def ranks_per_node(cfg: SftConfig) -> int:
+    if cfg.cluster.gpus_per_node is not None:
+        return cfg.cluster.gpus_per_node
+    return SLURM_GPUS_PER_NODE if cfg.cluster.kind is ClusterKind.slurm else 1
+
+
+def run_layout(cfg: SftConfig, architecture: dict[str, Any]) -> Layout:
+    """The layout of this run: what `parallel.*` says, the rest planned."""
+    sizes = cfg.parallel
+    return plan_layout(
+        architecture,
+        cfg.seq_length,
+        cfg.cluster.nodes,
+        ranks_per_node(cfg),
+        tp=sizes.tp,
+        pp=sizes.pp,
+        cp=sizes.cp,
+        ep=sizes.ep,
+        dp_replicate=sizes.dp_replicate,
+    )
