@@ -60,5 +60,9 @@ class RunPaths:
         return self.root / "evaluation.json"
 
     @property
+    def summary(self) -> Path:
+        return self.root / "summary.json"
+
+    @property
     def samples(self) -> Path:
         return self.root / "samples.json"
