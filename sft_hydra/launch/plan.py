@@ -2,6 +2,7 @@
 
 from sft_hydra.config.architecture import read_architecture
 from sft_hydra.config.schema import ClusterKind, Precision, Runner, SftConfig
+from sft_hydra.config.world import run_layout
 from sft_hydra.data import prepare
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.errors import UserError
@@ -14,7 +15,6 @@ from sft_hydra.estimate import (
     flops_per_token,
     trainable_parameters,
 )
-from sft_hydra.config.world import run_layout
 from sft_hydra.parallel.layout import LONG_ROW, Layout
 
 FEW_ROWS = 10_000  # conversations; below this the usual advice is LoRA and smaller batches
@@ -76,7 +76,9 @@ def _data_lines(cfg: SftConfig, packed: PackedSet | None) -> list[tuple[str, str
 
 def _work_lines(cfg: SftConfig, arch: dict, layout: Layout, packed: PackedSet | None) -> list[tuple[str, str]]:
     rows = rows_per_step(cfg)
-    lines = [("batch", f"{rows} rows = {rows * cfg.seq_length:,} tokens a step, micro-batch {cfg.train.micro_batch_size}")]
+    lines = [
+        ("batch", f"{rows} rows = {rows * cfg.seq_length:,} tokens a step, micro-batch {cfg.train.micro_batch_size}")
+    ]
     steps = planned_steps(cfg, packed)
     lines.append(("steps", f"{steps:,}" if steps else f"{_length(cfg)} (number known once the data is prepared)"))
     if not arch.get("vocab_size"):
@@ -91,7 +93,9 @@ def _work_lines(cfg: SftConfig, arch: dict, layout: Layout, packed: PackedSet | 
     lines.append(("compute", f"{flops / 1e9:.2f} GFLOP a token, {step_flops / 1e12:.1f} TFLOP a step"))
     if steps:
         hours = steps * step_flops / (PEAK_FLOPS * ASSUMED_MFU * layout.world) / 3600
-        lines.append(("time", f"about {hours:.2f} h on {layout.world} H100/H200 at an assumed MFU of {ASSUMED_MFU:.0%}"))
+        lines.append(
+            ("time", f"about {hours:.2f} h on {layout.world} H100/H200 at an assumed MFU of {ASSUMED_MFU:.0%}")
+        )
     return lines
 
 
@@ -124,7 +128,9 @@ def _advice(cfg: SftConfig, arch: dict, layout: Layout, packed: PackedSet | None
             "train.train_iters keeps steps useful" + ("" if cfg.peft else ", and peft=lora forgets less")
         )
     if cfg.seq_length > LONG_ROW and layout.cp == 1:
-        lines.append(f"seq_length={cfg.seq_length} is over {LONG_ROW:,}: use context parallelism (parallel.cp=2 or more)")
+        lines.append(
+            f"seq_length={cfg.seq_length} is over {LONG_ROW:,}: use context parallelism (parallel.cp=2 or more)"
+        )
     if arch.get("model_type") == "nemotron_h" and (arch.get("num_hidden_layers") or 0) > 80 and layout.world < 32:
         lines.append("Super trains fully from about 32 GPUs: parallel.tp=8 parallel.pp=4 parallel.cp=1, 4 nodes of 8")
     if cfg.cluster.kind is ClusterKind.local and cfg.model.path is not None and arch.get("vocab_size"):

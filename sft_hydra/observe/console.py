@@ -33,7 +33,9 @@ class Console:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._file:
             self._file.close()
             self._file, self._log = None, None
@@ -114,7 +116,13 @@ class Work:
 
 
 def _progress(screen: RichConsole, live: bool, *figures: object) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), *figures, TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        *figures,
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     return Progress(*columns, console=screen, disable=not live, transient=True)  # type: ignore[arg-type]
 
 

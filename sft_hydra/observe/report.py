@@ -60,10 +60,16 @@ def _charts(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
         loss.append(_series(metrics, "val/loss", "validation"))
     groups = [
         ("Loss", loss),
-        ("Loss by source", [_series(metrics, key, key.removeprefix("loss/")) for key in keys if key.startswith("loss/")]),
+        (
+            "Loss by source",
+            [_series(metrics, key, key.removeprefix("loss/")) for key in keys if key.startswith("loss/")],
+        ),
         *((title, [_series(metrics, key, key)]) for title, key in CURVES),
     ]
-    charts = [{"title": title, "svg": line_chart(series, title), "names": [s.name for s in series]} for title, series in groups]
+    charts = [
+        {"title": title, "svg": line_chart(series, title), "names": [s.name for s in series]}
+        for title, series in groups
+    ]
     return [chart for chart in charts if chart["svg"]]
 
 

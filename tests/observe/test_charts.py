@@ -1,0 +1,33 @@
+"""Charts are well-formed SVG whose ticks span the data."""
+
+from xml.etree import ElementTree
+
+import pytest
+
+from sft_hydra.observe.charts import Series, line_chart, ticks
+
+
+def test_a_chart_is_well_formed_and_draws_each_series() -> None:
+    svg = line_chart([Series("a<b", [(0, 1.0), (10, 0.5)]), Series("c", [(0, 2.0), (10, 0.1)])], "loss & more")
+    tree = ElementTree.fromstring(svg)
+    assert len(tree.findall("polyline")) == 2
+    assert tree.find("polyline/title").text == "a<b"  # type: ignore[union-attr]
+
+
+def test_long_series_are_thinned_but_keep_their_end() -> None:
+    svg = line_chart([Series("a", [(i, float(i)) for i in range(100_000)])], "a")
+    points = ElementTree.fromstring(svg).find("polyline").attrib["points"].split()  # type: ignore[union-attr]
+    assert len(points) < 1000
+    assert points[-1].startswith("548.0,")
+
+
+def test_nothing_to_draw_is_no_chart() -> None:
+    assert line_chart([Series("a", [(0, 1.0)])], "a") == ""
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (3.2, 11.9), (-5.0, 5.0), (1e-6, 1e-2), (7.0, 7.0), (0.0, 1e9)])
+def test_ticks_span_the_data(low: float, high: float) -> None:
+    marks = ticks(low, high)
+    assert marks[0] <= low + 1e-12
+    assert marks[-1] >= high - 1e-9 * abs(high)
+    assert 3 <= len(marks) <= 9
