@@ -1,0 +1,56 @@
+"""resolved.yaml: an SftConfig on disk, the only thing that ranks, jobs and later runs read. Writing and reading are inverse."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sft_hydra.config.schema import SftConfig
+from sft_hydra.config.schema_optim import OPTIMIZERS
+from sft_hydra.errors import ConfigError
+
+
+def dump(cfg: SftConfig) -> str:
+    return OmegaConf.to_yaml(OmegaConf.structured(cfg))
+
+
+def save(cfg: SftConfig, path: Path) -> None:
+    """Write through a temporary file, so that no reader ever sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(dump(cfg))
+    unfinished.replace(path)
+
+
+def load(path: Path) -> SftConfig:
+    """Raises ConfigError if the file is missing or does not fit this version's schema."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file")
+    try:
+        text: Any = OmegaConf.load(path)
+        kind = text.optimizer.kind  # the class first: YAML does not carry it
+        if kind not in OPTIMIZERS:
+            raise ConfigError(f"{path}: optimizer.kind={kind} is none of {', '.join(OPTIMIZERS)}")
+        schema = OmegaConf.structured(SftConfig(optimizer=OPTIMIZERS[kind]()))
+        cfg = OmegaConf.to_object(OmegaConf.merge(schema, text))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: not a config of this version: {str(error).splitlines()[0]}") from error
+    assert isinstance(cfg, SftConfig)
+    return cfg
+
+
+def flatten(cfg: SftConfig) -> dict[str, Any]:
+    """Dotted key -> value of every leaf; what two configs are compared by. A section that is null is a leaf."""
+    flat: dict[str, Any] = {}
+
+    def walk(value: Any, key: str) -> None:
+        if isinstance(value, dict) and value:
+            for name, child in value.items():
+                walk(child, f"{key}.{name}" if key else str(name))
+        else:
+            flat[key] = value
+
+    walk(dataclasses.asdict(cfg), "")
+    return flat

@@ -1,0 +1,42 @@
+"""Jobs of a sweep: which keys may be swept, and the folder name of each job. Pure functions of overrides."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+
+MAX_LABEL = 120  # characters; file systems allow 255, and people read them
+UNSWEEPABLE = ("cluster", "cluster.kind", "output_dir", "run_dir", "dry_run")
+
+
+def sweep_problem(key: str) -> str | None:
+    """Why this key cannot take several values in one sweep."""
+    key = key.lstrip("+~")
+    if key in UNSWEEPABLE or key.split("/")[0].split(".")[0] == "hydra":
+        return f"{key} cannot be swept: one sweep goes to one place; give it one value, or run one command for each"
+    return None
+
+
+def job_label(overrides: Sequence[str], swept: Sequence[str]) -> str:
+    """`key=value,...` of the swept keys, made fit for a folder name; `name` is the parent folder and left out."""
+    parts = []
+    for text in overrides:
+        key, _, value = text.partition("=")
+        key = key.lstrip("+")
+        if key in swept and key != "name":
+            parts.append(re.sub(r"[^\w.=+@-]+", "_", f"{key}={value.replace(chr(39), '')}").strip("_"))
+    label = ",".join(parts)
+    if len(label) > MAX_LABEL:
+        return f"{label[: MAX_LABEL - 9]}-{_short_hash(label)}"
+    return label
+
+
+def distinct_labels(labels: Sequence[str], overrides: Sequence[Sequence[str]]) -> list[str]:
+    """Labels that different overrides made equal (values differing in a character that was replaced) get a hash."""
+    return [
+        f"{label}-{_short_hash(repr(list(overrides[i])))}" if labels.count(label) > 1 else label
+        for i, label in enumerate(labels)
+    ]
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
