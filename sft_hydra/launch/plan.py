@@ -4,7 +4,9 @@ from sft_hydra.config.architecture import read_architecture
 from sft_hydra.config.schema import ClusterKind, Precision, Runner, SftConfig
 from sft_hydra.config.world import run_layout
 from sft_hydra.data import prepare
+from sft_hydra.data.dataset import TrainRows
 from sft_hydra.data.shards import PackedSet
+from sft_hydra.engine.schedule import rows_per_step, total_steps
 from sft_hydra.errors import UserError
 from sft_hydra.estimate import (
     ASSUMED_MFU,
@@ -32,13 +34,6 @@ def describe(cfg: SftConfig) -> str:
     width = max(len(name) for name, _ in lines)
     text = [f"{name:<{width}}  {value}" for name, value in lines]
     return "\n".join(text + [f"advice: {line}" for line in _advice(cfg, arch, layout, packed)])
-
-
-def rows_per_step(cfg: SftConfig) -> int:
-    """Packed rows of one optimizer step."""
-    if cfg.train.global_batch_tokens:
-        return max(1, cfg.train.global_batch_tokens // cfg.seq_length)
-    return cfg.train.global_batch_size or 8
 
 
 def _packed_set(cfg: SftConfig) -> PackedSet | None:
@@ -79,8 +74,9 @@ def _work_lines(cfg: SftConfig, arch: dict, layout: Layout, packed: PackedSet | 
     lines = [
         ("batch", f"{rows} rows = {rows * cfg.seq_length:,} tokens a step, micro-batch {cfg.train.micro_batch_size}")
     ]
-    steps = planned_steps(cfg, packed)
-    lines.append(("steps", f"{steps:,}" if steps else f"{_length(cfg)} (number known once the data is prepared)"))
+    steps = _planned_steps(cfg, packed)
+    epochs = "one epoch" if cfg.train.epochs is None else f"{cfg.train.epochs:g} epochs"
+    lines.append(("steps", f"{steps:,}" if steps else f"{epochs} (number known once the data is prepared)"))
     if not arch.get("vocab_size"):
         return lines
     precision = cfg.train.precision or (Precision.fp32 if cfg.model.path is None else Precision.bf16)
@@ -99,24 +95,12 @@ def _work_lines(cfg: SftConfig, arch: dict, layout: Layout, packed: PackedSet | 
     return lines
 
 
-def _length(cfg: SftConfig) -> str:
-    if cfg.train.epochs is not None:
-        return f"{cfg.train.epochs:g} epochs"
-    if cfg.train.train_samples is not None:
-        return f"{cfg.train.train_samples:,} rows"
-    return "one epoch"
-
-
-def planned_steps(cfg: SftConfig, packed: PackedSet | None) -> int | None:
-    """Optimizer steps, where they are known without preparing data (rows of the split: blends may see them more often)."""
-    rows = rows_per_step(cfg)
-    if cfg.train.train_iters is not None and cfg.train.train_iters >= 0:
-        return cfg.train.train_iters
-    if cfg.train.train_samples is not None:
-        return -(-cfg.train.train_samples // rows)
-    if packed is None:
+def _planned_steps(cfg: SftConfig, packed: PackedSet | None) -> int | None:
+    """Optimizer steps; None while the size of an epoch is unknown."""
+    train = cfg.train
+    if packed is None and train.train_samples is None and (train.train_iters is None or train.train_iters < 0):
         return None
-    return max(1, round((cfg.train.epochs or 1.0) * packed.num_rows("train") / rows))
+    return total_steps(cfg, TrainRows(packed, cfg).rows_per_epoch if packed else 0)
 
 
 def _advice(cfg: SftConfig, arch: dict, layout: Layout, packed: PackedSet | None) -> list[str]:

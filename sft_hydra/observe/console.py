@@ -14,6 +14,7 @@ from typing import Self
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 LOG_WIDTH = 120
 QUIET_SECONDS = 5.0  # between two plain lines of a long task
@@ -49,6 +50,11 @@ class Console:
         """One line (or several) of plain text; square brackets are not markup."""
         self._screen.print(text, style=style, markup=False)
         self.note(text)
+
+    def print(self, text: Text) -> None:
+        """Styled text."""
+        self._screen.print(text)
+        self.note(text.plain)
 
     def note(self, text: str) -> None:
         """For the log only."""

@@ -1,0 +1,95 @@
+"""What a run was made of and what to do with it: summary.json, and the last lines on the console."""
+
+import json
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from time import perf_counter, strftime
+
+import torch
+
+from sft_hydra import __version__
+from sft_hydra.checkpoint.export import ExportReport
+from sft_hydra.config.schema import SftConfig
+from sft_hydra.data.shards import PackedSet
+from sft_hydra.data.tokenizer import ChatTokenizer
+from sft_hydra.models.decoder import DecoderModel
+from sft_hydra.observe.console import Console
+from sft_hydra.paths import RunPaths
+
+LIBRARIES = ("torch", "transformers", "tokenizers", "hydra-core", "numpy", "pyarrow")
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds spent in each part of a run."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    started: float = field(default_factory=perf_counter)
+    date: str = field(default_factory=lambda: strftime("%Y-%m-%d %H:%M:%S"))
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        start = perf_counter()
+        yield
+        self.seconds[part] = self.seconds.get(part, 0.0) + perf_counter() - start
+
+    def total(self) -> float:
+        return perf_counter() - self.started
+
+
+def write_summary(
+    paths: RunPaths,
+    cfg: SftConfig,
+    packed: PackedSet,
+    tokenizer: ChatTokenizer,
+    model: DecoderModel,
+    clock: Clock,
+    exported: ExportReport | None,
+) -> None:
+    """summary.json: lineage (versions, hashes), figures of the data, seconds of each part, the export."""
+    parameters = sum(p.numel() for p in model.parameters())
+    summary = {
+        "started": clock.date,
+        "model": f"{cfg.model.name}, {parameters:,} parameters" + (f", LoRA dim {cfg.peft.dim}" if cfg.peft else ""),
+        "seconds": {**{part: round(s, 2) for part, s in clock.seconds.items()}, "total": round(clock.total(), 2)},
+        "lineage": {
+            "sft_hydra": __version__,
+            **{library: version(library) for library in LIBRARIES},
+            "machine": f"{platform.machine()}, Python {platform.python_version()}, {_device(model)}",
+            "packed data": str(packed.folder),
+            "content key": packed.metadata["content_key"],
+            "tokenizer and template": tokenizer.fingerprint,
+            "weights from": cfg.checkpoint.load or cfg.model.path or f"random start, seed {cfg.seed}",
+        },
+        "data": {"sources": packed.metadata["sources"]},
+        "export": {**asdict(exported), "folder": str(exported.folder)} if exported else None,
+    }
+    paths.summary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+
+
+def _device(model: DecoderModel) -> str:
+    device = model.head_weight.device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def say_next_steps(
+    console: Console, cfg: SftConfig, paths: RunPaths, exported: ExportReport | None, clock: Clock
+) -> None:
+    """Where everything is, and the commands that come next."""
+    console.say()
+    console.say(f"done in {clock.total():.0f} s: {paths.root}", style="bold green")
+    console.say(f"  report      {paths.report}")
+    console.say(f"  metrics     {paths.metrics}")
+    if exported is not None:
+        console.say(f"  model       {exported.folder} ({exported.kind}, loads with transformers)")
+    console.say("next")
+    again = "python -m sft_hydra" + ("" if cfg.name == "demo" else " <same arguments>")
+    console.say(f"  talk to it  {again} runner=generate generate.interactive=true")
+    console.say(f"  see a mask  {again} runner=inspect")
+    console.say("  your data   python -m sft_hydra data=jsonl data.path=chats.jsonl")
+    console.say(
+        "  a real one  python -m sft_hydra model=qwen3_0_6b peft=lora data=jsonl data.path=chats.jsonl dry_run=true"
+    )

@@ -1,0 +1,216 @@
+"""runner=train: from a resolved config to a trained, evaluated and exported model. It reads like the recipe it is.
+
+Owns the order of things. What a run writes beside its checkpoints: metrics.jsonl, evaluation.json, samples.json,
+summary.json, hf/ and report.html.
+"""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sft_hydra.checkpoint import state as checkpoints
+from sft_hydra.checkpoint.export import ExportReport, export
+from sft_hydra.config.schema import SftConfig
+from sft_hydra.data.dataset import TrainRows
+from sft_hydra.data.shards import PackedSet
+from sft_hydra.data.tokenizer import ChatTokenizer, load_tokenizer
+from sft_hydra.engine.loop import StepResult, TrainState, fit
+from sft_hydra.engine.optimizer import OptimizerSet, build_optimizer
+from sft_hydra.engine.schedule import total_steps
+from sft_hydra.engine.validate import validate
+from sft_hydra.estimate import PEAK_FLOPS, flops_per_token
+from sft_hydra.models.decoder import DecoderModel
+from sft_hydra.observe.console import Console, Steps
+from sft_hydra.observe.metrics import MetricsFile
+from sft_hydra.observe.report import write_report
+from sft_hydra.paths import RunPaths
+from sft_hydra.runners.data_prep import prepared_set
+from sft_hydra.runners.evaluate import evaluate_model
+from sft_hydra.runners.model import checkpoint_folder, new_model, start_machine
+from sft_hydra.runners.summary import Clock, say_next_steps, write_summary
+
+
+@dataclass(slots=True)
+class Training:
+    """What the parts of a training run share."""
+
+    cfg: SftConfig
+    paths: RunPaths
+    console: Console
+    packed: PackedSet
+    tokenizer: ChatTokenizer
+    model: DecoderModel
+    optimizer: OptimizerSet
+    state: TrainState
+    steps: int
+    metrics: MetricsFile
+
+
+def run(cfg: SftConfig) -> None:
+    """Prepare what is missing, train to the end (or on from where it stopped), evaluate, export, report."""
+    assert cfg.run_dir is not None
+    paths, clock = RunPaths(Path(cfg.run_dir)), Clock()
+    with Console(paths.log) as console:
+        with clock("prepare data"):
+            packed = prepared_set(cfg, console)
+            tokenizer = load_tokenizer(cfg)
+            rows = TrainRows(packed, cfg)
+        steps = total_steps(cfg, rows.rows_per_epoch)
+        last = checkpoints.latest(checkpoint_folder(cfg))
+        if last is not None and checkpoints.read_progress(last)["state"]["step"] >= steps:
+            console.say(f"{paths.root}: finished, all {steps} steps are done (train.train_iters or name=... goes on)")
+            return
+        with clock("build model"):
+            training = _build(cfg, paths, console, packed, tokenizer, steps, last)
+        if training.state.step == 0:
+            with clock("evaluate before"):
+                _evaluate(training, "before")
+        with clock("train"), _stop_on_signal() as stopped:
+            _fit(training, rows, stopped)
+        if training.state.step < steps:
+            console.say(f"stopped at step {training.state.step} of {steps}; the same command goes on from here")
+            return
+        with clock("evaluate after"):
+            _evaluate(training, "after")
+        exported = None
+        if cfg.export.auto:
+            with clock("export"):
+                exported = export_model(training.model, cfg, tokenizer, console)
+        write_summary(paths, cfg, packed, tokenizer, training.model, clock, exported)
+        write_report(paths)
+        say_next_steps(console, cfg, paths, exported, clock)
+
+
+def _build(
+    cfg: SftConfig,
+    paths: RunPaths,
+    console: Console,
+    packed: PackedSet,
+    tokenizer: ChatTokenizer,
+    steps: int,
+    last: Path | None,
+) -> Training:
+    """The model where it will train, its optimizer, and where training stands."""
+    device = start_machine(cfg)
+    with console.work("loading the model"):
+        built = new_model(cfg, tokenizer, device)
+    optimizer = build_optimizer(built.model, cfg)
+    state = TrainState()
+    origin = built.origin
+    if last is not None:
+        state = checkpoints.load(last, built.model, optimizer)
+        origin = f"{last} (resumed after step {state.step})"
+    trained = sum(p.numel() for p in built.model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in built.model.parameters())
+    console.say(f"model      {cfg.model.name}: {origin}; {trained:,} of {total:,} parameters are trained, on {device}")
+    if built.coverage:
+        console.table(
+            "LoRA adapters",
+            ["layers", "adapted", "of", "parameters"],
+            [(c.kind, str(c.adapted), str(c.total), f"{c.trainable:,}") for c in built.coverage],
+        )
+    metrics = MetricsFile(paths.metrics, resume_step=state.step)
+    return Training(cfg, paths, console, packed, tokenizer, built.model, optimizer, state, steps, metrics)
+
+
+def _fit(training: Training, rows: TrainRows, stopped: Callable[[], bool]) -> None:
+    """The loop, with what happens between its steps: metrics, validation, checkpoints."""
+    cfg, state = training.cfg, training.state
+    with training.console.steps(training.steps, state.step, cfg.train.log_interval) as progress:
+
+        def after_step(result: StepResult) -> None:
+            _record(training, result, progress)
+            last = result.step == training.steps
+            if not last and cfg.eval.every and result.step % cfg.eval.every == 0:
+                _validate(training)
+            due = cfg.checkpoint.interval and result.step % cfg.checkpoint.interval == 0
+            if last or due or stopped():
+                checkpoints.save(checkpoint_folder(cfg), training.model, training.optimizer, state, cfg)
+
+        fit(
+            training.model,
+            training.optimizer,
+            rows,
+            state,
+            cfg,
+            training.steps,
+            after_step=after_step,
+            should_stop=stopped,
+        )
+
+
+def _record(training: Training, result: StepResult, progress: Steps) -> None:
+    """One line of metrics.jsonl and of the console."""
+    speed = result.tokens / result.seconds
+    line: dict[str, Any] = {
+        "step": result.step,
+        "loss": result.loss,
+        "lr": result.lr,
+        "grad_norm": result.grad_norm,
+        "tokens": result.tokens,
+        "trained_tokens": result.trained_tokens,
+        "tokens_per_second": round(speed, 1),
+        "seconds": round(result.seconds, 4),
+        "mfu": _mfu(training, speed),
+    }
+    for source, loss in result.source_losses.items():
+        line[f"loss/{training.packed.sources[source]}"] = loss
+    training.metrics.write(line)
+    figures = f"loss {result.loss:.4f}  lr {result.lr:.2e}  grad {result.grad_norm:.2f}  {speed:,.0f} tok/s"
+    progress.update(result.step, figures)
+
+
+def _mfu(training: Training, tokens_per_second: float) -> float | None:
+    """Model FLOPs used, of the bf16 peak of an H100/H200; None on other devices, whose peak we do not know."""
+    if training.model.head_weight.device.type != "cuda":
+        return None
+    cfg = training.cfg
+    flops = flops_per_token(training.model.config.to_dict(), cfg.seq_length, frozen_base=cfg.peft is not None)
+    return flops * tokens_per_second / PEAK_FLOPS
+
+
+def _validate(training: Training) -> None:
+    losses = validate(training.model, training.packed, training.cfg)
+    if losses:
+        training.metrics.write({"step": training.state.step, **losses})
+        training.console.say(f"step {training.state.step}: validation loss {losses['val/loss']:.4f}")
+
+
+def _evaluate(training: Training, when: str) -> None:
+    """Validation, exact match and sample answers, before or after training; kept in the run's folder."""
+    _validate(training)
+    scores = evaluate_model(
+        training.model, training.cfg, training.tokenizer, training.console, paths=training.paths, when=when
+    )
+    if scores:
+        training.metrics.write({"step": training.state.step, **scores})
+
+
+def export_model(model: DecoderModel, cfg: SftConfig, tokenizer: ChatTokenizer, console: Console) -> ExportReport:
+    """Write the Hugging Face folder of the run (`export.path`, else `hf/`) and say how well it agrees."""
+    assert cfg.run_dir is not None
+    folder = Path(cfg.export.path) if cfg.export.path else RunPaths(Path(cfg.run_dir)).export
+    with console.work("exporting"):
+        report = export(model, cfg, tokenizer, folder)
+    console.say(
+        f"export     {report.folder}: {report.kind}, {report.tensors} tensors in {report.dtype}; loaded back, its logits "
+        f"differ from the live model's by at most {report.max_diff:.1e}"
+    )
+    return report
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """SIGTERM and SIGUSR2 (a time limit, a preemption) ask for a stop after the current step, with a checkpoint."""
+    asked = threading.Event()
+    kinds = (signal.SIGTERM, signal.SIGUSR2) if threading.current_thread() is threading.main_thread() else ()
+    before = {kind: signal.signal(kind, lambda *_: asked.set()) for kind in kinds}
+    try:
+        yield asked.is_set
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
