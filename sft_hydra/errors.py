@@ -55,3 +55,9 @@ class ModelError(UserError):
     """A model folder or architecture that cannot be used."""
 
     code = "model"
+
+
+class NonFiniteLossError(UserError):
+    """A loss or gradient that is not a number; the step was not taken."""
+
+    code = "non_finite_loss"

@@ -1,0 +1,53 @@
+"""LoRA adapters in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`."""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from sft_hydra.config.schema import LoraConfig
+from sft_hydra.models.decoder import DecoderModel
+from sft_hydra.models.lora import LoraLinear
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+
+
+def write_adapter(model: DecoderModel, lora: LoraConfig, base: str, folder: Path) -> int:
+    """Write the model's adapters for the base model at `base` (a folder or hub id). Returns the number of tensors."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
+    tensors = {}
+    for name, layer in layers.items():
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = layer.lora_A.detach().cpu().contiguous()
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = layer.lora_B.detach().cpu().contiguous()
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": lora.dim,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "use_rslora": lora.rank_stabilized,
+        "target_modules": sorted(layers),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    return len(tensors)
+
+
+def merge_adapter(folder: Path, base: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The base's weights with the adapter in `folder` merged into them, from its files alone."""
+    config = json.loads((folder / CONFIG).read_text())
+    scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config["use_rslora"] else config["r"])
+    factors = load_file(folder / WEIGHTS)
+    merged = dict(base)
+    for name in config["target_modules"]:
+        weight = base[f"{name}.weight"]
+        a, b = (factors[f"{PREFIX}{name}.{factor}.weight"].to(weight.device) for factor in ("lora_A", "lora_B"))
+        merged[f"{name}.weight"] = (weight.float() + scale * (b @ a)).to(weight.dtype)
+    return merged

@@ -1,0 +1,84 @@
+"""Weights of a Hugging Face folder into a model that is already where it will train, tensor by tensor.
+
+Only the rows that are needed are read, so the whole model is never in memory twice.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from sft_hydra.errors import ModelError
+from sft_hydra.models.decoder import DecoderModel
+from sft_hydra.models.names import Stored, ignorable, stored
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+
+
+def local_folder(path: str, revision: str | None = None) -> Path:
+    """The folder of a model: `path` itself, or the cached download of that hub id."""
+    if Path(path).is_dir():
+        return Path(path)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(path, revision=revision, allow_patterns=["*.safetensors", "*.json"]))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"model.path: {path} is neither a folder nor a model that can be downloaded: {error}"
+        ) from error
+
+
+@torch.no_grad()
+def load_weights(model: DecoderModel, path: str, revision: str | None = None) -> None:
+    """Fill the model from safetensors. ModelError lists all names that are missing, left over or of another shape."""
+    folder = local_folder(path, revision)
+    files = _tensor_files(folder)
+    targets = {name: (tensor, stored(model.config, name, tensor.shape)) for name, tensor in model.state_dict().items()}
+    needed = {name for _, place in targets.values() for name in place.names}
+    problems = [f"{folder}: {name} is missing" for name in sorted(needed - files.keys())]
+    left_over = sorted(name for name in files.keys() - needed if not ignorable(model.config, name))
+    problems += [f"{folder}: {name} has no place in this model" for name in left_over]
+    if problems:
+        raise ModelError(*problems[:20], *([f"... and {len(problems) - 20} more"] if len(problems) > 20 else []))
+    reader = _Reader(files)
+    for name, (tensor, place) in targets.items():
+        values = reader.read(place)
+        if values.shape != tensor.shape:
+            raise ModelError(f"{folder}: {name} is {tuple(values.shape)}, config.json makes it {tuple(tensor.shape)}")
+        tensor.copy_(values)
+
+
+def _tensor_files(folder: Path) -> dict[str, Path]:
+    """Which file every tensor is in."""
+    if (folder / INDEX).is_file():
+        weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
+        absent = sorted({file for file in weight_map.values() if not (folder / file).is_file()})
+        if absent:
+            raise ModelError(*(f"{folder / file}, named in {INDEX}, does not exist" for file in absent))
+        return {name: folder / file for name, file in weight_map.items()}
+    if (folder / SINGLE).is_file():
+        with safe_open(folder / SINGLE, framework="pt") as file:
+            return dict.fromkeys(file.keys(), folder / SINGLE)
+    raise ModelError(f"{folder} has no {SINGLE} and no {INDEX}: only safetensors are read (torch's pickles are not)")
+
+
+class _Reader:
+    """Reads what a parameter is made of; keeps every file open once."""
+
+    def __init__(self, files: dict[str, Path]) -> None:
+        self.files = files
+        self.handles: dict[Path, Any] = {}
+
+    def read(self, place: Stored) -> torch.Tensor:
+        tensors = []
+        for name in place.names:
+            file = self.files[name]
+            if file not in self.handles:
+                self.handles[file] = safe_open(file, framework="pt")
+            part = self.handles[file].get_slice(name)
+            tensors.append(part[:] if place.rows is None else part[place.rows[0] : place.rows[1]])
+        return torch.stack(tensors) if place.stacked else tensors[0]

@@ -1,0 +1,106 @@
+"""Which parameters are updated by what: AdamW, or Muon for hidden matrices and AdamW for the rest.
+
+Owns the parameter groups. Rates in the groups are the peaks; the schedule scales them each step.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from sft_hydra.config.schema import SftConfig
+from sft_hydra.config.schema_optim import Muon
+
+Named = list[tuple[str, nn.Parameter]]
+
+
+class OptimizerSet:
+    """One or several torch optimizers over one model, used as one. Groups keep their peak rate as `peak_lr`."""
+
+    def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
+        self.parts = parts
+        self._owner = {p: part for part in parts for group in part.param_groups for p in group["params"]}
+        for group in self.param_groups():
+            group["peak_lr"] = group["lr"]
+
+    def param_groups(self) -> Iterator[dict[str, Any]]:
+        for part in self.parts:
+            yield from part.param_groups
+
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self._owner)
+
+    def set_rate(self, factor: float) -> None:
+        """Every rate becomes its peak times `factor`."""
+        for group in self.param_groups():
+            group["lr"] = group["peak_lr"] * factor
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none=True)
+
+    def state_of(self, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
+        """Moments of one parameter, empty before the first step."""
+        return self._owner[parameter].state.get(parameter, {})
+
+    def set_state(self, parameter: nn.Parameter, state: dict[str, torch.Tensor]) -> None:
+        """Put back what `state_of` gave."""
+        self._owner[parameter].state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
+
+
+def build_optimizer(model: nn.Module, cfg: SftConfig) -> OptimizerSet:
+    """The optimizer that `cfg.optimizer` asks for, over all parameters that require a gradient."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    optimizer = cfg.optimizer
+    scale = optimizer.init_lr_frac
+    if not isinstance(optimizer, Muon):
+        return OptimizerSet([_adamw([(optimizer.lr * scale, named)], cfg)])
+    matrices = [p for name, p in named if _is_hidden_matrix(name, p)]
+    embedding = [(name, p) for name, p in named if _is_embedding(name)]
+    head = [(name, p) for name, p in named if _is_head(name)]
+    rest = [(n, p) for n, p in named if not (_is_hidden_matrix(n, p) or _is_embedding(n) or _is_head(n))]
+    embedding_lr = optimizer.lr if optimizer.embedding_lr is None else optimizer.embedding_lr
+    head_lr = optimizer.lr if optimizer.unembedding_lr is None else optimizer.unembedding_lr
+    adamw = _adamw([(optimizer.lr * scale, rest), (embedding_lr * scale, embedding), (head_lr * scale, head)], cfg)
+    if not matrices:
+        return OptimizerSet([adamw])
+    muon = torch.optim.Muon(
+        matrices,
+        lr=optimizer.matrix_lr * scale,
+        weight_decay=optimizer.weight_decay,
+        momentum=optimizer.momentum,
+        nesterov=optimizer.nesterov,
+        ns_steps=optimizer.ns_steps,
+    )
+    return OptimizerSet([muon, adamw])
+
+
+def _adamw(rated: list[tuple[float, Named]], cfg: SftConfig) -> torch.optim.AdamW:
+    """AdamW over parameters with their rates; matrices and everything else are groups apart, because of the decay."""
+    optimizer = cfg.optimizer
+    groups = []
+    for lr, named in rated:
+        decayed = [p for name, p in named if p.ndim > 1 and not _is_embedding(name)]
+        plain = [p for name, p in named if p.ndim == 1 or _is_embedding(name)]
+        for parameters, decay in ((decayed, optimizer.weight_decay), (plain, 0.0)):
+            if parameters:
+                groups.append({"params": parameters, "lr": lr, "weight_decay": decay})
+    beta1, beta2 = optimizer.betas
+    return torch.optim.AdamW(groups, betas=(beta1, beta2), eps=optimizer.eps, fused=True)
+
+
+def _is_embedding(name: str) -> bool:
+    return name == "model.embed_tokens.weight"
+
+
+def _is_head(name: str) -> bool:
+    return name.startswith("lm_head.")
+
+
+def _is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim == 2 and not _is_embedding(name) and not _is_head(name)

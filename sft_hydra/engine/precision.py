@@ -1,0 +1,21 @@
+"""In which precision the forward pass computes. Master weights, losses and sums are fp32 either way."""
+
+from contextlib import AbstractContextManager
+
+import torch
+
+from sft_hydra.config.schema import Precision, SftConfig
+
+
+def compute_dtype(cfg: SftConfig, device: torch.device) -> torch.dtype:
+    """bf16 on CUDA and fp32 elsewhere, unless `train.precision` says which."""
+    precision = cfg.train.precision
+    if precision is None:
+        precision = Precision.bf16 if device.type == "cuda" else Precision.fp32
+    return torch.bfloat16 if precision is Precision.bf16 else torch.float32
+
+
+def autocast(cfg: SftConfig, device: torch.device) -> AbstractContextManager[None]:
+    """Context of a forward pass."""
+    dtype = compute_dtype(cfg, device)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)

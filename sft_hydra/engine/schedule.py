@@ -1,0 +1,77 @@
+"""Sizes and rates as functions of the step: how many rows a step takes, how many steps there are, which rate each has.
+
+Free of torch, so that a dry run can ask the same questions.
+"""
+
+import math
+
+from sft_hydra.config.schema import SftConfig
+from sft_hydra.config.schema_optim import Scheduler
+
+DEFAULT_BATCH_ROWS = 8
+
+
+def rows_per_step(cfg: SftConfig) -> int:
+    """Packed rows of one optimizer step, over all ranks."""
+    train = cfg.train
+    if train.global_batch_tokens is not None:
+        return max(1, train.global_batch_tokens // cfg.seq_length)
+    return train.global_batch_size or DEFAULT_BATCH_ROWS
+
+
+def total_steps(cfg: SftConfig, rows_per_epoch: int) -> int:
+    """Optimizer steps of the whole training. Without a length in the config: one epoch, its last step filled up."""
+    train = cfg.train
+    if train.train_iters is not None and train.train_iters >= 0:
+        return train.train_iters
+    rows = float(rows_per_epoch)
+    if train.epochs is not None:
+        rows = train.epochs * rows_per_epoch
+    elif train.train_samples is not None:
+        rows = train.train_samples
+    return max(1, math.ceil(rows / rows_per_step(cfg)))
+
+
+def rate_factor(step: int, total: int, cfg: SftConfig) -> float:
+    """What the peak rates are multiplied with in step `step` (from 0) of `total`.
+
+    Warm-up is linear and ends on the peak; the decay would reach the minimum in the step after the last.
+    """
+    scheduler = cfg.scheduler
+    warmup = _length(scheduler.warmup_iters, scheduler.warmup_samples, scheduler.warmup_ratio, total, cfg) or 0
+    if step < warmup:
+        return (step + 1) / warmup
+    if scheduler.kind == "constant":
+        return 1.0
+    decay = _length(scheduler.decay_iters, scheduler.decay_samples, scheduler.decay_ratio, total, cfg)
+    if decay is None:
+        decay = total - warmup
+    left = min(
+        1.0, (total - step) / max(1, min(decay, total - warmup))
+    )  # of the decay: 1 until it starts, 0 at the end
+    smallest = _smallest(scheduler, cfg.optimizer.lr * cfg.optimizer.init_lr_frac)
+    return smallest + (1 - smallest) * _shape(scheduler.kind, left)
+
+
+def _shape(kind: str, left: float) -> float:
+    """Height, from 1 to 0, of the decay with the fraction `left` of it still to come."""
+    if kind == "cosine":
+        return 0.5 - 0.5 * math.cos(math.pi * left)
+    if kind == "wsd":
+        return 1 - math.sqrt(1 - left)
+    return left  # warmdown
+
+
+def _length(steps: int | None, samples: int | None, ratio: float | None, total: int, cfg: SftConfig) -> int | None:
+    """A length given in steps, rows or as a ratio of training, in steps; None if it is not given."""
+    if steps is not None:
+        return steps
+    if samples is not None:
+        return math.ceil(samples / rows_per_step(cfg))
+    return None if ratio is None else round(ratio * total)
+
+
+def _smallest(scheduler: Scheduler, peak: float) -> float:
+    if scheduler.min_lr is not None:
+        return scheduler.min_lr / peak
+    return scheduler.min_lr_frac or 0.0

@@ -1,0 +1,68 @@
+"""Cross entropy of the language-model head, in chunks: no (tokens, vocabulary) tensor ever exists.
+
+Owns the precision of the loss: logits are turned to fp32 before the softmax, sums and the head's gradient are fp32.
+Only tokens with a target reach the head. A frozen head gets no gradient buffer.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from sft_hydra.records import IGNORE_INDEX
+
+CHUNK = 1024  # tokens whose logits exist at the same time
+
+
+def linear_cross_entropy(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, chunk: int = CHUNK
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum over trained tokens of cross_entropy(hidden @ weight.T, targets), and the loss of each token.
+
+    `hidden` (T, D), `weight` (V, D), `targets` (T,) with IGNORE_INDEX where nothing is learned. Returns a scalar with
+    gradient, and (T,) without one, zero where nothing is learned; both fp32.
+    """
+    loss_sum, per_token = _LinearCrossEntropy.apply(hidden, weight, targets, chunk)
+    return loss_sum, per_token
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Makes the gradients in the forward pass, while a chunk's logits are there; backward only scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, chunk: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        per_token = torch.zeros(len(targets), dtype=torch.float32, device=hidden.device)
+        head = weight.to(hidden.dtype)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for index in (targets != IGNORE_INDEX).nonzero()[:, 0].split(chunk):
+                inputs, labels = hidden[index], targets[index, None]
+                logits = F.linear(inputs, head).float()
+                log_sum = logits.logsumexp(-1, keepdim=True)
+                per_token[index] = (log_sum - logits.gather(1, labels))[:, 0]
+                if grad_hidden is None and grad_weight is None:
+                    continue
+                grad = logits.sub_(log_sum).exp_()  # softmax minus one-hot
+                grad.scatter_add_(1, labels, torch.full_like(log_sum, -1.0))
+                grad = grad.to(hidden.dtype)
+                if grad_hidden is not None:
+                    grad_hidden[index] = grad @ head
+                if grad_weight is not None:
+                    grad_weight += grad.T @ inputs
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.weight_dtype = weight.dtype
+        ctx.mark_non_differentiable(per_token)
+        return per_token.sum(), per_token
+
+    @staticmethod
+    def backward(ctx: Any, grad_sum: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden * grad_sum.to(grad_hidden.dtype)
+        if grad_weight is not None:
+            grad_weight = (grad_weight * grad_sum).to(ctx.weight_dtype)
+        return grad_hidden, grad_weight, None, None

@@ -1,0 +1,62 @@
+"""Dense decoders: Qwen3, Qwen2, Llama, Mistral and what shares their form (SmolLM is a Llama)."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from sft_hydra.models.attention import Attention
+from sft_hydra.models.decoder import DecoderModel
+from sft_hydra.models.layers import Packed, RMSNorm
+from sft_hydra.models.mlp import MLP
+from sft_hydra.models.rotary import check_rotary
+
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class DenseBlock(nn.Module):
+    """Pre-norm attention, then a pre-norm feed-forward layer, each added to its input."""
+
+    def __init__(self, hidden_size: int, norm_eps: float, attention: Attention, mlp: nn.Module) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(hidden_size, norm_eps)
+        self.self_attn = attention
+        self.post_attention_layernorm = RMSNorm(hidden_size, norm_eps)
+        self.mlp = mlp
+
+    def forward(self, hidden: torch.Tensor, packed: Packed) -> torch.Tensor:
+        hidden = hidden + self.self_attn(self.input_layernorm(hidden), packed)
+        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+
+
+def attention_of(config: Any, layer: int) -> Attention:
+    """Attention of one layer, with the biases, norms and window that the family and the config ask for."""
+    family = config.model_type
+    layer_types = getattr(config, "layer_types", None)
+    window = getattr(config, "sliding_window", None)
+    if layer_types is not None and layer_types[layer] == "full_attention":
+        window = None
+    bias = getattr(config, "attention_bias", False)
+    return Attention(
+        config.hidden_size,
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        qkv_bias=family == "qwen2" or bias,
+        out_bias=bias,
+        qk_norm_eps=config.rms_norm_eps if family.startswith("qwen3") else None,
+        window=window,
+    )
+
+
+def dense_model(config: Any) -> DecoderModel:
+    """The model of a transformers config of one of these families."""
+    check_rotary(config)
+
+    def block(layer: int) -> DenseBlock:
+        bias = getattr(config, "mlp_bias", False)
+        mlp = MLP(config.hidden_size, config.intermediate_size, config.hidden_act, bias=bias)
+        return DenseBlock(config.hidden_size, config.rms_norm_eps, attention_of(config, layer), mlp)
+
+    blocks: list[nn.Module] = [block(layer) for layer in range(config.num_hidden_layers)]
+    return DecoderModel(config, blocks, norm_eps=config.rms_norm_eps, rotary=True, lora_targets=LORA_TARGETS)

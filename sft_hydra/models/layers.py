@@ -1,0 +1,60 @@
+"""The small parts that every family shares: linear layer, norm, activations, and what a layer must know of a packed row."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sft_hydra.errors import ModelError
+
+Activation = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """What layers need beside the hidden states of T packed tokens."""
+
+    cu_seqlens: torch.Tensor  # (documents + 1,) int32, first 0, last T
+    max_seqlen: int
+    rotary: tuple[torch.Tensor, torch.Tensor] | None  # cos and sin (T, 1, head_dim) fp32; None: no position embedding
+
+
+class Linear(nn.Linear):
+    """nn.Linear; a class of its own so that LoRA and parallel layouts have one place to act on."""
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension; the root mean square is taken in fp32."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+
+
+def relu2(x: torch.Tensor) -> torch.Tensor:
+    return F.relu(x).square()
+
+
+def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": F.silu,
+    "relu2": relu2,
+    "gelu": F.gelu,
+    "gelu_pytorch_tanh": gelu_tanh,
+}
+
+
+def activation(name: str) -> Activation:
+    """The function that `hidden_act` of a config names."""
+    if name not in ACTIVATIONS:
+        raise ModelError(f"activation {name!r} of the model's config is not known; known: {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]

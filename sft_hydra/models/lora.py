@@ -1,0 +1,161 @@
+"""LoRA: y = W x + scale * B (A x) on chosen linear layers; the base is frozen.
+
+Owns which layers are chosen (`apply_lora` answers with a coverage table; a pattern that matches nothing is an error) and
+how an adapter becomes part of the weight (`merged_state`).
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sft_hydra.config.schema import LoraConfig
+from sft_hydra.errors import ConfigError
+from sft_hydra.models.decoder import DecoderModel
+from sft_hydra.models.layers import Linear
+from sft_hydra.models.streams import stream
+
+ALIASES = {
+    "linear_qkv": ("q_proj", "k_proj", "v_proj"),
+    "linear_proj": ("o_proj",),
+    "linear_fc1": ("gate_proj", "up_proj"),
+    "linear_fc2": ("down_proj",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """One line of the coverage table: how many layers of one kind have an adapter, of how many there are."""
+
+    kind: str  # module name with layer numbers written as *
+    adapted: int
+    total: int
+    trainable: int  # parameters of the adapters
+
+
+class LoraLinear(Linear):
+    """A linear layer with an adapter: lora_A (dim, in) and lora_B (out, dim), both fp32."""
+
+    def __init__(self, base: nn.Linear, lora: LoraConfig) -> None:
+        with torch.device("meta"):
+            super().__init__(base.in_features, base.out_features, bias=base.bias is not None)
+        self.weight = base.weight
+        self.bias = base.bias
+        device = base.weight.device
+        self.lora_A = nn.Parameter(torch.empty(lora.dim, base.in_features, dtype=torch.float32, device=device))
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, lora.dim, dtype=torch.float32, device=device))
+        self.scale = lora.alpha / (math.sqrt(lora.dim) if lora.rank_stabilized else lora.dim)
+        self.dropout = lora.dropout
+        self.dropout_first = lora.dropout_position == "pre"
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        dropped = F.dropout(x, self.dropout, self.training) if self.dropout_first else x
+        update = F.linear(F.linear(dropped, self.lora_A.to(x.dtype)), self.lora_B.to(x.dtype)) * self.scale
+        if not self.dropout_first:
+            update = F.dropout(update, self.dropout, self.training)
+        return super().forward(x) + update
+
+    def merged_weight(self) -> torch.Tensor:
+        """Weight with the adapter in it, as a new tensor of the weight's dtype."""
+        return (self.weight.float() + self.scale * (self.lora_B @ self.lora_A)).to(self.weight.dtype)
+
+
+def apply_lora(model: DecoderModel, lora: LoraConfig, seed: int) -> list[Coverage]:
+    """Freeze the model and give the chosen linear layers adapters, in place. Every A is drawn from (seed, its name)."""
+    layers = {
+        name: module for name, module in model.named_modules() if isinstance(module, Linear) and name != "lm_head"
+    }
+    chosen = choose(list(layers), lora, model.lora_targets)
+    model.requires_grad_(False)
+    for name in chosen:
+        adapted = LoraLinear(layers[name], lora)
+        _init_a(adapted.lora_A, lora.a_init, stream(seed, f"{name}.lora_A"))
+        parent, _, leaf = name.rpartition(".")
+        model.get_submodule(parent).register_module(leaf, adapted)
+    return _coverage(layers, set(chosen), lora.dim)
+
+
+def choose(names: list[str], lora: LoraConfig, defaults: tuple[str, ...]) -> list[str]:
+    """Names of the linear layers that get an adapter. ConfigError for patterns that match none of them."""
+    if lora.match_all_linear:
+        return names
+    if lora.target_modules is not None and lora.exclude_modules is not None:
+        raise ConfigError(
+            "peft.target_modules and peft.exclude_modules are both set: give the targets, or what is left out of all"
+        )
+    if lora.exclude_modules is not None:
+        excluded = _matching(names, lora.exclude_modules, "peft.exclude_modules")
+        return [name for name in names if name not in excluded]
+    if lora.target_modules is None:
+        return [name for name in names if name.rpartition(".")[2] in defaults]
+    targets = _matching(names, lora.target_modules, "peft.target_modules")
+    return [name for name in names if name in targets]
+
+
+def _matching(names: list[str], patterns: list[str], key: str) -> set[str]:
+    found: set[str] = set()
+    problems = []
+    for pattern in patterns:
+        matches = {name for name in names for p in _expand(pattern) if _fits(name, p)}
+        if not matches:
+            kinds = sorted({name.rpartition(".")[2] for name in names})
+            problems.append(f"{key}: {pattern!r} matches no linear layer of this model; it has: {', '.join(kinds)}")
+        found |= matches
+    if problems:
+        raise ConfigError(*problems)
+    return found
+
+
+def _expand(pattern: str) -> list[str]:
+    """The pattern, its last part spelt with Hugging Face's names if it is one of Megatron's."""
+    head, dot, leaf = pattern.rpartition(".")
+    return [head + dot + name for name in ALIASES.get(leaf, (leaf,))]
+
+
+def _fits(name: str, pattern: str) -> bool:
+    """A pattern is the whole name, or the end of it from some dot on; * matches any text."""
+    return fnmatchcase(name, pattern) or fnmatchcase(name, "*." + pattern)
+
+
+@torch.no_grad()
+def _init_a(a: torch.Tensor, kind: str, generator: torch.Generator) -> None:
+    """Fill A (dim, in)."""
+    values = torch.empty(a.shape)
+    if kind == "xavier":
+        nn.init.xavier_normal_(values, generator=generator)
+    elif kind == "kaiming":
+        nn.init.kaiming_uniform_(values, a=math.sqrt(5), generator=generator)
+    else:
+        values.normal_(0.0, 1 / a.shape[0], generator=generator)
+    a.copy_(values)
+
+
+def _coverage(layers: dict[str, Linear], chosen: set[str], dim: int) -> list[Coverage]:
+    kinds: dict[str, list[str]] = {}
+    for name in layers:
+        kinds.setdefault(re.sub(r"\.\d+(?=\.)", ".*", name), []).append(name)
+    table = []
+    for kind, names in kinds.items():
+        adapted = [layers[name] for name in names if name in chosen]
+        trainable = sum(dim * (layer.in_features + layer.out_features) for layer in adapted)
+        table.append(Coverage(kind, len(adapted), len(names), trainable))
+    return table
+
+
+@torch.no_grad()
+def merged_state(model: DecoderModel) -> dict[str, torch.Tensor]:
+    """The state dict as if there were no adapters: adapted weights merged (copies), all else shared with the model."""
+    state = {name: tensor for name, tensor in model.state_dict().items() if not is_adapter(name)}
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLinear):
+            state[f"{name}.weight"] = module.merged_weight()
+    return state
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter of this name belongs to an adapter."""
+    return name.rpartition(".")[2].startswith("lora_")

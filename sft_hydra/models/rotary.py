@@ -1,0 +1,42 @@
+"""Rotary position embedding. Frequencies other than the plain ones are transformers' own (linear, llama3, yarn)."""
+
+from typing import Any
+
+import torch
+
+from sft_hydra.errors import ModelError
+
+SCALINGS = ("linear", "llama3", "yarn")  # those whose frequencies do not depend on the length of the batch
+
+
+def check_rotary(config: Any) -> None:
+    """ModelError if the position embedding of this transformers config is one we do not compute."""
+    rope = config.rope_parameters
+    if rope["rope_type"] not in ("default", *SCALINGS):
+        raise ModelError(f"rope_type {rope['rope_type']!r} is not supported; supported: default, {', '.join(SCALINGS)}")
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise ModelError(f"partial_rotary_factor {rope['partial_rotary_factor']} is not supported; only 1.0 is")
+
+
+def rotary_tables(config: Any, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin, each (T, 1, head_dim) fp32, for `position_ids` (T,)."""
+    rope = config.rope_parameters
+    device = position_ids.device
+    if rope["rope_type"] == "default":
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        frequencies = 1.0 / rope["rope_theta"] ** (torch.arange(0, size, 2, dtype=torch.float, device=device) / size)
+        factor = 1.0
+    else:
+        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+        frequencies, factor = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, device)
+    angles = position_ids[:, None].float() * frequencies
+    angles = torch.cat([angles, angles], dim=-1)[:, None]
+    return angles.cos() * factor, angles.sin() * factor
+
+
+def rotate(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """x (T, heads, head_dim) turned by its position, halves paired as Hugging Face pairs them."""
+    cos, sin = rotary
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
