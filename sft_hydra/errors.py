@@ -61,3 +61,9 @@ class NonFiniteLossError(UserError):
     """A loss or gradient that is not a number; the step was not taken."""
 
     code = "non_finite_loss"
+
+
+class ClusterError(UserError):
+    """Slurm is not there, refuses the job, or does not know it; or the ranks of a run do not find each other."""
+
+    code = "cluster"

@@ -66,3 +66,23 @@ class RunPaths:
     @property
     def samples(self) -> Path:
         return self.root / "samples.json"
+
+    @property
+    def ranks(self) -> Path:
+        """Folder: what ranks other than 0 print, and the failure of the first rank that failed."""
+        return self.root / "ranks"
+
+    @property
+    def stopped(self) -> Path:
+        """There while the last attempt ended at a signal, with a checkpoint, before its time."""
+        return self.root / "stopped"
+
+    @property
+    def job(self) -> Path:
+        """The Slurm job that was submitted last for this run."""
+        return self.root / "job.json"
+
+    @property
+    def slurm(self) -> Path:
+        """Folder: batch script, output and exit code of the run's Slurm jobs."""
+        return self.root / "slurm"

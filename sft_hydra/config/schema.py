@@ -115,15 +115,31 @@ class ClusterConfig:
     time: str | None = None
     """Time limit as Slurm writes it, `HH:MM:SS` or `D-HH:MM:SS`."""
     cpus_per_task: int | None = None
+    """CPU cores of one rank; null: the site's default, often 1."""
     mem: str | None = None
+    """Memory of each node as Slurm writes it, `200G`; 0 = all of it; null: the site's default."""
+    exclusive: bool = False
+    """Whole nodes: nobody else's jobs beside this one."""
+    sbatch_args: list[str] = field(default_factory=list)
+    """Further options of the job, as sbatch takes them: `--constraint=h100`."""
+    srun_args: list[str] = field(default_factory=list)
+    """Further options for starting the ranks, as srun takes them."""
     container_image: str | None = None
+    """Image for the ranks, through pyxis: an enroot URI or a .sqsh file."""
     container_mounts: list[str] = field(default_factory=list)
+    """`host:container[:ro]`. The working directory and `output_dir` are mounted anyway."""
+    python: str | None = None
+    """Interpreter on the nodes; null: this one, in a container `python`."""
     env: dict[str, str] = field(default_factory=dict)
     """Variables set in the job. Secrets are refused here: pass them by name, see `env_pass`."""
     env_pass: list[str] = field(default_factory=lambda: ["HF_HOME", "HF_DATASETS_CACHE", "WANDB_API_KEY", "HF_TOKEN"])
     """Variables handed on from the submitting shell, by name; their values are never written down."""
     setup: list[str] = field(default_factory=list)
-    """Shell lines run before the ranks start."""
+    """Shell lines run once, on the first node, before the ranks start; what they export reaches every rank."""
+    start_timeout: int = 600
+    """Seconds that ranks wait for each other at the start."""
+    stop_seconds: int = 120
+    """Seconds before the time limit at which the ranks save a checkpoint and the job queues itself again."""
     attach: bool = False
     """True: follow the job's log until it ends. false: print the job id and return."""
     max_parallel: int | None = None
