@@ -35,7 +35,7 @@ def save(folder: Path, model: DecoderModel, optimizer: OptimizerSet, state: Trai
     building.mkdir(parents=True)
     save_file(_weights(model), building / MODEL)
     save_file(_moments(model, optimizer), building / OPTIMIZER)
-    (building / STATE).write_text(json.dumps(_progress(model, state, cfg), indent=1))
+    (building / STATE).write_text(json.dumps(_progress(model, optimizer, state, cfg), indent=1))
     for file in building.iterdir():
         _flush(file)
     _flush(building)
@@ -69,7 +69,7 @@ def find(path: str | Path) -> Path:
 
 
 def read_progress(checkpoint: Path) -> dict[str, Any]:
-    """What `state.json` says: `state` (as TrainState), `adapters_only`, and the sizes and rates that were in use."""
+    """What `state.json` says: `state` (as TrainState), `adapters_only`, `optimizer`, and the `sizes` and `rates` in use."""
     try:
         progress = json.loads((checkpoint / STATE).read_text())
     except (OSError, ValueError) as error:
@@ -80,13 +80,22 @@ def read_progress(checkpoint: Path) -> dict[str, Any]:
 
 
 def load(checkpoint: Path, model: DecoderModel, optimizer: OptimizerSet | None) -> TrainState:
-    """Fill the model, and the optimizer if one is given, from a checkpoint folder. CheckpointError if it does not fit."""
+    """Fill the model, and the optimizer if one is given, from a checkpoint folder. CheckpointError if it does not fit.
+
+    A checkpoint of a whole model fills the base of a model with adapters, which stay as they are.
+    """
     progress = read_progress(checkpoint)
-    targets = _weights(model) if progress["adapters_only"] else dict(model.state_dict())
+    adapters = progress["adapters_only"]
+    targets = {name: tensor for name, tensor in model.state_dict().items() if is_adapter(name) == adapters}
     if not targets:
         raise CheckpointError(f"{checkpoint} holds LoRA adapters only; the model has none (peft=lora)")
     _copy_into(checkpoint / MODEL, targets)
     if optimizer is not None:
+        if progress["optimizer"] != optimizer.kinds:
+            raise CheckpointError(
+                f"{checkpoint} holds the state of {'+'.join(progress['optimizer'])}, this run's optimizer is "
+                f"{'+'.join(optimizer.kinds)}"
+            )
         _load_moments(checkpoint / OPTIMIZER, model, optimizer)
     return TrainState(**progress["state"])
 
@@ -106,15 +115,18 @@ def _moments(model: DecoderModel, optimizer: OptimizerSet) -> dict[str, torch.Te
     }
 
 
-def _progress(model: DecoderModel, state: TrainState, cfg: SftConfig) -> dict[str, Any]:
+def _progress(model: DecoderModel, optimizer: OptimizerSet, state: TrainState, cfg: SftConfig) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "state": asdict(state),
         "adapters_only": any(is_adapter(name) for name, _ in model.named_parameters()),
-        "seq_length": cfg.seq_length,
-        "global_batch_size": rows_per_step(cfg),
-        "micro_batch_size": cfg.train.micro_batch_size,
-        "optimizer": asdict(cfg.optimizer),
+        "optimizer": optimizer.kinds,
+        "sizes": {
+            "seq_length": cfg.seq_length,
+            "global_batch_size": rows_per_step(cfg),
+            "micro_batch_size": cfg.train.micro_batch_size,
+        },
+        "rates": asdict(cfg.optimizer),
     }
 
 

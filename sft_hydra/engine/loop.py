@@ -18,7 +18,7 @@ from sft_hydra.engine.precision import autocast
 from sft_hydra.engine.schedule import rate_factor, rows_per_step
 from sft_hydra.errors import NonFiniteLossError
 from sft_hydra.models.decoder import DecoderModel
-from sft_hydra.records import PackedRow
+from sft_hydra.records import IGNORE_INDEX, PackedRow
 
 
 class Rows(Protocol):
@@ -112,7 +112,7 @@ def optimizer_step(
         tokens=tokens,
         trained_tokens=trained_tokens,
         seconds=time.perf_counter() - started,
-        source_losses=source_means(batches, token_losses),
+        source_losses={source: total / n for source, (total, n) in source_sums(batches, token_losses).items()},
     )
 
 
@@ -121,14 +121,13 @@ def forward_loss(model: DecoderModel, batch: Batch) -> tuple[torch.Tensor, torch
     return model.loss(batch.input_ids, batch.position_ids, batch.cu_seqlens, batch.max_seqlen, batch.targets)
 
 
-def source_means(batches: list[Batch], token_losses: list[torch.Tensor]) -> dict[int, float]:
-    """Mean loss per trained token of each source that has any."""
-    losses = torch.cat(token_losses).double()
+def source_sums(batches: list[Batch], token_losses: list[torch.Tensor]) -> dict[int, tuple[float, int]]:
+    """Summed loss and number of trained tokens of each source that has any."""
     sources = torch.cat([batch.source_ids for batch in batches])
-    trained = torch.cat([batch.targets for batch in batches]) >= 0
-    sums = torch.bincount(sources, weights=losses).tolist()
+    trained = torch.cat([batch.targets for batch in batches]) != IGNORE_INDEX
+    sums = torch.bincount(sources, weights=torch.cat(token_losses).double()).tolist()
     counts = torch.bincount(sources, weights=trained.double()).tolist()
-    return {source: sums[source] / n for source, n in enumerate(counts) if n}
+    return {source: (sums[source], int(count)) for source, count in enumerate(counts) if count}
 
 
 def _clip(optimizer: OptimizerSet, limit: float | None) -> torch.Tensor:

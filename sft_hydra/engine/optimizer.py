@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sft_hydra.config.schema import SftConfig
-from sft_hydra.config.schema_optim import Muon
+from sft_hydra.config.schema_optim import Muon, Optimizer
 
 Named = list[tuple[str, nn.Parameter]]
 
@@ -23,6 +23,11 @@ class OptimizerSet:
         self._owner = {p: part for part in parts for group in part.param_groups for p in group["params"]}
         for group in self.param_groups():
             group["peak_lr"] = group["lr"]
+
+    @property
+    def kinds(self) -> list[str]:
+        """Names of the algorithms, as a checkpoint remembers them."""
+        return [type(part).__name__ for part in self.parts]
 
     def param_groups(self) -> Iterator[dict[str, Any]]:
         for part in self.parts:
@@ -57,39 +62,42 @@ def build_optimizer(model: nn.Module, cfg: SftConfig) -> OptimizerSet:
     """The optimizer that `cfg.optimizer` asks for, over all parameters that require a gradient."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     optimizer = cfg.optimizer
-    scale = optimizer.init_lr_frac
     if not isinstance(optimizer, Muon):
-        return OptimizerSet([_adamw([(optimizer.lr * scale, named)], cfg)])
+        return OptimizerSet([_adamw([(optimizer.lr, named)], optimizer)])
     matrices = [p for name, p in named if _is_hidden_matrix(name, p)]
     embedding = [(name, p) for name, p in named if _is_embedding(name)]
     head = [(name, p) for name, p in named if _is_head(name)]
     rest = [(n, p) for n, p in named if not (_is_hidden_matrix(n, p) or _is_embedding(n) or _is_head(n))]
-    embedding_lr = optimizer.lr if optimizer.embedding_lr is None else optimizer.embedding_lr
-    head_lr = optimizer.lr if optimizer.unembedding_lr is None else optimizer.unembedding_lr
-    adamw = _adamw([(optimizer.lr * scale, rest), (embedding_lr * scale, embedding), (head_lr * scale, head)], cfg)
-    if not matrices:
-        return OptimizerSet([adamw])
-    muon = torch.optim.Muon(
+    parts: list[torch.optim.Optimizer] = []
+    if matrices:
+        parts.append(_muon(matrices, optimizer))
+    if embedding or head or rest:
+        embedding_lr = optimizer.lr if optimizer.embedding_lr is None else optimizer.embedding_lr
+        head_lr = optimizer.lr if optimizer.unembedding_lr is None else optimizer.unembedding_lr
+        parts.append(_adamw([(optimizer.lr, rest), (embedding_lr, embedding), (head_lr, head)], optimizer))
+    return OptimizerSet(parts)
+
+
+def _muon(matrices: list[nn.Parameter], optimizer: Muon) -> torch.optim.Muon:
+    return torch.optim.Muon(
         matrices,
-        lr=optimizer.matrix_lr * scale,
+        lr=optimizer.matrix_lr * optimizer.init_lr_frac,
         weight_decay=optimizer.weight_decay,
         momentum=optimizer.momentum,
         nesterov=optimizer.nesterov,
         ns_steps=optimizer.ns_steps,
     )
-    return OptimizerSet([muon, adamw])
 
 
-def _adamw(rated: list[tuple[float, Named]], cfg: SftConfig) -> torch.optim.AdamW:
+def _adamw(rated: list[tuple[float, Named]], optimizer: Optimizer) -> torch.optim.AdamW:
     """AdamW over parameters with their rates; matrices and everything else are groups apart, because of the decay."""
-    optimizer = cfg.optimizer
     groups = []
     for lr, named in rated:
         decayed = [p for name, p in named if p.ndim > 1 and not _is_embedding(name)]
         plain = [p for name, p in named if p.ndim == 1 or _is_embedding(name)]
         for parameters, decay in ((decayed, optimizer.weight_decay), (plain, 0.0)):
             if parameters:
-                groups.append({"params": parameters, "lr": lr, "weight_decay": decay})
+                groups.append({"params": parameters, "lr": lr * optimizer.init_lr_frac, "weight_decay": decay})
     beta1, beta2 = optimizer.betas
     return torch.optim.AdamW(groups, betas=(beta1, beta2), eps=optimizer.eps, fused=True)
 

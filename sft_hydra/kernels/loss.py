@@ -22,6 +22,8 @@ def linear_cross_entropy(
     `hidden` (T, D), `weight` (V, D), `targets` (T,) with IGNORE_INDEX where nothing is learned. Returns a scalar with
     gradient, and (T,) without one, zero where nothing is learned; both fp32.
     """
+    if not torch.is_grad_enabled():
+        hidden, weight = hidden.detach(), weight.detach()  # the function below cannot see it and would make gradients
     loss_sum, per_token = _LinearCrossEntropy.apply(hidden, weight, targets, chunk)
     return loss_sum, per_token
 

@@ -1,5 +1,6 @@
 """Synthetic packed rows, tiny architectures, and the oracle: the transformers model on each conversation alone."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -101,9 +102,7 @@ def alone(oracle: Any, rows: list[PackedRow]) -> tuple[torch.Tensor, torch.Tenso
     """Logits (T, vocab) and summed loss of a transformers model that sees one conversation at a time."""
     batch = make_batch(rows, "cpu")
     borders = batch.cu_seqlens.tolist()
-    pieces = [
-        oracle(input_ids=batch.input_ids[None, a:b]).logits[0] for a, b in zip(borders, borders[1:], strict=False)
-    ]
+    pieces = [oracle(input_ids=batch.input_ids[None, a:b]).logits[0] for a, b in pairwise(borders)]
     logits = torch.cat(pieces)
     return logits, F.cross_entropy(logits, batch.targets, ignore_index=IGNORE_INDEX, reduction="sum")
 

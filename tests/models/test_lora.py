@@ -1,0 +1,152 @@
+"""LoRA: gradients and options are those of the peft library, patterns choose what they say."""
+
+import dataclasses
+
+import pytest
+import torch
+from peft import LoraConfig as PeftConfig
+from peft import get_peft_model
+from support.packed import ARCHITECTURES, alone, logits_of, make_model, make_row, oracle_of, relative
+
+from sft_hydra.config.schema import LoraConfig
+from sft_hydra.engine.batch import make_batch
+from sft_hydra.engine.loop import forward_loss
+from sft_hydra.errors import ConfigError
+from sft_hydra.models.build import as_transformers
+from sft_hydra.models.lora import LoraLinear, apply_lora
+
+ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def adapters(model):
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def randomise(model):
+    generator = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for parameter in adapters(model).values():
+            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+
+
+def targets(lora):
+    model = make_model(ARCHITECTURES["qwen3"])
+    apply_lora(model, lora, seed=0)
+    return {name for name, module in model.named_modules() if isinstance(module, LoraLinear)}
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen2"])
+@pytest.mark.parametrize("rank_stabilized", [False, True])
+def test_gradients_equal_the_peft_librarys(family, rank_stabilized):
+    model = make_model(ARCHITECTURES[family])
+    oracle = get_peft_model(
+        oracle_of(model), PeftConfig(r=4, lora_alpha=6, target_modules=ALL, use_rslora=rank_stabilized)
+    )
+    apply_lora(model, LoraConfig(dim=4, alpha=6.0, rank_stabilized=rank_stabilized), seed=0)
+    randomise(model)
+    theirs = dict(oracle.named_parameters())
+    pairs = {p: theirs[f"base_model.model.{n}.default.weight"] for n, p in adapters(model).items()}
+    with torch.no_grad():
+        for mine, other in pairs.items():
+            other.copy_(mine)
+    rows = [make_row([8, 1, 30], seed=4)]
+    loss, _ = forward_loss(model, make_batch(rows, "cpu"))
+    loss.backward()
+    expected = alone(oracle, rows)[1]
+    expected.backward()
+    assert relative(loss, expected) < 1e-6
+    for mine, other in pairs.items():
+        assert relative(mine.grad, other.grad) < 1e-5
+    assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
+
+
+def test_merged_equals_unmerged_and_leaves_the_model_alone():
+    model = make_model(ARCHITECTURES["llama"])
+    apply_lora(model, LoraConfig(dim=4), seed=0)
+    randomise(model)
+    row = make_row([20, 13])
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert relative(alone(as_transformers(model), [row])[0], logits_of(model, make_batch([row], "cpu"))) < 1e-5
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_fresh_adapter_changes_nothing_and_depends_on_the_seed_alone():
+    row = make_batch([make_row([20, 13])], "cpu")
+    plain = logits_of(make_model(ARCHITECTURES["qwen3"]), row)
+    model = make_model(ARCHITECTURES["qwen3"])
+    apply_lora(model, LoraConfig(dim=4), seed=0)
+    assert torch.equal(logits_of(model, row), plain)
+    torch.rand(3)
+    again = make_model(ARCHITECTURES["qwen3"])
+    apply_lora(again, LoraConfig(dim=4, target_modules=["o_proj"]), seed=0)
+    name = "model.layers.1.self_attn.o_proj.lora_A"
+    assert torch.equal(adapters(model)[name], adapters(again)[name])
+    other = make_model(ARCHITECTURES["qwen3"])
+    apply_lora(other, LoraConfig(dim=4), seed=1)
+    assert not torch.equal(adapters(model)[name], adapters(other)[name])
+
+
+@pytest.mark.parametrize(
+    ("a_init", "std"), [("xavier", (2 / (64 + 32)) ** 0.5), ("kaiming", (1 / (3 * 32)) ** 0.5), ("normal", 1 / 64)]
+)
+def test_initialisations_have_their_spread(a_init, std):
+    model = make_model(ARCHITECTURES["qwen3"])
+    apply_lora(model, LoraConfig(dim=64, a_init=a_init), seed=0)
+    a = adapters(model)["model.layers.0.self_attn.q_proj.lora_A"]
+    assert a.std().item() == pytest.approx(std, rel=0.1)
+
+
+@pytest.mark.parametrize("position", ["pre", "post"])
+def test_dropout_acts_in_training_only_and_where_it_is_said(position):
+    lora = LoraConfig(dim=4, dropout=0.5, dropout_position=position, target_modules=["model.layers.0.self_attn.q_proj"])
+    model = make_model(ARCHITECTURES["qwen3"])
+    apply_lora(model, lora, seed=0)
+    randomise(model)
+    layer = model.get_submodule("model.layers.0.self_attn.q_proj")
+    x = torch.ones(4000, 32)
+    base = torch.nn.functional.linear(x, layer.weight)
+    update = layer.eval()(x) - base
+    layer.train()
+    dropped = layer(x) - base
+    if position == "post":  # an element is dropped or doubled
+        kept = dropped.abs() > 1e-4
+        assert kept.float().mean().item() == pytest.approx(0.5, abs=0.05)
+        assert relative(dropped[kept], 2 * update[kept]) < 1e-3
+    else:
+        assert (dropped.abs() > 1e-4).float().mean() > 0.95
+        assert relative(dropped.mean(0), update[0]) < 0.1
+    assert not torch.equal(dropped, update)
+
+
+def test_patterns_wildcards_and_aliases():
+    assert {name.rpartition(".")[2] for name in targets(LoraConfig())} == set(ALL)
+    assert targets(LoraConfig(target_modules=["*.layers.1.*.q_proj"])) == {"model.layers.1.self_attn.q_proj"}
+    assert targets(LoraConfig(target_modules=["self_attn.*"])) == targets(
+        LoraConfig(target_modules=["linear_qkv", "linear_proj"])
+    )
+    assert targets(LoraConfig(target_modules=["*.layers.0.*.linear_fc1"])) == {
+        "model.layers.0.mlp.gate_proj",
+        "model.layers.0.mlp.up_proj",
+    }
+    everything = targets(LoraConfig(match_all_linear=True, target_modules=["q_proj"]))
+    assert len(everything) == 21
+    assert targets(LoraConfig(exclude_modules=["mlp.*"])) == {name for name in everything if "mlp" not in name}
+
+
+def test_patterns_that_match_nothing_are_all_named():
+    with pytest.raises(ConfigError) as caught:
+        targets(LoraConfig(target_modules=["q_proj", "query", "in_proj", "lm_head"]))
+    assert [problem.split("'")[1] for problem in caught.value.problems] == ["query", "in_proj", "lm_head"]
+    assert "q_proj" in caught.value.problems[0].split("it has")[1]
+    with pytest.raises(ConfigError, match="both set"):
+        targets(LoraConfig(target_modules=["q_proj"], exclude_modules=["o_proj"]))
+
+
+def test_coverage_counts_layers_and_parameters():
+    model = make_model(ARCHITECTURES["qwen3"])
+    table = apply_lora(model, LoraConfig(dim=4, target_modules=["q_proj", "*.layers.0.*.down_proj"]), seed=0)
+    rows = {row.kind: dataclasses.astuple(row)[1:] for row in table}
+    assert rows["model.layers.*.self_attn.q_proj"] == (3, 3, 3 * 4 * (32 + 32))
+    assert rows["model.layers.*.mlp.down_proj"] == (1, 3, 4 * (48 + 32))
+    assert rows["model.layers.*.self_attn.o_proj"] == (0, 3, 0)
+    assert sum(row.trainable for row in table) == sum(p.numel() for p in adapters(model).values())
