@@ -1,0 +1,133 @@
+"""Held-out conversations of which the model writes every assistant turn itself.
+
+Invariant: a conversation counts only if all its turns match in content, reasoning, and names and arguments of calls; what
+follows a call is the result of the call that the model wrote.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from sft_hydra.config.schema_data import SourceConfig
+from sft_hydra.data.adapters import Rejected
+from sft_hydra.data.conversation import to_conversation
+from sft_hydra.demo.conversations import rows
+from sft_hydra.errors import DataError
+from sft_hydra.evaluation.chat import Execute, Prompt, tool_result
+from sft_hydra.evaluation.parse import parse_answer
+from sft_hydra.records import Conversation, Message
+
+DEMO = "demo"
+
+
+@dataclass(slots=True)
+class Transcript:
+    """How one conversation went: with the model's own turns, up to the first that does not match."""
+
+    task: str
+    messages: list[Message]
+    expected: Message | None  # the turn that should have come last; None: all turns match
+
+
+@dataclass(slots=True)
+class ExactMatchResult:
+    tasks: dict[str, float]  # share of conversations that match
+    average: float  # over tasks
+    transcripts: list[Transcript]
+
+
+def load_items(path: str, max_items: int | None) -> list[Conversation]:
+    """Conversations of a JSONL file (`task` in each row names its group), or the bundled ones (`demo`)."""
+    taken: dict[str, int] = {}
+    items = []
+    for origin, row in _rows(path):
+        try:
+            item = to_conversation(row, SourceConfig(), "exact_match", origin)
+        except Rejected as problem:
+            raise DataError(f"{origin}: {problem}") from None
+        task = _task(item)
+        taken[task] = taken.get(task, 0) + 1
+        if max_items is None or taken[task] <= max_items:
+            items.append(item)
+    if not items:
+        raise DataError(f"eval.exact_match.path={path}: no conversations")
+    return items
+
+
+def run_exact_match(
+    items: list[Conversation], answer: Callable[[list[Prompt]], list[str]], execute: Execute | None
+) -> ExactMatchResult:
+    """Play all conversations, turn by turn and batched. Without `execute`, calls get the results that are recorded."""
+    games = [_Game(item) for item in items]
+    while waiting := [game for game in games if game.expected is not None and not game.failed]:
+        texts = answer([game.prompt() for game in waiting])
+        for game, text in zip(waiting, texts, strict=True):
+            game.play(parse_answer(text), execute)
+    right: dict[str, list[bool]] = {}
+    for game in games:
+        right.setdefault(_task(game.item), []).append(not game.failed)
+    tasks = {task: sum(played) / len(played) for task, played in right.items()}
+    transcripts = [Transcript(_task(game.item), game.messages, game.expected) for game in games]
+    return ExactMatchResult(tasks, sum(tasks.values()) / len(tasks), transcripts)
+
+
+class _Game:
+    """One conversation on its way: `messages` so far, and the assistant turn that should come next."""
+
+    def __init__(self, item: Conversation) -> None:
+        self.item = item
+        self.messages: list[Message] = []
+        self.expected: Message | None = None
+        self.failed = False
+        self._recorded = iter(item.messages)
+        self._advance([])
+
+    def prompt(self) -> Prompt:
+        assert self.expected is not None
+        return Prompt(list(self.messages), self.item.tools, "reasoning_content" in self.expected)
+
+    def play(self, message: Message, execute: Execute | None) -> None:
+        """Take the model's turn. If it matches, go on to the next one that it has to write."""
+        assert self.expected is not None
+        self.messages.append(message)
+        self.failed = _meaning(message) != _meaning(self.expected)
+        if self.failed:
+            return
+        self._advance([tool_result(call, execute) for call in message.get("tool_calls", [])] if execute else [])
+
+    def _advance(self, results: list[Message]) -> None:
+        """Add what others say, up to the next assistant turn. `results` stand for the recorded ones, if there are any."""
+        self.messages += results
+        self.expected = None
+        for recorded in self._recorded:
+            if recorded["role"] == "assistant":
+                self.expected = recorded
+                return
+            if not (results and recorded["role"] == "tool"):
+                self.messages.append(recorded)
+
+
+def _meaning(message: Message) -> tuple[str, str, list[tuple[str, Any]]]:
+    calls = [(call["function"]["name"], call["function"]["arguments"]) for call in message.get("tool_calls", [])]
+    return message.get("content", "").strip(), message.get("reasoning_content", "").strip(), calls
+
+
+def _task(item: Conversation) -> str:
+    return str(item.meta.get("task", "all"))
+
+
+def _rows(path: str) -> Iterator[tuple[str, Any]]:
+    if path == DEMO:
+        yield from ((f"demo:heldout:{n}", row) for n, row in enumerate(rows("heldout"), start=1))
+        return
+    if not Path(path).is_file():
+        raise DataError(f"eval.exact_match.path={path}: no such file (a JSONL file, or `demo`)")
+    for n, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
+        if line.strip():
+            try:
+                yield f"{path}:{n}", orjson.loads(line)
+            except ValueError as problem:
+                raise DataError(f"{path}:{n}: not JSON ({problem})") from None
