@@ -14,6 +14,11 @@ class UserError(Exception):
         super().__init__("\n".join(problems))
         self.problems = list(problems)
 
+    def describe(self) -> str:
+        """All problems as they are shown to people."""
+        heading = "Invalid config" if self.code == "config" else f"Stopped ({self.code})"
+        return "\n".join([f"{heading}:", *(f"  - {problem}" for problem in self.problems)])
+
 
 class ConfigError(UserError):
     """The command or a YAML file asks for something that cannot be."""

@@ -33,7 +33,12 @@ class RunPaths:
 
     @property
     def resolved(self) -> Path:
+        """The config of the training: what later runs in this folder continue or read."""
         return self.root / "resolved.yaml"
+
+    def config(self, runner: str) -> Path:
+        """The config of one command; a runner that only reads the run never touches the training's."""
+        return self.resolved if runner == "train" else self.root / f"{runner}.yaml"
 
     @property
     def log(self) -> Path:

@@ -47,4 +47,6 @@ def config_file(path: str | None, revision: str | None = None) -> Path | None:
 def is_hub_id(path: str) -> bool:
     """`owner/name`, and not the beginning of a local path."""
     owner, slash, name = path.partition("/")
-    return bool(slash and owner and name) and "/" not in name and owner not in (".", "..", "~") and not Path(path).exists()
+    return (
+        bool(slash and owner and name) and "/" not in name and owner not in (".", "..", "~") and not Path(path).exists()
+    )

@@ -1,12 +1,13 @@
-"""Which keys exist, of which type, and what to answer when one does not: nearest name, the option that brings it, a peer's name."""
+"""Which keys exist, of which type, and what to answer when one does not: a peer's name, the nearest name, the option
+that brings it."""
 
 import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -17,80 +18,108 @@ from sft_hydra.config.schema_optim import OPTIMIZERS, Optimizer
 GROUPS_BESIDE_KEYS = ("experiment",)  # groups that are no section
 
 
-def field_types(cls: Any) -> dict[str, Any]:
-    """Declared type of each field of a dataclass, without `| None`."""
-    return {field.name: _without_none(field.type) for field in dataclasses.fields(cls)}
+class UnknownKey(NamedTuple):
+    key: str  # as it was written, down to a value
+    section: str  # the declared section that does not have ...
+    name: str  # ... this
 
 
-def unknown_keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
+def unknown_keys(node: Any, section: str = "") -> Iterator[UnknownKey]:
     """Keys in a composed config that no dataclass declares: Hydra lets `+train.lrr=1` pass."""
     cls = OmegaConf.get_type(node)
     declared = field_types(cls) if dataclasses.is_dataclass(cls) else None
-    for name in node:
+    for name in map(str, node):
+        key, child = _join(section, name), node._get_node(name)
         if declared is not None and name not in declared:
-            yield f"{prefix}{name}"
-        elif OmegaConf.is_dict(child := node._get_node(name)) and not child._is_none() and not child._is_missing():
-            yield from unknown_keys(child, f"{prefix}{name}.")
+            yield from (UnknownKey(leaf, section, name) for leaf, _ in leaves(child, key))
+        elif _is_filled(child):
+            yield from unknown_keys(child, key)
 
 
 def key_problem(key: str, config: DictConfig) -> str | None:
     """Why `key` cannot be set in this composed config, with a hint; None if it can."""
     node: Any = config
     declared: Any = SftConfig
-    path = ""
+    section = ""
     for name in key.split("."):
-        section = path.rstrip(".")
         if dataclasses.is_dataclass(declared):
             if node is None:
-                return f"{key}: {section} is null here; {_option_that_brings(section)}"
-            cls = OmegaConf.get_type(node)
-            known = field_types(cls)
+                return f"{key}: {section} is null here; {_what_brings(section)}"
+            known = field_types(OmegaConf.get_type(node))
             if name not in known:
-                return f"{key}: {unknown_key_hint(key, path, name, known)}"
+                return f"{key}: {hint(UnknownKey(key, section, name), known)}"
             declared = known[name]
         elif typing.get_origin(declared) is dict:
             if node is None or name not in node:
-                return f"{key}: there is no {path}{name} yet; write +{key}=... to add it"
+                return f"{key}: there is no {_join(section, name)} yet; write +{key}=... to add it"
             declared = typing.get_args(declared)[1]
         elif declared is not Any:
             return f"{key}: {section} is {describe_type(declared)}, there is nothing below it"
-        node = None if node is None else OmegaConf.select(node, name) if OmegaConf.is_config(node) else None
-        path += f"{name}."
+        node = OmegaConf.select(node, name) if OmegaConf.is_config(node) else None
+        section = _join(section, name)
     return None
 
 
-def declared_type(key: str, config: DictConfig) -> Any:
-    """Type of an existing key."""
-    parent, _, name = key.rpartition(".")
-    node = OmegaConf.select(config, parent) if parent else config
-    cls = OmegaConf.get_type(node)
-    return field_types(cls).get(name, Any) if dataclasses.is_dataclass(cls) else Any
+def undeclared(node: Any, section: str = "") -> Iterator[UnknownKey]:
+    """As `unknown_keys`, for a YAML file on its own: by the declared types alone, whichever variant is chosen."""
+    everything = set(all_keys())
+    for name in map(str, node):
+        key, child = _join(section, name), node._get_node(name)
+        if key not in everything:
+            yield UnknownKey(key, section, name)
+        elif _is_filled(child) and any(other.startswith(f"{key}.") for other in everything):
+            yield from undeclared(child, key)
 
 
-def unknown_key_hint(key: str, path: str, name: str, known: dict[str, Any]) -> str:
+def hint(unknown: UnknownKey, siblings: Collection[str] | None = None) -> str:
     """`unknown key; did you mean ...`: a peer's name first, then siblings, then the same name elsewhere."""
+    key, section, name = unknown
+    everything = list(dict.fromkeys(all_keys()))
     if ours := our_name(key):
         return f"unknown key; it is called {ours} here"
-    if path == "optimizer." and (kinds := [kind for kind, cls in OPTIMIZERS.items() if name in field_types(cls)]):
+    if section == "optimizer" and (kinds := [kind for kind, cls in OPTIMIZERS.items() if name in field_types(cls)]):
         return f"unknown key; it exists with optimizer={' or '.join(kinds)}"
-    siblings = [*known, *(() if path else GROUPS_BESIDE_KEYS)]
+    if siblings is None:
+        siblings = [other.rpartition(".")[2] for other in everything if other.rpartition(".")[0] == section]
+    siblings = [*siblings, *(() if section else GROUPS_BESIDE_KEYS)]
     if near := difflib.get_close_matches(name, siblings, n=1):
-        return f"unknown key; did you mean {path}{near[0]}?"
-    everywhere = {leaf: full for full in all_keys() if (leaf := full.rpartition(".")[2])}
-    if near := difflib.get_close_matches(name, everywhere, n=1, cutoff=0.8):
-        return f"unknown key; did you mean {everywhere[near[0]]}?"
-    where = path.rstrip(".") or "the top level"
-    return f"unknown key; {where} has: {', '.join(siblings)}"
+        nearest = _join(section, near[0])
+        rest = key.removeprefix(_join(section, name))
+        return f"unknown key; did you mean {nearest + rest if nearest + rest in everything else nearest}?"
+    elsewhere = {other.rpartition(".")[2]: other for other in sorted(everything)}
+    if near := difflib.get_close_matches(key.rpartition(".")[2], elsewhere, n=1, cutoff=0.8):
+        return f"unknown key; did you mean {elsewhere[near[0]]}?"
+    return f"unknown key; {section or 'the top level'} has: {', '.join(siblings)}"
 
 
-def all_keys(cls: Any = SftConfig, prefix: str = "") -> Iterator[str]:
-    """Every declared key, sections included; variants of the optimizer too."""
+def all_keys(cls: Any = SftConfig, section: str = "") -> Iterator[str]:
+    """Every declared key, sections included; those of all variants of the optimizer."""
     for name, declared in field_types(cls).items():
-        yield f"{prefix}{name}"
-        variants = OPTIMIZERS.values() if declared is Optimizer else [declared]
-        for variant in variants:
+        yield _join(section, name)
+        for variant in OPTIMIZERS.values() if declared is Optimizer else [declared]:
             if dataclasses.is_dataclass(variant):
-                yield from all_keys(variant, f"{prefix}{name}.")
+                yield from all_keys(variant, _join(section, name))
+
+
+def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in a config that is no section."""
+    if not _is_filled(node):
+        yield key, OmegaConf.to_container(node) if OmegaConf.is_config(node) else node._value()
+        return
+    for name in map(str, node):
+        yield from leaves(node._get_node(name), _join(key, name))
+
+
+def field_types(cls: Any) -> dict[str, Any]:
+    """Declared type of each field of a dataclass, without `| None`."""
+    return {field.name: _without_none(field.type) for field in dataclasses.fields(cls)}
+
+
+def declared_type(key: str, config: DictConfig) -> Any:
+    """Type of an existing key; Any below a mapping."""
+    section, _, name = key.rpartition(".")
+    cls = OmegaConf.get_type(OmegaConf.select(config, section) if section else config)
+    return field_types(cls).get(name, Any) if dataclasses.is_dataclass(cls) else Any
 
 
 def describe_type(declared: Any) -> str:
@@ -100,14 +129,21 @@ def describe_type(declared: Any) -> str:
     if dataclasses.is_dataclass(declared) or typing.get_origin(declared) is dict:
         return "a section"
     if typing.get_origin(declared) is list:
-        return "a list, like [a,b]"
-    return {int: "an integer", float: "a number", bool: "true or false", str: "text"}.get(declared, "a value")
+        return "a list like [a,b]"
+    return {int: "an integer", float: "a number", bool: "true or false", str: "a text"}.get(declared, "a value")
 
 
-def _option_that_brings(section: str) -> str:
-    if section.startswith("logger."):
-        return f"it comes with logger={section.partition('.')[2]}"
-    return f"it comes with {section}=lora" if section == "peft" else f"set {section} first"
+def _what_brings(section: str) -> str:
+    group, _, option = section.partition(".")
+    return f"choose {group}={option or 'lora'} for it"
+
+
+def _is_filled(node: Any) -> bool:
+    return bool(OmegaConf.is_dict(node) and not node._is_none() and not node._is_missing() and len(node))
+
+
+def _join(section: str, name: str) -> str:
+    return f"{section}.{name}" if section else name
 
 
 def _without_none(declared: Any) -> Any:

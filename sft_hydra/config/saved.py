@@ -1,6 +1,8 @@
 """resolved.yaml: an SftConfig on disk, the only thing that ranks, jobs and later runs read. Writing and reading are inverse."""
 
 import dataclasses
+import re
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from sft_hydra.errors import ConfigError
 
 
 def dump(cfg: SftConfig) -> str:
-    return OmegaConf.to_yaml(OmegaConf.structured(cfg))
+    return OmegaConf.to_yaml(OmegaConf.create(_plain(dataclasses.asdict(cfg))))
 
 
 def save(cfg: SftConfig, path: Path) -> None:
@@ -54,3 +56,16 @@ def flatten(cfg: SftConfig) -> dict[str, Any]:
 
     walk(dataclasses.asdict(cfg), "")
     return flat
+
+
+def _plain(value: Any) -> Any:
+    """Enums by name; and `${`, which templates and prompts may have, not to be read as an interpolation."""
+    if isinstance(value, dict):
+        return {key: _plain(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_plain(child) for child in value]
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + r"\${", value)
+    return value

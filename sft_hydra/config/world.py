@@ -6,6 +6,7 @@ from sft_hydra.config.schema import ClusterKind, SftConfig
 from sft_hydra.parallel.layout import Layout, plan_layout
 
 SLURM_GPUS_PER_NODE = 8  # where a profile says nothing
+DEFAULT_ROWS = 8  # train.global_batch_size where nothing is said
 
 
 def ranks_per_node(cfg: SftConfig) -> int:
@@ -28,3 +29,10 @@ def run_layout(cfg: SftConfig, architecture: dict[str, Any]) -> Layout:
         ep=sizes.ep,
         dp_replicate=sizes.dp_replicate,
     )
+
+
+def rows_per_step(cfg: SftConfig) -> int:
+    """Packed rows of one optimizer step, over all ranks."""
+    if cfg.train.global_batch_tokens is not None:
+        return max(1, cfg.train.global_batch_tokens // cfg.seq_length)
+    return cfg.train.global_batch_size or DEFAULT_ROWS

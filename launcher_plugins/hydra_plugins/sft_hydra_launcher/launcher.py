@@ -1,0 +1,63 @@
+"""Hydra's side of launching: the jobs of a sweep are composed and resolved here, all of them before the first one starts.
+
+The rest of sft_hydra is imported inside the methods, because every Hydra application of the environment loads this file.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+class SftSweeper(BasicSweeper):
+    """Hydra's own sweep over all combinations, in one batch and without writing `multirun.yaml`."""
+
+    def __init__(self, params: dict[str, str] | None = None) -> None:
+        super().__init__(max_batch_size=None, params=params)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        assert self.hydra_context is not None
+        assert self.launcher is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        (jobs,) = self.split_arguments(overrides, max_batch_size=None)
+        return self.launcher.launch(jobs, initial_job_idx=0)
+
+
+class SftLauncher(Launcher):
+    """`hydra/launcher=submitit_local` and `submitit_slurm`; `cluster` says which of the two."""
+
+    def __init__(self, cluster: str) -> None:
+        self.name = f"submitit_{cluster}"
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.loader = hydra_context.config_loader
+        self.config = config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run the jobs and return their final losses. Ends the program with code 1 if a job failed."""
+        from sft_hydra.launch.local import plan_jobs, run_jobs
+        from sft_hydra.launch.sweep import resolve_jobs
+
+        composed = [self.loader.load_sweep_config(self.config, list(overrides)) for overrides in job_overrides]
+        given = [str(text) for text in self.config.hydra.overrides.task]
+        jobs = resolve_jobs(composed, job_overrides, given, self.name)
+        if all(job.cfg.dry_run for job in jobs):
+            plan_jobs(jobs)
+            return [_done(job.overrides, None) for job in jobs]
+        results = run_jobs(jobs)
+        if any(result.exit_code for result in results):
+            raise SystemExit(1)
+        return [_done(result.job.overrides, result.loss) for result in results]
+
+
+def _done(overrides: Sequence[str], value: float | None) -> JobReturn:
+    job = JobReturn(overrides=overrides)
+    job.return_value = value
+    job.status = JobStatus.COMPLETED
+    return job

@@ -1,0 +1,75 @@
+"""Hydra's part: argv -> one composed config, or its own answers (`--help`, `--cfg job`), or a sweep through our launcher.
+
+Hydra composes and nothing runs inside it: an exception of a run keeps its own traceback.
+"""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from sft_hydra.config.diagnose import diagnose, unknown_flags
+from sft_hydra.config.normalise import experiment_files, normalise
+from sft_hydra.config.store import register
+from sft_hydra.errors import ConfigError
+from sft_hydra.paths import conf_dir
+
+CONFIG_NAME = "config"
+
+
+@dataclass(frozen=True, slots=True)
+class Composed:
+    config: DictConfig
+    overrides: list[str]  # of the command line, as Hydra read them
+    launcher: str  # chosen option of hydra/launcher
+    swept: bool
+
+
+def compose(argv: Sequence[str]) -> Composed | None:
+    """None if Hydra has answered itself or swept. Raises ConfigError with every problem that keeps it from composing."""
+    arguments = normalise(argv)
+    register(experiment_files(argv))
+    if unknown_flags(arguments):
+        raise ConfigError(*diagnose(arguments))
+    composed: list[Composed] = []
+
+    def keep(config: DictConfig) -> None:
+        info = HydraConfig.get()
+        launcher = str(info.runtime.choices["hydra/launcher"])
+        composed.append(Composed(config, list(info.overrides.task), launcher, info.mode is RunMode.MULTIRUN))
+
+    with _hydra_environment(arguments):
+        try:
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=CONFIG_NAME)(keep)()
+        except (HydraException, OmegaConfBaseException, ValueError, AssertionError) as error:
+            problems = diagnose(arguments)
+            if not problems and not isinstance(error, HydraException | OmegaConfBaseException):
+                raise
+            raise ConfigError(*(problems or [str(error)])) from None
+    if composed and composed[0].swept:
+        raise ConfigError(
+            f"hydra/launcher={composed[0].launcher} cannot run our jobs; use submitit_local or submitit_slurm"
+        )
+    return composed[0] if composed else None
+
+
+@contextmanager
+def _hydra_environment(arguments: Sequence[str]) -> Iterator[None]:
+    """Hydra reads sys.argv, and hands exceptions on only if HYDRA_FULL_ERROR is set."""
+    argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["sft_hydra", *arguments], "1"
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if full_error is not None:
+            os.environ["HYDRA_FULL_ERROR"] = full_error

@@ -1,0 +1,69 @@
+"""What the config can say and the code cannot do yet: ONE table. A dry run may plan all of it; a real run refuses it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from sft_hydra.config.architecture import read_architecture
+from sft_hydra.config.rules_files import BUILTIN
+from sft_hydra.config.schema import ClusterKind, Recompute, SftConfig
+from sft_hydra.config.world import ranks_per_node
+from sft_hydra.errors import ModelError
+
+FAMILIES = ("qwen3", "llama")  # values of model_type with a definition of ours
+READABLE_FORMATS = ("auto", "openai", "prompt_completion", "sharegpt", "alpaca")
+
+
+@dataclass(frozen=True, slots=True)
+class NotYet:
+    asked: Callable[[SftConfig], bool]
+    text: str
+
+
+def _other_family(cfg: SftConfig) -> bool:
+    try:
+        family = read_architecture(cfg).get("model_type")
+    except ModelError:
+        return False  # the rules say what is wrong with it
+    return family is not None and family not in FAMILIES
+
+
+NOT_YET: dict[str, NotYet] = {
+    "slurm": NotYet(
+        lambda cfg: cfg.cluster.kind is ClusterKind.slurm,
+        "cluster=slurm: submitting jobs is not there yet",
+    ),
+    "several_ranks": NotYet(
+        lambda cfg: cfg.cluster.nodes * ranks_per_node(cfg) > 1,
+        "cluster.nodes x cluster.gpus_per_node > 1: runs of several ranks are not there yet; use cluster.gpus_per_node=1",
+    ),
+    "families": NotYet(
+        _other_family,
+        f"this model's family is not there yet; there are: {', '.join(FAMILIES)} (the model_type of config.json)",
+    ),
+    "generic": NotYet(
+        lambda cfg: cfg.model.generic,
+        "model.generic=true: training through the transformers implementation is not there yet",
+    ),
+    "trackers": NotYet(
+        lambda cfg: any((cfg.logger.wandb, cfg.logger.tensorboard, cfg.logger.mlflow)),
+        "logger=wandb|tensorboard|mlflow: trackers are not there yet; logger=null writes metrics.jsonl",
+    ),
+    "builtin_sources": NotYet(
+        lambda cfg: any(
+            source.format not in READABLE_FORMATS or str(source.path).startswith(BUILTIN)
+            for source in cfg.data.sources.values()
+        ),
+        f"data={{nanochat,squad,oasst}}: their formats are not there yet; there are: {', '.join(READABLE_FORMATS)}",
+    ),
+    "memory": NotYet(
+        lambda cfg: cfg.train.recompute is not Recompute.none or cfg.train.cpu_offload or cfg.train.compile,
+        "train.recompute, train.cpu_offload, train.compile: not there yet; leave them at none, false, false",
+    ),
+}
+
+
+def not_built_yet(cfg: SftConfig) -> Iterator[str]:
+    """The one rule that applies the table."""
+    if cfg.dry_run:
+        return
+    yield from (entry.text for entry in NOT_YET.values() if entry.asked(cfg))

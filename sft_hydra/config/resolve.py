@@ -1,0 +1,94 @@
+"""From Hydra's composed config to the SftConfig that runs: checked by every rule, name and folder filled in."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sft_hydra.config.future import not_built_yet
+from sft_hydra.config.keys import hint, unknown_keys
+from sft_hydra.config.resume import adopt_run, resume_problems
+from sft_hydra.config.rules import RULES, rule_problems
+from sft_hydra.config.rules_files import FILE_RULES
+from sft_hydra.config.schema import SftConfig
+from sft_hydra.errors import ConfigError
+
+# Overrides that leave the default command the demo: what is done with it, and where.
+DEMO_KEYS = ("runner", "dry_run", "output_dir", "device", "eval", "generate", "export", "inspect")
+
+
+def resolve(
+    composed: DictConfig,
+    overrides: Sequence[str] = (),
+    *,
+    launcher: str = "submitit_local",
+    default_name: str | None = None,
+    label: str = "",
+) -> SftConfig:
+    """Raises ConfigError with all problems at once.
+
+    `overrides` are those of the command line, `default_name` is the run's name where none is given, and `label` the
+    folder of a sweep's job below it.
+    """
+    cfg, problems = to_dataclasses(composed)
+    if cfg is None:
+        raise ConfigError(*problems)
+    if launcher != f"submitit_{cfg.cluster.kind.value}":
+        problems.append(
+            f"hydra/launcher={launcher} does not go with cluster.kind={cfg.cluster.kind.value}; say only cluster=local or "
+            "cluster=slurm (a profile of your own starts with `defaults: [slurm]`)"
+        )
+    typed = [text.lstrip("+~").partition("=")[0] for text in overrides]
+    cfg.name = cfg.name or default_name or run_name(cfg, typed)
+    cfg.run_dir = str(Path(cfg.output_dir) / cfg.name / label)
+    cfg, contradictions = adopt_run(cfg, typed)
+    problems += contradictions
+    problems += rule_problems(cfg, (*RULES, *FILE_RULES, not_built_yet))
+    if not problems:
+        problems += resume_problems(cfg)
+    if problems:
+        raise ConfigError(*problems)
+    return cfg
+
+
+def name_parts(cfg: SftConfig) -> tuple[str, str, str]:
+    return cfg.model.name, cfg.data.name, "full" if cfg.peft is None else "lora"
+
+
+def run_name(cfg: SftConfig, typed: Sequence[str]) -> str:
+    """`demo` for the pure default, else `<model>-<data>-<peft>`."""
+    if all(key.partition(".")[0] in DEMO_KEYS for key in typed):
+        return "demo"
+    return "-".join(name_parts(cfg))
+
+
+def to_dataclasses(composed: DictConfig) -> tuple[SftConfig | None, list[str]]:
+    """(config, problems of keys and values). What is unknown is left out, so that the rules can still be asked."""
+    composed = composed.copy()
+    OmegaConf.set_struct(composed, False)
+    unknown = list(unknown_keys(composed))
+    problems = [f"{found.key}: {hint(found)}" for found in unknown]
+    for section, name in {(found.section, found.name) for found in unknown}:
+        del (OmegaConf.select(composed, section) if section else composed)[name]
+    problems += [f"{key}: _target_ is not offered: a config holds values, not code" for key in _targets(composed)]
+    for key in sorted(OmegaConf.missing_keys(composed)):
+        problems.append(f"{key} has no value; set {key}=...")
+        OmegaConf.update(composed, key, "missing")
+    try:
+        cfg = OmegaConf.to_object(composed)
+    except OmegaConfBaseException as error:
+        return None, [*problems, f"{error.full_key}: {str(error).splitlines()[0]}"]
+    assert isinstance(cfg, SftConfig)
+    return cfg, problems
+
+
+def _targets(node: Any, path: str = "") -> list[str]:
+    """Paths of every `_target_`, in sections that take any key."""
+    if OmegaConf.is_dict(node) and not node._is_none() and not node._is_missing():
+        found = [path or "the top level"] if "_target_" in node else []
+        return found + [key for name in node for key in _targets(node._get_node(name), f"{path}.{name}".lstrip("."))]
+    if OmegaConf.is_list(node) and not node._is_none() and not node._is_missing():
+        return [key for i in range(len(node)) for key in _targets(node._get_node(i), f"{path}[{i}]")]
+    return []

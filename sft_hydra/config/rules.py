@@ -1,0 +1,211 @@
+"""Rules between keys: each is a small generator whose texts name the key, its value and the fix.
+
+Rules that look at files are in rules_files.py; what is not built yet is the table in future.py.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from itertools import chain
+
+from sft_hydra.config.architecture import read_architecture
+from sft_hydra.config.saved import flatten
+from sft_hydra.config.schema import Runner, SftConfig
+from sft_hydra.config.world import rows_per_step, run_layout
+from sft_hydra.errors import ModelError
+from sft_hydra.parallel.layout import layout_problems
+
+Rule = Callable[[SftConfig], Iterator[str]]
+
+DATA_RUNNERS = (Runner.train, Runner.data_prep, Runner.inspect)
+
+AT_LEAST_ONE = (
+    "seq_length", "cluster.nodes", "cluster.gpus_per_node", "cluster.cpus_per_task", "cluster.max_parallel",
+    "train.global_batch_size", "train.global_batch_tokens", "train.micro_batch_size", "train.train_samples",
+    "train.log_interval", "train.num_threads", "checkpoint.interval", "checkpoint.keep_last", "data.sample",
+    "data.num_workers", "data.num_shards", "data.max_doc_tokens", "eval.batch_size", "eval.sample_tokens", "eval.tokens",
+    "eval.exact_match.max_items", "eval.exact_match.max_new_tokens", "generate.max_new_tokens", "inspect.count",
+    "peft.dim", "parallel.tp", "parallel.pp", "parallel.cp", "parallel.ep", "parallel.dp_replicate", "optimizer.ns_steps",
+)  # fmt: skip
+NOT_NEGATIVE = (
+    "seed", "eval.every", "data.max_bad_rows", "optimizer.lr", "optimizer.matrix_lr", "optimizer.embedding_lr",
+    "optimizer.unembedding_lr", "optimizer.weight_decay", "optimizer.eps", "optimizer.init_lr_frac", "scheduler.warmup_iters",
+    "scheduler.warmup_samples", "scheduler.decay_iters", "scheduler.decay_samples", "scheduler.min_lr", "train.epochs",
+    "train.clip_grad", "generate.temperature", "model.init_std",
+)  # fmt: skip
+FRACTIONS = (
+    "scheduler.warmup_ratio", "scheduler.decay_ratio", "scheduler.min_lr_frac", "data.split.train", "data.split.valid",
+    "data.split.test", "peft.dropout", "generate.top_p", "optimizer.momentum",
+)  # fmt: skip
+ALLOWED = {
+    "scheduler.kind": ("cosine", "warmdown", "wsd", "constant"),
+    "peft.dropout_position": ("pre", "post"),
+    "peft.a_init": ("xavier", "kaiming", "normal"),
+    "inspect.split": ("train", "valid", "test"),
+    "logger.wandb.mode": ("online", "offline", "disabled"),
+}
+SOURCE_FORMATS = ("auto", "openai", "prompt_completion", "sharegpt", "alpaca", "squad", "oasst", "mmlu", "gsm8k")
+
+SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY)", re.IGNORECASE)
+SECRET_VALUE = re.compile(
+    r"\b(hf_\w{30,}|sk-[\w-]{20,}|gh[pousr]_\w{30,}|github_pat_\w{30,}|glpat-[\w-]{20,}|AKIA[0-9A-Z]{16}|nvapi-[\w-]{20,})"
+)
+
+
+def numbers_in_range(cfg: SftConfig) -> Iterator[str]:
+    values = flatten(cfg)
+    for keys, fits, must in (
+        (AT_LEAST_ONE, lambda value: value >= 1, "at least 1"),
+        (NOT_NEGATIVE, lambda value: value >= 0, "0 or more"),
+        (FRACTIONS, lambda value: 0 <= value <= 1, "between 0 and 1"),
+    ):
+        for key in keys:
+            if (value := values.get(key)) is not None and not fits(value):
+                yield f"{key}={value} must be {must}"
+    if cfg.train.train_iters is not None and cfg.train.train_iters < -1:
+        yield f"train.train_iters={cfg.train.train_iters} must be 0 or more, or -1 for one epoch"
+    if len(cfg.optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in cfg.optimizer.betas):
+        yield f"optimizer.betas={cfg.optimizer.betas} must be two numbers from 0 to below 1"
+
+
+def known_words(cfg: SftConfig) -> Iterator[str]:
+    values = flatten(cfg)
+    allowed = {**ALLOWED, **{f"data.sources.{name}.format": SOURCE_FORMATS for name in cfg.data.sources}}
+    for key, words in allowed.items():
+        if (value := values.get(key)) is not None and value not in words:
+            yield f"{key}={value} is none of {', '.join(words)}"
+
+
+def run_name(cfg: SftConfig) -> Iterator[str]:
+    if cfg.name is not None and (not cfg.name.strip(". ") or re.search(r"[/\\\n]", cfg.name) or cfg.name == "data"):
+        yield f"name={cfg.name!r} cannot be a run's folder (no slashes; `data` holds the prepared data); choose another"
+
+
+def model_is_said(cfg: SftConfig) -> Iterator[str]:
+    try:
+        architecture = read_architecture(cfg)
+    except ModelError as error:
+        yield from (f"model.path={cfg.model.path}: {problem}" for problem in error.problems)
+        return
+    if cfg.model.path is None and not architecture:
+        yield f"model={cfg.model.name} needs model.path=<folder or hub id>"
+    elif cfg.model.path is None and "model_type" not in architecture:
+        yield "model.architecture has no model_type, so it describes no model; e.g. +model.architecture.model_type=qwen3"
+
+
+def data_is_said(cfg: SftConfig) -> Iterator[str]:
+    data = cfg.data
+    if cfg.runner not in DATA_RUNNERS:
+        return
+    if not (data.path or data.blend or data.sources or data.packed_dir):
+        needs = {
+            "jsonl": "data.path=<file.jsonl>",
+            "blend": "data.blend=<blend.json> or +data.sources.<name>.path=<file.jsonl>",
+        }
+        yield f"data={data.name} names no source; it needs {needs.get(data.name, 'data.path=<file.jsonl>')}"
+    for name, source in data.sources.items():
+        if not source.path:
+            yield f"data.sources.{name} has no path; set data.sources.{name}.path=<file, folder or hub id>"
+        for key, value in (("weight", source.weight), ("epochs", source.epochs)):
+            if value is not None and value < 0:
+                yield f"data.sources.{name}.{key}={value} must be 0 or more"
+        if source.weight is not None and source.epochs is not None:
+            yield f"data.sources.{name} has weight={source.weight} and epochs={source.epochs}; keep one of them"
+
+
+def splits_sum_to_one(cfg: SftConfig) -> Iterator[str]:
+    split = cfg.data.split
+    total = split.train + split.valid + split.test
+    if abs(total - 1) > 1e-6:
+        yield f"data.split: train {split.train} + valid {split.valid} + test {split.test} = {total:g}; they must sum to 1"
+
+
+def length_of_training(cfg: SftConfig) -> Iterator[str]:
+    yield from _at_most_one(cfg, "train", ("train_iters", "epochs", "train_samples"))
+
+
+def batch_size(cfg: SftConfig) -> Iterator[str]:
+    train = cfg.train
+    yield from _at_most_one(cfg, "train", ("global_batch_size", "global_batch_tokens"))
+    tokens = train.global_batch_tokens
+    if tokens is not None and cfg.seq_length > 0 and tokens % cfg.seq_length:
+        nearest = max(1, round(tokens / cfg.seq_length)) * cfg.seq_length
+        yield f"train.global_batch_tokens={tokens} is not a multiple of seq_length={cfg.seq_length}; nearest: {nearest}"
+
+
+def schedule(cfg: SftConfig) -> Iterator[str]:
+    scheduler = cfg.scheduler
+    yield from _at_most_one(cfg, "scheduler", ("warmup_iters", "warmup_samples", "warmup_ratio"))
+    yield from _at_most_one(cfg, "scheduler", ("decay_iters", "decay_samples", "decay_ratio"))
+    yield from _at_most_one(cfg, "scheduler", ("min_lr", "min_lr_frac"))
+    decays = [scheduler.decay_iters, scheduler.decay_samples, scheduler.decay_ratio]
+    if scheduler.kind in ("warmdown", "wsd") and decays == [None, None, None]:
+        yield f"scheduler={scheduler.kind} needs its last part: scheduler.decay_ratio=0.2, or decay_iters, or decay_samples"
+    if scheduler.kind in ("cosine", "constant") and decays != [None, None, None]:
+        yield f"scheduler={scheduler.kind} has no last part: scheduler.decay_* has no effect; use scheduler=warmdown or wsd"
+    if scheduler.min_lr is not None and scheduler.min_lr > cfg.optimizer.lr:
+        yield f"scheduler.min_lr={scheduler.min_lr:g} is above optimizer.lr={cfg.optimizer.lr:g}"
+
+
+def layout(cfg: SftConfig) -> Iterator[str]:
+    """Sizes of parallelism against world, model and batch."""
+    sizes = (cfg.parallel.tp, cfg.parallel.pp, cfg.parallel.cp, cfg.parallel.ep, cfg.parallel.dp_replicate)
+    counts = (cfg.cluster.nodes, cfg.cluster.gpus_per_node, cfg.seq_length, cfg.train.micro_batch_size, *sizes)
+    if any(count is not None and count < 1 for count in counts):
+        return  # numbers_in_range says so
+    try:
+        architecture = read_architecture(cfg)
+    except ModelError:
+        return  # model_is_said says so
+    plan = run_layout(cfg, architecture)
+    problems = list(layout_problems(plan, architecture, cfg.seq_length))
+    yield from problems
+    rows, at_once = rows_per_step(cfg), cfg.train.micro_batch_size * plan.dp
+    if cfg.runner is Runner.train and not problems and rows % at_once:
+        yield (
+            f"train.global_batch_size={rows} is not a multiple of micro_batch_size*dp = {cfg.train.micro_batch_size}*{plan.dp} "
+            f"= {at_once}; use train.global_batch_size={-(-rows // at_once) * at_once}"
+        )
+
+
+def lora_targets(cfg: SftConfig) -> Iterator[str]:
+    peft = cfg.peft
+    if peft is not None and peft.target_modules and peft.exclude_modules:
+        yield (
+            f"peft.target_modules={peft.target_modules} and peft.exclude_modules={peft.exclude_modules}: "
+            "say which modules to adapt, or which to leave out, not both"
+        )
+    if peft is not None and peft.match_all_linear and peft.exclude_modules:
+        yield "peft.match_all_linear=true adapts every linear layer: drop peft.exclude_modules, or match_all_linear"
+
+
+def optimizer_warm_start(cfg: SftConfig) -> Iterator[str]:
+    if cfg.checkpoint.load_optimizer and cfg.checkpoint.load is None:
+        yield "checkpoint.load_optimizer=true needs checkpoint.load=<checkpoint to take it from>"
+
+
+def no_secrets(cfg: SftConfig) -> Iterator[str]:
+    """A config is written to disk and shown in reports: secrets travel by name only."""
+    for key, value in flatten(cfg).items():
+        variable = key.removeprefix("cluster.env.")
+        if (variable != key and SECRET_NAME.search(variable)) or SECRET_VALUE.search(str(value)):
+            name = variable if variable != key else "NAME"
+            yield f"{key} looks like a secret; export it in your shell and name it: cluster.env_pass=[...,{name}]"
+
+
+def _at_most_one(cfg: SftConfig, section: str, names: tuple[str, ...]) -> Iterator[str]:
+    values = {name: getattr(getattr(cfg, section), name) for name in names}
+    given = {name: value for name, value in values.items() if value is not None}
+    if len(given) > 1:
+        said = " and ".join(f"{section}.{name}={value}" for name, value in given.items())
+        clear = " ".join(f"{section}.{name}=null" for name in list(given)[:-1])
+        yield f"{said}: say it once; e.g. add {clear}"
+
+
+RULES: tuple[Rule, ...] = (
+    numbers_in_range, known_words, run_name, model_is_said, data_is_said, splits_sum_to_one, length_of_training, batch_size,
+    schedule, layout, lora_targets, optimizer_warm_start, no_secrets,
+)  # fmt: skip
+
+
+def rule_problems(cfg: SftConfig, rules: tuple[Rule, ...]) -> list[str]:
+    return list(chain.from_iterable(rule(cfg) for rule in rules))

@@ -1,0 +1,100 @@
+"""Rules that look at the disk: what is named must be there, and a packed set must fit `seq_length`. Nothing is written."""
+
+import difflib
+import glob
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from sft_hydra.config.architecture import is_hub_id
+from sft_hydra.config.rules import DATA_RUNNERS, Rule
+from sft_hydra.config.schema import SftConfig
+
+DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".gz", ".zst")
+DEMO_PARTS = ("train", "drill", "heldout")
+BUILTIN = "builtin:"
+
+
+def data_exists(cfg: SftConfig) -> Iterator[str]:
+    if cfg.runner not in DATA_RUNNERS:
+        return
+    paths = {"data.path": cfg.data.path, "data.valid_path": cfg.data.valid_path}
+    paths |= {f"data.sources.{name}.path": source.path for name, source in cfg.data.sources.items()}
+    for key, path in paths.items():
+        if not path or path.startswith(BUILTIN):
+            continue
+        if path.startswith("demo:"):
+            if path.removeprefix("demo:") not in DEMO_PARTS:
+                yield f"{key}={path} is no bundled part; there are: {', '.join(f'demo:{part}' for part in DEMO_PARTS)}"
+        elif glob.has_magic(path):
+            if not glob.glob(path, recursive=True):
+                yield f"{key}={path} matches no file"
+        elif path.endswith(DATA_SUFFIXES) or not is_hub_id(path):
+            yield from _must_exist(key, path)
+    yield from _must_exist("data.blend", cfg.data.blend)
+
+
+def model_exists(cfg: SftConfig) -> Iterator[str]:
+    path = cfg.model.path
+    if path is None or is_hub_id(path):
+        return
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        yield from _must_exist("model.path", path)
+    elif not (folder / "config.json").is_file():
+        yield f"model.path={path} has no config.json: it is not a Hugging Face model folder{_megatron_hint(folder)}"
+
+
+def tokenizer_exists(cfg: SftConfig) -> Iterator[str]:
+    path, template = cfg.tokenizer.path, cfg.tokenizer.chat_template
+    if path not in (None, "demo") and not is_hub_id(str(path)):
+        yield from _must_exist("tokenizer.path", path)
+    if template not in (None, "default") and "{" not in str(template):
+        yield from _must_exist("tokenizer.chat_template", template)
+
+
+def files_exist(cfg: SftConfig) -> Iterator[str]:
+    yield from _must_exist("checkpoint.load", cfg.checkpoint.load)
+    yield from _must_exist("generate.prompt_file", cfg.generate.prompt_file)
+    if cfg.eval.exact_match.path != "demo":
+        yield from _must_exist("eval.exact_match.path", cfg.eval.exact_match.path)
+
+
+def packed_set_fits(cfg: SftConfig) -> Iterator[str]:
+    """A packed set of another length is refused before any model is loaded."""
+    if cfg.data.packed_dir is None or cfg.runner not in DATA_RUNNERS:
+        return
+    metadata = Path(cfg.data.packed_dir).expanduser() / "metadata.json"
+    if not metadata.is_file():
+        return
+    try:
+        pack_size = json.loads(metadata.read_text())["pack_size"]
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        yield f"{metadata}: not the metadata of a packed set ({error!r}); choose another data.packed_dir"
+        return
+    if pack_size != cfg.seq_length:
+        yield (
+            f"seq_length_mismatch: {cfg.data.packed_dir} was packed for seq_length={pack_size}, this run asks for "
+            f"{cfg.seq_length}; set seq_length={pack_size}, or another data.packed_dir to pack anew"
+        )
+
+
+def _must_exist(key: str, path: str | None) -> Iterator[str]:
+    if path is None or Path(path).expanduser().exists():
+        return
+    file = Path(path).expanduser()
+    if file.parent.is_dir():
+        near = difflib.get_close_matches(file.name, [entry.name for entry in file.parent.iterdir()], n=1)
+        hint = f"; did you mean {file.parent / near[0]}?" if near else f" in {file.parent.absolute()}"
+    else:
+        hint = f"; there is no folder {file.parent}"
+    yield f"{key}={path}: not found{hint}"
+
+
+def _megatron_hint(folder: Path) -> str:
+    if (folder / "latest_checkpointed_iteration.txt").is_file() or any(folder.glob("iter_*")):
+        return "; a Megatron checkpoint: convert it to Hugging Face files first, for instance with Megatron-Bridge"
+    return ""
+
+
+FILE_RULES: tuple[Rule, ...] = (data_exists, model_exists, tokenizer_exists, files_exist, packed_set_fits)

@@ -1,0 +1,71 @@
+"""Jobs on this machine, one after the other, each in a process of its own; a table at the end."""
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sft_hydra.config import saved
+from sft_hydra.launch.plan import describe
+from sft_hydra.launch.sweep import Job
+
+METRIC_PREFIX = "eval/"
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult:
+    job: Job
+    exit_code: int
+    loss: float | None
+    best: tuple[str, float] | None
+    """Best value of a job's first evaluation metric."""
+
+
+def plan_jobs(jobs: Sequence[Job]) -> None:
+    """What `dry_run=true` prints of a sweep."""
+    for number, job in enumerate(jobs, start=1):
+        print(f"== job {number} of {len(jobs)}: {job.label}\n{describe(job.cfg)}\n")
+
+
+def run_jobs(jobs: Sequence[Job]) -> list[JobResult]:
+    """A job that fails does not stop the others; its exit code is in the result."""
+    console = Console()
+    results = []
+    for number, job in enumerate(jobs, start=1):
+        console.rule(f"job {number} of {len(jobs)}: {job.label}")
+        file = job.paths.config(job.cfg.runner.value)
+        saved.save(job.cfg, file)
+        exit_code = subprocess.run([sys.executable, "-m", "sft_hydra.worker", str(file)]).returncode
+        results.append(JobResult(job, exit_code, *read_metrics(job.paths.metrics)))
+    console.print(results_table(results))
+    return results
+
+
+def read_metrics(path: Path) -> tuple[float | None, tuple[str, float] | None]:
+    """(loss of the last step, best value of the first evaluation metric) of a metrics.jsonl; None where there is none."""
+    rows: list[dict[str, Any]] = []
+    if path.is_file():
+        rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    metric = next((key for row in rows for key in row if key.startswith(METRIC_PREFIX)), None)
+    values = [row[metric] for row in rows if metric in row]
+    best = (metric, max(values)) if metric is not None and values else None
+    return (losses[-1] if losses else None), best
+
+
+def results_table(results: Sequence[JobResult]) -> Table:
+    table = Table(title="sweep")
+    for name in ("job", "exit code", "loss", "best metric", "folder"):
+        table.add_column(name, overflow="fold")
+    for result in results:
+        loss = "" if result.loss is None or math.isnan(result.loss) else f"{result.loss:.4f}"
+        best = "" if result.best is None else f"{result.best[0]} {result.best[1]:.4f}"
+        table.add_row(result.job.label, str(result.exit_code), loss, best, str(result.job.paths.root))
+    return table
