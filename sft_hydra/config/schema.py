@@ -210,6 +210,9 @@ class EvalConfig:
     samples: list[str] = field(default_factory=list)
     """Prompts that are answered before and after training."""
     sample_tokens: int = 96
+    tools: str | None = None
+    """Tools offered with the samples: a JSON file with a list of definitions, or `demo` (the bundled ones, which are
+    executed)."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -219,6 +222,10 @@ class GenerateConfig:
     """JSONL: a `prompt` or `messages` (and `tools`) a line; or plain text, one prompt a line."""
     interactive: bool = False
     system: str | None = None
+    tools: str | None = None
+    """Tools offered with every prompt, as in `eval.tools`. null: those of `eval.tools`."""
+    thinking: bool = False
+    """Ask in the template's thinking mode."""
     max_new_tokens: int = 256
     temperature: float = 0.0
     """0 = greedy."""

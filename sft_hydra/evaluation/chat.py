@@ -3,21 +3,19 @@
 Invariant: control-token text inside what users and tools wrote reaches the model as ordinary text, as in training.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.data.guard import Guard
 from sft_hydra.data.render import Renderer
 from sft_hydra.data.tokenizer import ChatTokenizer
+from sft_hydra.evaluation.given import Execute
 from sft_hydra.evaluation.parse import parse_answer
 from sft_hydra.evaluation.sample import generate
 from sft_hydra.records import Conversation, Message
 
 MAX_ROUNDS = 4  # answers in a row that may call a tool before a conversation is left as it is
-
-Execute = Callable[[str, dict[str, Any]], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +25,13 @@ class Prompt:
     messages: list[Message]
     tools: list[dict[str, Any]] | None = None
     thinking: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
 
 
 class Chat:
@@ -39,44 +44,36 @@ class Chat:
         self.renderer = Renderer.of(tokenizer, cfg.data)
         self.guard = Guard(tokenizer.file)
 
-    def answer(
-        self, prompts: list[Prompt], *, max_new_tokens: int, temperature: float = 0.0, top_p: float = 1.0
-    ) -> list[str]:
+    def answer(self, prompts: list[Prompt], sampling: Sampling) -> list[str]:
         """The text of the next assistant turn of each; a <think> that the prompt itself opens is part of it."""
         texts = [self.renderer.prompt_text(prompt.messages, prompt.tools, prompt.thinking) for prompt in prompts]
         new_ids = generate(
             self.hf_model,
             [self._encode(prompt, text) for prompt, text in zip(prompts, texts, strict=True)],
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=sampling.max_new_tokens,
             stop_ids=self.tokenizer.end_of_turn_ids,
-            temperature=temperature,
-            top_p=top_p,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
             batch_size=self.cfg.eval.batch_size,
             seed=self.cfg.seed,
         )
         opened = ["<think>" if text.rstrip().endswith("<think>") else "" for text in texts]
         return [start + self.tokenizer.decode(ids) for start, ids in zip(opened, new_ids, strict=True)]
 
-    def converse(
-        self,
-        prompt: Prompt,
-        execute: Execute | None,
-        *,
-        max_new_tokens: int,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-    ) -> list[Message]:
-        """The messages that follow: the answer, or calls, their results (where `execute` is given) and the answer."""
-        messages = list(prompt.messages)
+    def converse(self, prompts: list[Prompt], execute: Execute | None, sampling: Sampling) -> list[list[Message]]:
+        """What follows each prompt: the answer, or calls, their results (where `execute` is given) and the answer."""
+        talks = [list(prompt.messages) for prompt in prompts]
+        waiting = list(range(len(prompts)))
         for _ in range(MAX_ROUNDS):
-            turn = Prompt(messages, prompt.tools, prompt.thinking)
-            [text] = self.answer([turn], max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
-            message = parse_answer(text)
-            messages.append(message)
-            if execute is None or "tool_calls" not in message:
+            if not waiting:
                 break
-            messages += [tool_result(call, execute) for call in message["tool_calls"]]
-        return messages[len(prompt.messages) :]
+            texts = self.answer([replace(prompts[i], messages=talks[i]) for i in waiting], sampling)
+            for i, text in zip(waiting, texts, strict=True):
+                message = parse_answer(text)
+                results = [tool_result(call, execute) for call in message.get("tool_calls", [])] if execute else []
+                talks[i] += [message, *results]
+            waiting = [i for i in waiting if talks[i][-1]["role"] == "tool"]
+        return [talk[len(prompt.messages) :] for talk, prompt in zip(talks, prompts, strict=True)]
 
     def _encode(self, prompt: Prompt, text: str) -> list[int]:
         conversation = Conversation(prompt.messages, prompt.tools, "prompt", "prompt")

@@ -4,23 +4,15 @@ Invariant: a conversation counts only if all its turns match in content, reasoni
 follows a call is the result of the call that the model wrote.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import orjson
-
-from sft_hydra.config.schema_data import SourceConfig
-from sft_hydra.data.adapters import Rejected
-from sft_hydra.data.conversation import to_conversation
-from sft_hydra.demo.conversations import rows
 from sft_hydra.errors import DataError
-from sft_hydra.evaluation.chat import Execute, Prompt, tool_result
+from sft_hydra.evaluation.chat import Prompt, tool_result
+from sft_hydra.evaluation.given import DEMO, Execute, read_conversations
 from sft_hydra.evaluation.parse import parse_answer
 from sft_hydra.records import Conversation, Message
-
-DEMO = "demo"
 
 
 @dataclass(slots=True)
@@ -43,11 +35,7 @@ def load_items(path: str, max_items: int | None) -> list[Conversation]:
     """Conversations of a JSONL file (`task` in each row names its group), or the bundled ones (`demo`)."""
     taken: dict[str, int] = {}
     items = []
-    for origin, row in _rows(path):
-        try:
-            item = to_conversation(row, SourceConfig(), "exact_match", origin)
-        except Rejected as problem:
-            raise DataError(f"{origin}: {problem}") from None
+    for item in read_conversations("demo:heldout" if path == DEMO else path, "eval.exact_match.path"):
         task = _task(item)
         taken[task] = taken.get(task, 0) + 1
         if max_items is None or taken[task] <= max_items:
@@ -117,17 +105,3 @@ def _meaning(message: Message) -> tuple[str, str, list[tuple[str, Any]]]:
 
 def _task(item: Conversation) -> str:
     return str(item.meta.get("task", "all"))
-
-
-def _rows(path: str) -> Iterator[tuple[str, Any]]:
-    if path == DEMO:
-        yield from ((f"demo:heldout:{n}", row) for n, row in enumerate(rows("heldout"), start=1))
-        return
-    if not Path(path).is_file():
-        raise DataError(f"eval.exact_match.path={path}: no such file (a JSONL file, or `demo`)")
-    for n, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
-        if line.strip():
-            try:
-                yield f"{path}:{n}", orjson.loads(line)
-            except ValueError as problem:
-                raise DataError(f"{path}:{n}: not JSON ({problem})") from None

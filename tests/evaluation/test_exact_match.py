@@ -120,10 +120,10 @@ def test_bundled_items_and_their_limit():
 def test_bad_files_are_named(tmp_path):
     path = tmp_path / "bad.jsonl"
     path.write_text('{"messages": [{"role": "user", "content": "a"}]}\n{"messages"\n')
-    with pytest.raises(DataError, match=r"bad.jsonl:2: not JSON"):
+    with pytest.raises(DataError, match=r"eval.exact_match.path: .*bad.jsonl:2: not JSON"):
         load_items(str(path), None)
-    path.write_text('{"text": "a"}\n')
+    path.write_text('{"messages": []}\n')
     with pytest.raises(DataError, match=r"bad.jsonl:1: .*messages"):
         load_items(str(path), None)
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="nothing found"):
         load_items(str(tmp_path / "none.jsonl"), None)

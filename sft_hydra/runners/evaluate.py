@@ -1,0 +1,115 @@
+"""runner=evaluate: how well the run's model does on held-out conversations; also what training says before and after.
+
+Owns evaluation.json (one entry per moment: `before`, `after`, `evaluate`) and samples.json.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sft_hydra.config.schema import SftConfig
+from sft_hydra.data.tokenizer import ChatTokenizer, load_tokenizer
+from sft_hydra.engine.validate import validate
+from sft_hydra.evaluation.chat import Chat, Prompt, Sampling
+from sft_hydra.evaluation.exact_match import ExactMatchResult, load_items, run_exact_match
+from sft_hydra.evaluation.given import DEMO, load_tools
+from sft_hydra.models.build import as_transformers
+from sft_hydra.models.decoder import DecoderModel
+from sft_hydra.observe.console import Console
+from sft_hydra.paths import RunPaths
+from sft_hydra.runners.data_prep import prepared_set
+from sft_hydra.runners.model import start_machine, trained_model
+from sft_hydra.runners.transcript import as_text
+
+KEPT_MISSES = 5  # per task, in evaluation.json
+
+
+def run(cfg: SftConfig) -> dict[str, float]:
+    """Validation loss and exact match of the run's latest checkpoint (else of the model it would start from)."""
+    assert cfg.run_dir is not None
+    paths = RunPaths(Path(cfg.run_dir))
+    with Console(paths.log) as console:
+        packed = prepared_set(cfg, console)
+        tokenizer = load_tokenizer(cfg)
+        built = trained_model(cfg, tokenizer, start_machine(cfg))
+        console.say(f"model      {built.origin}")
+        with console.work("validation"):
+            scores = validate(built.model, packed, cfg)
+        if scores:
+            console.table("validation", ["", "loss"], [(name, f"{value:.4f}") for name, value in scores.items()])
+        _keep(paths.evaluation, "evaluate", {"model": built.origin, **scores})
+        return {**scores, **evaluate_model(built.model, cfg, tokenizer, console, paths=paths, when="evaluate")}
+
+
+def evaluate_model(
+    model: DecoderModel, cfg: SftConfig, tokenizer: ChatTokenizer, console: Console, *, paths: RunPaths, when: str
+) -> dict[str, float]:
+    """Exact match and answers to `eval.samples`, as far as the config asks for them; shown, and kept under `when`.
+
+    Returns `eval/exact_match` and `eval/exact_match/<task>`; empty without exact match.
+    """
+    asked = cfg.eval.exact_match.path
+    if asked is None and not cfg.eval.samples:
+        return {}
+    chat = Chat(as_transformers(model), tokenizer, cfg)
+    scores: dict[str, float] = {}
+    if asked is not None:
+        with console.work("exact match"):
+            result = _exact_match(chat, cfg, asked)
+        kept = _keep(paths.evaluation, when, _as_json(result))
+        _show_tasks(console, kept, when)
+        scores = {"eval/exact_match": result.average}
+        scores |= {f"eval/exact_match/{task}": score for task, score in result.tasks.items()}
+    if cfg.eval.samples:
+        answers = _sample_answers(chat, cfg)
+        _keep(paths.samples, when, answers)
+        for answer in answers:
+            console.say(f"{answer['prompt']}  ->  {' | '.join(answer['text'].splitlines())}")
+    return scores
+
+
+def _exact_match(chat: Chat, cfg: SftConfig, path: str) -> ExactMatchResult:
+    wanted = cfg.eval.exact_match
+    sampling = Sampling(wanted.max_new_tokens)
+    execute = load_tools(DEMO).execute if path == DEMO else None
+    return run_exact_match(load_items(path, wanted.max_items), lambda prompts: chat.answer(prompts, sampling), execute)
+
+
+def _sample_answers(chat: Chat, cfg: SftConfig) -> list[dict[str, str]]:
+    tools = load_tools(cfg.eval.tools)
+    prompts = [Prompt([{"role": "user", "content": text}], tools.definitions) for text in cfg.eval.samples]
+    talks = chat.converse(prompts, tools.execute, Sampling(cfg.eval.sample_tokens))
+    return [{"prompt": text, "text": as_text(talk)} for text, talk in zip(cfg.eval.samples, talks, strict=True)]
+
+
+def _as_json(result: ExactMatchResult) -> dict[str, Any]:
+    misses: dict[str, list[dict[str, Any]]] = {}
+    for transcript in result.transcripts:
+        if transcript.expected is not None:
+            misses.setdefault(transcript.task, []).append(asdict(transcript))
+    first = [miss for task in misses.values() for miss in task[:KEPT_MISSES]]
+    return {"tasks": result.tasks, "average": result.average, "misses": first}
+
+
+def _show_tasks(console: Console, kept: dict[str, Any], when: str) -> None:
+    """One line per task; a column for every moment that was evaluated."""
+    moments = [moment for moment in kept if "tasks" in kept[moment]]
+    lines = [(task, *(_percent(kept[moment]["tasks"].get(task)) for moment in moments)) for task in kept[when]["tasks"]]
+    average = ("average", *(_percent(kept[moment]["average"]) for moment in moments))
+    console.table("exact match on held-out conversations", ["task", *moments], [*lines, average])
+
+
+def _percent(score: float | None) -> str:
+    return "" if score is None else f"{score:.1%}"
+
+
+def _keep(path: Path, when: str, value: Any) -> dict[str, Any]:
+    """Put one moment into a JSON file; returns all of it. Objects of the same moment are merged."""
+    kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    kept[when] = {**kept.get(when, {}), **value} if isinstance(value, dict) else value
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+    return kept

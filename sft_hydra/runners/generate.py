@@ -1,0 +1,70 @@
+"""runner=generate: the run's model answers `generate.prompts`, the lines of `generate.prompt_file`, or you."""
+
+from pathlib import Path
+
+from sft_hydra.config.schema import SftConfig
+from sft_hydra.data.tokenizer import load_tokenizer
+from sft_hydra.errors import ConfigError
+from sft_hydra.evaluation.chat import Chat, Prompt, Sampling
+from sft_hydra.evaluation.given import Tools, load_tools, read_prompts
+from sft_hydra.models.build import as_transformers
+from sft_hydra.observe.console import Console
+from sft_hydra.paths import RunPaths
+from sft_hydra.records import Message
+from sft_hydra.runners.model import start_machine, trained_model
+from sft_hydra.runners.transcript import show
+
+
+def run(cfg: SftConfig) -> None:
+    """Answers from the run's latest checkpoint, else from the model that training would start with."""
+    assert cfg.run_dir is not None
+    wanted = cfg.generate
+    if not (wanted.prompts or wanted.prompt_file or wanted.interactive):
+        raise ConfigError(
+            "nothing to answer: give 'generate.prompts=[...]', generate.prompt_file=<file> or generate.interactive=true"
+        )
+    tools = load_tools(wanted.tools or cfg.eval.tools)
+    prompts = [_prompt([{"role": "user", "content": text}], cfg, tools) for text in wanted.prompts]
+    if wanted.prompt_file is not None:
+        prompts += [
+            _prompt(given.messages, cfg, Tools(given.tools) if given.tools else tools)
+            for given in read_prompts(wanted.prompt_file)
+        ]
+    with Console(RunPaths(Path(cfg.run_dir)).log) as console:
+        tokenizer = load_tokenizer(cfg)
+        built = trained_model(cfg, tokenizer, start_machine(cfg))
+        console.say(f"model      {built.origin}")
+        chat = Chat(as_transformers(built.model), tokenizer, cfg)
+        for prompt, talk in zip(prompts, chat.converse(prompts, tools.execute, _sampling(cfg)), strict=True):
+            console.say(f"\n> {prompt.messages[-1]['content']}", style="bold cyan")
+            show(console, talk)
+        if wanted.interactive:
+            _talk(console, chat, cfg, tools)
+
+
+def _talk(console: Console, chat: Chat, cfg: SftConfig, tools: Tools) -> None:
+    """One conversation with the person at the terminal, until an empty line or the end of input."""
+    console.say("An empty line ends the conversation.", style="dim")
+    messages: list[Message] = []
+    while text := _ask():
+        prompt = _prompt([*messages, {"role": "user", "content": text}], cfg, tools)
+        [talk] = chat.converse([prompt], tools.execute, _sampling(cfg))
+        show(console, talk)
+        messages = [*prompt.messages, *talk]
+
+
+def _ask() -> str:
+    try:
+        return input("> ").strip()
+    except (EOFError, KeyboardInterrupt):
+        return ""
+
+
+def _prompt(messages: list[Message], cfg: SftConfig, tools: Tools) -> Prompt:
+    if cfg.generate.system and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": cfg.generate.system}, *messages]
+    return Prompt(messages, tools.definitions, cfg.generate.thinking)
+
+
+def _sampling(cfg: SftConfig) -> Sampling:
+    return Sampling(cfg.generate.max_new_tokens, cfg.generate.temperature, cfg.generate.top_p)
