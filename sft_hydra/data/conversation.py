@@ -1,0 +1,131 @@
+"""From a parsed row to a checked Conversation, or to a reason why not: `to_conversation`.
+
+Invariant: what comes out has string contents, reasoning only where there is some, and tool calls of one shape with
+arguments as objects; what went in is not lost: a row that does not fit is RowError with a reason.
+"""
+
+import re
+from typing import Any
+
+import orjson
+
+from sft_hydra.config.schema_data import SourceConfig
+from sft_hydra.data.adapters import RowError, adapt
+from sft_hydra.records import Conversation, Message
+
+INLINE_REASONING = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+
+
+def to_conversation(row: Any, source: SourceConfig, name: str, origin: str) -> Conversation:
+    """The Conversation of a row. Raises RowError with reason `no_messages`, `format`, `role`, `content`, `tools`,
+    `tool_calls`, `tool_arguments`, `weight` or `unicode`."""
+    messages, tools = adapt(row, source)
+    if not isinstance(messages, list) or not messages:
+        raise RowError("no_messages", "no list of messages")
+    checked = [_message(message) for message in messages]
+    meta = row if isinstance(row, dict) else {}
+    return Conversation(checked, _tools(tools), origin, name, meta)
+
+
+def prune_nulls(value: Any) -> Any:
+    """`value` without the keys that are null: columnar files fill the union of all rows' keys with nulls."""
+    if isinstance(value, dict):
+        return {key: prune_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [prune_nulls(item) for item in value]
+    return value
+
+
+def _message(message: Any) -> Message:
+    if not isinstance(message, dict):
+        raise RowError("format", f"a message must be an object, not {type(message).__name__}")
+    role = message.get("role")
+    if not isinstance(role, str) or not role:
+        raise RowError("role", f"a message's role must be text, not {role!r}")
+    if role != "assistant" and type(message.get("content")) is str and None not in message.values():
+        return message
+    clean = {key: value for key, value in message.items() if value is not None}
+    if "content" in clean:
+        clean["content"] = _text(clean["content"], role)
+    elif role not in ("assistant", "system"):
+        raise RowError("content", f"a {role} message without content")
+    if role == "assistant":
+        _complete_assistant(clean)
+    return clean
+
+
+def _text(content: Any, role: str) -> str:
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list) and all(isinstance(part, dict) for part in content):
+        others = sorted({str(part.get("type")) for part in content if not isinstance(part.get("text"), str)})
+        if others:
+            raise RowError("content", f"content parts that are not text: {', '.join(others)}")
+        return "".join(part["text"] for part in content)
+    if role == "tool":  # results are often given as the object that the tool returned
+        return orjson.dumps(content).decode()
+    raise RowError("content", f"content of a {role} message must be text, not {type(content).__name__}")
+
+
+def _complete_assistant(message: Message) -> None:
+    content = message.setdefault("content", "")
+    reasoning = next((message.pop(key) for key in REASONING_KEYS if key in message), None)
+    if content.startswith("<think>") or content.lstrip().startswith("<think>"):
+        inline = INLINE_REASONING.match(content)
+        if inline and not (isinstance(reasoning, str) and reasoning.strip()):
+            reasoning = inline[1].strip("\n") or None
+            message["content"] = content[inline.end() :]
+    if isinstance(reasoning, str) and reasoning:  # blank is kept as empty: the row is one of a reasoning data set
+        message["reasoning_content"] = "" if reasoning.isspace() else reasoning
+    if "function_call" in message:  # the older form of OpenAI
+        message["tool_calls"] = [message.pop("function_call")]
+    if "tool_calls" in message:
+        calls = message["tool_calls"]
+        if not isinstance(calls, list):
+            raise RowError("tool_calls", f"tool_calls must be a list, not {type(calls).__name__}")
+        message["tool_calls"] = [_call(call) for call in calls]
+        if not calls:
+            del message["tool_calls"]
+    weight = message.get("weight", 1)
+    if weight not in (0, 1):
+        raise RowError("weight", f"a message's weight must be 0 or 1, not {weight!r}")
+
+
+def _call(call: Any) -> dict[str, Any]:
+    """`{"type": "function", "function": {"name", "arguments": object}}`, from that or the flat form."""
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise RowError("tool_calls", "a tool call needs a function with a name")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        arguments = _parse(arguments) if arguments.strip() else {}
+    elif arguments is None:
+        arguments = {}
+    if not isinstance(arguments, dict):
+        raise RowError("tool_arguments", f"arguments must be an object, not {type(arguments).__name__}")
+    if function is call:
+        outer: dict[str, Any] = {"id": call["id"]} if "id" in call else {}
+        return {**outer, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _tools(tools: Any) -> list[dict[str, Any]] | None:
+    if isinstance(tools, str):
+        tools = _parse(tools) if tools.strip() else None
+    if not tools:
+        return None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise RowError("tools", "tools must be a list of objects")
+    return [tool if "function" in tool or "name" not in tool else _wrap(tool) for tool in tools]
+
+
+def _wrap(tool: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
+
+
+def _parse(text: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except ValueError as problem:
+        raise RowError("tool_arguments", f"not JSON: {problem}") from None

@@ -1,0 +1,66 @@
+"""The rows that training sees, in order: `TrainRows(packed, cfg)[row]`.
+
+Invariant: row i of epoch e is a pure function of (seed, blend, e, i), so a run's data state is one integer. A source is
+an endless chain of shuffled passes over its packed rows; an epoch takes the next part of every chain.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sft_hydra.config.schema import SftConfig
+from sft_hydra.config.schema_data import RowOrder
+from sft_hydra.data.blend import plan_epoch
+from sft_hydra.data.shards import PackedSet
+from sft_hydra.data.splits import mix
+from sft_hydra.records import PackedRow
+
+
+class TrainRows:
+    """Endless training rows of a packed set. `rows_per_epoch`: how many make an epoch of the blend."""
+
+    def __init__(self, packed: PackedSet, cfg: SftConfig) -> None:
+        self.packed = packed
+        self.seed = cfg.seed
+        self.by_source = cfg.data.order is RowOrder.by_source
+        self.shares = plan_epoch(packed, cfg.data)
+        self.rows_per_epoch = sum(share.rows for share in self.shares)
+        of_source = packed.row_source("train")
+        self.members = [np.flatnonzero(of_source == index) for index in range(len(self.shares))]
+        self._epoch = lru_cache(maxsize=2)(self._make_epoch)
+        self._pass = lru_cache(maxsize=2 * len(self.shares))(self._make_pass)
+
+    def __getitem__(self, global_row: int) -> PackedRow:
+        """Row `global_row` since the start of training, counted over all epochs."""
+        epoch, inside = divmod(global_row, self.rows_per_epoch)
+        return self.packed.row("train", int(self._epoch(epoch)[inside]))
+
+    def indices(self, epoch: int) -> NDArray[np.int64]:
+        """Packed rows of an epoch in their order, (rows_per_epoch,)."""
+        return self._epoch(epoch)
+
+    def _make_epoch(self, epoch: int) -> NDArray[np.int64]:
+        parts = [self._chain(index, epoch * share.rows, share.rows) for index, share in enumerate(self.shares)]
+        rows = np.concatenate(parts)
+        return rows if self.by_source else rows[shuffled(len(rows), self.seed, len(self.shares), epoch)]
+
+    def _chain(self, source: int, start: int, count: int) -> NDArray[np.int64]:
+        size = len(self.members[source])
+        if not count:
+            return np.zeros(0, np.int64)
+        passes = range(start // size, (start + count - 1) // size + 1)
+        chain = np.concatenate([self._pass(source, number) for number in passes])
+        return chain[start - passes[0] * size :][:count]
+
+    def _make_pass(self, source: int, number: int) -> NDArray[np.int64]:
+        members = self.members[source]
+        return members[shuffled(len(members), self.seed, source, number)]
+
+
+def shuffled(count: int, *key: int) -> NDArray[np.int64]:
+    """A permutation of `count` that depends on the key alone, whatever the version of numpy."""
+    values = np.arange(count, dtype=np.uint64)
+    for part in key:
+        values = mix(values, part)
+    return np.argsort(values, kind="stable").astype(np.int64)

@@ -1,0 +1,156 @@
+"""Which conversations are not worth learning: `Filters.check` returns a reason or None.
+
+On by default: structure, tools, tools_missing. Each filter is one function of a Conversation; what it says is counted by
+its name and written beside the row's place.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import jsonschema
+import orjson
+
+from sft_hydra.config.schema_data import FilterConfig
+from sft_hydra.data.adapters import RowError
+from sft_hydra.errors import ConfigError
+from sft_hydra.records import Conversation, Message
+
+ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
+TOOL_CALL = "<tool_call>"
+TOOLS_HEADER = "# Tools"
+REPEATED_WORDS = 8  # a run of this many words...
+REPEATED_SHARE = 0.3  # ...that fills more than this share of an answer is pathological
+SHORT_ANSWER = 64  # answers of fewer words are never called repetitive
+
+
+class Filters:
+    """The filters that a config turns on, with compiled patterns and tool schemas."""
+
+    def __init__(self, config: FilterConfig) -> None:
+        self.config = config
+        try:
+            self.patterns = [re.compile(pattern) for pattern in config.patterns]
+        except re.error as problem:
+            raise ConfigError(
+                f"data.filters.patterns: {problem.pattern!r} is no regular expression ({problem})"
+            ) from None
+        self.validators: dict[bytes, Any] = {}
+
+    def check(self, conversation: Conversation) -> None:
+        """Raises RowError with the filter's name as its reason."""
+        config = self.config
+        if config.structure:
+            _check_structure(conversation)
+        if config.tools:
+            self._check_tools(conversation)
+        if config.tools_missing:
+            _check_tools_missing(conversation)
+        if config.equals:
+            _check_equals(conversation, config.equals)
+        if config.repetition:
+            _check_repetition(conversation)
+        for pattern in self.patterns:
+            for message in _answers(conversation):
+                for text in _texts(message):
+                    if found := pattern.search(text):
+                        raise RowError("patterns", f"{pattern.pattern!r} matches {found[0][:80]!r}")
+
+    def _check_tools(self, conversation: Conversation) -> None:
+        calls = [call for message in _answers(conversation) for call in message.get("tool_calls", ())]
+        if not calls:
+            return
+        known = {
+            tool.get("function", tool).get("name"): tool.get("function", tool) for tool in conversation.tools or ()
+        }
+        header = "" if known else "\n".join(str(message.get("content")) for message in conversation.messages[:1])
+        ids = [call["id"] for call in calls if call.get("id")]
+        for call in calls:
+            name = call["function"]["name"]
+            if known and name not in known:
+                raise RowError("tools", f"calls {name!r}, which is none of the tools {sorted(map(str, known))}")
+            if known:
+                self._check_arguments(known[name], call["function"]["arguments"])
+            elif name not in header:
+                raise RowError("tools", f"calls {name!r}, but the row has no tools and names none in its first message")
+        for message in conversation.messages:
+            refers = message.get("tool_call_id") if message["role"] == "tool" else None
+            if refers and len(ids) == len(calls) and refers not in ids:
+                raise RowError("tools", f"a result refers to call {refers!r}, which nobody made")
+
+    def _check_arguments(self, tool: dict[str, Any], arguments: dict[str, Any]) -> None:
+        validator = self._validator(tool.get("parameters"))
+        if validator is None:
+            return
+        try:
+            problem = next(validator.iter_errors(arguments), None)
+        except Exception:  # a schema that the library does not understand says nothing about the row
+            return
+        if problem is not None:
+            raise RowError("tools", f"arguments of {tool.get('name')!r}: {problem.message[:200]}")
+
+    def _validator(self, schema: Any) -> Any:
+        if not isinstance(schema, dict) or not schema:
+            return None
+        key = orjson.dumps(schema)
+        if key not in self.validators:
+            if len(self.validators) > 10_000:
+                self.validators.clear()
+            if "properties" not in schema and "type" not in schema:  # a bare map of properties
+                schema = {"type": "object", "properties": schema}
+            self.validators[key] = jsonschema.Draft202012Validator(schema)
+        return self.validators[key]
+
+
+def _answers(conversation: Conversation) -> Iterator[Message]:
+    return (message for message in conversation.messages if message["role"] == "assistant")
+
+
+def _texts(message: Message) -> Iterator[str]:
+    return (message[key] for key in ("content", "reasoning_content") if message.get(key))
+
+
+def _check_structure(conversation: Conversation) -> None:
+    roles = [message["role"] for message in conversation.messages]
+    unknown = sorted(set(roles) - ROLES)
+    if unknown:
+        raise RowError("structure", f"unknown roles {', '.join(unknown)}")
+    if "assistant" not in roles:
+        raise RowError("structure", "no assistant message to learn from")
+    try:
+        for message in conversation.messages:
+            content = message.get("content", "")
+            if not content.isascii():
+                content.encode()
+    except UnicodeEncodeError:
+        raise RowError("structure", "holds half a surrogate pair, which is no Unicode text") from None
+
+
+def _check_tools_missing(conversation: Conversation) -> None:
+    if conversation.tools or not any(
+        TOOL_CALL in text for message in _answers(conversation) for text in _texts(message)
+    ):
+        return
+    if not any(TOOLS_HEADER in str(message.get("content", "")) for message in conversation.messages):
+        raise RowError("tools_missing", f"{TOOL_CALL} in a message, but neither tools nor a `{TOOLS_HEADER}` header")
+
+
+def _check_equals(conversation: Conversation, equals: dict[str, str]) -> None:
+    for key, wanted in equals.items():
+        value = conversation.meta.get(key)
+        listed = value if isinstance(value, list) else [part.strip() for part in str(value).split(",")]
+        if value is None or (str(value) != wanted and wanted not in map(str, listed)):
+            raise RowError("equals", f"{key} is {value!r}, not {wanted!r}")
+
+
+def _check_repetition(conversation: Conversation) -> None:
+    for message in _answers(conversation):
+        for text in _texts(message):
+            words = text.split()
+            if len(words) < SHORT_ANSWER:
+                continue
+            runs = Counter(zip(*(words[start:] for start in range(REPEATED_WORDS)), strict=False))
+            run, count = runs.most_common(1)[0]
+            if count > 2 and count * REPEATED_WORDS > REPEATED_SHARE * len(words):
+                raise RowError("repetition", f"{' '.join(run)[:120]!r} occurs {count} times")

@@ -1,0 +1,124 @@
+"""Control-token text that users, tools or data sets wrote into contents: found, marked, and encoded as ordinary text.
+
+`Guard.mark` breaks every such text with a random word before the template sees it; `Guard.encode` takes the word out
+again and encodes what it marked as plain text, what the template itself printed as control tokens.
+Invariant: no id of a control token comes out of untrusted content; the text is what it was.
+"""
+
+import json
+import re
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from sft_hydra.data.adapters import RowError
+from sft_hydra.records import Conversation, Message
+
+WORD = f"g{secrets.token_hex(8)}"
+
+
+class Guard:
+    """For one tokenizer.json. In user, system and tool texts every added token is untrusted; in assistant texts those
+    marked special (`<think>` and `<tool_call>` are not, and mean there what the template means)."""
+
+    def __init__(self, file: Path) -> None:
+        spec = json.loads(file.read_text(encoding="utf-8"))
+        added = spec["added_tokens"]
+        self.added = {token["content"]: token for token in added if token["content"].strip()}
+        self.every = _Finder(list(self.added))
+        self.special = _Finder([text for text, token in self.added.items() if token["special"]])
+        self.file = file
+        self._ordinary: Tokenizer | None = None
+
+    def is_needed(self, conversation: Conversation) -> bool:
+        """True if a text of this row holds what would become a control token."""
+        found = False
+
+        def look(text: str, finder: "_Finder") -> str:
+            nonlocal found
+            found = found or finder.finds(text)
+            return text
+
+        for message in conversation.messages:
+            content = message.get("content")
+            finder = self.special if message["role"] == "assistant" else self.every
+            if type(content) is str and finder.finds(content):
+                return True
+            if len(message) > 2:
+                _map_message(message, finder, look)
+        for tool in conversation.tools or ():
+            _map(tool, lambda text: look(text, self.every))
+        return found
+
+    def mark(self, conversation: Conversation) -> Conversation:
+        """A copy whose control texts are broken by WORD."""
+        messages = [
+            _map_message(message, self.special if message["role"] == "assistant" else self.every, _break)
+            for message in conversation.messages
+        ]
+        tools = [_map(tool, lambda text: _break(text, self.every)) for tool in conversation.tools or ()]
+        return Conversation(messages, tools or None, conversation.origin, conversation.source, conversation.meta)
+
+    def encode(self, chunk: str) -> list[int]:
+        """Ids of a chunk of marked text. Raises RowError where the tokenizer cannot do it."""
+        ids: list[int] = []
+        position = 0
+        for match in self.every.pattern.finditer(chunk):
+            ids += self._encode_ordinary(chunk[position : match.start()])
+            ids.append(self.added[match[0]]["id"])
+            position = match.end()
+            if self.added[match[0]]["rstrip"]:
+                position += len(chunk) - position - len(chunk[position:].lstrip())
+        return ids + self._encode_ordinary(chunk[position:])
+
+    def _encode_ordinary(self, text: str) -> list[int]:
+        if not text:
+            return []
+        ids = self.ordinary.encode(text.replace(WORD, ""), add_special_tokens=False).ids
+        if not self.ids.isdisjoint(ids):
+            raise RowError("control_text", "holds a control token that this tokenizer cannot write as ordinary text")
+        return ids
+
+    @property
+    def ordinary(self) -> Tokenizer:
+        """The tokenizer without its added tokens."""
+        if self._ordinary is None:
+            spec = json.loads(self.file.read_text(encoding="utf-8"))
+            self.ids = {token["id"] for token in spec["added_tokens"]}
+            self._ordinary = Tokenizer.from_str(json.dumps({**spec, "added_tokens": [], "post_processor": None}))
+        return self._ordinary
+
+
+class _Finder:
+    """One pattern for many texts, with a cheap test first."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self.firsts = sorted({text[0] for text in texts})
+        self.pattern = re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)")
+
+    def finds(self, text: str) -> bool:
+        return any(first in text for first in self.firsts) and self.pattern.search(text) is not None
+
+
+def _break(text: str, finder: _Finder) -> str:
+    return finder.pattern.sub(lambda match: match[0][0] + WORD + match[0][1:], text)
+
+
+def _map(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {change(key): _map(item, change) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_map(item, change) for item in value]
+    return value
+
+
+def _map_message(message: Message, finder: _Finder, change: Callable[[str, _Finder], str]) -> Message:
+    return {
+        key: value if key == "role" else _map(value, lambda text: change(text, finder))
+        for key, value in message.items()
+    }

@@ -1,0 +1,89 @@
+"""Second half of a shard's work: a spool and its rows' splits -> packed Parquet shards (`pack_shard`).
+
+Invariant: the only place where the mask is rolled: stored[j] = trained(j + 1) inside each sequence, its last 0.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sft_hydra.data.pack import pack
+from sft_hydra.data.plan import Plan, ShardPlan
+from sft_hydra.data.shards import SPLITS, PackedColumns, ShardWriter, checksum
+from sft_hydra.data.spool import Spool, read_spool
+
+WINDOW_TOKENS = 32 << 20  # sequences are packed this many tokens at a time, so that memory stays bounded
+
+
+def pack_shard(plan: Plan, shard: ShardPlan, spool_folder: Path, splits: NDArray[np.int8], folder: Path) -> list[Any]:
+    """Write the shard's rows of each split. `splits` (rows,): index into SPLITS, or -1 for a row left out.
+    Returns metadata entries with the row index under `index`."""
+    spool = read_spool(spool_folder)
+    starts = np.cumsum(spool.lengths) - spool.lengths
+    of_sequence = splits[spool.row_of] if len(spool.row_of) else np.zeros(0, np.int8)
+    entries = []
+    for number, split in enumerate(SPLITS):
+        chosen = np.flatnonzero(of_sequence == number)
+        if len(chosen):
+            path = folder / split / f"shard_{shard.number:06d}.parquet"
+            index = _write(plan, shard, spool, chosen, starts, path)
+            entries.append(
+                {
+                    "file": f"{split}/{path.name}",
+                    "split": split,
+                    "source": shard.source,
+                    "rows": len(index),
+                    "sequences": len(chosen),
+                    "tokens": int(index[:, 0].sum()),
+                    "trained_tokens": int(index[:, 1].sum()),
+                    "bytes": path.stat().st_size,
+                    "sha256": checksum(path),
+                    "index": index,
+                }
+            )
+    return entries
+
+
+def _write(
+    plan: Plan, shard: ShardPlan, spool: Spool, chosen: NDArray[np.int64], starts: NDArray[np.int64], path: Path
+) -> NDArray[np.int64]:
+    writer = ShardWriter(path)
+    window = np.cumsum(spool.lengths[chosen]) // WINDOW_TOKENS
+    parts = []
+    for sequences in np.split(chosen, np.flatnonzero(np.diff(window)) + 1):
+        bins = pack(spool.lengths[sequences], plan.seq_length, plan.data.packing, plan.seed)
+        order = sequences[np.concatenate([np.array(members) for members in bins])]
+        columns = gather(spool, order, np.array([len(members) for members in bins]), starts, shard.source)
+        writer.write(columns)
+        trained = np.concatenate([[0], np.cumsum(columns.loss_mask, dtype=np.int64)])[columns.token_offsets]
+        tokens = np.diff(columns.token_offsets).astype(np.int64)
+        parts.append(np.stack([tokens, np.diff(trained), np.full(len(tokens), shard.source)], axis=1))
+    writer.close()
+    return np.concatenate(parts)
+
+
+def gather(
+    spool: Spool, order: NDArray[np.int64], sizes: NDArray[np.int64], starts: NDArray[np.int64], source: int
+) -> PackedColumns:
+    """The sequences in `order`, `sizes[b]` of them in packed row b, with the mask rolled left inside each."""
+    lengths = spool.lengths[order]
+    slices = [slice(a, a + n) for a, n in zip(starts[order].tolist(), lengths.tolist(), strict=True)]
+    ids = np.concatenate([spool.input_ids[part] for part in slices])
+    mask = np.concatenate([spool.loss_mask[part] for part in slices])
+    ends = np.cumsum(lengths)
+    rolled = np.empty_like(mask)
+    rolled[:-1] = mask[1:]
+    rolled[ends - 1] = 0
+    sequence_offsets = np.concatenate([[0], np.cumsum(sizes)])
+    token_offsets = np.concatenate([[0], ends])[sequence_offsets]
+    seq_start = (ends - lengths) - np.repeat(token_offsets[:-1], sizes)
+    return PackedColumns(
+        ids,
+        rolled,
+        seq_start.astype(np.int32),
+        np.full(len(order), source, np.int16),
+        token_offsets.astype(np.int32),
+        sequence_offsets.astype(np.int32),
+    )

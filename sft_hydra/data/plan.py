@@ -1,0 +1,210 @@
+"""What a preparation will do, decided before any work: sources, files, row ranges of every shard, and the content key.
+
+Invariant: the plan depends on the config and on the bytes of the inputs, never on workers, machines or time. The key is
+made of all that can change a token; weights, epochs and order are not in it, because they only choose among packed rows.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from sft_hydra.config.schema import SftConfig
+from sft_hydra.config.schema_data import DataConfig
+from sft_hydra.data.shards import FORMAT_VERSION
+from sft_hydra.data.sources import (
+    Bad,
+    InputFile,
+    Source,
+    count_rows,
+    files_of,
+    identity_of,
+    line_offsets,
+    read_rows,
+    sources_of,
+)
+from sft_hydra.data.tokenizer import ChatTokenizer
+from sft_hydra.errors import ConfigError
+
+ROWS_ONLY = ("weight", "epochs")  # of a source: they choose among packed rows
+NOT_IN_KEY = {
+    *("name", "path", "valid_path", "blend", "sources", "packed_dir", "trust_foreign", "prepare", "force"),
+    *("num_workers", "max_bad_rows", "order"),
+}
+SHARD_BYTES = 32 << 20
+ROWS_PER_SHARD = 50_000  # where bytes say little: hub data sets and the demo
+
+
+@dataclass(frozen=True, slots=True)
+class RowRange:
+    """Rows first..stop of one file. `offset`: byte where row `first` starts, 0 where that cannot be told."""
+
+    file: InputFile
+    first: int
+    stop: int
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """The unit of work: some ranges of one source. `number` names its files and is its place in the set."""
+
+    number: int
+    source: int
+    ranges: tuple[RowRange, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(part.stop - part.first for part in self.ranges)
+
+
+@dataclass(slots=True)
+class Plan:
+    """Everything a worker needs to know; it crosses process borders."""
+
+    key: str
+    sources: list[Source]
+    shards: list[ShardPlan]
+    data: DataConfig
+    seq_length: int
+    seed: int
+    tokenizer_folder: Path
+    template: str | None
+    template_kwargs: dict[str, Any]
+    library: str = "tokenizers"
+    now: str = ""  # ISO time that templates see as the present
+    inputs: list[dict[str, Any]] = field(default_factory=list)  # per file: source, path, identity
+
+    @property
+    def total_rows(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+
+def check_splits(data: DataConfig) -> None:
+    """Raises ConfigError unless the ratios are a partition."""
+    ratios = [data.split.train, data.split.valid, data.split.test]
+    if min(ratios) < 0 or abs(sum(ratios) - 1) > 1e-6 or data.split.train == 0:
+        raise ConfigError(
+            f"data.split: train={ratios[0]}, valid={ratios[1]}, test={ratios[2]} must be 0 or more, train above 0, "
+            f"and add up to 1 (they add up to {sum(ratios):g})"
+        )
+
+
+def content_key(
+    cfg: SftConfig, tokenizer: ChatTokenizer
+) -> tuple[str, list[Source], list[list[InputFile]], list[dict[str, Any]]]:
+    """The key of the packed set that `cfg` asks for, with its sources, their files, and a record of every input.
+    Reads all input bytes once. Raises ConfigError or DataError."""
+    check_splits(cfg.data)
+    sources = sources_of(cfg.data)
+    files = [files_of(source) for source in sources]
+    inputs = [
+        {"source": source.name, "path": file.path, "identity": identity_of(file, source)}
+        for source, listed in zip(sources, files, strict=True)
+        for file in listed
+    ]
+    said = {
+        "format": FORMAT_VERSION,
+        "tokenizer": tokenizer.fingerprint,
+        "special_tokens": tokenizer.special_tokens,
+        "template_kwargs": tokenizer.template_kwargs,
+        "seq_length": cfg.seq_length,
+        "seed": cfg.seed,
+        "data": {key: value for key, value in asdict(cfg.data).items() if key not in NOT_IN_KEY},
+        "sources": [_said(source) for source in sources],
+        "inputs": [{"source": entry["source"], "identity": entry["identity"]} for entry in inputs],
+    }
+    text = json.dumps(said, sort_keys=True, default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:16], sources, files, inputs
+
+
+def make_plan(cfg: SftConfig, tokenizer: ChatTokenizer, library: str, now: str) -> Plan:
+    """The whole plan. Reads all input bytes."""
+    key, sources, files, inputs = content_key(cfg, tokenizer)
+    shards: list[ShardPlan] = []
+    for index, (source, listed) in enumerate(zip(sources, files, strict=True)):
+        for ranges in _shard_ranges(source, listed, cfg.data):
+            shards.append(ShardPlan(len(shards), index, ranges))
+    return Plan(
+        key,
+        sources,
+        shards,
+        cfg.data,
+        cfg.seq_length,
+        cfg.seed,
+        tokenizer.folder,
+        tokenizer.template,
+        tokenizer.template_kwargs,
+        library,
+        now,
+        inputs,
+    )
+
+
+def _said(source: Source) -> dict[str, Any]:
+    options = {key: value for key, value in asdict(source.config).items() if key not in (*ROWS_ONLY, "path")}
+    return {"name": source.name, "only": source.only, **options}
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else str(value)
+
+
+def _shard_ranges(source: Source, files: list[InputFile], data: DataConfig) -> list[tuple[RowRange, ...]]:
+    """The source's rows cut into `data.num_shards` parts of equal rows (null: about 32 MiB of input each)."""
+    counts = _limit(source, files, [count_rows(file, source) for file in files], data.sample)
+    total = sum(counts)
+    wanted = data.num_shards or max(_size(files) // SHARD_BYTES, 1)
+    if data.num_shards is None and files[0].kind in ("hub", "demo"):
+        wanted = max(total // ROWS_PER_SHARD, 1)
+    wanted = min(wanted, max(total, 1))
+    edges = [round(total * part / wanted) for part in range(wanted + 1)]
+    parts: list[list[RowRange]] = [[] for _ in range(wanted)]
+    start = 0
+    for file, count in zip(files, counts, strict=True):
+        cuts = [
+            (part, max(a, start) - start, min(b, start + count) - start) for part, (a, b) in enumerate(pairwise(edges))
+        ]
+        cuts = [(part, first, stop) for part, first, stop in cuts if first < stop]
+        offsets = line_offsets(file, [first for _, first, _ in cuts])
+        for (part, first, stop), offset in zip(cuts, offsets, strict=True):
+            parts[part].append(RowRange(file, first, stop, offset))
+        start += count
+    return [tuple(ranges) for ranges in parts]
+
+
+def _limit(source: Source, files: list[InputFile], counts: list[int], sample: int | None) -> list[int]:
+    """Row counts cut to the first `sample` rows; blank lines do not count as rows."""
+    if sample is None:
+        return counts
+    left, limited = sample, []
+    for file, count in zip(files, counts, strict=True):
+        stop = 0
+        for number, _ in read_rows(file, source, 0, count) if left else ():
+            stop, left = number + 1, left - 1
+            if not left:
+                break
+        limited.append(stop)
+    return limited
+
+
+def first_rows(plan_sources: list[Source], files: list[list[InputFile]], count: int) -> list[Any]:
+    """The first parsed rows of every source."""
+    found: list[Any] = []
+    for source, listed in zip(plan_sources, files, strict=True):
+        rows = (row for _, row in read_rows(listed[0], source, 0, count))
+        found += [row for row in rows if not isinstance(row, Bad)]
+    return found
+
+
+def _size(files: list[InputFile]) -> int:
+    """Bytes of the input, unpacked as far as one can guess."""
+    total = 0
+    for file in files:
+        if file.kind not in ("hub", "demo"):
+            size = Path(file.path).stat().st_size
+            total += size * (4 if file.path.endswith((".gz", ".zst", ".parquet")) else 1)
+    return total

@@ -1,0 +1,253 @@
+"""What a chat template does, learned once by rendering small conversations: `learn(template) -> Habits`.
+
+Owns the choice of marks: the first marking under which every probe's marked text is its plain text, and each assistant's
+words lie in its own marks and in nobody else's. A template for which none is found is rendered by prefixes (`marked`
+is False), and one that cannot even render a question and an answer is an error here, not a dropped row later.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from sft_hydra.data.shape import shape_message
+from sft_hydra.data.template import ChatTemplate, Scan
+from sft_hydra.errors import DataError
+from sft_hydra.records import Message
+
+KEEP_REASONING = {"truncate_history_thinking": False, "clear_thinking": False, "preserve_thinking": True}
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "fnq",
+            "description": "Dq1",
+            "parameters": {"type": "object", "properties": {"kq": {"type": "string"}}, "required": ["kq"]},
+        },
+    }
+]
+
+
+@dataclass(slots=True)
+class Habits:
+    """How a template wants messages, and what it prints around them."""
+
+    content_parts: bool = False  # wants [{"type": "text", "text": ...}] instead of a string
+    text_arguments: bool = False  # wants a tool call's arguments as a JSON string
+    reasoning_field: str | None = None  # the key it reads reasoning from; "" = inline in the content; None = not at all
+    renders_calls: bool = False
+    keeps_reasoning: bool = False  # earlier reasoning stays when asked to
+    marked: bool = False
+    stable: bool = True  # a turn without reasoning reads the same once later user turns exist
+    stable_calls: bool = True  # the same for turns with tool calls
+    prompts: dict[tuple[bool, str], str] = field(default_factory=dict)  # (thinking, role before) -> generation prompt
+    headers: set[str] = field(default_factory=set)  # texts seen between a turn's start and its first word
+    call_stop: str = ""  # what a call's turn prints only when it is the last one
+    closings: list[str] = field(default_factory=list)  # texts after a turn's last word
+
+
+def learn(template: ChatTemplate) -> Habits:
+    """Probe a template. Raises DataError when it cannot render a question with its answer."""
+    habits = Habits()
+    _learn_contents(template, habits)
+    _learn_arguments(template, habits)
+    _learn_reasoning(template, habits)
+    for marking in template.markings():
+        template.mark(marking)
+        habits.prompts, habits.headers, habits.call_stop = {}, set(), ""
+        if _marks_fit(template, habits):
+            habits.marked = True
+            break
+    _learn_history(template, habits)
+    _learn_closings(template, habits)
+    return habits
+
+
+def user(number: int) -> Message:
+    return {"role": "user", "content": f"Quser{number}"}
+
+
+def assistant(number: int, **more: Any) -> Message:
+    return {"role": "assistant", "content": f"Qasst{number}", **more}
+
+
+def caller(content: str) -> Message:
+    function = {"name": "fnq", "arguments": {"kq": "vq7"}}
+    call = {"id": "call00001", "type": "function", "function": function}
+    return {"role": "assistant", "content": content, "tool_calls": [call]}
+
+
+RESULT: Message = {"role": "tool", "content": "Qtool1", "tool_call_id": "call00001", "name": "fnq"}
+SYSTEM: Message = {"role": "system", "content": "Qsyst1"}
+
+
+def _render(
+    template: ChatTemplate, habits: Habits, messages: list[Message], thinking: bool = False, prompt: bool = False
+) -> str | None:
+    """The text, or None where the template refuses such a conversation."""
+    shaped = [shape_message(message, habits) for message in messages]
+    try:
+        return template.render(shaped, _tools(messages), thinking, prompt)
+    except Exception:  # a template may raise whatever its expressions raise
+        return None
+
+
+def _tools(messages: list[Message]) -> list[Any] | None:
+    return TOOLS if any("tool_calls" in message for message in messages) else None
+
+
+def _learn_contents(template: ChatTemplate, habits: Habits) -> None:
+    problem: object = "the answer is not in its output"
+    for habits.content_parts in (False, True):
+        shaped = [shape_message(message, habits) for message in (user(1), assistant(1))]
+        try:
+            text = template.render(shaped, None, False)
+        except Exception as raised:  # a template may raise whatever its expressions raise
+            problem = raised
+            continue
+        if "Quser1" in text and "Qasst1" in text and "'type'" not in text:
+            return
+    raise DataError(f"tokenizer.chat_template: cannot render a question and its answer ({problem})")
+
+
+def _learn_arguments(template: ChatTemplate, habits: Habits) -> None:
+    for habits.text_arguments in (False, True):
+        text = _render(template, habits, [user(1), caller("")])
+        if text is not None and "vq7" in text and "{'kq'" not in text:
+            habits.renders_calls = True
+            return
+    habits.text_arguments = False
+
+
+def _learn_reasoning(template: ChatTemplate, habits: Habits) -> None:
+    for name in ("reasoning_content", "thinking", "reasoning", ""):
+        habits.reasoning_field = name
+        text = _render(template, habits, [user(1), assistant(1, reasoning_content="Qreas1")], thinking=True)
+        if text is not None and "Qreas1" in text and "Qasst1" in text:
+            return
+    habits.reasoning_field = None
+
+
+def _probes() -> Iterator[list[Message]]:
+    yield [user(1), assistant(1), user(2), assistant(2)]
+    yield [SYSTEM, user(1), assistant(1)]
+    yield [SYSTEM, user(1), assistant(1), user(2)]
+    yield [user(1)]
+    yield [user(1), assistant(1)]
+    yield [user(1), caller("")]
+    yield [user(1), caller(""), RESULT]
+    yield [user(1), caller("Qasst1"), RESULT]
+    yield [user(1), caller("Qasst1"), RESULT, assistant(2)]
+    yield [user(1), caller("Qasst1"), RESULT, assistant(2), user(2), assistant(3)]
+    yield [user(1), assistant(1, reasoning_content="Qreas1")]
+
+
+def _marks_fit(template: ChatTemplate, habits: Habits) -> bool:
+    """True if every probe is rendered as without marks and each turn found; learns what stands around turns."""
+    located = 0
+    last_call = ""
+    for messages in _probes():
+        shaped = [shape_message(message, habits) for message in messages]
+        for thinking in (False, True):
+            plain = _render(template, habits, messages, thinking)
+            if plain is None:
+                continue
+            scan = template.scan(shaped, _tools(messages), thinking)
+            if scan.text != plain or not _turns_fit(scan, messages, habits):
+                return False
+            if not _learn_prompt(template, habits, messages, thinking):
+                return False
+            located += sum(message["role"] == "assistant" for message in messages)
+            last_call = _learn_call_stop(scan, messages, habits, last_call)
+    return located > 0
+
+
+def _turns_fit(scan: Scan, messages: list[Message], habits: Habits) -> bool:
+    for index, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        inside = "".join(scan.text[a:b] for a, b in scan.segments.get(index, ()))
+        if not _is_own(message, inside, messages, scan.text):
+            return False
+        header, word, _ = inside.partition(message["content"] or "\0")
+        if word and "reasoning_content" not in message:
+            habits.headers.add(header)
+    return True
+
+
+def _learn_call_stop(scan: Scan, messages: list[Message], habits: Habits, last_call: str) -> str:
+    """Compare how a call's turn ends as the last one and with a result after it. Returns the text of the last one."""
+    call = next((index for index, message in enumerate(messages) if "tool_calls" in message), None)
+    if call is None or call not in scan.segments:
+        return last_call
+    text = scan.text[slice(*scan.segments[call][0])]
+    if call == len(messages) - 1:
+        return text
+    if last_call.startswith(text):
+        habits.call_stop = last_call[len(text) :]
+    return last_call
+
+
+def _is_own(message: Message, inside: str, messages: list[Message], text: str) -> bool:
+    """The assistant's words are in its own marks, and no other message's are."""
+    content = message["content"]
+    if (content in text and content not in inside) or (content not in text and "tool_calls" not in message):
+        return False
+    return not any(other["content"] and other["content"] in inside for other in messages if other is not message)
+
+
+def _learn_prompt(template: ChatTemplate, habits: Habits, messages: list[Message], thinking: bool) -> bool:
+    plain = _render(template, habits, messages, thinking, prompt=True)
+    if plain is None:
+        return True
+    shaped = [shape_message(message, habits) for message in messages]
+    scan = template.scan(shaped, _tools(messages), thinking, prompt=True)
+    if messages[-1]["role"] != "assistant":
+        habits.prompts.setdefault((thinking, messages[-1]["role"]), scan.text[scan.tail :])
+    return scan.text == plain
+
+
+def _learn_history(template: ChatTemplate, habits: Habits) -> None:
+    """Does a turn read the same as the last one and as history? And is earlier reasoning kept when asked to be?"""
+
+    def is_stable(first: list[Message]) -> bool:
+        early = _render(template, habits, first)
+        late = _render(template, habits, [*first, user(2), assistant(3)])
+        return early is None or late is None or late.startswith(early)
+
+    habits.stable = is_stable([user(1), assistant(1)]) and is_stable([SYSTEM, user(1), assistant(1)])
+    habits.stable_calls = is_stable([user(1), caller(""), RESULT, assistant(2)]) and is_stable(
+        [user(1), caller("Qasst1"), RESULT, assistant(2)]
+    )
+    thought = [user(1), assistant(1, reasoning_content="Qreas1"), user(2), assistant(2, reasoning_content="Qreas2")]
+    before = dict(template.variables)
+    template.variables.update(KEEP_REASONING, chat_template_kwargs=KEEP_REASONING)
+    text = _render(template, habits, thought, thinking=True) or ""
+    template.variables.clear()
+    template.variables.update(before)
+    habits.keeps_reasoning = "Qreas1" in text and "Qreas2" in text
+
+
+def _learn_closings(template: ChatTemplate, habits: Habits) -> None:
+    plain = _render(template, habits, [user(1), assistant(1)])
+    call = _render(template, habits, [user(1), caller("")]) if habits.renders_calls else None
+    habits.closings = [text.rpartition(word)[2] for text, word in ((plain, "Qasst1"), (call, "vq7")) if text]
+
+
+def common_prefix(texts: list[str]) -> str:
+    """What all texts begin with."""
+    low, high = min(texts), max(texts)
+    length = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+    return low[:length]
+
+
+def tag_edge(text: str) -> str:
+    """`text` without a tag that it opens and does not close: two texts may agree by chance on how a tag begins."""
+    opened = text.rfind("<")
+    return text[:opened] if opened > text.rfind(">") else text
+
+
+def control_texts(closing: str, tokens: list[str]) -> list[str]:
+    """The control tokens in a closing text, in order."""
+    pattern = "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True))
+    return re.findall(pattern, closing) if pattern else []

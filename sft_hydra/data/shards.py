@@ -1,0 +1,224 @@
+"""Packed format v1 on disk: `ShardWriter` writes one Parquet shard, `PackedSet` reads a folder of them.
+
+    <folder>/{train,valid,test}/shard_<i>.parquet    input_ids, loss_mask, seq_start_id, source_id; row groups of 64
+    <folder>/{train,valid,test}/rows.npy             (rows, 3) int64: tokens, trained tokens, source of each packed row
+    <folder>/rejects.jsonl                           what was left out, where from, and why
+    <folder>/metadata.json                           written last: a folder without it is not a packed set
+
+Invariant: only files that metadata.json names are read. Its first three columns are what Megatron-Bridge's reader takes.
+"""
+
+import hashlib
+import json
+import os
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import parquet
+
+from sft_hydra.errors import DataError, MissingPackedDataError
+from sft_hydra.records import PackedRow
+
+FORMAT_VERSION = 1
+SPLITS = ("train", "valid", "test")
+ROW_GROUP = 64
+CACHED_GROUPS = 256
+SCHEMA = pa.schema(
+    [
+        ("input_ids", pa.list_(pa.int32())),
+        ("loss_mask", pa.list_(pa.uint8())),
+        ("seq_start_id", pa.list_(pa.int32())),
+        ("source_id", pa.list_(pa.int16())),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedColumns:
+    """Rows end to end. `token_offsets` (rows + 1,) cuts ids and mask, `sequence_offsets` (rows + 1,) cuts the starts."""
+
+    input_ids: NDArray[np.int32]
+    loss_mask: NDArray[np.uint8]
+    seq_start_id: NDArray[np.int32]
+    source_id: NDArray[np.int16]
+    token_offsets: NDArray[np.int32]
+    sequence_offsets: NDArray[np.int32]
+
+    def table(self) -> pa.Table:
+        def lists(values: Any, offsets: Any) -> pa.ListArray:
+            return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values))
+
+        tokens, sequences = self.token_offsets, self.sequence_offsets
+        return pa.table(
+            [
+                lists(self.input_ids, tokens),
+                lists(self.loss_mask, tokens),
+                lists(self.seq_start_id, sequences),
+                lists(self.source_id, sequences),
+            ],
+            schema=SCHEMA,
+        )
+
+
+class ShardWriter:
+    """Writes one shard to `path`: under another name until `close`, so that a file with its right name is whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.temporary = path.with_suffix(".tmp")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.writer = parquet.ParquetWriter(
+            self.temporary,
+            SCHEMA,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=["loss_mask.list.element"],
+            column_encoding={"input_ids.list.element": "BYTE_STREAM_SPLIT"},
+            write_statistics=False,
+        )
+
+    def write(self, columns: PackedColumns) -> None:
+        self.writer.write_table(columns.table(), row_group_size=ROW_GROUP)
+
+    def close(self) -> None:
+        self.writer.close()
+        publish(self.temporary, self.path)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Make a finished file durable, then give it its name."""
+    with open(temporary, "rb") as stream:
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+class PackedSet:
+    """A folder of packed rows. Open it with `PackedSet.open`."""
+
+    def __init__(self, folder: Path, metadata: dict[str, Any], rows: dict[str, NDArray[np.int64]]) -> None:
+        self.folder = folder
+        self.metadata = metadata
+        self.sources: list[str] = [source["name"] for source in metadata["sources"]]
+        self._rows = rows
+        self._shards = {split: [s for s in metadata["shards"] if s["split"] == split] for split in SPLITS}
+        self._firsts = {
+            split: np.cumsum([0, *(shard["rows"] for shard in shards)]) for split, shards in self._shards.items()
+        }
+        self._files: dict[str, tuple[parquet.ParquetFile, NDArray[np.int64]]] = {}
+        self._groups: OrderedDict[tuple[str, int], PackedColumns] = OrderedDict()
+
+    @classmethod
+    def open(cls, folder: Path | str, trust_foreign: bool = False) -> "PackedSet":
+        """The packed set in a folder. `trust_foreign`: without metadata.json, take its Parquet files as they are.
+        Raises MissingPackedDataError or DataError."""
+        folder = Path(folder)
+        path = folder / "metadata.json"
+        if not path.is_file():
+            if trust_foreign:
+                from sft_hydra.data.foreign import read_foreign
+
+                return cls(folder, *read_foreign(folder))
+            raise MissingPackedDataError(f"{folder}: no packed set (no metadata.json)")
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+        if metadata.get("format_version") != FORMAT_VERSION:
+            raise DataError(
+                f"{path}: format version {metadata.get('format_version')}, this version reads {FORMAT_VERSION}"
+            )
+        missing = [s["file"] for s in metadata["shards"] if not (folder / s["file"]).is_file()]
+        missing += [
+            s["file"] for s in metadata["shards"] if s["file"] not in missing and _size(folder, s) != s["bytes"]
+        ]
+        if missing:
+            raise DataError(
+                f"{folder}: shards missing or cut off: {', '.join(missing[:5])}. Prepare again with data.force=true"
+            )
+        rows = {}
+        for split in SPLITS:
+            index = folder / split / "rows.npy"
+            rows[split] = np.load(index, allow_pickle=False) if index.is_file() else np.zeros((0, 3), np.int64)
+        return cls(folder, metadata, rows)
+
+    def num_rows(self, split: str) -> int:
+        return int(self._firsts[split][-1])
+
+    def row_tokens(self, split: str) -> NDArray[np.int64]:
+        """Tokens of each packed row, (rows,)."""
+        return self._rows[split][:, 0]
+
+    def row_trained(self, split: str) -> NDArray[np.int64]:
+        """Trained tokens of each packed row, (rows,)."""
+        return self._rows[split][:, 1]
+
+    def row_source(self, split: str) -> NDArray[np.int64]:
+        """Index into `sources` of each packed row, (rows,)."""
+        return self._rows[split][:, 2]
+
+    def row(self, split: str, index: int) -> PackedRow:
+        """Packed row `index` of a split. Raises IndexError beyond the last."""
+        if not 0 <= index < self.num_rows(split):
+            raise IndexError(f"{split} row {index} of {self.num_rows(split)}")
+        number = int(np.searchsorted(self._firsts[split], index, side="right")) - 1
+        columns, inside = self._group(self._shards[split][number]["file"], index - int(self._firsts[split][number]))
+        a, b = columns.token_offsets[inside : inside + 2]
+        c, d = columns.sequence_offsets[inside : inside + 2]
+        return PackedRow(
+            columns.input_ids[a:b], columns.loss_mask[a:b], columns.seq_start_id[c:d], columns.source_id[c:d]
+        )
+
+    def verify(self) -> list[str]:
+        """Files whose checksum is not the one in the metadata."""
+        return [s["file"] for s in self.metadata["shards"] if checksum(self.folder / s["file"]) != s["sha256"]]
+
+    def _group(self, name: str, row: int) -> tuple[PackedColumns, int]:
+        if name not in self._files:
+            file = parquet.ParquetFile(self.folder / name)
+            sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+            self._files[name] = file, np.cumsum([0, *sizes])
+        file, firsts = self._files[name]
+        group = int(np.searchsorted(firsts, row, side="right")) - 1
+        key = (name, group)
+        if key in self._groups:
+            self._groups.move_to_end(key)
+        else:
+            self._groups[key] = columns_of(file.read_row_group(group))
+            if len(self._groups) > CACHED_GROUPS:
+                self._groups.popitem(last=False)
+        return self._groups[key], row - int(firsts[group])
+
+
+def checksum(path: Path) -> str:
+    """sha256 of a file."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _size(folder: Path, shard: dict[str, Any]) -> int:
+    return (folder / shard["file"]).stat().st_size
+
+
+def columns_of(table: pa.Table) -> PackedColumns:
+    """A Parquet table as arrays. A foreign one may lack starts (then a row is one sequence) and sources (then 0)."""
+
+    def lists(name: str, kind: Any) -> tuple[Any, Any]:
+        column = table.column(name).combine_chunks()
+        chunk = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+        offsets = chunk.offsets.to_numpy().astype(np.int32)
+        values = chunk.values.to_numpy(zero_copy_only=False).astype(kind, copy=False)
+        return values[offsets[0] : offsets[-1]], offsets - offsets[0]
+
+    ids, tokens = lists("input_ids", np.int32)
+    mask, _ = lists("loss_mask", np.uint8)
+    if "seq_start_id" in table.column_names:
+        starts, sequences = lists("seq_start_id", np.int32)
+    else:
+        starts, sequences = np.zeros(table.num_rows, np.int32), np.arange(table.num_rows + 1, dtype=np.int32)
+    if "source_id" in table.column_names:
+        sources = lists("source_id", np.int16)[0]
+    else:
+        sources = np.zeros(len(starts), np.int16)
+    return PackedColumns(ids, mask, starts, sources, tokens, sequences)

@@ -1,0 +1,312 @@
+"""Where rows come from: the sources of a config, their files, and the rows of any range of a file, one by one.
+
+Invariant: a row keeps its place (`file:line`); a line that is no JSON is a Bad row, never the end of the run.
+"""
+
+import gzip
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+
+from sft_hydra.config.schema_data import DataConfig, SourceConfig
+from sft_hydra.data.conversation import prune_nulls
+from sft_hydra.errors import ConfigError, DataError
+
+LINES = (".jsonl", ".json", ".ndjson")
+PACKED = (".gz", ".zst")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A named source. `only`: the one split that all its rows go to (`valid` for a separate validation file)."""
+
+    name: str
+    config: SourceConfig
+    only: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """One file, hub data set or demo part of a source; `kind` is lines, array, parquet, hub or demo."""
+
+    path: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """A line that could not be parsed, and why."""
+
+    problem: str
+
+
+def sources_of(data: DataConfig) -> list[Source]:
+    """The sources that `data.path`, else `data.blend`, else `data.sources` name. Raises ConfigError if there are none."""
+    if data.path:
+        found = [Source(Path(data.path).name.split(".")[0] or "data", SourceConfig(path=data.path))]
+        if data.valid_path:
+            found.append(Source("valid", SourceConfig(path=data.valid_path), only="valid"))
+        return found
+    if data.blend:
+        return _read_blend(Path(data.blend).expanduser())
+    found = [Source(name, config) for name, config in data.sources.items()]
+    problems = [f"data.sources.{source.name}.path: missing" for source in found if not source.config.path]
+    if not found:
+        problems = [
+            "no data: give data=jsonl data.path=<file>, data=blend data.blend=<file> or data.sources.<name>.path"
+        ]
+    if problems:
+        raise ConfigError(*problems)
+    return found
+
+
+def _read_blend(path: Path) -> list[Source]:
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["datasets"]
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise ConfigError(f'data.blend={path}: not a JSON file {{"datasets": [...]}} ({problem!r})') from None
+    known = set(SourceConfig.__dataclass_fields__)
+    problems, found = [], []
+    for number, entry in enumerate(entries):
+        options = {key: value for key, value in entry.items() if key != "name"}
+        unknown = sorted(set(options) - known)
+        if unknown:
+            problems.append(
+                f"{path}: datasets[{number}] has unknown keys {', '.join(unknown)}; known: {', '.join(sorted(known))}"
+            )
+            continue
+        if not entry.get("name") or not entry.get("path"):
+            problems.append(f"{path}: datasets[{number}] needs `name` and `path`")
+        found.append(Source(str(entry.get("name")), SourceConfig(**options)))
+    names = [source.name for source in found]
+    problems += [
+        f"{path}: the name {name!r} is given twice" for name in sorted({n for n in names if names.count(n) > 1})
+    ]
+    if problems:
+        raise ConfigError(*problems)
+    return found
+
+
+def files_of(source: Source) -> list[InputFile]:
+    """The files of a source, sorted by path. Raises DataError when there are none."""
+    path = str(source.config.path)
+    if path.startswith("demo:"):
+        return [InputFile(path, "demo")]
+    local = Path(path).expanduser()
+    if local.is_dir() and not (source.config.split or source.config.subset):
+        found = sorted(file for file in local.rglob("*") if file.is_file() and _kind(file))
+    elif local.is_file():
+        found = [local]
+    elif any(sign in path for sign in "*?["):
+        base = Path(local.anchor) if local.is_absolute() else Path()
+        found = sorted(file for file in base.glob(str(local.relative_to(local.anchor))) if file.is_file())
+    elif local.is_dir() or HUB_ID.fullmatch(path) or path.startswith("hf://"):
+        return [InputFile(path.removeprefix("hf://"), "hub")]
+    else:
+        found = []
+    if not found:
+        raise DataError(f"source {source.name}: nothing found at {path} (a file, folder, glob, hub id or demo:<part>)")
+    problems = [
+        f"source {source.name}: {file} is no .jsonl, .json or .parquet (also .gz, .zst)"
+        for file in found
+        if not _kind(file)
+    ]
+    if problems:
+        raise DataError(*problems)
+    return [InputFile(str(file), _kind(file) or "") for file in found]
+
+
+def _kind(file: Path) -> str | None:
+    suffixes = [suffix.lower() for suffix in file.suffixes if suffix.lower() not in PACKED]
+    last = suffixes[-1] if suffixes else ""
+    if last == ".parquet":
+        return "parquet"
+    if last not in LINES:
+        return None
+    if last == ".json":
+        with open_bytes(file) as stream:
+            start = stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
+        return "array" if start.startswith(b"[") and not _is_one_line_list(file) else "lines"
+    return "lines"
+
+
+def _is_one_line_list(file: Path) -> bool:
+    """A .json file whose every line is a list of messages (JSON lines all the same)."""
+    with open_bytes(file) as stream:
+        lines = [line for line in islice(stream, 3) if line.strip()]
+    try:
+        return all(isinstance(orjson.loads(line), list) for line in lines) and len(lines) > 1
+    except ValueError:
+        return False
+
+
+@contextmanager
+def open_bytes(file: Path | str) -> Iterator[IO[bytes]]:
+    """A file's bytes, unpacked if it is .gz or .zst. Raises DataError if it cannot be read."""
+    name = str(file).lower()
+    try:
+        if name.endswith(".gz"):
+            with gzip.open(file, "rb") as stream:
+                yield stream  # type: ignore[misc]
+        elif name.endswith(".zst"):
+            import pyarrow
+
+            with pyarrow.OSFile(str(file)) as raw, pyarrow.CompressedInputStream(raw, "zstd") as unpacked:
+                yield io.BufferedReader(unpacked, 1 << 20)
+        else:
+            with open(file, "rb", buffering=1 << 20) as stream:
+                yield stream
+    except (OSError, EOFError) as problem:
+        raise DataError(f"{file}: cannot be read ({problem})") from None
+
+
+def identity_of(file: InputFile, source: Source) -> str:
+    """What tells whether the content of an input changed: sha256 of its bytes; for a hub data set its fingerprint."""
+    if file.kind == "demo":
+        from sft_hydra.demo import conversations
+
+        folder = Path(conversations.__file__).parent
+        code = b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))
+        return hashlib.sha256(code).hexdigest()
+    if file.kind == "hub":
+        return str(_hub(file.path, source.config)._fingerprint)
+    try:
+        with open(file.path, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as problem:
+        raise DataError(f"source {source.name}: {file.path}: cannot be read ({problem.strerror})") from None
+
+
+def count_rows(file: InputFile, source: Source) -> int:
+    """Rows of a file; for JSON lines the number of lines, blank ones too."""
+    if file.kind == "parquet":
+        return int(_parquet(file.path).metadata.num_rows)
+    if file.kind == "hub":
+        return len(_hub(file.path, source.config))
+    if file.kind in ("array", "demo"):
+        return sum(1 for _ in read_rows(file, source, 0, None))
+    count, last = 0, b"\n"
+    with open_bytes(file.path) as stream:
+        while block := stream.read(1 << 22):
+            count += block.count(b"\n")
+            last = block[-1:]
+    return count + (last != b"\n")
+
+
+def line_offsets(file: InputFile, rows: list[int]) -> list[int]:
+    """Byte offsets at which these rows (ascending) of a plain file of lines start; zeros for every other kind of file."""
+    if file.kind != "lines" or file.path.endswith(PACKED) or not any(rows):
+        return [0] * len(rows)
+    offsets: list[int] = []
+    seen = position = 0
+    with open_bytes(file.path) as stream:
+        while block := stream.read(1 << 22):
+            inside, lines = -1, block.count(b"\n")
+            counted = seen
+            while len(offsets) < len(rows) and rows[len(offsets)] <= seen + lines:
+                while counted < rows[len(offsets)]:
+                    inside = block.index(b"\n", inside + 1)
+                    counted += 1
+                offsets.append(position + inside + 1)
+            seen, position = seen + lines, position + len(block)
+    return offsets
+
+
+def read_rows(
+    file: InputFile, source: Source, first: int, stop: int | None, offset: int = 0
+) -> Iterator[tuple[int, Any]]:
+    """(row number from 0, parsed row or Bad) of rows first..stop; blank lines of JSON lines are left out. `offset`: the
+    byte where row `first` of a file of lines starts (0: not known)."""
+    if file.kind == "lines":
+        yield from _read_lines(file.path, first, stop, offset)
+    elif file.kind == "parquet":
+        yield from _read_parquet(file.path, first, stop)
+    else:
+        rows: Any
+        if file.kind == "demo":
+            from sft_hydra.demo import conversations
+
+            rows = islice(conversations.rows(file.path.removeprefix("demo:")), first, stop)
+        elif file.kind == "hub":
+            data = _hub(file.path, source.config)
+            rows = (prune_nulls(data[index]) for index in range(first, len(data) if stop is None else stop))
+        else:
+            rows = islice(_read_array(file.path), first, stop)
+        yield from enumerate(rows, first)
+
+
+def _read_lines(path: str, first: int, stop: int | None, offset: int) -> Iterator[tuple[int, Any]]:
+    with open_bytes(path) as stream:
+        if offset:
+            stream.seek(offset)
+        skipped = 0 if offset else first
+        lines = islice(stream, skipped, None if stop is None else stop - first + skipped)
+        for number, line in enumerate(lines, first):
+            if number == 0:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            try:
+                yield number, orjson.loads(line)
+            except ValueError as problem:
+                if line.strip():
+                    yield number, _parse_slowly(line, problem)
+
+
+def _parse_slowly(line: bytes, problem: ValueError) -> Any:
+    """The standard library also takes NaN and lone surrogates, which occur in fields that do not matter."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return Bad(str(problem))
+
+
+def _read_array(path: str) -> list[Any]:
+    with open_bytes(path) as stream:
+        try:
+            return list(json.loads(stream.read()))
+        except ValueError as problem:
+            raise DataError(f"{path}: not a JSON array ({problem})") from None
+
+
+def _parquet(path: str) -> Any:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        return parquet.ParquetFile(path)
+    except (OSError, pyarrow.ArrowException) as problem:
+        raise DataError(f"{path}: cannot be read as Parquet ({problem})") from None
+
+
+def _read_parquet(path: str, first: int, stop: int | None) -> Iterator[tuple[int, Any]]:
+    table = _parquet(path)
+    number = 0
+    for group in range(table.metadata.num_row_groups):
+        size = table.metadata.row_group(group).num_rows
+        if number + size <= first or (stop is not None and number >= stop):
+            number += size
+            continue
+        for batch in table.iter_batches(batch_size=512, row_groups=[group]):
+            if number + batch.num_rows > first and (stop is None or number < stop):
+                for offset, row in enumerate(batch.to_pylist(), number):
+                    if offset >= first and (stop is None or offset < stop):
+                        yield offset, prune_nulls(row)
+            number += batch.num_rows
+
+
+def _hub(path: str, config: SourceConfig) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(path, config.subset, split=config.split or "train")
+    except Exception as problem:  # network, unknown id, unknown split: the library has many kinds
+        raise DataError(f"{path}: cannot be loaded ({type(problem).__name__}: {problem})") from None

@@ -1,0 +1,200 @@
+"""A chat template that says which text belongs to which message: `ChatTemplate.render` and `ChatTemplate.scan`.
+
+The template's own syntax tree is edited once: both ends of a message loop's body get a mark, printed only when the loop
+variable is one of the row's messages. One render then tells every turn of a conversation, in any template.
+Invariant: marked text without its marks is the plain text; content cannot forge a mark (a random number per process).
+"""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from jinja2 import Template, TemplateError, nodes
+
+from sft_hydra.data.sandbox import make_environment
+from sft_hydra.records import Message
+
+NONCE = f"\x1f{secrets.token_hex(8)}"
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """A rendered text, the ranges of it that each message (by index) printed, and where the last mark stood."""
+
+    text: str
+    segments: dict[int, list[Span]]
+    tail: int
+
+
+@dataclass(frozen=True, slots=True)
+class Marking:
+    """Which loops are marked: their numbers in the order of the source (None: all); `assigned`: also what follows
+    `{% set message = messages[i] %}`."""
+
+    loops: frozenset[int] | None
+    assigned: bool
+
+
+class ChatTemplate:
+    """A template compiled twice: as it is, and with marks. `variables` are the tokenizer's special tokens and the user's
+    `template_kwargs`; `now` answers `strftime_now`."""
+
+    def __init__(self, source: str, variables: dict[str, Any], now: datetime) -> None:
+        self.source = source
+        self.variables = variables
+        self.environment = make_environment(lambda: now)
+        self.environment.filters["open_mark"] = lambda value: self._mark("o", value)
+        self.environment.filters["close_mark"] = lambda value: self._mark("c", value)
+        self.indices: dict[int, int] = {}  # id(message) -> its index, for the render that is going on
+        self.plain = self.environment.from_string(source)
+        self.marked: Template | None = None
+
+    def render(
+        self, messages: Sequence[Message], tools: Sequence[Any] | None, thinking: bool, prompt: bool = False
+    ) -> str:
+        """The text as a server renders it; `prompt` adds the generation prompt. Raises jinja2.TemplateError or what
+        the template's expressions raise."""
+        return self.plain.render(self._context(messages, tools, thinking, prompt))
+
+    def scan(
+        self, messages: Sequence[Message], tools: Sequence[Any] | None, thinking: bool, prompt: bool = False
+    ) -> Scan:
+        """`render`, and the ranges of every message. Needs `mark` to have been called."""
+        assert self.marked is not None
+        self.indices = {id(message): index for index, message in enumerate(messages)}
+        try:
+            raw = self.marked.render(self._context(messages, tools, thinking, prompt))
+        finally:
+            self.indices = {}
+        return _split_marks(raw)
+
+    def mark(self, marking: Marking) -> None:
+        """Compile the marked version with these marks."""
+        tree = self.environment.parse(self.source)
+        _Marker(marking).visit(tree)
+        tree.set_environment(self.environment)
+        code = self.environment.compile(tree)
+        self.marked = Template.from_code(self.environment, code, self.environment.make_globals(None))
+
+    def markings(self) -> list[Marking]:
+        """All ways of marking worth a try, simplest first: one loop (the largest body is nearly always the one over the
+        messages), then all loops, then the same with indexed messages too."""
+        sizes = _Marker(Marking(frozenset(), False)).visit(self.environment.parse(self.source))
+        order = sorted(range(len(sizes)), key=lambda number: -sizes[number])
+        choices = [frozenset({number}) for number in order] + [None]
+        return [Marking(loops, assigned) for assigned in (False, True) for loops in choices]
+
+    def literals(self) -> set[str]:
+        """Texts that the template compares, searches or splits contents with: a content that holds one of them may
+        change how its message is rendered."""
+        found: set[str] = set()
+        tree = self.environment.parse(self.source)
+        for compare in tree.find_all(nodes.Compare):
+            if any(operand.op in ("in", "notin") for operand in compare.ops):
+                found |= {const.value for const in compare.find_all(nodes.Const) if isinstance(const.value, str)}
+        for call in tree.find_all((nodes.Call, nodes.Filter)):
+            given = call.args if isinstance(call, nodes.Call | nodes.Filter) else []
+            arguments = [argument for argument in given if isinstance(argument, nodes.Const)]
+            found |= {const.value for const in arguments if isinstance(const.value, str)}
+        return {text for text in found if text.strip()}
+
+    def _context(
+        self, messages: Sequence[Message], tools: Sequence[Any] | None, thinking: bool, prompt: bool
+    ) -> dict[str, Any]:
+        return {
+            "enable_thinking": thinking,
+            "thinking": thinking,
+            **self.variables,
+            "chat_template_kwargs": {"enable_thinking": thinking, **self.variables.get("chat_template_kwargs", {})},
+            "messages": messages,
+            "tools": tools,
+            "add_generation_prompt": prompt,
+        }
+
+    def _mark(self, kind: str, value: Any) -> str:
+        index = self.indices.get(id(value))
+        return "" if index is None else f"{NONCE}{kind}{index};"
+
+
+class _Marker:
+    """Edits a syntax tree in place; `visit` returns the size of every `for` body, in the order of the source."""
+
+    def __init__(self, marking: Marking) -> None:
+        self.marking = marking
+        self.sizes: list[int] = []
+
+    def visit(self, tree: nodes.Template) -> list[int]:
+        tree.body = self._walk(tree.body)
+        return self.sizes
+
+    def _walk(self, body: list[Any]) -> list[Any]:
+        out: list[Any] = []
+        closing: list[nodes.Node] = []
+        for statement in body:
+            for field in ("body", "else_"):
+                if isinstance(getattr(statement, field, None), list):
+                    setattr(statement, field, self._walk(getattr(statement, field)))
+            for branch in getattr(statement, "elif_", ()):
+                branch.body = self._walk(branch.body)
+            if isinstance(statement, nodes.For) and isinstance(statement.target, nodes.Name):
+                self._visit_loop(statement, statement.target)
+            out.append(statement)
+            if self.marking.assigned and _takes_item(statement):
+                out.append(_print_filter(statement.target, "open_mark"))
+                closing.insert(0, _print_filter(statement.target, "close_mark"))
+        return out + closing
+
+    def _visit_loop(self, loop: nodes.For, target: nodes.Name) -> None:
+        number = len(self.sizes)
+        self.sizes.append(sum(1 for _ in loop.find_all(nodes.Node)))
+        if self.marking.loops is None or number in self.marking.loops:
+            loop.body = [_print_filter(target, "open_mark"), *loop.body, _print_filter(target, "close_mark")]
+
+
+def _takes_item(statement: nodes.Node) -> bool:
+    return (
+        isinstance(statement, nodes.Assign)
+        and isinstance(statement.target, nodes.Name)
+        and isinstance(statement.node, nodes.Getitem)
+    )
+
+
+def _print_filter(target: Any, name: str) -> nodes.Output:
+    value = nodes.Name(target.name, "load")
+    return nodes.Output([nodes.Filter(value, name, [], [], None, None)], lineno=target.lineno)
+
+
+def _split_marks(raw: str) -> Scan:
+    """Take the marks out. A message's ranges are what stands between its marks and not between another's inside."""
+    first, *pieces = raw.split(NONCE)
+    out, position, tail = [first], len(first), 0
+    stack: list[int] = []
+    segments: dict[int, list[Span]] = {}
+    for piece in pieces:
+        mark, _, literal = piece.partition(";")
+        index = int(mark[1:])
+        if mark[0] == "o":
+            stack.append(index)
+        elif index in stack:
+            while stack.pop() != index:
+                pass
+        tail = position
+        if literal:
+            out.append(literal)
+            position += len(literal)
+            if stack:
+                _extend(segments.setdefault(stack[-1], []), tail, position)
+    return Scan("".join(out), segments, tail)
+
+
+def _extend(spans: list[Span], start: int, stop: int) -> None:
+    if spans and spans[-1][1] == start:
+        spans[-1] = (spans[-1][0], stop)
+    else:
+        spans.append((start, stop))
+
+
+__all__ = ["ChatTemplate", "Marking", "Scan", "Span", "TemplateError"]

@@ -1,0 +1,183 @@
+"""The tokenizer of a run with its chat template: `load_tokenizer(cfg)` finds the files, `ChatTokenizer` answers for them.
+
+Invariant: the template text held here is the very one that prepares data, prompts the model and goes into the export.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from sft_hydra.config.schema import SftConfig
+from sft_hydra.errors import ConfigError, DataError
+
+BUNDLED = Path(__file__).resolve().parent.parent / "demo" / "tokenizer"
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
+TEMPLATE_FILE = "chat_template.jinja"
+
+
+class ChatTokenizer:
+    """`tokenizer.json` and its companions in `folder`, and the template text in use (None: contents as they are)."""
+
+    def __init__(self, folder: Path, template: str | None, template_kwargs: dict[str, Any] | None = None) -> None:
+        self.folder = folder
+        self.template = template
+        self.template_kwargs = dict(template_kwargs or {})
+        self.file = folder / "tokenizer.json"
+        try:
+            self.backend = Tokenizer.from_file(str(self.file))
+        except Exception as problem:  # the library raises bare exceptions
+            raise DataError(f"{self.file}: cannot be read as a tokenizer ({problem})") from None
+        self.config = _read_json(folder / "tokenizer_config.json")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over the bytes of tokenizer.json and of the template."""
+        digest = hashlib.sha256(self.file.read_bytes())
+        digest.update(b"\0template\0" + (self.template or "").encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def special_tokens(self) -> dict[str, str]:
+        """What the tokenizer's config names: `bos_token`, `eos_token`, `pad_token`, `unk_token`, ... (template variables)."""
+        said = {**_read_json(self.folder / "special_tokens_map.json"), **self.config}
+        named = {key: _token_text(value) for key, value in said.items() if key.endswith("_token")}
+        return {key: text for key, text in named.items() if text is not None}
+
+    @cached_property
+    def added_tokens(self) -> dict[int, tuple[str, bool]]:
+        """id -> (text, special) of every token that is found in text before the tokenizer's own rules."""
+        return {id_: (token.content, token.special) for id_, token in self.backend.get_added_tokens_decoder().items()}
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """Number of ids, added tokens included: a model's embedding needs at least so many rows."""
+        return max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    @property
+    def eos_id(self) -> int | None:
+        return self._special_id("eos_token")
+
+    @property
+    def bos_id(self) -> int | None:
+        return self._special_id("bos_token")
+
+    @property
+    def pad_id(self) -> int | None:
+        return self._special_id("pad_token")
+
+    @cached_property
+    def end_of_turn_ids(self) -> list[int]:
+        """Tokens that close an assistant turn, found by rendering one; without a template, the tokenizer's eos."""
+        from sft_hydra.data.render import Renderer
+
+        texts = Renderer.of(self).end_of_turn_texts(sorted({text for text, special in self.added_tokens.values()}))
+        ids = [id_ for text in texts if (id_ := self.backend.token_to_id(text)) is not None]
+        if not ids and self.template is None and self.eos_id is not None:
+            ids = [self.eos_id]
+        return ids
+
+    @property
+    def bos_prefix(self) -> list[int]:
+        """What the tokenizer itself puts before a text (a BOS, or nothing); templates print their own."""
+        return self.backend.encode("", add_special_tokens=True).ids if self.bos_id is not None else []
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a rendered text; control tokens in it are recognised, nothing is put before or after it."""
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: list[int]) -> str:
+        return self.backend.decode(ids, skip_special_tokens=False)
+
+    def save_files(self, folder: Path) -> None:
+        """Copy the tokenizer's files and write the template in use as `chat_template.jinja`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            if (self.folder / name).is_file():
+                shutil.copyfile(self.folder / name, folder / name)
+        config = {key: value for key, value in self.config.items() if key != "chat_template"}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        if self.template is not None:
+            (folder / TEMPLATE_FILE).write_text(self.template)
+
+    def _special_id(self, key: str) -> int | None:
+        text = self.special_tokens.get(key)
+        return None if text is None else self.backend.token_to_id(text)
+
+
+def load_tokenizer(cfg: SftConfig) -> ChatTokenizer:
+    """The tokenizer of `tokenizer.path` (else of `model.path`, else the bundled one) with the template of
+    `tokenizer.chat_template`. Raises ConfigError or DataError saying which file is missing where."""
+    path = cfg.tokenizer.path or cfg.model.path or "demo"
+    folder = BUNDLED if path == "demo" else _folder_of(path, cfg.model.revision if path == cfg.model.path else None)
+    if not (folder / "tokenizer.json").is_file():
+        raise DataError(
+            f"tokenizer.path={path}: no tokenizer.json in {folder}. Older formats become one by "
+            "`AutoTokenizer.from_pretrained(...).save_pretrained(folder)` of transformers."
+        )
+    return ChatTokenizer(folder, _template_of(cfg.tokenizer.chat_template, folder), cfg.tokenizer.template_kwargs)
+
+
+def _folder_of(path: str, revision: str | None) -> Path:
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+        raise ConfigError(f"tokenizer.path={path}: no such folder (and not a hub id of the form owner/name)")
+    from huggingface_hub import snapshot_download
+
+    patterns = [*FILES, TEMPLATE_FILE, "config.json"]
+    try:
+        return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
+    except Exception as problem:  # network, permission, unknown id: all told the same way
+        raise DataError(f"tokenizer.path={path}: neither a folder nor to be had from the hub ({problem})") from None
+
+
+def _template_of(choice: str | None, folder: Path) -> str | None:
+    if choice is None:
+        return None
+    if choice == "default":
+        return _own_template(folder)
+    if any(sign in choice for sign in ("{{", "{%", "\n")):
+        return choice
+    path = Path(choice).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"tokenizer.chat_template={choice}: no such file (`default`, null, a path or a Jinja text)")
+    return path.read_text(encoding="utf-8")
+
+
+def _own_template(folder: Path) -> str:
+    if (folder / TEMPLATE_FILE).is_file():
+        return (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
+    found = _read_json(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(found, list):  # several, each with a name
+        found = {entry["name"]: entry["template"] for entry in found}.get("default")
+    if not isinstance(found, str):
+        raise DataError(
+            f"{folder}: this tokenizer brings no chat template. Give one with tokenizer.chat_template=<file or Jinja text>, "
+            "or null for texts that are rendered already."
+        )
+    return found
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _token_text(value: Any) -> str | None:
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
