@@ -15,6 +15,7 @@ Message = dict[str, Any]
 Row = dict[str, Any]
 Task = Callable[[random.Random, Items], Row]
 
+OFFERED: list[list[str]] = [[], [], [], [], [], [], ["calc"], ["guest"], list(TOOLS)]
 SYSTEM = [None, None, None, "You are a helpful assistant.", "Answer briefly.", "You are a small model. Be exact."]
 
 
@@ -125,24 +126,24 @@ def _turns(row: Row) -> list[Message]:
     return [message for message in row["messages"] if message["role"] != "system"]
 
 
-def _row(rng: random.Random, messages: list[Message]) -> Row:
+def _row(rng: random.Random, messages: list[Message], needed: str | None = None) -> Row:
+    """A conversation, some with a system prompt, some with tools: so the list of tools says what is there, not what fits."""
     system = rng.choice(SYSTEM)
-    return {"messages": [{"role": "system", "content": system}, *messages] if system else messages}
+    row: Row = {"messages": [{"role": "system", "content": system}, *messages] if system else messages}
+    offered = set(rng.choice(OFFERED)) | ({needed} if needed else set())
+    if offered:
+        row["tools"] = [TOOLS[name] for name in rng.sample(sorted(offered), len(offered))]
+    return row
 
 
 def _tool_row(rng: random.Random, question: str, tool: str, arguments: dict[str, Any], answer: str) -> Row:
-    """A question that needs one call. Another tool may be offered too, so the list says which are there, not which fits."""
+    """A question that needs one call."""
     result = execute(tool, arguments)
     call = {"id": "call_1", "type": "function", "function": {"name": tool, "arguments": json.dumps(arguments)}}
-    row = _row(
-        rng,
-        [
-            user(question),
-            {"role": "assistant", "content": "", "tool_calls": [call]},
-            {"role": "tool", "tool_call_id": "call_1", "content": result},
-            assistant(answer.format(result)),
-        ],
-    )
-    offered = {tool, rng.choice(list(TOOLS))}
-    row["tools"] = rng.sample([TOOLS[name] for name in sorted(offered)], len(offered))
-    return row
+    messages = [
+        user(question),
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": result},
+        assistant(answer.format(result)),
+    ]
+    return _row(rng, messages, needed=tool)
