@@ -32,7 +32,7 @@ def build_metadata(
         source["token_share"] = source["tokens"] / everything
     return {
         "format_version": FORMAT_VERSION,
-        "key": plan.key,
+        "content_key": plan.key,
         "pack_size": plan.seq_length,
         "algorithm": plan.data.packing.value,
         "efficiency": per_split["train"]["efficiency"],

@@ -81,7 +81,7 @@ def prepare(cfg: SftConfig, on_progress: OnProgress | None = None) -> PackedSet:
     with _lock(folder):
         if not cfg.data.force:
             packed = _open(folder, cfg)
-            if packed is not None and packed.metadata.get("key") == key:
+            if packed is not None and packed.metadata.get("content_key") == key:
                 return packed
         _make(cfg, tokenizer, folder, on_progress)
     return PackedSet.open(folder)
@@ -146,7 +146,7 @@ def _is_stale(packed: PackedSet, cfg: SftConfig, tokenizer: ChatTokenizer) -> bo
         wanted = {file.path for source in sources_of(cfg.data) for file in files_of(source)}
     except DataError:  # the inputs are elsewhere: the packed set stands for itself
         return False
-    return bool(recorded & wanted) and content_key(cfg, tokenizer)[0] != packed.metadata["key"]
+    return bool(recorded & wanted) and content_key(cfg, tokenizer)[0] != packed.metadata["content_key"]
 
 
 def _folder(cfg: SftConfig, key: str) -> Path:

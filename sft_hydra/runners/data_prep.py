@@ -1,0 +1,100 @@
+"""runner=data_prep: make the packed set, with progress that a person can follow and a table per source at the end."""
+
+from pathlib import Path
+
+from sft_hydra.config.schema import SftConfig
+from sft_hydra.data.blend import plan_epoch
+from sft_hydra.data.prepare import Progress, obtain, prepare
+from sft_hydra.data.shards import PackedSet
+from sft_hydra.observe.console import Console, Work
+from sft_hydra.paths import RunPaths
+
+COLUMNS = ("source", "rows", "kept", "rejected", "tokens", "trained", "p50", "p95", "longest", "packs", "blend")
+
+
+def run(cfg: SftConfig) -> None:
+    """Prepare what `data` asks for, or say that it is there already."""
+    assert cfg.run_dir is not None
+    with Console(RunPaths(Path(cfg.run_dir)).log) as console:
+        with console.work("preparing data") as work:
+            packed = prepare(cfg, lambda progress: _show(work, progress))
+        _tell(console, cfg, packed)
+
+
+def prepared_set(cfg: SftConfig, console: Console) -> PackedSet:
+    """The packed set of a run that needs one: found, or made with progress on `console`. Raises UserError kinds."""
+    with console.work("preparing data") as work:
+        made: list[Progress] = []
+
+        def show(progress: Progress) -> None:
+            made.append(progress)
+            _show(work, progress)
+
+        packed = obtain(cfg, show)
+    if made:
+        _tell(console, cfg, packed)
+    else:
+        console.say(f"data: {packed.folder} (prepared before)")
+    return packed
+
+
+def _show(work: Work, now: Progress) -> None:
+    if now.stage == "pack":
+        work.update(now.shards, now.total_shards, f"packing, shard {now.shards} of {now.total_shards}")
+        return
+    work.update(
+        now.rows,
+        now.total_rows,
+        f"{now.rows:,} of {now.total_rows:,} rows, {now.tokens / 1e6:.1f}M tokens, "
+        f"{now.tokens_per_second / 1e6:.2f}M tokens/s, {now.rejected:,} rejected",
+    )
+
+
+def _tell(console: Console, cfg: SftConfig, packed: PackedSet) -> None:
+    meta = packed.metadata
+    shares = {share.name: share.token_share for share in plan_epoch(packed, cfg.data)}
+    rows = [
+        [
+            source["name"],
+            f"{source['rows']:,}",
+            f"{source['kept']:,}",
+            ", ".join(f"{count:,} {reason}" for reason, count in source["rejects"].items()) or "0",
+            f"{source['tokens']:,}",
+            f"{source['trained_tokens'] / max(source['tokens'], 1):.0%}",
+            *(f"{source['lengths'].get(key, 0):,}" for key in ("p50", "p95", "p100")),
+            f"{source['packed_rows']:,}",
+            f"{shares[source['name']]:.1%}",
+        ]
+        for source in meta["sources"]
+    ]
+    console.table("data", COLUMNS, rows)
+    for line in notes(packed):
+        console.say(line)
+    seconds = meta["timings"]["total_seconds"]
+    splits = ", ".join(f"{split} {packed.num_rows(split):,}" for split in ("train", "valid", "test"))
+    console.say(
+        f"{splits} rows of {meta['pack_size']:,} tokens, {meta['efficiency']:.2%} full, {meta['tokens'] / 1e6:.1f}M tokens "
+        f"with {meta['tokenizer']['library']} in {seconds:.1f} s: {packed.folder}"
+    )
+
+
+def notes(packed: PackedSet) -> list[str]:
+    """What a person should know about this set beyond its figures, a line each."""
+    found = []
+    for source in packed.metadata["sources"]:
+        name = source["name"]
+        if source["rejected"]:
+            found.append(f"{name}: {source['rejected']:,} rows left out, each with its reason in {packed.folder}/rejects.jsonl")
+        if source["truncated"]:
+            found.append(f"{name}: {source['truncated']:,} sequences were cut off, their last turn has no end of turn")
+        if source["cut_at_turn"]:
+            found.append(f"{name}: {source['cut_at_turn']:,} long sequences end at the last turn that fits")
+        if source["dropped_sequences"]:
+            found.append(f"{name}: {source['dropped_sequences']:,} sequences of kept rows did not fit")
+        if source["bare_headers"]:
+            found.append(
+                f"{name}: {source['bare_headers']:,} turns do not start as the serving prompt does; only their header is masked"
+            )
+        if source["guarded"]:
+            found.append(f"{name}: control-token text in {source['guarded']:,} sequences was encoded as ordinary text")
+    return found
