@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from sft_hydra.config.schema_data import SourceConfig
-from sft_hydra.data.adapters import Rejected
+from sft_hydra.data.adapters import RowError
 from sft_hydra.data.conversation import to_conversation
 from sft_hydra.data.sources import Bad, Source, files_of, read_rows
 from sft_hydra.demo import calculator
@@ -86,5 +86,5 @@ def _rows(path: str, key: str) -> Iterator[tuple[str, Any]]:
 def _conversation(row: Any, origin: str, key: str) -> Conversation:
     try:
         return to_conversation(row, SourceConfig(format="openai"), key, origin)
-    except Rejected as problem:
+    except RowError as problem:
         raise DataError(f"{key}: {origin}: {problem}") from None
