@@ -24,7 +24,8 @@ class Console:
     """Prints to the terminal and to the run's log. `log=None`: terminal only. `speak=False`: nothing at all."""
 
     def __init__(self, log: Path | None = None, *, speak: bool = True) -> None:
-        self._screen = RichConsole(quiet=not speak, highlight=False, soft_wrap=not sys.stdout.isatty())
+        width = None if sys.stdout.isatty() else LOG_WIDTH
+        self._screen = RichConsole(quiet=not speak, highlight=False, width=width, soft_wrap=width is not None)
         self._file = None
         if log is not None and speak:
             log.parent.mkdir(parents=True, exist_ok=True)
