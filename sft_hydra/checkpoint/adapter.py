@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from sft_hydra.config.schema import LoraConfig
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.lora import LoraLinear
+from sft_hydra.models.names import disk_rows, rows_to_disk
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -21,7 +22,9 @@ def write_adapter(model: DecoderModel, lora: LoraConfig, base: str, folder: Path
     tensors = {}
     for name, layer in layers.items():
         tensors[f"{PREFIX}{name}.lora_A.weight"] = layer.lora_A.detach().cpu().contiguous()
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = layer.lora_B.detach().cpu().contiguous()
+        rows = disk_rows(model.config, f"{name}.lora_B")
+        lora_B = layer.lora_B.detach().cpu()
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = lora_B.contiguous() if rows is None else rows_to_disk(lora_B, rows)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     config = {
         "peft_type": "LORA",

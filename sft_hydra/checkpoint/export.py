@@ -6,6 +6,7 @@ before it gets its name.
 
 import copy
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,19 @@ from typing import Any
 import torch
 
 from sft_hydra.checkpoint.adapter import merge_adapter, write_adapter
+from sft_hydra.checkpoint.shards import write_tensors
+from sft_hydra.checkpoint.stream import carried_tensors, local_folder
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.data.tokenizer import ChatTokenizer
 from sft_hydra.engine.precision import compute_dtype
 from sft_hydra.errors import CheckpointError
-from sft_hydra.models.build import transformers_class, transformers_model
+from sft_hydra.models.build import KEEP_FP32, transformers_class, transformers_model, use_published_limits
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.lora import is_adapter, merged_state
 from sft_hydra.models.names import to_disk
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest logit
 PROBE_TOKENS = 64
-SHARD_SIZE = "5GB"
 OURS = ("config.json", "adapter_config.json")  # what a folder holds that an export may replace
 
 
@@ -102,11 +104,8 @@ def _write_model(
     folder: Path,
 ) -> int:
     """Weights, configs and tokenizer. Returns the number of tensors."""
-    from huggingface_hub import save_torch_state_dict
-
     folder.mkdir(exist_ok=True)
-    tensors = {name: _on_disk(tensor, dtype) for name, tensor in to_disk(model.config, state)}
-    save_torch_state_dict(tensors, folder, max_shard_size=SHARD_SIZE)
+    count = write_tensors(_on_disk(model, state, dtype, cfg), folder)
     config = copy.deepcopy(model.config)
     config.architectures = [transformers_class(config).__name__]
     config.dtype = dtype
@@ -116,21 +115,28 @@ def _write_model(
     config.save_pretrained(folder)
     _generation_config(cfg, tokenizer).save_pretrained(folder)
     tokenizer.save_files(folder)
-    return len(tensors)
+    return count
 
 
-def _on_disk(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return tensor.detach().to(device="cpu", dtype=dtype).contiguous()
+def _on_disk(
+    model: DecoderModel, state: dict[str, torch.Tensor], dtype: torch.dtype, cfg: SftConfig
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of the export by its name on disk, with those of the source model that are not trained here."""
+    for name, tensor in to_disk(model.config, state):
+        yield name, tensor.to(torch.float32 if name.rpartition(".")[2] in KEEP_FP32 else dtype)
+    if cfg.model.path is not None:
+        yield from carried_tensors(model.config, local_folder(cfg.model.path, cfg.model.revision))
 
 
 def _generation_config(cfg: SftConfig, tokenizer: ChatTokenizer) -> Any:
     """The source model's, if it has one, with the ids that end a turn first among those that end generation."""
     from transformers import GenerationConfig
 
-    source = Path(cfg.model.path or "")
     config = GenerationConfig()
-    if cfg.model.path and (source / "generation_config.json").is_file():
-        config = GenerationConfig.from_pretrained(source)
+    if cfg.model.path is not None:
+        source = local_folder(cfg.model.path, cfg.model.revision)
+        if (source / "generation_config.json").is_file():
+            config = GenerationConfig.from_pretrained(source)
     known = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     stops = [*tokenizer.end_of_turn_ids, tokenizer.eos_id, *known]
     config.eos_token_id = list(dict.fromkeys(i for i in stops if i is not None))
@@ -152,6 +158,7 @@ def _report(
     hidden = model.eval()(ids, torch.arange(PROBE_TOKENS, device=device), cu_seqlens, PROBE_TOKENS)
     live = (hidden @ model.head_weight.T.to(hidden.dtype)).float()
     model.train(training)
+    use_published_limits(reloaded)
     exported = reloaded.to(device).eval()(input_ids=ids[None]).logits[0].float()
     max_diff = float((live - exported).abs().max())
     allowed = TOLERANCE[dtype] * float(live.abs().max())

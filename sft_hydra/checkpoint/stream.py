@@ -4,17 +4,17 @@ Only the rows that are needed are read, so the whole model is never in memory tw
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 
+from sft_hydra.checkpoint.shards import INDEX, SINGLE
 from sft_hydra.errors import ModelError
 from sft_hydra.models.decoder import DecoderModel
-from sft_hydra.models.names import Stored, ignorable, stored
-
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+from sft_hydra.models.names import carried, from_disk, ignorable, stored
 
 
 def local_folder(path: str, revision: str | None = None) -> Path:
@@ -46,10 +46,17 @@ def load_weights(model: DecoderModel, path: str, revision: str | None = None) ->
         raise ModelError(*problems[:20], *([f"... and {len(problems) - 20} more"] if len(problems) > 20 else []))
     reader = _Reader(files)
     for name, (tensor, place) in targets.items():
-        values = reader.read(place)
+        values = from_disk(place, reader.get)
         if values.shape != tensor.shape:
             raise ModelError(f"{folder}: {name} is {tuple(values.shape)}, config.json makes it {tuple(tensor.shape)}")
         tensor.copy_(values)
+
+
+def carried_tensors(config: Any, folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Tensors of a model's folder that training does not touch but that an export must hold."""
+    files = _tensor_files(folder)
+    reader = _Reader(files)
+    yield from ((name, reader.get(name)[:]) for name in files if carried(config, name))
 
 
 def _tensor_files(folder: Path) -> dict[str, Path]:
@@ -67,18 +74,15 @@ def _tensor_files(folder: Path) -> dict[str, Path]:
 
 
 class _Reader:
-    """Reads what a parameter is made of; keeps every file open once."""
+    """Opens every file once."""
 
     def __init__(self, files: dict[str, Path]) -> None:
         self.files = files
         self.handles: dict[Path, Any] = {}
 
-    def read(self, place: Stored) -> torch.Tensor:
-        tensors = []
-        for name in place.names:
-            file = self.files[name]
-            if file not in self.handles:
-                self.handles[file] = safe_open(file, framework="pt")
-            part = self.handles[file].get_slice(name)
-            tensors.append(part[:] if place.rows is None else part[place.rows[0] : place.rows[1]])
-        return torch.stack(tensors) if place.stacked else tensors[0]
+    def get(self, name: str) -> Any:
+        """What slices into the tensor of this name."""
+        file = self.files[name]
+        if file not in self.handles:
+            self.handles[file] = safe_open(file, framework="pt")
+        return self.handles[file].get_slice(name)

@@ -118,7 +118,7 @@ def optimizer_step(
 
 def forward_loss(model: DecoderModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum of the losses of the batch's trained tokens, and the loss of every token (T,)."""
-    return model.loss(batch.input_ids, batch.position_ids, batch.cu_seqlens, batch.max_seqlen, batch.targets)
+    return model(batch.input_ids, batch.position_ids, batch.cu_seqlens, batch.max_seqlen, batch.targets)
 
 
 def source_sums(batches: list[Batch], token_losses: list[torch.Tensor]) -> dict[int, tuple[float, int]]:

@@ -9,7 +9,6 @@ from inspect import signature
 
 import torch
 import torch.nn.functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 HAS_FLASH_ATTN = find_spec("flash_attn") is not None
 
@@ -22,22 +21,42 @@ def attend(
     max_seqlen: int,
     scale: float,
     window: int | None = None,
+    *,
+    first_query: int = 0,
 ) -> torch.Tensor:
     """Attention output (T, H, d) of q (T, H, d) and k, v (T, K, d), where K divides H.
 
     `cu_seqlens` (documents + 1,) int32 are the borders of documents, `max_seqlen` is the longest of them. With a
-    `window`, a token sees itself and the `window - 1` tokens before it.
+    `window`, a token sees itself and the `window - 1` tokens before it. Queries may be a part of the row's, from
+    `first_query` on; the output is then theirs.
     """
+    queries = keys = cu_seqlens
+    if len(q) < len(k):
+        queries, keys, seen = part_of_row(cu_seqlens, first_query, first_query + len(q))
+        k, v = k[seen], v[seen]
     if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
-        return _attend_flash(q, k, v, cu_seqlens, max_seqlen, scale, window)
+        return _attend_flash(q, k, v, queries, keys, max_seqlen, scale, window)
+    if queries is not keys:
+        return _attend_part(q, k, v, queries, keys, scale, window)
     return _attend_padded(q, k, v, cu_seqlens, scale, window)
+
+
+def part_of_row(cu_seqlens: torch.Tensor, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor, slice]:
+    """For queries [start, stop) of a row: their borders, the borders of the keys that they see, and where these keys lie.
+
+    Documents end with the part: the last query of each sees the last of its keys. Documents outside are empty.
+    """
+    begun = int(torch.searchsorted(cu_seqlens, start, right=True)) - 1
+    first = int(cu_seqlens[begun])
+    return cu_seqlens.clamp(start, stop) - start, cu_seqlens.clamp(first, stop) - first, slice(first, stop)
 
 
 def _attend_flash(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    cu_seqlens: torch.Tensor,
+    queries: torch.Tensor,
+    keys: torch.Tensor,
     max_seqlen: int,
     scale: float,
     window: int | None,
@@ -47,7 +66,7 @@ def _attend_flash(
         from flash_attn import flash_attn_varlen_func
 
         return flash_attn_varlen_func(
-            q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen,
+            q, k, v, queries, keys, max_seqlen, max_seqlen,
             softmax_scale=scale, causal=True, window_size=(left, 0),
         )  # fmt: skip
     from torch.nn.attention.varlen import varlen_attn
@@ -55,7 +74,7 @@ def _attend_flash(
     # torch 2.11 takes grouped heads as they are, later releases want to be told
     grouped = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
     return varlen_attn(
-        q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, scale=scale, window_size=(left, 0), **grouped
+        q, k, v, queries, keys, max_seqlen, max_seqlen, scale=scale, window_size=(left, 0), **grouped
     )  # fmt: skip
 
 
@@ -68,7 +87,10 @@ def _attend_padded(
     outputs: list[torch.Tensor] = [q] * len(lengths)
     for bucket in _buckets(lengths):
         longest = lengths[bucket[0]]
-        batch = [pad_sequence([parts[i] for i in bucket], batch_first=True).transpose(1, 2) for parts in documents]
+        batch = [
+            torch.stack([F.pad(parts[i], (0, 0, 0, 0, 0, longest - lengths[i])) for i in bucket]).transpose(1, 2)
+            for parts in documents
+        ]
         mask = None
         if window is not None and window < longest:
             mask = torch.ones(longest, longest, dtype=torch.bool, device=q.device).tril().triu(1 - window)
@@ -77,6 +99,30 @@ def _attend_padded(
         )
         for i, document in zip(bucket, out.transpose(1, 2).unbind(0), strict=True):
             outputs[i] = document[: lengths[i]]
+    return torch.cat(outputs)
+
+
+def _attend_part(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    scale: float,
+    window: int | None,
+) -> torch.Tensor:
+    """One document after the other; its last query is at its last key."""
+    q_lengths, k_lengths = queries.diff().tolist(), keys.diff().tolist()
+    outputs = []
+    for qs, ks, vs in zip(q.split(q_lengths), k.split(k_lengths), v.split(k_lengths), strict=True):
+        if not len(qs):
+            continue
+        seen = torch.ones(len(qs), len(ks), dtype=torch.bool, device=q.device).tril(len(ks) - len(qs))
+        if window is not None:
+            seen = seen.triu(len(ks) - len(qs) + 1 - window)
+        one = [x.transpose(0, 1)[None] for x in (qs, ks, vs)]
+        out = F.scaled_dot_product_attention(*one, attn_mask=seen, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+        outputs.append(out[0].transpose(0, 1))
     return torch.cat(outputs)
 
 

@@ -3,30 +3,28 @@
 Models are built on the meta device first: no weight exists twice, and none before its place is known.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 
 from sft_hydra.errors import ModelError
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.dense import dense_model
 from sft_hydra.models.lora import merged_state
 from sft_hydra.models.names import to_disk
-from sft_hydra.models.streams import stream
+from sft_hydra.models.nemotron_h import nemotron_h_model
 
 FAMILIES: dict[str, Callable[[Any], DecoderModel]] = {
     "llama": dense_model,
     "mistral": dense_model,
     "qwen2": dense_model,
     "qwen3": dense_model,
+    "qwen3_moe": dense_model,
+    "nemotron_h": nemotron_h_model,
 }
 
-OUT_PROJECTIONS = ("o_proj", "down_proj", "out_proj")  # those that write into the residual stream
-QK_NORMS = ("q_norm", "k_norm")
-QK_NORM_START = 1.7  # sharper attention from the first step: small models learn to copy in far fewer steps
+KEEP_FP32 = ("A_log", "dt_bias", "D", "e_score_correction_bias")  # in every precision, as the reference keeps them
 
 
 def read_config(architecture: dict[str, Any]) -> Any:
@@ -39,7 +37,14 @@ def read_config(architecture: dict[str, Any]) -> Any:
             f"model_type {family!r} has no implementation here; there are: {', '.join(sorted(FAMILIES))}. "
             "Any other causal language model of transformers trains with model=hf model.path=..."
         )
-    return AutoConfig.for_model(**architecture)
+    return AutoConfig.for_model(**{key: _decode(value) for key, value in architecture.items()})
+
+
+def _decode(value: Any) -> Any:
+    """transformers writes infinity into a config.json as an object."""
+    if isinstance(value, dict) and value.keys() == {"__float__"}:
+        return float(value["__float__"])
+    return [_decode(item) for item in value] if isinstance(value, list) else value
 
 
 def build_model(architecture: dict[str, Any], device: torch.device | str, dtype: torch.dtype) -> DecoderModel:
@@ -47,33 +52,10 @@ def build_model(architecture: dict[str, Any], device: torch.device | str, dtype:
     config = read_config(architecture)
     with torch.device("meta"):
         model = FAMILIES[config.model_type](config).to(dtype)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if name.rpartition(".")[2] in KEEP_FP32:
+            tensor.data = tensor.data.float()
     return model.to_empty(device=device)
-
-
-@torch.no_grad()
-def init_weights(model: DecoderModel, seed: int, std: float) -> None:
-    """A random start. Every parameter has its own stream, drawn from (seed, its name): no order or layout matters.
-
-    `std` is that of embeddings and head. Hidden matrices are scaled by their inputs, those that write into the residual
-    stream by the depth too.
-    """
-    depth = len(model.model.layers)
-    for name, parameter in model.named_parameters():
-        layer, kind = name.split(".")[-2:]
-        if kind == "bias":
-            parameter.zero_()
-        elif parameter.ndim == 1:
-            parameter.fill_(QK_NORM_START if layer in QK_NORMS else 1.0)
-        elif layer in ("embed_tokens", "lm_head"):
-            _normal(parameter, std, seed, name)
-        elif layer in OUT_PROJECTIONS:
-            _normal(parameter, std / math.sqrt(2 * depth), seed, name)
-        else:
-            _normal(parameter, 0.5 * parameter.shape[-1] ** -0.5, seed, name)
-
-
-def _normal(parameter: nn.Parameter, std: float, seed: int, name: str) -> None:
-    parameter.copy_(torch.randn(parameter.shape, generator=stream(seed, name)) * std)
 
 
 def as_transformers(model: DecoderModel) -> Any:
@@ -92,7 +74,21 @@ def transformers_model(config: Any, state: dict[str, torch.Tensor]) -> Any:
     weights = dict(to_disk(config, state))
     dtype = next(iter(weights.values())).dtype
     logging.disable_progress_bar()
-    return transformers_class(config).from_pretrained(None, config=config, state_dict=weights, dtype=dtype).eval()
+    theirs = transformers_class(config).from_pretrained(None, config=config, state_dict=weights, dtype=dtype).eval()
+    use_published_limits(theirs)
+    return theirs
+
+
+def use_published_limits(theirs: Any) -> None:
+    """Let a transformers model compute what its config says: its Nemotron-H takes `time_step_min`, which is meant for a
+    random start, as a floor for all steps, the published model does not."""
+    if theirs.config.model_type != "nemotron_h":
+        return
+    from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHMamba2Mixer
+
+    for module in theirs.modules():
+        if isinstance(module, NemotronHMamba2Mixer):
+            module.time_step_limit = tuple(theirs.config.time_step_limit)
 
 
 def transformers_class(config: Any) -> Any:

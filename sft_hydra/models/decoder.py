@@ -11,6 +11,7 @@ from torch import nn
 from sft_hydra.kernels.loss import linear_cross_entropy
 from sft_hydra.models.layers import Linear, Packed, RMSNorm
 from sft_hydra.models.rotary import rotary_tables
+from sft_hydra.parallel.mesh import SINGLE
 
 
 class Trunk(nn.Module):
@@ -40,6 +41,7 @@ class DecoderModel(nn.Module):
         self.config = config
         self.rotary = rotary
         self.lora_targets = lora_targets
+        self.mesh = SINGLE  # the layout's, once there is one
         self.model = Trunk(config.vocab_size, config.hidden_size, blocks, norm_eps)
         tied = config.tie_word_embeddings
         self.lm_head = None if tied else Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -50,29 +52,40 @@ class DecoderModel(nn.Module):
         return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
     def forward(
-        self, input_ids: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int
-    ) -> torch.Tensor:
-        """Hidden states (T, hidden_size) after the final norm.
-
-        `input_ids` and `position_ids` (T,), positions from 0 in every document; `cu_seqlens` (documents + 1,) int32.
-        """
-        rotary = rotary_tables(self.config, position_ids) if self.rotary else None
-        packed = Packed(cu_seqlens, max_seqlen, rotary)
-        hidden = self.model.embed_tokens(input_ids)
-        for block in self.model.layers.values():
-            hidden = block(hidden, packed)
-        return self.model.norm(hidden)
-
-    def loss(
         self,
         input_ids: torch.Tensor,
         position_ids: torch.Tensor,
         cu_seqlens: torch.Tensor,
         max_seqlen: int,
-        targets: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sum of the losses of all trained tokens (with gradient), and the loss of each token (T,) (without)."""
-        hidden = self(input_ids, position_ids, cu_seqlens, max_seqlen)
+        targets: torch.Tensor | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states (T, hidden_size) after the final norm; with `targets` (T,) the losses, see `finish`.
+
+        `input_ids` (T,); `position_ids` (T,), from 0 in every document; `cu_seqlens` (documents + 1,) int32. Over several
+        ranks: ids and targets of this rank's tokens, positions of its tensor-parallel group's, borders of the whole row.
+        """
+        packed = self.packed(position_ids, cu_seqlens, max_seqlen)
+        hidden = self.model.embed_tokens(input_ids)
+        for block in self.model.layers.values():
+            hidden = block(hidden, packed)
+        return self.finish(hidden, targets)
+
+    def packed(self, position_ids: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int) -> Packed:
+        """What all blocks share of a row."""
+        rotary = rotary_tables(self.config, position_ids) if self.rotary else None
+        documents = torch.arange(len(cu_seqlens) - 1, dtype=torch.int32, device=cu_seqlens.device)
+        tokens = len(position_ids) * self.mesh.cp.size
+        seq_idx = documents.repeat_interleave(cu_seqlens.diff(), output_size=tokens)
+        return Packed(cu_seqlens, max_seqlen, seq_idx, rotary)
+
+    def finish(
+        self, hidden: torch.Tensor, targets: torch.Tensor | None
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """After the last block: the final norm, and with `targets` the sum of the losses of all trained tokens (with
+        gradient) and the loss of each token (T,) (without)."""
+        hidden = self.model.norm(hidden)
+        if targets is None:
+            return hidden
         if torch.is_autocast_enabled(hidden.device.type):
             hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
         return linear_cross_entropy(hidden, self.head_weight, targets)

@@ -1,4 +1,5 @@
-"""Dense decoders: Qwen3, Qwen2, Llama, Mistral and what shares their form (SmolLM is a Llama)."""
+"""Decoders of attention and feed-forward layers: Qwen3, Qwen2, Llama, Mistral and what shares their form (SmolLM is a
+Llama), and Qwen3-MoE, whose feed-forward layers are mixtures of experts."""
 
 from typing import Any
 
@@ -9,9 +10,10 @@ from sft_hydra.models.attention import Attention
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.layers import Packed, RMSNorm
 from sft_hydra.models.mlp import MLP
+from sft_hydra.models.moe import Experts, MoE, SoftmaxRouter
 from sft_hydra.models.rotary import check_rotary
 
-LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj")
 
 
 class DenseBlock(nn.Module):
@@ -49,14 +51,26 @@ def attention_of(config: Any, layer: int) -> Attention:
     )
 
 
+def mlp_of(config: Any, layer: int) -> nn.Module:
+    """Feed-forward part of one layer."""
+    size = config.hidden_size
+    if config.model_type != "qwen3_moe" or not _is_sparse(config, layer):
+        return MLP(size, config.intermediate_size, config.hidden_act, bias=getattr(config, "mlp_bias", False))
+    gate = SoftmaxRouter(size, config.num_experts, config.num_experts_per_tok, normalise=config.norm_topk_prob)
+    return MoE(gate, Experts(config.num_experts, size, config.moe_intermediate_size, config.hidden_act, gated=True))
+
+
+def _is_sparse(config: Any, layer: int) -> bool:
+    every = (layer + 1) % config.decoder_sparse_step == 0
+    return every and config.num_experts > 0 and layer not in config.mlp_only_layers
+
+
 def dense_model(config: Any) -> DecoderModel:
     """The model of a transformers config of one of these families."""
     check_rotary(config)
 
-    def block(layer: int) -> DenseBlock:
-        bias = getattr(config, "mlp_bias", False)
-        mlp = MLP(config.hidden_size, config.intermediate_size, config.hidden_act, bias=bias)
-        return DenseBlock(config.hidden_size, config.rms_norm_eps, attention_of(config, layer), mlp)
-
-    blocks: list[nn.Module] = [block(layer) for layer in range(config.num_hidden_layers)]
+    blocks: list[nn.Module] = []
+    for layer in range(config.num_hidden_layers):
+        attention, mlp = attention_of(config, layer), mlp_of(config, layer)
+        blocks.append(DenseBlock(config.hidden_size, config.rms_norm_eps, attention, mlp))
     return DecoderModel(config, blocks, norm_eps=config.rms_norm_eps, rotary=True, lora_targets=LORA_TARGETS)

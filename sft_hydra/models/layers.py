@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sft_hydra.errors import ModelError
+from sft_hydra.parallel.storage import local, summands
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
@@ -18,11 +19,16 @@ class Packed:
 
     cu_seqlens: torch.Tensor  # (documents + 1,) int32, first 0, last T
     max_seqlen: int
+    seq_idx: torch.Tensor  # (T,) int32, number of each token's document
     rotary: tuple[torch.Tensor, torch.Tensor] | None  # cos and sin (T, 1, head_dim) fp32; None: no position embedding
 
 
 class Linear(nn.Linear):
-    """nn.Linear; a class of its own so that LoRA and parallel layouts have one place to act on."""
+    """nn.Linear on this rank's part of the weight. Of a weight split by inputs, the outputs are to be summed over ranks."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bias = None if self.bias is None else local(self.bias) / summands(self.weight)
+        return F.linear(x, local(self.weight), bias)
 
 
 class RMSNorm(nn.Module):
@@ -34,7 +40,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        return F.rms_norm(x, self.weight.shape, local(self.weight).to(x.dtype), self.eps)
 
 
 def relu2(x: torch.Tensor) -> torch.Tensor:

@@ -1,36 +1,111 @@
 """Our parameters <-> the tensors in Hugging Face's files. Owns every difference between the two.
 
-Dense families have none: names and shapes are the same.
+Llama-like families have none. Differences of the others: routed experts are one stacked tensor here and one tensor per
+expert on disk; rows of Mamba's in_proj and conv1d lie group by group here and kind by kind on disk; Nemotron-H calls its
+trunk `backbone`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
 
+Ranges = tuple[tuple[int, int], ...]
+TRUNK = {"model.embed_tokens.": "backbone.embeddings.", "model.norm.": "backbone.norm_f.", "model.": "backbone."}
+
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Where one of our parameters lies on disk: whole tensors that are stacked, or some rows of one tensor."""
+    """Where one of our parameters lies on disk.
+
+    One tensor, whole or its rows in another order (`rows`, ranges of it in our order); or the matrices of `experts`
+    experts, each of one tensor or of several that follow each other in our rows.
+    """
 
     names: tuple[str, ...]
-    stacked: bool = False  # our first dimension counts `names`
-    rows: tuple[int, int] | None = None  # from, to; None: all
+    rows: Ranges | None = None
+    experts: int | None = None
 
 
 def stored(config: Any, name: str, shape: torch.Size) -> Stored:
     """Where parameter `name` of this shape lies."""
-    return Stored((name,))
+    disk = disk_name(config, name)
+    if ".experts." not in name:
+        return Stored((disk,), disk_rows(config, name))
+    prefix, kind, _ = disk.rsplit(".", 2)
+    kinds = ("gate_proj", "up_proj") if kind == "gate_up_proj" else (kind,)
+    names = tuple(f"{prefix}.{expert}.{kind}.weight" for expert in range(shape[0]) for kind in kinds)
+    return Stored(names, experts=shape[0])
 
 
-def ignorable(config: Any, disk_name: str) -> bool:
-    """Whether a tensor on disk may be left out: what is computed from the config, or the copy of a tied embedding."""
-    if disk_name.endswith("rotary_emb.inv_freq"):
-        return True
-    return disk_name == "lm_head.weight" and config.tie_word_embeddings
+def disk_name(config: Any, name: str) -> str:
+    """The name of a tensor that is one tensor on disk too."""
+    if config.model_type == "nemotron_h":
+        for ours, theirs in TRUNK.items():
+            if name.startswith(ours):
+                return theirs + name.removeprefix(ours)
+    return name
+
+
+def disk_rows(config: Any, name: str) -> Ranges | None:
+    """Rows on disk, in our order, of a parameter whose order differs; None where it is the same."""
+    layer = name.split(".")[-2]
+    if layer not in ("in_proj", "conv1d") or name.endswith("lora_A"):
+        return None
+    inner = config.mamba_num_heads * config.mamba_head_dim
+    states = config.n_groups * config.ssm_state_size
+    sizes = [inner, states, states]  # x, B, C
+    if layer == "in_proj":
+        sizes = [inner, *sizes, config.mamba_num_heads]  # z and dt around them
+    groups = config.n_groups
+    starts = [0, *accumulate(sizes)]
+    return tuple(
+        (start + group * size // groups, start + (group + 1) * size // groups)
+        for group in range(groups)
+        for start, size in zip(starts, sizes, strict=False)
+    )
+
+
+def ignorable(config: Any, name: str) -> bool:
+    """Whether a tensor on disk has no place in the model and needs none."""
+    if name.endswith("rotary_emb.inv_freq"):
+        return True  # computed from the config
+    return carried(config, name) or (name == "lm_head.weight" and config.tie_word_embeddings)
+
+
+def carried(config: Any, name: str) -> bool:
+    """Whether a tensor on disk is not trained here but belongs into an export: heads that predict further tokens."""
+    return config.model_type == "nemotron_h" and name.startswith("mtp.")
+
+
+def from_disk(place: Stored, get: Callable[[str], Any]) -> torch.Tensor:
+    """Our tensor, of what `get` gives for a name (anything that slices into tensors)."""
+    if place.experts is not None:
+        matrices = [get(name)[:] for name in place.names]
+        return torch.cat(matrices).view(place.experts, -1, matrices[0].shape[1])
+    tensor = get(place.names[0])
+    if place.rows is None:
+        return tensor[:]
+    whole = tensor[:]
+    return torch.cat([whole[start:stop] for start, stop in place.rows])
 
 
 def to_disk(config: Any, state: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Tensors as they lie in files, in the order of `state`, one after the other."""
-    yield from state.items()
+    """Tensors as they lie in files, in the order of `state`, one after the other; shared with `state` where equal."""
+    for name, tensor in state.items():
+        place = stored(config, name, tensor.shape)
+        if place.experts is not None:
+            matrices = [part for expert in tensor for part in expert.chunk(len(place.names) // place.experts)]
+            yield from zip(place.names, matrices, strict=True)
+        else:
+            yield place.names[0], tensor if place.rows is None else rows_to_disk(tensor, place.rows)
+
+
+def rows_to_disk(tensor: torch.Tensor, rows: Ranges) -> torch.Tensor:
+    """The rows of one of our tensors in the order that they have on disk."""
+    ordered = torch.empty_like(tensor)
+    for (start, stop), part in zip(rows, tensor.split([stop - start for start, stop in rows]), strict=True):
+        ordered[start:stop] = part
+    return ordered

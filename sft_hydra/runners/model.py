@@ -15,8 +15,9 @@ from sft_hydra.config.schema import Device, SftConfig
 from sft_hydra.data.tokenizer import ChatTokenizer
 from sft_hydra.engine.precision import compute_dtype
 from sft_hydra.errors import ConfigError, TokenizerMismatchError
-from sft_hydra.models.build import build_model, init_weights
+from sft_hydra.models.build import build_model
 from sft_hydra.models.decoder import DecoderModel
+from sft_hydra.models.initial import init_weights
 from sft_hydra.models.lora import Coverage, apply_lora
 
 

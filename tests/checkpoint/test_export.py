@@ -10,13 +10,14 @@ from support.packed import ARCHITECTURES, alone, logits_of, make_model, make_row
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from sft_hydra.checkpoint import export as exporting
+from sft_hydra.checkpoint import shards
 from sft_hydra.checkpoint.export import export
 from sft_hydra.checkpoint.stream import load_weights
 from sft_hydra.config.schema import LoraConfig
 from sft_hydra.data.tokenizer import load_tokenizer
 from sft_hydra.engine.batch import make_batch
 from sft_hydra.errors import CheckpointError, ModelError
-from sft_hydra.models.build import as_transformers, build_model
+from sft_hydra.models.build import as_transformers, build_model, use_published_limits
 from sft_hydra.models.lora import apply_lora
 
 
@@ -42,13 +43,14 @@ def adapted(lora, architecture="qwen3"):
     return model
 
 
-@pytest.mark.parametrize("family", ["qwen3", "qwen2", "llama3_rope", "mistral_window"])
+@pytest.mark.parametrize("family", ["qwen3", "qwen2", "llama3_rope", "mistral_window", "qwen3_moe", "nano", "super"])
 def test_reloaded_equals_live(make_cfg, tokenizer, row, tmp_path, family):
     model = make_model(ARCHITECTURES[family])
     report = export(model, make_cfg(), tokenizer, tmp_path / "hf")
     live = logits_of(model, make_batch([row], "cpu"))
 
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    use_published_limits(theirs)
     assert theirs.dtype == torch.float32
     assert relative(alone(theirs, [row])[0], live) < 1e-5
     assert report.max_diff <= report.allowed_diff
@@ -59,15 +61,39 @@ def test_reloaded_equals_live(make_cfg, tokenizer, row, tmp_path, family):
     assert torch.equal(logits_of(ours, make_batch([row], "cpu")), live)
 
 
+@pytest.mark.parametrize("family", ["qwen3_moe", "super"])
+def test_names_and_shapes_are_those_that_transformers_writes(make_cfg, tokenizer, tmp_path, family):
+    model = make_model(ARCHITECTURES[family])
+    export(model, make_cfg(), tokenizer, tmp_path / "ours")
+    as_transformers(model).save_pretrained(tmp_path / "theirs")
+    ours, theirs = (load_file(tmp_path / side / "model.safetensors") for side in ("ours", "theirs"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_heads_for_further_tokens_travel_from_source_to_export(make_cfg, tokenizer, tmp_path):
+    export(make_model(ARCHITECTURES["super"]), make_cfg(), tokenizer, tmp_path / "source")
+    file = tmp_path / "source" / "model.safetensors"
+    save_file(load_file(file) | {"mtp.layers.0.norm.weight": torch.arange(4.0)}, file)
+    cfg = make_cfg()
+    cfg.model.path = str(tmp_path / "source")
+    model = build_model(ARCHITECTURES["super"], "cpu", torch.float32)
+    load_weights(model, cfg.model.path)
+    export(model, cfg, tokenizer, tmp_path / "hf")
+    exported = load_file(tmp_path / "hf" / "model.safetensors")
+    assert torch.equal(exported["mtp.layers.0.norm.weight"], torch.arange(4.0))
+
+
 def test_sharded_files_are_written_and_read(make_cfg, tokenizer, row, tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting, "SHARD_SIZE", "20KB")
+    monkeypatch.setattr(shards, "SHARD_BYTES", 20_000)
     model = make_model(ARCHITECTURES["qwen2"])
+    live = logits_of(model, make_batch([row], "cpu"))
     export(model, make_cfg(), tokenizer, tmp_path / "hf")
     assert len(list((tmp_path / "hf").glob("model-*.safetensors"))) > 2
+    assert relative(alone(AutoModelForCausalLM.from_pretrained(tmp_path / "hf"), [row])[0], live) < 1e-5
     ours = build_model(ARCHITECTURES["qwen2"], "cpu", torch.float32)
     load_weights(ours, str(tmp_path / "hf"))
-    batch = make_batch([row], "cpu")
-    assert torch.equal(logits_of(ours, batch), logits_of(model, batch))
+    assert torch.equal(logits_of(ours, make_batch([row], "cpu")), live)
 
 
 def test_tokenizer_and_stop_ids_travel_with_the_model(make_cfg, tokenizer, tmp_path):

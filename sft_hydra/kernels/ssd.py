@@ -1,0 +1,86 @@
+"""Mamba2 on packed tokens: the causal convolution and the state space scan, both of which start anew in every document.
+
+Owns the isolation of documents in the convolution and in the carried state. This is the reference, exact on any device.
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+def causal_conv_silu(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, seq_idx: torch.Tensor
+) -> torch.Tensor:
+    """silu(depthwise convolution) of x (T, C) over the last K tokens of the same document.
+
+    `weight` (C, K), `bias` (C,) or None, `seq_idx` (T,) the number of each token's document, not decreasing.
+    """
+    taps = weight.shape[1]
+    values = x.float()
+    out = values * weight[:, -1]
+    for back in range(1, min(taps, len(x))):
+        same = (seq_idx[back:] == seq_idx[:-back])[:, None]
+        out = out + F.pad(values[:-back] * same, (0, 0, back, 0)) * weight[:, -1 - back]
+    if bias is not None:
+        out = out + bias
+    return F.silu(out).to(x.dtype)
+
+
+def ssd(
+    x: torch.Tensor,
+    dt: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor,
+    seq_idx: torch.Tensor,
+    chunk: int,
+) -> torch.Tensor:
+    """Scan h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t, y_t = C_t h_t + D x_t, with h = 0 where a document starts.
+
+    `x` (T, H, P), `dt` (T, H) positive fp32, `A` and `D` (H,), `B` and `C` (T, G, N) with G dividing H, `seq_idx` (T,).
+    Computed in fp32 in chunks of `chunk` tokens: quadratic inside a chunk, a carried state between chunks.
+    """
+    length, groups = len(x), B.shape[1]
+    heads = x.shape[1] // groups  # per group
+    values = x.float()
+    steps = _chunks(dt * A, chunk).unflatten(-1, (groups, heads))  # (c, l, G, R) log decay of every token
+    inputs = _chunks(values * dt[..., None], chunk).unflatten(2, (groups, heads))  # (c, l, G, R, P)
+    keys, queries = _chunks(B.float(), chunk), _chunks(C.float(), chunk)  # (c, l, G, N)
+    documents = F.pad(seq_idx, (0, -length % chunk), value=-1).unflatten(0, (-1, chunk))  # (c, l)
+
+    decay = _decay(steps, documents)  # (c, G, R, l, s)
+    scores = torch.einsum("clgn,csgn->cgls", queries, keys)
+    y = torch.einsum("cgrls,csgrp->clgrp", scores[:, :, None] * decay, inputs)
+    # what a chunk adds to the state of the document at its end
+    added = torch.einsum("csgn,cgrs,csgrp->cgrpn", keys, decay[..., -1, :], inputs)
+
+    from_start = steps.cumsum(1).exp()  # (c, l, G, R), used for the document that the chunk begins in only
+    state = torch.zeros_like(added[0])
+    for i in range(len(documents)):
+        if i:
+            goes_on = documents[i] == documents[i - 1, -1]  # (l,) tokens of the document that the state belongs to
+            reached = torch.einsum("lgn,grpn,lgr->lgrp", queries[i], state, from_start[i])
+            y[i] = y[i] + reached * goes_on[:, None, None, None]
+            state = state * (from_start[i, -1] * goes_on[-1])[..., None, None]
+        state = state + added[i]
+    y = y.flatten(0, 1)[:length].flatten(1, 2)
+    return (y + values * D[:, None]).to(x.dtype)
+
+
+def _decay(steps: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
+    """(c, G, R, l, s): what is left at token l of what token s added; 0 across documents and for s after l.
+
+    Every sum starts at its own s, so that no rounding of it depends on an earlier document.
+    """
+    size = documents.shape[1]
+    causal = torch.ones(size, size, dtype=torch.bool, device=steps.device).tril()
+    columns = steps.permute(0, 2, 3, 1)[..., None].expand(*steps.shape[:1], *steps.shape[2:], size, size)
+    sums = columns.masked_fill(~causal.tril(-1), 0.0).cumsum(-2)
+    same = causal & (documents[:, :, None] == documents[:, None, :])
+    return sums.masked_fill(~same[:, None, None], -torch.inf).exp()
+
+
+def _chunks(x: torch.Tensor, chunk: int) -> torch.Tensor:
+    """(T, ...) -> (chunks, chunk, ...), the end filled with zeros."""
+    fill = [0, 0] * (x.ndim - 1) + [0, -len(x) % chunk]
+    return F.pad(x, fill).unflatten(0, (-1, chunk))

@@ -1,0 +1,57 @@
+"""Packed attention is attention of each document alone, in value and gradient."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.packed import relative
+
+from sft_hydra.kernels.attention import attend
+
+
+def alone(q, k, v, lengths, window):
+    outputs = []
+    for parts in zip(*(t.split(lengths) for t in (q, k, v)), strict=True):
+        size = len(parts[0])
+        distance = torch.arange(size)[:, None] - torch.arange(size)
+        mask = (distance >= 0) & (distance < (window or size))
+        k_, v_ = (t.repeat_interleave(q.shape[1] // k.shape[1], 1) for t in parts[1:])
+        scores = torch.einsum("lhd,shd->hls", parts[0], k_) * 0.3
+        outputs.append(torch.einsum("hls,shd->lhd", scores.masked_fill(~mask, -torch.inf).softmax(-1), v_))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("lengths", [[40], [1], [1, 1, 1], [3, 200, 1, 5, 90, 4, 170], [64, 64, 64]])
+@pytest.mark.parametrize("window", [None, 5])
+def test_equals_each_document_alone(lengths, window):
+    torch.manual_seed(0)
+    total = sum(lengths)
+    ours = [torch.randn(total, heads, 8, requires_grad=True) for heads in (4, 2, 2)]
+    theirs = [tensor.detach().clone().requires_grad_() for tensor in ours]
+    cu_seqlens = F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).to(torch.int32)
+    out = attend(*ours, cu_seqlens, max(lengths), 0.3, window)
+    expected = alone(*theirs, lengths, window)
+    assert relative(out, expected) < 1e-5
+    weight = torch.randn_like(out)
+    (out * weight).sum().backward()
+    (expected * weight).sum().backward()
+    for mine, reference in zip(ours, theirs, strict=True):
+        assert relative(mine.grad, reference.grad) < 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("window", [None, 5])
+def test_flash_kernel_equals_the_reference(window):
+    torch.manual_seed(0)
+    lengths = [3, 200, 1, 5, 90]
+    cu_seqlens = F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).to(torch.int32).cuda()
+    exact = [torch.randn(sum(lengths), heads, 64, device="cuda").bfloat16().float() for heads in (4, 2, 2)]
+    reference = [tensor.clone().requires_grad_() for tensor in exact]
+    fast = [tensor.bfloat16().requires_grad_() for tensor in exact]
+    expected = attend(*reference, cu_seqlens, max(lengths), 0.125, window)
+    out = attend(*fast, cu_seqlens, max(lengths), 0.125, window)
+    assert relative(out.float(), expected) < 1e-2
+    expected.sum().backward()
+    out.float().sum().backward()
+    for mine, theirs in zip(fast, reference, strict=True):
+        assert relative(mine.grad.float(), theirs.grad) < 2e-2

@@ -1,0 +1,66 @@
+"""The chunked scan and the convolution are their plain recurrences, document by document."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.packed import relative
+
+from sft_hydra.kernels.ssd import causal_conv_silu, ssd
+
+
+def documents(lengths):
+    return torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).to(torch.int32)
+
+
+def recurrence(x, dt, A, B, C, D, lengths):
+    """h and y token by token, from zero in every document."""
+    ratio = x.shape[1] // B.shape[1]
+    B, C = B.repeat_interleave(ratio, 1), C.repeat_interleave(ratio, 1)
+    outputs = []
+    for part in torch.arange(len(x)).split(lengths):
+        h = torch.zeros(x.shape[1], x.shape[2], B.shape[2])
+        for t in part:
+            h = torch.exp(dt[t] * A)[:, None, None] * h + (dt[t, :, None] * x[t])[..., None] * B[t][:, None]
+            outputs.append((h * C[t][:, None]).sum(-1) + D[:, None] * x[t])
+    return torch.stack(outputs)
+
+
+@pytest.mark.parametrize("lengths", [[50], [16, 16, 18], [1] * 9 + [41], [15, 1, 17, 33, 2], [3]])
+@pytest.mark.parametrize("chunk", [1, 16, 64])
+def test_scan_equals_the_recurrence(lengths, chunk):
+    torch.manual_seed(0)
+    total = sum(lengths)
+    x, B, C = torch.randn(total, 6, 4), torch.randn(total, 2, 5), torch.randn(total, 2, 5)
+    dt, A, D = F.softplus(torch.randn(total, 6) - 1), -torch.rand(6) * 8, torch.randn(6)
+    ours = [tensor.clone().requires_grad_() for tensor in (x, dt, A, B, C, D)]
+    theirs = [tensor.clone().requires_grad_() for tensor in (x, dt, A, B, C, D)]
+    y = ssd(*ours, documents(lengths), chunk)
+    expected = recurrence(*theirs, lengths)
+    assert relative(y, expected) < 1e-5
+    weight = torch.randn_like(y)
+    (y * weight).sum().backward()
+    (expected * weight).sum().backward()
+    for mine, reference in zip(ours, theirs, strict=True):
+        assert relative(mine.grad, reference.grad) < 1e-5
+
+
+def test_a_document_with_huge_decays_does_not_touch_the_rounding_of_the_next():
+    torch.manual_seed(0)
+    x, B, C = torch.randn(32, 2, 4), torch.randn(32, 1, 5), torch.randn(32, 1, 5)
+    dt, A, D = torch.rand(32, 2), -torch.rand(2), torch.randn(2)
+    before = ssd(x, dt, A, B, C, D, documents([9, 23]), 16)
+    dt[:9] *= 1e4
+    x[:9] *= 1e4
+    after = ssd(x, dt, A, B, C, D, documents([9, 23]), 16)
+    assert torch.equal(before[9:], after[9:])
+    assert not torch.equal(before[:9], after[:9])
+
+
+@pytest.mark.parametrize("lengths", [[20], [1, 2, 3, 4, 5, 1], [2]])
+def test_convolution_equals_conv1d_per_document(lengths):
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(sum(lengths), 6), torch.randn(6, 4), torch.randn(6)
+    ours = causal_conv_silu(x, weight, bias, documents(lengths))
+    padded = [F.pad(part.T[None], (3, 0)) for part in x.split(lengths)]
+    expected = torch.cat([F.silu(F.conv1d(part, weight[:, None], bias, groups=6))[0].T for part in padded])
+    assert relative(ours, expected) < 1e-6
