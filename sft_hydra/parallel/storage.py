@@ -1,0 +1,58 @@
+"""Parameters that are spread over ranks: what this rank holds of one, and what it computes with.
+
+Owns the rule "DTensor as storage, plain tensors in compute": outside of these functions nobody asks what a DTensor is.
+"""
+
+import torch
+from torch.distributed.tensor import DTensor, Partial
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+
+def local(parameter: torch.Tensor) -> torch.Tensor:
+    """The part of a parameter that this rank computes with, inside a forward pass.
+
+    Where a split layer holds a parameter whole on every rank, each rank's gradient is a part of the sum.
+    """
+    if not isinstance(parameter, DTensor):
+        return parameter
+    grads = [Partial() if place.is_replicate() else place for place in parameter.placements]
+    return parameter.to_local(grad_placements=grads)
+
+
+def summands(weight: torch.Tensor) -> int:
+    """Over how many ranks the products with this weight have to be summed: those that split its inputs."""
+    if not isinstance(weight, DTensor):
+        return 1
+    return weight.device_mesh.size() if any(place.is_shard(1) for place in weight.placements) else 1
+
+
+def held(parameter: torch.Tensor) -> tuple[torch.Tensor, tuple[slice, ...]]:
+    """What this rank stores of a parameter, and where that lies in the whole. Between steps, not inside of them."""
+    parameter = parameter.detach()
+    if not isinstance(parameter, DTensor):
+        return parameter, tuple(slice(0, size) for size in parameter.shape)
+    shape, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
+    return parameter.to_local(), tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
+
+
+def holds_first_copy(parameter: torch.Tensor) -> bool:
+    """Whether, of the ranks that store the same part of a parameter, this is the first."""
+    if not isinstance(parameter, DTensor):
+        return True
+    coordinate = parameter.device_mesh.get_coordinate()
+    assert coordinate is not None
+    return all(
+        place.is_shard() or position == 0 for place, position in zip(parameter.placements, coordinate, strict=True)
+    )
+
+
+def fill(parameter: torch.Tensor, whole: torch.Tensor) -> None:
+    """Set a parameter from its whole value; every rank keeps its part."""
+    part, where = held(parameter)
+    part.copy_(whole[where])
+
+
+def gathered(parameter: torch.Tensor) -> torch.Tensor:
+    """The whole of a parameter. All ranks that hold a part of it must ask."""
+    parameter = parameter.detach()
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
