@@ -1,11 +1,12 @@
-"""Packed rows -> the tensors of one micro-batch. The only place where labels are shifted."""
+"""Packed rows -> the tensors of one micro-batch, and a rank's part of them. The only place where labels are shifted."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from sft_hydra.errors import DataError
+from sft_hydra.parallel.mesh import Mesh
 from sft_hydra.records import IGNORE_INDEX, PackedRow
 
 
@@ -19,12 +20,37 @@ class Batch:
     max_seqlen: int
     targets: torch.Tensor  # (T,) int64: the next token, IGNORE_INDEX where nothing is learned
     source_ids: torch.Tensor  # (T,) int64: source of the token's document
+    num_tokens: int  # without padding
     num_trained: int  # targets that are learned
     num_trained_sequences: int  # documents with at least one of them
 
+    def part(self, mesh: Mesh, device: torch.device) -> "Batch":
+        """What one rank needs of it, on its device: ids, targets and sources of its own slice of the tokens, positions of
+        its tensor-parallel group's, borders and counts of all. T must be a multiple of the number of slices."""
+        slices = mesh.cp.size * mesh.tp.size
 
-def make_batch(rows: list[PackedRow], device: torch.device | str) -> Batch:
-    """One micro-batch of `rows`. DataError if a mask trains the token after the end of a conversation."""
+        def own(tokens: torch.Tensor, count: int, index: int) -> torch.Tensor:
+            return tokens.chunk(count)[index].to(device, non_blocking=True)
+
+        return replace(
+            self,
+            input_ids=own(self.input_ids, slices, mesh.slice),
+            targets=own(self.targets, slices, mesh.slice),
+            source_ids=own(self.source_ids, slices, mesh.slice),
+            position_ids=own(self.position_ids, mesh.cp.size, mesh.cp.rank),
+            cu_seqlens=self.cu_seqlens.to(device, non_blocking=True),
+        )
+
+
+def make_batch(rows: list[PackedRow], device: torch.device | str, multiple: int = 1) -> Batch:
+    """One micro-batch of `rows`, padded by one more document, in which nothing is learned, to a `multiple` of tokens.
+
+    Without rows, it is padding only. DataError if a mask trains the token after the end of a conversation.
+    """
+    num_tokens = sum(len(row.input_ids) for row in rows)
+    missing = multiple if not rows else -num_tokens % multiple
+    if missing:
+        rows = [*rows, _padding(missing)]
     input_ids = np.concatenate([row.input_ids for row in rows]).astype(np.int64)
     trained = np.concatenate([row.loss_mask for row in rows]).astype(bool)
     lengths = np.concatenate([np.diff(row.seq_start_id, append=len(row.input_ids)) for row in rows])
@@ -51,6 +77,12 @@ def make_batch(rows: list[PackedRow], device: torch.device | str) -> Batch:
         max_seqlen=int(lengths.max()),
         targets=labels,
         source_ids=sources,
+        num_tokens=num_tokens,
         num_trained=int(trained.sum()),
         num_trained_sequences=int(np.logical_or.reduceat(trained, starts).sum()),
     )
+
+
+def _padding(tokens: int) -> PackedRow:
+    first = np.zeros(1, dtype=np.int32)
+    return PackedRow(np.zeros(tokens, dtype=np.int32), np.zeros(tokens, dtype=np.uint8), first, first.astype(np.int16))

@@ -4,27 +4,24 @@ Owns the normalisation of the loss: losses of all trained tokens of the global b
 accumulation, packing and layouts change nothing. Owns what a step does, in which order.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 
 from sft_hydra.config.schema import SftConfig
-from sft_hydra.engine.batch import Batch, make_batch
+from sft_hydra.engine.batch import Batch
+from sft_hydra.engine.gradients import clip_gradients
+from sft_hydra.engine.microbatches import Rows, forward_backward, load_batches, split_rows
 from sft_hydra.engine.optimizer import OptimizerSet
-from sft_hydra.engine.precision import autocast
 from sft_hydra.engine.schedule import rate_factor, rows_per_step
 from sft_hydra.errors import NonFiniteLossError
 from sft_hydra.models.decoder import DecoderModel
-from sft_hydra.records import IGNORE_INDEX, PackedRow
-
-
-class Rows(Protocol):
-    """Packed rows by their global number: row i is the same whenever it is asked for."""
-
-    def __getitem__(self, index: int, /) -> PackedRow: ...
+from sft_hydra.parallel.comm import max_over_ranks, objects_of_ranks, sum_over_ranks
+from sft_hydra.parallel.mesh import Mesh
+from sft_hydra.records import IGNORE_INDEX
 
 
 @dataclass(slots=True)
@@ -75,73 +72,77 @@ def optimizer_step(
 ) -> StepResult:
     """One update from the next `rows_per_step(cfg)` rows. NonFiniteLossError before the update if a loss is not finite."""
     started = time.perf_counter()
-    device = model.head_weight.device
+    mesh = model.mesh
     numbers = range(state.rows_consumed, state.rows_consumed + rows_per_step(cfg))
-    size = cfg.train.micro_batch_size
-    micro_batches = [numbers[i : i + size] for i in range(0, len(numbers), size)]
-    batches = [make_batch([rows[n] for n in micro_batch], device) for micro_batch in micro_batches]
-    trained_tokens = sum(batch.num_trained for batch in batches)
-    trained_sequences = sum(batch.num_trained_sequences for batch in batches)
-    count = trained_tokens if cfg.train.calculate_per_token_loss else trained_sequences
+    micro_batches = split_rows(numbers, cfg.train.micro_batch_size, mesh)
+    batches = load_batches(rows, micro_batches, model, cfg)
+    tokens, trained_tokens, trained_sequences = count_all(batches, mesh)
+    count = max(1, trained_tokens if cfg.train.calculate_per_token_loss else trained_sequences)
 
-    torch.manual_seed(cfg.seed + state.step)  # dropout is a function of the step: a resume needs no generator state
+    torch.manual_seed(dropout_seed(cfg.seed, state.step, mesh))
     model.train()
     optimizer.zero_grad()
-    losses, token_losses = [], []
-    for batch in batches:
-        with autocast(cfg, device):
-            loss_sum, per_token = forward_loss(model, batch)
-        (loss_sum / max(1, count)).backward()
-        losses.append(loss_sum.detach())
-        token_losses.append(per_token)
-    grad_norm = _clip(optimizer, cfg.train.clip_grad)
-    _check_finite(torch.stack(losses), grad_norm, micro_batches)
+    losses, token_losses = forward_backward(model, batches, count, cfg)
+    grad_norm = clip_gradients(model, cfg.train.clip_grad)
+    loss = sum_over_ranks([float(torch.stack(losses).sum())], mesh)[0]
+    if not math.isfinite(loss) or not math.isfinite(grad_norm):
+        raise _not_finite(losses, micro_batches, mesh)
 
     optimizer.set_rate(rate_factor(state.step, total_steps, cfg))
     optimizer.step()
-    tokens = sum(len(batch.input_ids) for batch in batches)
     state.step += 1
     state.rows_consumed += len(numbers)
     state.tokens += tokens
     state.trained_tokens += trained_tokens
     return StepResult(
         step=state.step,
-        loss=float(sum(losses)) / max(1, count),
+        loss=loss / count,
         lr=next(optimizer.param_groups())["lr"],
-        grad_norm=float(grad_norm),
+        grad_norm=grad_norm,
         tokens=tokens,
         trained_tokens=trained_tokens,
         seconds=time.perf_counter() - started,
-        source_losses={source: total / n for source, (total, n) in source_sums(batches, token_losses).items()},
+        source_losses={source: total / n for source, (total, n) in source_sums(batches, token_losses, mesh).items()},
     )
 
 
-def forward_loss(model: DecoderModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum of the losses of the batch's trained tokens, and the loss of every token (T,)."""
-    return model(batch.input_ids, batch.position_ids, batch.cu_seqlens, batch.max_seqlen, batch.targets)
+def count_all(batches: list[Batch], mesh: Mesh) -> tuple[int, int, int]:
+    """Tokens, trained tokens and sequences with a trained token, over all ranks."""
+    counts = [[batch.num_tokens, batch.num_trained, batch.num_trained_sequences] for batch in batches]
+    own = [float(sum(column)) * mesh.first_of_rows for column in zip(*counts, strict=True)]
+    tokens, trained, sequences = (int(total) for total in sum_over_ranks(own, mesh))
+    return tokens, trained, sequences
 
 
-def source_sums(batches: list[Batch], token_losses: list[torch.Tensor]) -> dict[int, tuple[float, int]]:
-    """Summed loss and number of trained tokens of each source that has any."""
+def dropout_seed(seed: int, step: int, mesh: Mesh) -> int:
+    """A function of the step, so that a resume needs no generator's state; ranks that share tokens draw alike."""
+    place = (mesh.pp.rank * mesh.dp.size + mesh.dp.rank) * mesh.cp.size + mesh.cp.rank
+    return (seed + step) * mesh.pp.size * mesh.dp.size * mesh.cp.size + place
+
+
+def source_sums(batches: list[Batch], token_losses: list[torch.Tensor], mesh: Mesh) -> dict[int, tuple[float, int]]:
+    """Summed loss and number of trained tokens of each source that has any, over all ranks."""
     sources = torch.cat([batch.source_ids for batch in batches])
     trained = torch.cat([batch.targets for batch in batches]) != IGNORE_INDEX
-    sums = torch.bincount(sources, weights=torch.cat(token_losses).double()).tolist()
-    counts = torch.bincount(sources, weights=trained.double()).tolist()
-    return {source: (sums[source], int(count)) for source, count in enumerate(counts) if count}
+    losses = torch.cat(token_losses).double()
+    if mesh.pp.rank < mesh.pp.size - 1:  # the losses are on the last stage
+        trained, losses = torch.zeros_like(trained), torch.zeros_like(losses)
+    number = int(max_over_ranks(int(sources.max()), mesh)) + 1
+    sums = torch.bincount(sources, weights=losses, minlength=number).tolist()
+    counts = torch.bincount(sources, weights=trained.double(), minlength=number).tolist()
+    totals = sum_over_ranks(sums + counts, mesh)
+    return {i: (total, int(n)) for i, (total, n) in enumerate(zip(totals[:number], totals[number:], strict=True)) if n}
 
 
-def _clip(optimizer: OptimizerSet, limit: float | None) -> torch.Tensor:
-    """Norm of the whole gradient, which is scaled down to `limit` if it is larger."""
-    return torch.nn.utils.clip_grad_norm_(optimizer.parameters(), float("inf") if limit is None else limit)
-
-
-def _check_finite(losses: torch.Tensor, grad_norm: torch.Tensor, micro_batches: list[range]) -> None:
-    if torch.isfinite(grad_norm) and torch.isfinite(losses).all():
-        return
-    bad = [n for n, ok in zip(micro_batches, torch.isfinite(losses).tolist(), strict=True) if not ok]
-    what = "loss" if bad else "gradient"
-    names = ", ".join(str(n[0]) if len(n) == 1 else f"{n[0]}-{n[-1]}" for n in bad or micro_batches)
-    raise NonFiniteLossError(
+def _not_finite(losses: list[torch.Tensor], micro_batches: list[range], mesh: Mesh) -> NonFiniteLossError:
+    """Names the rows, of all ranks, whose loss is not finite; all rows of the step if it is the gradient."""
+    bad = [numbers for numbers, loss in zip(micro_batches, losses, strict=True) if not torch.isfinite(loss)]
+    everywhere = [numbers for part in objects_of_ranks(bad, mesh) for numbers in part]
+    what = "loss" if everywhere else "gradient"
+    everywhere = everywhere or [numbers for part in objects_of_ranks(micro_batches, mesh) for numbers in part]
+    ordered = sorted({(numbers[0], numbers[-1]) for numbers in everywhere if numbers})
+    names = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in ordered)
+    return NonFiniteLossError(
         f"the {what} is not finite in training rows {names}; the model was not updated. Lower optimizer.lr, or look at "
         "the rows with runner=inspect"
     )

@@ -8,10 +8,14 @@ import torch
 
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.data.shards import PackedSet
-from sft_hydra.engine.batch import Batch, make_batch
-from sft_hydra.engine.loop import forward_loss, source_sums
-from sft_hydra.engine.precision import autocast
+from sft_hydra.engine.batch import Batch
+from sft_hydra.engine.loop import source_sums
+from sft_hydra.engine.microbatches import forward_only, load_batches, split_rows
+from sft_hydra.engine.schedule import rows_per_step
 from sft_hydra.models.decoder import DecoderModel
+from sft_hydra.parallel.comm import sum_over_ranks
+from sft_hydra.parallel.mesh import Mesh
+from sft_hydra.records import PackedRow
 
 SPLIT = "valid"
 
@@ -25,25 +29,25 @@ def validate(
     With `token_bytes` (vocab,), the bytes that each id stands for (0 for control tokens), also `val/bpb`: bits per byte
     of the trained text.
     """
-    device = model.head_weight.device
+    device, mesh = model.head_weight.device, model.mesh
     bytes_of = None if token_bytes is None else torch.from_numpy(token_bytes.astype(np.int64)).to(device)
     sums: dict[int, float] = defaultdict(float)
     counts: dict[int, int] = defaultdict(int)
     text_nats, text_bytes = 0.0, 0
     training = model.training
     model.eval()
-    rows = validation_rows(packed, cfg.eval.tokens)
-    step = cfg.train.micro_batch_size
-    for start in range(0, len(rows), step):
-        batch = make_batch([packed.row(SPLIT, row) for row in rows[start : start + step]], device)
-        with autocast(cfg, device):
-            _, losses = forward_loss(model, batch)
-        for source, (total, count) in source_sums([batch], [losses]).items():
+    rows = _ValidationRows(packed, cfg.eval.tokens)
+    step = rows_per_step(cfg)
+    for first in range(0, len(rows.numbers), step):
+        numbers = range(first, min(first + step, len(rows.numbers)))
+        batches = load_batches(rows, split_rows(numbers, cfg.train.micro_batch_size, mesh), model, cfg)
+        losses = forward_only(model, batches, cfg)
+        for source, (total, count) in source_sums(batches, losses, mesh).items():
             sums[source] += total
             counts[source] += count
         if bytes_of is not None:
-            nats, size = _text(batch, losses, bytes_of)
-            text_nats, text_bytes = text_nats + nats, text_bytes + size
+            nats, size = sum_over_ranks(_text(batches, losses, bytes_of, mesh), mesh)
+            text_nats, text_bytes = text_nats + nats, text_bytes + int(size)
     model.train(training)
     if not counts:
         return {}
@@ -52,6 +56,17 @@ def validate(
     if text_bytes:
         results["val/bpb"] = text_nats / text_bytes / math.log(2)
     return results
+
+
+class _ValidationRows:
+    """Rows of the validation split by their place among those that are used."""
+
+    def __init__(self, packed: PackedSet, tokens: int | None) -> None:
+        self.packed = packed
+        self.numbers = validation_rows(packed, tokens)
+
+    def __getitem__(self, index: int) -> PackedRow:
+        return self.packed.row(SPLIT, self.numbers[index])
 
 
 def validation_rows(packed: PackedSet, tokens: int | None) -> list[int]:
@@ -64,7 +79,10 @@ def validation_rows(packed: PackedSet, tokens: int | None) -> list[int]:
     return sorted(order[:enough].tolist())
 
 
-def _text(batch: Batch, losses: torch.Tensor, bytes_of: torch.Tensor) -> tuple[float, int]:
-    """Nats and bytes of the trained tokens that stand for text."""
-    sizes = bytes_of[batch.targets.clamp_min(0)] * (batch.targets >= 0)
-    return float(losses.double()[sizes > 0].sum()), int(sizes.sum())
+def _text(batches: list[Batch], losses: list[torch.Tensor], bytes_of: torch.Tensor, mesh: Mesh) -> list[float]:
+    """Nats and bytes of this rank's trained tokens that stand for text."""
+    if mesh.pp.rank < mesh.pp.size - 1:
+        return [0.0, 0.0]
+    targets = torch.cat([batch.targets for batch in batches])
+    sizes = bytes_of[targets.clamp_min(0)] * (targets >= 0)
+    return [float(torch.cat(losses).double()[sizes > 0].sum()), float(sizes.sum())]

@@ -13,6 +13,8 @@ from sft_hydra.models.layers import Linear, Packed, RMSNorm
 from sft_hydra.models.rotary import rotary_tables
 from sft_hydra.parallel.mesh import SINGLE
 
+EMBEDDING = "model.embed_tokens.weight"
+
 
 class Trunk(nn.Module):
     """Everything but the head; parameters are named as in Hugging Face's base models."""
@@ -50,6 +52,10 @@ class DecoderModel(nn.Module):
     def head_weight(self) -> torch.Tensor:
         """(vocab, hidden); the embedding itself where the two are tied."""
         return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
+    def is_copy(self, name: str) -> bool:
+        """Whether this rank's parameter is the copy of one on another pipeline stage: the embedding as a tied head."""
+        return name == EMBEDDING and self.mesh.pp.rank > 0
 
     def forward(
         self,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from sft_hydra.parallel.mesh import Group
+from sft_hydra.parallel.mesh import Group, Mesh
 
 
 def gather_tokens(x: torch.Tensor, group: Group) -> torch.Tensor:
@@ -98,3 +98,29 @@ def _all_to_all(
     out = x.new_empty(rows, *x.shape[1:])
     dist.all_to_all_single(out, x.contiguous(), receive, send, group=group)
     return out
+
+
+def sum_over_ranks(values: list[float], mesh: Mesh) -> list[float]:
+    """Sums over all ranks of numbers on the CPU; every rank gets them, in full precision."""
+    return _reduced(values, mesh, dist.ReduceOp.SUM)
+
+
+def max_over_ranks(value: float, mesh: Mesh) -> float:
+    return _reduced([value], mesh, dist.ReduceOp.MAX)[0]
+
+
+def _reduced(values: list[float], mesh: Mesh, op: dist.ReduceOp.RedOpType) -> list[float]:
+    if mesh.layout.world == 1:
+        return values
+    tensor = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(tensor, op)
+    return tensor.tolist()
+
+
+def objects_of_ranks(value: Any, mesh: Mesh) -> list[Any]:
+    """What each rank has, in order of rank. For small things and rare moments."""
+    if mesh.layout.world == 1:
+        return [value]
+    values: list[Any] = [None] * mesh.layout.world
+    dist.all_gather_object(values, value)
+    return values

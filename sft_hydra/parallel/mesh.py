@@ -4,7 +4,7 @@ Owns the order of ranks: rank = ((pp * dp + dp_rank) * cp + cp_rank) * tp + tp_r
 closest. Without other ranks everything here exists too: `SINGLE`, whose groups have one member and no handle.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -26,7 +26,7 @@ class Group:
 class Mesh:
     """The groups of this rank. The last four are None if there is only one rank."""
 
-    layout: Layout = Layout()
+    layout: Layout = field(default_factory=Layout)
     rank: int = 0
     pp: Group = Group()
     dp: Group = Group()

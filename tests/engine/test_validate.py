@@ -12,7 +12,7 @@ from sft_hydra.config.schema_data import DataConfig, SourceConfig, SplitConfig
 from sft_hydra.data.prepare import prepare
 from sft_hydra.data.tokenizer import load_tokenizer
 from sft_hydra.engine.batch import make_batch
-from sft_hydra.engine.loop import forward_loss
+from sft_hydra.engine.microbatches import forward_loss
 from sft_hydra.engine.validate import validate, validation_rows
 
 

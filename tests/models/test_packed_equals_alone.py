@@ -16,7 +16,7 @@ from support.packed import (
 )
 
 from sft_hydra.engine.batch import make_batch
-from sft_hydra.engine.loop import forward_loss
+from sft_hydra.engine.microbatches import forward_loss
 
 CASES = [(family, "many_tiny") for family in ARCHITECTURES] + [("qwen3", packing) for packing in PACKINGS]
 CASES += [("nano", packing) for packing in PACKINGS]

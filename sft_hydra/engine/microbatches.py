@@ -1,0 +1,69 @@
+"""Which rows a rank takes of a global batch, and the passes over its micro-batches.
+
+Owns that layouts do not show: every data-parallel rank runs the same number of micro-batches, the last ones possibly of
+padding only, and what they sum up to is what one process would have computed.
+"""
+
+from typing import Protocol
+
+import torch
+
+from sft_hydra.config.schema import SftConfig
+from sft_hydra.engine.batch import Batch, make_batch
+from sft_hydra.engine.precision import autocast
+from sft_hydra.models.decoder import DecoderModel
+from sft_hydra.parallel.mesh import Mesh
+from sft_hydra.records import PackedRow
+
+
+class Rows(Protocol):
+    """Packed rows by their global number: row i is the same whenever it is asked for."""
+
+    def __getitem__(self, index: int, /) -> PackedRow: ...
+
+
+def split_rows(numbers: range, size: int, mesh: Mesh) -> list[range]:
+    """Row numbers of this rank's micro-batches of `size` rows: an even, contiguous share of `numbers`."""
+    share = -(-len(numbers) // mesh.dp.size)
+    own = numbers[mesh.dp.rank * share : (mesh.dp.rank + 1) * share]
+    return [own[i : i + size] for i in range(0, share, size)]
+
+
+def load_batches(rows: Rows, micro_batches: list[range], model: DecoderModel, cfg: SftConfig) -> list[Batch]:
+    """This rank's part of each micro-batch, on its device."""
+    mesh, device = model.mesh, model.head_weight.device
+    multiple = mesh.cp.size * mesh.tp.size
+    if mesh.pp.size > 1:  # stages send each other tensors of one size
+        multiple *= -(-cfg.train.micro_batch_size * cfg.seq_length // multiple)
+    batches = (make_batch([rows[n] for n in numbers], "cpu", multiple) for numbers in micro_batches)
+    return [batch.part(mesh, device) for batch in batches]
+
+
+def forward_backward(
+    model: DecoderModel, batches: list[Batch], count: int, cfg: SftConfig
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Add the gradient of (sum of losses / count) of all micro-batches. Returns of each the summed loss and the loss of
+    every token of this rank (t,)."""
+    losses, token_losses = [], []
+    for batch in batches:
+        with autocast(cfg, batch.input_ids.device):
+            loss_sum, per_token = forward_loss(model, batch)
+        (loss_sum / count).backward()
+        losses.append(loss_sum.detach())
+        token_losses.append(per_token)
+    return losses, token_losses
+
+
+@torch.no_grad()
+def forward_only(model: DecoderModel, batches: list[Batch], cfg: SftConfig) -> list[torch.Tensor]:
+    """The loss of every token of this rank (t,), of each micro-batch."""
+    token_losses = []
+    for batch in batches:
+        with autocast(cfg, batch.input_ids.device):
+            token_losses.append(forward_loss(model, batch)[1])
+    return token_losses
+
+
+def forward_loss(model: DecoderModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum of the losses of the batch's trained tokens, and the loss of every token (t,)."""
+    return model(batch.input_ids, batch.position_ids, batch.cu_seqlens, batch.max_seqlen, batch.targets)
