@@ -3,7 +3,6 @@
 Imports no torch: a wrong command is refused, and a job is submitted, before that second is spent.
 """
 
-import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,36 +12,42 @@ from sft_hydra.config import saved
 from sft_hydra.config.completion import complete
 from sft_hydra.config.compose import compose
 from sft_hydra.config.resolve import resolve
-from sft_hydra.errors import UserError
+from sft_hydra.config.world import ranks_of_runner
+from sft_hydra.launch.ranks import run_here
+from sft_hydra.parallel.ranks import this_rank
 from sft_hydra.paths import RunPaths
+from sft_hydra.worker import exit_code, run_rank
 
 
 def main() -> None:
     """Exit codes: 0 done, 2 the user can put it right (all problems are listed), 1 anything else."""
-    try:
-        command(sys.argv[1:])
-    except UserError as error:
-        print(error.describe(), file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit("Interrupted. The same command goes on from the last checkpoint.")
+    if this_rank().world_size > 1:
+        sys.exit(
+            "Start this command once; it starts the ranks itself (cluster.gpus_per_node=...). What starts each rank "
+            "by itself, as torchrun does, takes a resolved config: torchrun -m sft_hydra.worker <resolved.yaml>"
+        )
+    sys.exit(exit_code(lambda: command(sys.argv[1:])))
 
 
-def command(argv: Sequence[str]) -> None:
+def command(argv: Sequence[str]) -> int:
+    """The exit code, unless an error says it."""
     if "--version" in argv:
         print(f"sft_hydra {__version__}")
-        return
+        return 0
     if "--shell-completion" in argv or "-sc" in argv:
         complete(argv)
-        return
+        return 0
     composed = compose(argv)
     if composed is None:  # Hydra has answered (--help, --cfg job), or our launcher has run a sweep
-        return
+        return 0
     cfg = resolve(composed.config, composed.overrides, launcher=composed.launcher)
     if cfg.dry_run:
         from sft_hydra.launch.plan import describe  # only here: a run does not need it
 
         print(describe(cfg))
-        return
+        return 0
+    if ranks_of_runner(cfg) != (1, 1):
+        return run_here(cfg)
     saved.save(cfg, RunPaths(Path(str(cfg.run_dir))).config(cfg.runner.value))
-    importlib.import_module(f"sft_hydra.runners.{cfg.runner.value}").run(cfg)
+    run_rank(cfg)
+    return 0

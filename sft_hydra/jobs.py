@@ -70,7 +70,7 @@ def _logs(arguments: argparse.Namespace) -> bool:
             f"{arguments.run} holds {len(handles)} runs; choose one:", *(f"  {h.folder}" for h in handles)
         )
     if arguments.follow:
-        return attach(handles[0], _say)
+        return attach(handles, _say)
     follow(handles[0], _say, to_end=False)
     return True
 

@@ -1,25 +1,86 @@
-"""`python -m sft_hydra.worker <resolved.yaml>`: runs what was resolved before. Jobs of sweeps are started so; Hydra is not."""
+"""`python -m sft_hydra.worker <resolved.yaml>`: one rank of what was resolved before. srun, torchrun, our own launchers and
+jobs of sweeps start it; Hydra is not here. cli.py runs the only rank of a local run through `run_rank` in its own process."""
 
 import importlib
+import math
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from sft_hydra.config import saved
+from sft_hydra.config.schema import SftConfig
+from sft_hydra.config.world import ranks_of_runner
 from sft_hydra.errors import ConfigError, UserError
+from sft_hydra.parallel import stop
+from sft_hydra.parallel.ranks import rank_output, this_rank
+from sft_hydra.paths import RunPaths
 
 
 def main() -> None:
-    """Exit codes as in cli.py."""
+    code = exit_code(_command)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code and this_rank().world_size > 1:
+        os._exit(code)  # taking a process group down with dead neighbours can hang
+    sys.exit(code)
+
+
+def exit_code(command: Callable[[], int]) -> int:
+    """Run a command that returns an exit code: 0 done, 2 the user can put it right (all problems are listed), 1 anything
+    else. A bug keeps its traceback; of several ranks, the first that fails has told it."""
+    rank = this_rank()
     try:
-        if len(sys.argv) != 2:
-            raise ConfigError("usage: python -m sft_hydra.worker <resolved.yaml>")
-        cfg = saved.load(Path(sys.argv[1]))
-        importlib.import_module(f"sft_hydra.runners.{cfg.runner.value}").run(cfg)
+        return command()
     except UserError as error:
-        print(error.describe(), file=sys.stderr)
-        sys.exit(2)
+        if rank.world_size == 1:  # else the rank has told
+            print(error.describe(), file=sys.stderr)
+        return 2
+    except stop.StoppedError as stopped:
+        if rank.rank == 0:
+            print(stopped, file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        sys.exit("Interrupted.")
+        if rank.rank == 0:
+            print("Interrupted. The same command goes on from the last checkpoint.", file=sys.stderr)
+        return 1
+    except Exception:
+        if rank.world_size == 1:
+            raise
+        return 1
+
+
+def run_rank(cfg: SftConfig) -> None:
+    """The runner, in this process, as the rank that the environment says."""
+    assert cfg.run_dir is not None
+    rank, paths = this_rank(), RunPaths(Path(cfg.run_dir))
+    stop.listen()
+    started, expected = rank.world_size, math.prod(ranks_of_runner(cfg))
+    if started != expected:
+        raise ConfigError(
+            f"{started} ranks were started; cluster.nodes={cfg.cluster.nodes} and cluster.gpus_per_node="
+            f"{cfg.cluster.gpus_per_node} of this run make {expected} for runner={cfg.runner.value}"
+        )
+    runner = importlib.import_module(f"sft_hydra.runners.{cfg.runner.value}")
+    try:
+        runner.run(cfg)
+    except stop.StoppedError:
+        if rank.rank == 0:
+            paths.stopped.touch()  # the batch script looks for it
+        raise
+
+
+def _command() -> int:
+    if len(sys.argv) != 2:
+        raise ConfigError("usage: python -m sft_hydra.worker <resolved.yaml>")
+    config = Path(sys.argv[1])
+    rank = this_rank()
+    if rank.world_size == 1:
+        run_rank(saved.load(config))
+        return 0
+    with rank_output(rank, RunPaths(config.parent)):
+        run_rank(saved.load(config))
+    return 0
 
 
 if __name__ == "__main__":

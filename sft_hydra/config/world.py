@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sft_hydra.config.schema import ClusterKind, SftConfig
+from sft_hydra.config.schema import ClusterKind, Runner, SftConfig
 from sft_hydra.parallel.layout import Layout, plan_layout
 
 SLURM_GPUS_PER_NODE = 8  # where a profile says nothing
@@ -13,6 +13,11 @@ def ranks_per_node(cfg: SftConfig) -> int:
     if cfg.cluster.gpus_per_node is not None:
         return cfg.cluster.gpus_per_node
     return SLURM_GPUS_PER_NODE if cfg.cluster.kind is ClusterKind.slurm else 1
+
+
+def ranks_of_runner(cfg: SftConfig) -> tuple[int, int]:
+    """(nodes, ranks on each) that the runner uses: training takes the whole cluster, everything else one rank."""
+    return (cfg.cluster.nodes, ranks_per_node(cfg)) if cfg.runner is Runner.train else (1, 1)
 
 
 def run_layout(cfg: SftConfig, architecture: dict[str, Any]) -> Layout:

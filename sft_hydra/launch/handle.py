@@ -171,16 +171,27 @@ def _read_on(log: Path, position: int, last: bool) -> tuple[str, int]:
     return piece.decode(errors="replace"), position + len(piece)
 
 
-def attach(handle: Handle, say: Callable[[str], None]) -> bool:
-    """Follow the job; Ctrl-C leaves it running. True unless it is over without success."""
+def attach(handles: Sequence[Handle], say: Callable[[str], None]) -> bool:
+    """Stay until the jobs are over: with the log of a single one, with the states of several. Ctrl-C leaves them running.
+
+    False if one of them ended without success.
+    """
     try:
-        return follow(handle, say).name == "COMPLETED"
+        if len(handles) == 1:
+            return follow(handles[0], say).name == "COMPLETED"
+        states = []
+        for handle in handles:
+            states.append(wait(handle))
+            say(f"job {handle.job_id}: {states[-1]}  {os.path.relpath(handle.folder)}\n")
+        return all(state.name == "COMPLETED" for state in states)
     except KeyboardInterrupt:
-        say(f"\ndetached: job {handle.job_id} goes on\n{ways_back(handle)}\n")
+        say(f"\nleft running: {', '.join(handle.job_id for handle in handles)}\n{ways_back(handles)}\n")
         return True
 
 
-def ways_back(handle: Handle) -> str:
-    """Commands for a job that goes on without us."""
-    jobs, folder = "python -m sft_hydra.jobs", shlex.quote(os.path.relpath(handle.folder))
-    return f"  follow  {jobs} logs -f {folder}\n  cancel  {jobs} cancel {folder}"
+def ways_back(handles: Sequence[Handle]) -> str:
+    """Commands for jobs that go on without us."""
+    jobs = "python -m sft_hydra.jobs"
+    common = shlex.quote(os.path.relpath(os.path.commonpath([handle.folder for handle in handles])))
+    look = f"follow  {jobs} logs -f {common}" if len(handles) == 1 else f"list    {jobs} list {common}"
+    return f"  {look}\n  cancel  {jobs} cancel {common}"

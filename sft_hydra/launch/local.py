@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sft_hydra.config import saved
 from sft_hydra.launch.plan import describe
+from sft_hydra.launch.ranks import run_here
 from sft_hydra.launch.sweep import Job
 
 METRIC_PREFIX = "eval/"
@@ -40,10 +38,7 @@ def run_jobs(jobs: Sequence[Job]) -> list[JobResult]:
     results = []
     for number, job in enumerate(jobs, start=1):
         console.rule(f"job {number} of {len(jobs)}: {job.label}")
-        file = job.paths.config(job.cfg.runner.value)
-        saved.save(job.cfg, file)
-        exit_code = subprocess.run([sys.executable, "-m", "sft_hydra.worker", str(file)]).returncode
-        results.append(JobResult(job, exit_code, *read_metrics(job.paths.metrics)))
+        results.append(JobResult(job, run_here(job.cfg), *read_metrics(job.paths.metrics)))
     console.print(results_table(results))
     return results
 

@@ -5,6 +5,7 @@ The parent imports no torch, prints nothing that the ranks print themselves, and
 """
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -12,22 +13,48 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
+
+from sft_hydra.config import saved
+from sft_hydra.config.schema import SftConfig
+from sft_hydra.config.world import ranks_of_runner
+from sft_hydra.parallel.stop import StoppedError
+from sft_hydra.paths import RunPaths
 
 LAST_WORDS_SECONDS = 5.0  # for ranks that lost a neighbour to say so, before they are killed
 POLL_SECONDS = 0.1
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 
 
+def run_here(cfg: SftConfig) -> int:
+    """Run what is resolved on this machine, each rank in a process of its own; the exit code."""
+    file = RunPaths(Path(str(cfg.run_dir))).config(cfg.runner.value)
+    saved.save(cfg, file)
+    nodes, ranks = ranks_of_runner(cfg)
+    worker = ["-m", "sft_hydra.worker", str(file)]
+    if nodes == 1:
+        return start_ranks([sys.executable, *worker], ranks)
+    print(
+        f"cluster.nodes={nodes} and this is one machine (cluster=slurm starts them all). By hand, on each of the {nodes}:\n"
+        f"  torchrun --nnodes={nodes} --nproc-per-node={ranks} --rdzv-backend=c10d --rdzv-endpoint=<first host>:29500 "
+        + shlex.join(worker)
+    )
+    return 0
+
+
 def start_ranks(command: Sequence[str], world_size: int) -> int:
-    """Run `command` once for each rank until all have ended. 0, or the exit code of the first rank that failed (killed: 1)."""
+    """Run `command` once for each rank until all have ended. 0, or the exit code of the first rank that failed (killed: 1).
+
+    StoppedError if they ended so because of a signal to this process.
+    """
     # a session of their own: the terminal's Ctrl-C comes to the parent alone
     ranks = [
         subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
         for environment in _environments(world_size)
     ]
     try:
-        with _signals_forwarded(ranks):
+        with _signals_forwarded(ranks) as signals:
             failed = _first_failure(ranks)
             if failed is None:
                 return 0
@@ -35,6 +62,8 @@ def start_ranks(command: Sequence[str], world_size: int) -> int:
     finally:
         for process in ranks:
             process.kill()
+    if signals:
+        raise StoppedError(f"stopped by {signals[0].name}")
     code = ranks[failed].returncode
     if code > 0:
         return code
@@ -59,21 +88,21 @@ def _free_port() -> int:
 
 
 @contextmanager
-def _signals_forwarded(ranks: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    interrupts = 0
+def _signals_forwarded(ranks: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[signal.Signals]]:
+    """Yields the list of signals that come in the body. A second Ctrl-C kills the ranks."""
+    came: list[signal.Signals] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
-        nonlocal interrupts
-        interrupts += number == signal.SIGINT
+        came.append(signal.Signals(number))
         for process in ranks:
-            if interrupts > 1:
+            if came.count(signal.SIGINT) > 1:
                 process.kill()
             else:
                 process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
     before = {number: signal.signal(number, forward) for number in FORWARDED}
     try:
-        yield
+        yield came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -14,10 +14,9 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from sft_hydra.config.schema import Device, Runner, SftConfig
-from sft_hydra.config.world import ranks_per_node
+from sft_hydra.config.world import ranks_of_runner
 from sft_hydra.paths import RunPaths
 
-MULTI_RANK = (Runner.train,)  # other runners use one rank
 WITHOUT_GPU = (Runner.data_prep, Runner.inspect)
 
 
@@ -64,8 +63,8 @@ class Allocation:
 
 
 def allocation(cfg: SftConfig) -> Allocation:
-    """What the runner can use: training takes the whole world, everything else one rank."""
-    nodes, tasks = (cfg.cluster.nodes, ranks_per_node(cfg)) if cfg.runner in MULTI_RANK else (1, 1)
+    """What the runner can use."""
+    nodes, tasks = ranks_of_runner(cfg)
     on_cpu = cfg.device is Device.cpu or cfg.runner in WITHOUT_GPU
     return Allocation(nodes, tasks, 0 if on_cpu else tasks)
 

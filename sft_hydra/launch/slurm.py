@@ -17,8 +17,10 @@ from submitit.core.utils import FailedJobError
 from sft_hydra.config import saved
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.errors import ClusterError
-from sft_hydra.launch.handle import Handle, find_handle, job_state
+from sft_hydra.launch import local
+from sft_hydra.launch.handle import Handle, attach, find_handle, job_state, ways_back
 from sft_hydra.launch.script import BatchScript, batch_scripts, run_folder
+from sft_hydra.launch.sweep import Job
 from sft_hydra.paths import RunPaths
 
 PLAIN_VARIABLES = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV",
@@ -45,6 +47,28 @@ class ScriptExecutor(SlurmExecutor):
         behind = [f"--unset={name}" for name in os.environ if name not in self._variables]
         depend = [f"--dependency=afterok:{':'.join(self._after)}", "--kill-on-invalid-dep=yes"] if self._after else []
         return ["env", *behind, "sbatch", *depend, str(submission_file_path)]
+
+
+def plan_jobs(jobs: Sequence[Job]) -> None:
+    """What `dry_run=true` prints: the plans, and the exact scripts that would be submitted."""
+    local.plan_jobs(jobs)
+    for script in batch_scripts([job.cfg for job in jobs]):
+        print(f"== batch script for {len(script.cfgs)} job(s), to be kept in {script.folder}\n{script.text}")
+
+
+def run_jobs(jobs: Sequence[Job]) -> list[Handle]:
+    """Submit the jobs and say where they are; with `cluster.attach`, stay until they are over.
+
+    Exits with code 1 if a job that was attended to ends without success.
+    """
+    handles = submit([job.cfg for job in jobs])
+    for handle in handles:
+        print(f"job {handle.job_id}  {os.path.relpath(handle.folder)}  log {os.path.relpath(handle.log)}")
+    if not jobs[0].cfg.cluster.attach:
+        print(ways_back(handles))
+    elif not attach(handles, lambda text: print(text, end="", flush=True)):
+        raise SystemExit(1)
+    return handles
 
 
 def submit(cfgs: Sequence[SftConfig], after: Sequence[str] = ()) -> list[Handle]:

@@ -4,10 +4,6 @@ Owns the order of things. What a run writes beside its checkpoints: metrics.json
 summary.json, hf/ and report.html.
 """
 
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +23,8 @@ from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.observe.console import Console, Steps
 from sft_hydra.observe.metrics import MetricsFile
 from sft_hydra.observe.report import write_report
+from sft_hydra.parallel.process import stop_requested
+from sft_hydra.parallel.stop import StoppedError, finish_step_on_interrupt
 from sft_hydra.paths import RunPaths
 from sft_hydra.runners.data_prep import prepared_set
 from sft_hydra.runners.evaluate import evaluate_model
@@ -69,11 +67,12 @@ def run(cfg: SftConfig) -> None:
         if training.state.step == 0:
             with clock("evaluate before"):
                 _evaluate(training, "before")
-        with clock("train"), _stop_on_signal() as stopped:
-            _fit(training, rows, stopped)
+        with clock("train"), finish_step_on_interrupt():
+            _fit(training, rows)
         if training.state.step < steps:
-            console.say(f"stopped at step {training.state.step} of {steps}; the same command goes on from here")
-            return
+            text = f"stopped at step {training.state.step} of {steps}; the same command goes on from here"
+            console.note(text)
+            raise StoppedError(text)
         with clock("evaluate after"):
             _evaluate(training, "after")
         exported = None
@@ -117,8 +116,8 @@ def _build(
     return Training(cfg, paths, console, packed, tokenizer, built.model, optimizer, state, steps, metrics)
 
 
-def _fit(training: Training, rows: TrainRows, stopped: Callable[[], bool]) -> None:
-    """The loop, with what happens between its steps: metrics, validation, checkpoints."""
+def _fit(training: Training, rows: TrainRows) -> None:
+    """The loop, with what happens between its steps: metrics, validation, checkpoints. One more if a signal stops it."""
     cfg, state = training.cfg, training.state
     with training.console.steps(training.steps, state.step, cfg.train.log_interval) as progress:
 
@@ -127,8 +126,7 @@ def _fit(training: Training, rows: TrainRows, stopped: Callable[[], bool]) -> No
             last = result.step == training.steps
             if not last and cfg.eval.every and result.step % cfg.eval.every == 0:
                 _validate(training)
-            due = cfg.checkpoint.interval and result.step % cfg.checkpoint.interval == 0
-            if last or due or stopped():
+            if last or _is_due(cfg, result.step):
                 checkpoints.save(checkpoint_folder(cfg), training.model, training.optimizer, state, cfg)
 
         fit(
@@ -139,8 +137,15 @@ def _fit(training: Training, rows: TrainRows, stopped: Callable[[], bool]) -> No
             cfg,
             training.steps,
             after_step=after_step,
-            should_stop=stopped,
+            should_stop=stop_requested,
         )
+        if state.step < training.steps and not _is_due(cfg, state.step):
+            checkpoints.save(checkpoint_folder(cfg), training.model, training.optimizer, state, cfg)
+
+
+def _is_due(cfg: SftConfig, step: int) -> bool:
+    """Whether a checkpoint follows this step in any case."""
+    return cfg.checkpoint.interval is not None and step % cfg.checkpoint.interval == 0
 
 
 def _record(training: Training, result: StepResult, progress: Steps) -> None:
@@ -201,16 +206,3 @@ def export_model(model: DecoderModel, cfg: SftConfig, tokenizer: ChatTokenizer, 
         f"differ from the live model's by at most {report.max_diff:.1e}"
     )
     return report
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """SIGTERM and SIGUSR2 (a time limit, a preemption) ask for a stop after the current step, with a checkpoint."""
-    asked = threading.Event()
-    kinds = (signal.SIGTERM, signal.SIGUSR2) if threading.current_thread() is threading.main_thread() else ()
-    before = {kind: signal.signal(kind, lambda *_: asked.set()) for kind in kinds}
-    try:
-        yield asked.is_set
-    finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)

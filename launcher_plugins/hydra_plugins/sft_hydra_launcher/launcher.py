@@ -22,7 +22,12 @@ class SftSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         assert self.hydra_context is not None
-        assert self.launcher is not None
+        assert self.config is not None
+        if not isinstance(self.launcher, SftLauncher):  # it would run Hydra's task function, which only composes
+            from sft_hydra.errors import ConfigError
+
+            name = self.config.hydra.runtime.choices["hydra/launcher"]
+            raise ConfigError(f"hydra/launcher={name} cannot run our jobs; use submitit_local or submitit_slurm")
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
         (jobs,) = self.split_arguments(overrides, max_batch_size=None)
@@ -40,23 +45,26 @@ class SftLauncher(Launcher):
         self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run the jobs and return their final losses. Ends the program with code 1 if a job failed."""
-        from sft_hydra.launch.local import plan_jobs, run_jobs
+        """Returns final losses of local jobs, ids of Slurm jobs. Ends the program with code 1 if a job failed."""
+        from sft_hydra.launch import local, slurm
         from sft_hydra.launch.sweep import resolve_jobs
 
         composed = [self.loader.load_sweep_config(self.config, list(overrides)) for overrides in job_overrides]
         given = [str(text) for text in self.config.hydra.overrides.task]
         jobs = resolve_jobs(composed, job_overrides, given, self.name)
+        on_slurm = self.name == "submitit_slurm"
         if all(job.cfg.dry_run for job in jobs):
-            plan_jobs(jobs)
+            slurm.plan_jobs(jobs) if on_slurm else local.plan_jobs(jobs)
             return [_done(job.overrides, None) for job in jobs]
-        results = run_jobs(jobs)
+        if on_slurm:
+            return [_done(job.overrides, handle.job_id) for job, handle in zip(jobs, slurm.run_jobs(jobs), strict=True)]
+        results = local.run_jobs(jobs)
         if any(result.exit_code for result in results):
             raise SystemExit(1)
         return [_done(result.job.overrides, result.loss) for result in results]
 
 
-def _done(overrides: Sequence[str], value: float | None) -> JobReturn:
+def _done(overrides: Sequence[str], value: float | str | None) -> JobReturn:
     job = JobReturn(overrides=overrides)
     job.return_value = value
     job.status = JobStatus.COMPLETED
