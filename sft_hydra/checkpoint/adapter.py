@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -10,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from sft_hydra.config.schema import LoraConfig
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.lora import LoraLinear
-from sft_hydra.models.names import disk_rows, rows_to_disk
+from sft_hydra.models.names import disk_rows, rows_from_disk, rows_to_disk
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -43,14 +44,24 @@ def write_adapter(model: DecoderModel, lora: LoraConfig, base: str, folder: Path
     return len(tensors)
 
 
-def merge_adapter(folder: Path, base: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The base's weights with the adapter in `folder` merged into them, from its files alone."""
-    config = json.loads((folder / CONFIG).read_text())
-    scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config["use_rslora"] else config["r"])
+def limits(model: DecoderModel) -> str | None:
+    """What of the model's adapters the peft library cannot load; None: it loads them all."""
+    adapted = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, LoraLinear)}
+    if model.config.model_type == "nemotron_h" and "out_proj" in adapted:
+        return "the peft library refuses adapters on Mamba's out_proj; export.merge=true writes the merged model"
+    return None
+
+
+def merge_adapter(config: Any, folder: Path, base: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The base's weights (named and ordered as ours) with the adapter in `folder` merged in, from its files alone."""
+    adapter = json.loads((folder / CONFIG).read_text())
+    scale = adapter["lora_alpha"] / (math.sqrt(adapter["r"]) if adapter["use_rslora"] else adapter["r"])
     factors = load_file(folder / WEIGHTS)
     merged = dict(base)
-    for name in config["target_modules"]:
+    for name in adapter["target_modules"]:
         weight = base[f"{name}.weight"]
-        a, b = (factors[f"{PREFIX}{name}.{factor}.weight"].to(weight.device) for factor in ("lora_A", "lora_B"))
-        merged[f"{name}.weight"] = (weight.float() + scale * (b @ a)).to(weight.dtype)
+        a, b = (factors[f"{PREFIX}{name}.{factor}.weight"] for factor in ("lora_A", "lora_B"))
+        rows = disk_rows(config, f"{name}.lora_B")
+        b = b if rows is None else rows_from_disk(b, rows)
+        merged[f"{name}.weight"] = (weight.float() + scale * (b @ a).to(weight.device)).to(weight.dtype)
     return merged

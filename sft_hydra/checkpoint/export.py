@@ -7,13 +7,13 @@ before it gets its name.
 import copy
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sft_hydra.checkpoint.adapter import merge_adapter, write_adapter
+from sft_hydra.checkpoint.adapter import limits, merge_adapter, write_adapter
 from sft_hydra.checkpoint.shards import write_tensors
 from sft_hydra.checkpoint.stream import carried_tensors, local_folder
 from sft_hydra.config.schema import SftConfig
@@ -40,6 +40,7 @@ class ExportReport:
     dtype: str
     max_diff: float  # between logits of the export and of the live model
     allowed_diff: float
+    note: str | None = None  # what the user should know before using it
 
 
 def export(model: DecoderModel, cfg: SftConfig, tokenizer: ChatTokenizer, folder: Path) -> ExportReport:
@@ -86,8 +87,9 @@ def _export_adapter(
         _write_model(model, base_state, dtype, cfg, tokenizer, building / "base")
     tensors = write_adapter(model, cfg.peft, base, building)
     tokenizer.save_files(building)
-    reloaded = transformers_model(model.config, merge_adapter(building, base_state))
-    return _report(model, reloaded, folder, "adapter", tensors, dtype)
+    reloaded = transformers_model(model.config, merge_adapter(model.config, building, base_state))
+    report = _report(model, reloaded, folder, "adapter", tensors, dtype)
+    return replace(report, note=limits(model))
 
 
 def _dtype(model: DecoderModel, cfg: SftConfig) -> torch.dtype:

@@ -17,7 +17,7 @@ from sft_hydra.parallel.mixer import Mixer
 class Attention(Mixer):
     """(T, hidden) -> (T, hidden). Positions come in only through `packed.rotary`."""
 
-    columns = ("q_proj", "k_proj", "v_proj")
+    columns: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
     rows = ("o_proj",)
 
     def __init__(

@@ -85,11 +85,8 @@ def from_disk(place: Stored, get: Callable[[str], Any]) -> torch.Tensor:
     if place.experts is not None:
         matrices = [get(name)[:] for name in place.names]
         return torch.cat(matrices).view(place.experts, -1, matrices[0].shape[1])
-    tensor = get(place.names[0])
-    if place.rows is None:
-        return tensor[:]
-    whole = tensor[:]
-    return torch.cat([whole[start:stop] for start, stop in place.rows])
+    tensor = get(place.names[0])[:]
+    return tensor if place.rows is None else rows_from_disk(tensor, place.rows)
 
 
 def to_disk(config: Any, state: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -101,6 +98,11 @@ def to_disk(config: Any, state: dict[str, torch.Tensor]) -> Iterator[tuple[str, 
             yield from zip(place.names, matrices, strict=True)
         else:
             yield place.names[0], tensor if place.rows is None else rows_to_disk(tensor, place.rows)
+
+
+def rows_from_disk(tensor: torch.Tensor, rows: Ranges) -> torch.Tensor:
+    """The rows of a tensor on disk in our order."""
+    return torch.cat([tensor[start:stop] for start, stop in rows])
 
 
 def rows_to_disk(tensor: torch.Tensor, rows: Ranges) -> torch.Tensor:

@@ -13,7 +13,8 @@ from sft_hydra.models.mamba import Mamba
 from sft_hydra.models.mlp import MLP
 from sft_hydra.models.moe import Experts, MoE, SigmoidRouter
 
-LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "in_proj", "out_proj", "up_proj", "down_proj")
+# without Mamba's out_proj, whose adapters the peft library refuses to load
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "in_proj", "up_proj", "down_proj")
 
 
 class HybridBlock(nn.Module):

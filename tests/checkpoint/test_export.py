@@ -114,17 +114,35 @@ def test_bf16_source_stays_bf16(make_cfg, tokenizer, tmp_path):
     assert as_transformers(model).dtype == torch.float32
 
 
-@pytest.mark.parametrize("lora", [LoraConfig(dim=4, alpha=8.0), LoraConfig(dim=4, alpha=6.0, rank_stabilized=True)])
-def test_adapter_loads_in_peft_with_equal_logits(make_cfg, tokenizer, row, tmp_path, lora):
-    model = adapted(lora)
+@pytest.mark.parametrize(
+    ("family", "lora"),
+    [
+        ("qwen3", LoraConfig(dim=4, alpha=8.0)),
+        ("qwen3", LoraConfig(dim=4, alpha=6.0, rank_stabilized=True)),
+        ("nano", LoraConfig(dim=4)),
+        ("nano", LoraConfig(dim=4, target_modules=["in_proj", "linear_qkv"])),
+    ],
+)
+def test_adapter_loads_in_peft_with_equal_logits(make_cfg, tokenizer, row, tmp_path, family, lora):
+    model = adapted(lora, family)
     report = export(model, make_cfg(peft=lora), tokenizer, tmp_path / "hf")
     assert report.kind == "adapter"
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "hf" / "base")
+    use_published_limits(base)
     theirs = PeftModel.from_pretrained(base, tmp_path / "hf")
     live = logits_of(model, make_batch([row], "cpu"))
     assert relative(alone(theirs, [row])[0], live) < 1e-5
     with theirs.disable_adapter():
         assert relative(alone(theirs, [row])[0], live) > 1e-2
+
+
+def test_adapters_that_peft_refuses_are_written_with_a_note(make_cfg, tokenizer, tmp_path):
+    lora = LoraConfig(dim=4, target_modules=["out_proj"])
+    report = export(adapted(lora, "nano"), make_cfg(peft=lora), tokenizer, tmp_path / "hf")
+    assert "export.merge=true" in report.note
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "hf" / "base")
+    with pytest.raises(ValueError, match="out_proj"):
+        PeftModel.from_pretrained(base, tmp_path / "hf")
 
 
 def test_merged_export_equals_the_adapted_model(make_cfg, tokenizer, row, tmp_path):
