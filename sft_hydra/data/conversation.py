@@ -13,7 +13,8 @@ from sft_hydra.config.schema_data import SourceConfig
 from sft_hydra.data.adapters import RowError, adapt
 from sft_hydra.records import Conversation, Message
 
-INLINE_REASONING = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
+OPENED_REASONING = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
+UNOPENED_REASONING = re.compile(r"(.*?)(?:\n</think>|</think>(?=\n|\Z))\s*", re.DOTALL)  # the prompt had opened it
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 
@@ -23,7 +24,7 @@ def to_conversation(row: Any, source: SourceConfig, name: str, origin: str) -> C
     messages, tools = adapt(row, source)
     if not isinstance(messages, list) or not messages:
         raise RowError("no_messages", "no list of messages")
-    checked = [_message(message) for message in messages]
+    checked = [check_message(message) for message in messages]
     meta = row if isinstance(row, dict) else {}
     return Conversation(checked, _tools(tools), origin, name, meta)
 
@@ -37,7 +38,8 @@ def prune_nulls(value: Any) -> Any:
     return value
 
 
-def _message(message: Any) -> Message:
+def check_message(message: Any) -> Message:
+    """One message in the form that the rest of the room works with. Raises RowError."""
     if not isinstance(message, dict):
         raise RowError("format", f"a message must be an object, not {type(message).__name__}")
     role = message.get("role")
@@ -71,9 +73,9 @@ def _text(content: Any, role: str) -> str:
 def _complete_assistant(message: Message) -> None:
     content = message.setdefault("content", "")
     reasoning = next((message.pop(key) for key in REASONING_KEYS if key in message), None)
-    if content.startswith("<think>") or content.lstrip().startswith("<think>"):
-        inline = INLINE_REASONING.match(content)
-        if inline and not (isinstance(reasoning, str) and reasoning.strip()):
+    if "</think>" in content and not (isinstance(reasoning, str) and reasoning.strip()):
+        inline = OPENED_REASONING.match(content) or ("<think>" not in content and UNOPENED_REASONING.match(content))
+        if inline:
             reasoning = inline[1].strip("\n") or None
             message["content"] = content[inline.end() :]
     if isinstance(reasoning, str) and reasoning:  # blank is kept as empty: the row is one of a reasoning data set

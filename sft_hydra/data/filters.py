@@ -64,7 +64,7 @@ class Filters:
         known = {
             tool.get("function", tool).get("name"): tool.get("function", tool) for tool in conversation.tools or ()
         }
-        header = "" if known else "\n".join(str(message.get("content")) for message in conversation.messages[:1])
+        header = "" if known else _headers(conversation)
         ids = [call["id"] for call in calls if call.get("id")]
         for call in calls:
             name = call["function"]["name"]
@@ -73,7 +73,9 @@ class Filters:
             if known:
                 self._check_arguments(known[name], call["function"]["arguments"])
             elif name not in header:
-                raise RowError("tools", f"calls {name!r}, but the row has no tools and names none in its first message")
+                raise RowError(
+                    "tools", f"calls {name!r}, but the row has no tools and its first messages do not name it"
+                )
         for message in conversation.messages:
             refers = message.get("tool_call_id") if message["role"] == "tool" else None
             if refers and len(ids) == len(calls) and refers not in ids:
@@ -84,11 +86,13 @@ class Filters:
         if validator is None:
             return
         try:
-            problem = next(validator.iter_errors(arguments), None)
+            problems = list(validator.iter_errors(arguments))
+            wrong = {problem.path[0] for problem in problems if problem.path}
+            if not problems or validator.is_valid(_spelled_out(arguments, wrong)):
+                return
         except Exception:  # a schema that the library does not understand says nothing about the row
             return
-        if problem is not None:
-            raise RowError("tools", f"arguments of {tool.get('name')!r}: {problem.message[:200]}")
+        raise RowError("tools", f"arguments of {tool.get('name')!r}: {problems[0].message[:200]}")
 
     def _validator(self, schema: Any) -> Any:
         if not isinstance(schema, dict) or not schema:
@@ -101,6 +105,24 @@ class Filters:
                 schema = {"type": "object", "properties": schema}
             self.validators[key] = jsonschema.Draft202012Validator(schema)
         return self.validators[key]
+
+
+def _headers(conversation: Conversation) -> str:
+    """What stands before the first answer."""
+    first = next(i for i, message in enumerate(conversation.messages) if message["role"] == "assistant")
+    return "\n".join(str(message.get("content", "")) for message in conversation.messages[:first])
+
+
+def _spelled_out(arguments: dict[str, Any], keys: set[Any]) -> dict[str, Any]:
+    """Arguments with texts under `keys` that spell a number, list or object ("7", "[1]") as these: many models do so."""
+    return {k: _value_of(value) if k in keys and isinstance(value, str) else value for k, value in arguments.items()}
+
+
+def _value_of(text: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except ValueError:
+        return text
 
 
 def _answers(conversation: Conversation) -> Iterator[Message]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from sft_hydra.data.shape import shape_message
+from sft_hydra.data.shape import shape_messages
 from sft_hydra.data.template import ChatTemplate, Scan
 from sft_hydra.errors import DataError
 from sft_hydra.records import Message
@@ -38,12 +38,23 @@ class Habits:
     renders_calls: bool = False
     keeps_reasoning: bool = False  # earlier reasoning stays when asked to
     marked: bool = False
+    renders_results: bool = False
+    long_ids: bool = False  # insists on call ids of nine letters and digits
+    opens_reasoning: bool = False  # its prompt opens <think>, but it prints no reasoning
+    empty_as_null: bool = False  # wants null, not an empty text, beside tool calls
     stable: bool = True  # a turn without reasoning reads the same once later user turns exist
     stable_calls: bool = True  # the same for turns with tool calls
+    stable_steps: bool = True  # what is before a second step of a user turn reads as it was served
     prompts: dict[tuple[bool, str], str] = field(default_factory=dict)  # (thinking, role before) -> generation prompt
     headers: set[str] = field(default_factory=set)  # texts seen between a turn's start and its first word
     call_stop: str = ""  # what a call's turn prints only when it is the last one
     closings: list[str] = field(default_factory=list)  # texts after a turn's last word
+
+    @property
+    def reshapes(self) -> bool:
+        """Whether messages must be changed for this template at all."""
+        wanted = self.content_parts or self.text_arguments or self.empty_as_null or self.long_ids
+        return wanted or self.reasoning_field != "reasoning_content"
 
 
 def learn(template: ChatTemplate) -> Habits:
@@ -85,7 +96,7 @@ def _render(
     template: ChatTemplate, habits: Habits, messages: list[Message], thinking: bool = False, prompt: bool = False
 ) -> str | None:
     """The text, or None where the template refuses such a conversation."""
-    shaped = [shape_message(message, habits) for message in messages]
+    shaped = shape_messages(messages, habits)
     try:
         return template.render(shaped, _tools(messages), thinking, prompt)
     except Exception:  # a template may raise whatever its expressions raise
@@ -99,7 +110,7 @@ def _tools(messages: list[Message]) -> list[Any] | None:
 def _learn_contents(template: ChatTemplate, habits: Habits) -> None:
     problem: object = "the answer is not in its output"
     for habits.content_parts in (False, True):
-        shaped = [shape_message(message, habits) for message in (user(1), assistant(1))]
+        shaped = shape_messages([user(1), assistant(1)], habits)
         try:
             text = template.render(shaped, None, False)
         except Exception as raised:  # a template may raise whatever its expressions raise
@@ -115,8 +126,27 @@ def _learn_arguments(template: ChatTemplate, habits: Habits) -> None:
         text = _render(template, habits, [user(1), caller("")])
         if text is not None and "vq7" in text and "{'kq'" not in text:
             habits.renders_calls = True
-            return
-    habits.text_arguments = False
+            _learn_null(template, habits, len(text))
+            _learn_ids(template, habits)
+            break
+    else:
+        habits.text_arguments = False
+    text = _render(template, habits, [user(1), caller(""), RESULT]) or _render(template, habits, [user(1), RESULT])
+    habits.renders_results = "Qtool1" in (text or "")
+
+
+def _learn_null(template: ChatTemplate, habits: Habits, length: int) -> None:
+    """Some templates print an answer of its own for an empty text beside a call."""
+    habits.empty_as_null = True
+    text = _render(template, habits, [user(1), caller("")])
+    habits.empty_as_null = text is not None and "vq7" in text and "None" not in text and len(text) < length
+
+
+def _learn_ids(template: ChatTemplate, habits: Habits) -> None:
+    call = caller("")
+    call["tool_calls"][0].pop("id")
+    result = {"role": "tool", "content": "Qtool1"}
+    habits.long_ids = _render(template, habits, [user(1), call, result]) is None
 
 
 def _learn_reasoning(template: ChatTemplate, habits: Habits) -> None:
@@ -126,6 +156,8 @@ def _learn_reasoning(template: ChatTemplate, habits: Habits) -> None:
         if text is not None and "Qreas1" in text and "Qasst1" in text:
             return
     habits.reasoning_field = None
+    prompt = _render(template, habits, [user(1)], thinking=True, prompt=True)
+    habits.opens_reasoning = (prompt or "").rstrip().endswith("<think>")
 
 
 def _probes() -> Iterator[list[Message]]:
@@ -147,7 +179,7 @@ def _marks_fit(template: ChatTemplate, habits: Habits) -> bool:
     located = 0
     last_call = ""
     for messages in _probes():
-        shaped = [shape_message(message, habits) for message in messages]
+        shaped = shape_messages(messages, habits)
         for thinking in (False, True):
             plain = _render(template, habits, messages, thinking)
             if plain is None:
@@ -166,7 +198,7 @@ def _turns_fit(scan: Scan, messages: list[Message], habits: Habits) -> bool:
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        inside = "".join(scan.text[a:b] for a, b in scan.segments.get(index, ()))
+        inside = scan.segment_text(index)
         if not _is_own(message, inside, messages, scan.text):
             return False
         header, word, _ = inside.partition(message["content"] or "\0")
@@ -200,7 +232,7 @@ def _learn_prompt(template: ChatTemplate, habits: Habits, messages: list[Message
     plain = _render(template, habits, messages, thinking, prompt=True)
     if plain is None:
         return True
-    shaped = [shape_message(message, habits) for message in messages]
+    shaped = shape_messages(messages, habits)
     scan = template.scan(shaped, _tools(messages), thinking, prompt=True)
     if messages[-1]["role"] != "assistant":
         habits.prompts.setdefault((thinking, messages[-1]["role"]), scan.text[scan.tail :])
@@ -209,16 +241,13 @@ def _learn_prompt(template: ChatTemplate, habits: Habits, messages: list[Message
 
 def _learn_history(template: ChatTemplate, habits: Habits) -> None:
     """Does a turn read the same as the last one and as history? And is earlier reasoning kept when asked to be?"""
-
-    def is_stable(first: list[Message]) -> bool:
-        early = _render(template, habits, first)
-        late = _render(template, habits, [*first, user(2), assistant(3)])
-        return early is None or late is None or late.startswith(early)
-
-    habits.stable = is_stable([user(1), assistant(1)]) and is_stable([SYSTEM, user(1), assistant(1)])
-    habits.stable_calls = is_stable([user(1), caller(""), RESULT, assistant(2)]) and is_stable(
-        [user(1), caller("Qasst1"), RESULT, assistant(2)]
-    )
+    later = [user(2), assistant(3)]
+    plain = [[user(1), assistant(1)], [SYSTEM, user(1), assistant(1)]]
+    calls = [[user(1), caller(content), RESULT, assistant(2)] for content in ("", "Qasst1")]
+    habits.stable = all(_reads_same(template, habits, first, later) for first in plain)
+    habits.stable_calls = all(_reads_same(template, habits, first, later) for first in calls)
+    thinkers = [{}, {"reasoning_content": "Qreas1"}] if habits.reasoning_field else [{}]
+    habits.stable_steps = all(_steps_fit(template, habits, {**caller(""), **more}) for more in thinkers)
     thought = [user(1), assistant(1, reasoning_content="Qreas1"), user(2), assistant(2, reasoning_content="Qreas2")]
     before = dict(template.variables)
     template.variables.update(KEEP_REASONING, chat_template_kwargs=KEEP_REASONING)
@@ -226,6 +255,39 @@ def _learn_history(template: ChatTemplate, habits: Habits) -> None:
     template.variables.clear()
     template.variables.update(before)
     habits.keeps_reasoning = "Qreas1" in text and "Qreas2" in text
+
+
+def _reads_same(template: ChatTemplate, habits: Habits, first: list[Message], later: list[Message]) -> bool:
+    """Whether the turns of `first`, and what stands before them, read the same with `later` after them."""
+    everything = [*first, *later]
+    early, late = (_render(template, habits, messages) for messages in (first, everything))
+    if early is None or late is None or not habits.marked:
+        return early is None or late is None or late.startswith(early)
+    tools = _tools(first)
+    for index, message in enumerate(first):
+        before = shape_messages(first[:index], habits)
+        if message["role"] == "assistant" and not any(
+            late.startswith(template.render(before, tools, *mode)) for mode in ((False, False), (False, True), (True, True))
+        ):
+            return False
+    return same_turns(template, shape_messages(everything, habits), tools, len(first))
+
+
+def same_turns(template: ChatTemplate, messages: list[Message], tools: list[Any] | None, stop: int) -> bool:
+    """True if the assistant turns among `messages[:stop]` read the same with and without what comes after them."""
+    early, late = (template.scan(part, tools, False) for part in (messages[:stop], messages))
+    return all(
+        early.segment_text(index) == late.segment_text(index)
+        for index, message in enumerate(messages[:stop])
+        if message["role"] == "assistant"
+    )
+
+
+def _steps_fit(template: ChatTemplate, habits: Habits, call: Message) -> bool:
+    thinking = "reasoning_content" in call
+    whole = _render(template, habits, [user(1), call, RESULT, assistant(2)], thinking)
+    served = [_render(template, habits, [user(1), call, RESULT], mode, prompt=True) for mode in (True, False)]
+    return whole is None or any(prompt is not None and whole.startswith(prompt) for prompt in served)
 
 
 def _learn_closings(template: ChatTemplate, habits: Habits) -> None:

@@ -28,6 +28,10 @@ class Scan:
     segments: dict[int, list[Span]]
     tail: int
 
+    def segment_text(self, index: int) -> str:
+        """All that message `index` printed."""
+        return "".join(self.text[start:stop] for start, stop in self.segments.get(index, ()))
+
 
 @dataclass(frozen=True, slots=True)
 class Marking:
