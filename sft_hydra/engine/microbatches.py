@@ -31,7 +31,7 @@ def split_rows(numbers: range, size: int, mesh: Mesh) -> list[range]:
 
 def load_batches(rows: Rows, micro_batches: list[range], model: DecoderModel, cfg: SftConfig) -> list[Batch]:
     """This rank's part of each micro-batch, on its device."""
-    mesh, device = model.mesh, model.head_weight.device
+    mesh, device = model.mesh, model.device
     multiple = mesh.cp.size * mesh.tp.size
     if mesh.pp.size > 1:  # stages send each other tensors of one size
         multiple *= -(-cfg.train.micro_batch_size * cfg.seq_length // multiple)

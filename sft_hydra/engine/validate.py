@@ -29,7 +29,7 @@ def validate(
     With `token_bytes` (vocab,), the bytes that each id stands for (0 for control tokens), also `val/bpb`: bits per byte
     of the trained text.
     """
-    device, mesh = model.head_weight.device, model.mesh
+    device, mesh = model.device, model.mesh
     bytes_of = None if token_bytes is None else torch.from_numpy(token_bytes.astype(np.int64)).to(device)
     sums: dict[int, float] = defaultdict(float)
     counts: dict[int, int] = defaultdict(int)

@@ -53,6 +53,11 @@ class DecoderModel(nn.Module):
         """(vocab, hidden); the embedding itself where the two are tied."""
         return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes; its weights may lie elsewhere between steps."""
+        return self.mesh.device or next(self.parameters()).device
+
     def is_copy(self, name: str) -> bool:
         """Whether this rank's parameter is the copy of one on another pipeline stage: the embedding as a tied head."""
         return name == EMBEDDING and self.mesh.pp.rank > 0

@@ -6,6 +6,7 @@ import torch
 
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.streams import stream
+from sft_hydra.parallel.storage import fill
 
 OUT_PROJECTIONS = ("o_proj", "down_proj", "out_proj")  # those that write into the residual stream
 QK_NORMS = ("q_norm", "k_norm")
@@ -16,14 +17,14 @@ QK_NORM_START = 1.7  # sharper attention from the first step: small models learn
 def init_weights(model: DecoderModel, seed: int, std: float) -> None:
     """Fill parameters and buffers. `std` is that of embeddings and head; hidden matrices are scaled by their inputs,
     those that write into the residual stream by the depth."""
-    depth = len(model.model.layers)
+    depth = model.config.num_hidden_layers
     for buffer in model.buffers():
         buffer.zero_()  # only routers have one: the correction of their scores
     for name, parameter in model.named_parameters():
         generator = stream(seed, name)
         layer, leaf = name.split(".")[-2:]
         if leaf in ("A_log", "dt_bias", "D"):
-            parameter.copy_(_state_space(leaf, len(parameter), model, generator))
+            fill(parameter, _state_space(leaf, len(parameter), model, generator))
         elif leaf == "bias":
             parameter.zero_()
         elif parameter.ndim == 1:
@@ -34,7 +35,7 @@ def init_weights(model: DecoderModel, seed: int, std: float) -> None:
                 spread = std
             elif layer in OUT_PROJECTIONS:
                 spread = std / math.sqrt(2 * depth)
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread)
+            fill(parameter, torch.randn(parameter.shape, generator=generator) * spread)
 
 
 def _state_space(leaf: str, heads: int, model: DecoderModel, generator: torch.Generator) -> torch.Tensor:

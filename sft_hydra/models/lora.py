@@ -18,6 +18,7 @@ from sft_hydra.errors import ConfigError
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.layers import Linear
 from sft_hydra.models.streams import stream
+from sft_hydra.parallel.storage import fill, local
 
 ALIASES = {
     "linear_qkv": ("q_proj", "k_proj", "v_proj"),
@@ -47,14 +48,16 @@ class LoraLinear(Linear):
         self.bias = base.bias
         device = base.weight.device
         self.lora_A = nn.Parameter(torch.empty(lora.dim, base.in_features, dtype=torch.float32, device=device))
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, lora.dim, dtype=torch.float32, device=device))
+        self.lora_B = nn.Parameter(torch.empty(base.out_features, lora.dim, dtype=torch.float32, device=device))
         self.scale = lora.alpha / (math.sqrt(lora.dim) if lora.rank_stabilized else lora.dim)
+        self.a_init = lora.a_init
         self.dropout = lora.dropout
         self.dropout_first = lora.dropout_position == "pre"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         dropped = F.dropout(x, self.dropout, self.training) if self.dropout_first else x
-        update = F.linear(F.linear(dropped, self.lora_A.to(x.dtype)), self.lora_B.to(x.dtype)) * self.scale
+        inner = F.linear(dropped, local(self.lora_A).to(x.dtype))
+        update = F.linear(inner, local(self.lora_B).to(x.dtype)) * self.scale
         if not self.dropout_first:
             update = F.dropout(update, self.dropout, self.training)
         return super().forward(x) + update
@@ -65,18 +68,32 @@ class LoraLinear(Linear):
 
 
 def apply_lora(model: DecoderModel, lora: LoraConfig, seed: int) -> list[Coverage]:
-    """Freeze the model and give the chosen linear layers adapters, in place. Every A is drawn from (seed, its name)."""
+    """`add_adapters`, then `init_adapters`: for a model that has its weights."""
+    coverage = add_adapters(model, lora)
+    init_adapters(model, seed)
+    return coverage
+
+
+def add_adapters(model: DecoderModel, lora: LoraConfig) -> list[Coverage]:
+    """Freeze the model and give the chosen linear layers adapters, in place, without values yet."""
     layers = {
         name: module for name, module in model.named_modules() if isinstance(module, Linear) and name != "lm_head"
     }
     chosen = choose(list(layers), lora, model.lora_targets)
     model.requires_grad_(False)
     for name in chosen:
-        adapted = LoraLinear(layers[name], lora)
-        _init_a(adapted.lora_A, lora.a_init, stream(seed, f"{name}.lora_A"))
         parent, _, leaf = name.rpartition(".")
-        model.get_submodule(parent).register_module(leaf, adapted)
+        model.get_submodule(parent).register_module(leaf, LoraLinear(layers[name], lora))
     return _coverage(layers, set(chosen), lora.dim)
+
+
+@torch.no_grad()
+def init_adapters(model: DecoderModel, seed: int) -> None:
+    """Adapters that change nothing yet: every A is drawn from (seed, its name), every B is zero."""
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLinear):
+            fill(module.lora_A, _initial_a(module.lora_A.shape, module.a_init, stream(seed, f"{name}.lora_A")))
+            module.lora_B.zero_()
 
 
 def choose(names: list[str], lora: LoraConfig, defaults: tuple[str, ...]) -> list[str]:
@@ -121,17 +138,14 @@ def _fits(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(name, "*." + pattern)
 
 
-@torch.no_grad()
-def _init_a(a: torch.Tensor, kind: str, generator: torch.Generator) -> None:
-    """Fill A (dim, in)."""
-    values = torch.empty(a.shape)
+def _initial_a(shape: torch.Size, kind: str, generator: torch.Generator) -> torch.Tensor:
+    """Values of A (dim, in)."""
+    values = torch.empty(shape)
     if kind == "xavier":
-        nn.init.xavier_normal_(values, generator=generator)
-    elif kind == "kaiming":
-        nn.init.kaiming_uniform_(values, a=math.sqrt(5), generator=generator)
-    else:
-        values.normal_(0.0, 1 / a.shape[0], generator=generator)
-    a.copy_(values)
+        return nn.init.xavier_normal_(values, generator=generator)
+    if kind == "kaiming":
+        return nn.init.kaiming_uniform_(values, a=math.sqrt(5), generator=generator)
+    return values.normal_(0.0, 1 / shape[0], generator=generator)
 
 
 def _coverage(layers: dict[str, Linear], chosen: set[str], dim: int) -> list[Coverage]:

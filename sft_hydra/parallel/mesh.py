@@ -24,10 +24,11 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Mesh:
-    """The groups of this rank. The last four are None if there is only one rank."""
+    """The groups of this rank. The last three are None if there is only one rank."""
 
     layout: Layout = field(default_factory=Layout)
     rank: int = 0
+    device: torch.device | None = None  # None: wherever the model is
     pp: Group = Group()
     dp: Group = Group()
     cp: Group = Group()
@@ -82,6 +83,7 @@ def make_mesh(layout: Layout, device: torch.device, heads: int = 1) -> Mesh:
     return Mesh(
         layout=layout,
         rank=dist.get_rank(),
+        device=device,
         pp=_group(tokens, "pp"),
         dp=_group(tokens, "dp"),
         cp=_group(context, "cp"),

@@ -1,0 +1,20 @@
+"""A model on several ranks: from the meta device to memory on each of them."""
+
+import torch
+
+from sft_hydra.config.schema import SftConfig
+from sft_hydra.engine.precision import compute_dtype
+from sft_hydra.models.decoder import DecoderModel
+from sft_hydra.parallel.apply import Options, apply_layout
+from sft_hydra.parallel.layout import Layout
+from sft_hydra.parallel.mesh import make_mesh
+
+
+def place(model: DecoderModel, cfg: SftConfig, layout: Layout, device: torch.device) -> None:
+    """Lay a model on the meta device out over the ranks and give every rank memory for its part; values come later."""
+    mesh = make_mesh(layout, device, heads=model.config.num_attention_heads // layout.tp)
+    model.mesh = mesh
+    train = cfg.train
+    options = Options(compute_dtype(cfg, device), train.recompute.value, train.compile, train.cpu_offload)
+    apply_layout([model], list(model.model.layers.values()), mesh, options)
+    model.to_empty(device="cpu" if train.cpu_offload else device)

@@ -1,0 +1,109 @@
+"""Training steps that run alike on one process and under any layout, and what they leave behind."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from support.packed import ARCHITECTURES, make_model, make_row
+
+from sft_hydra.config.schema import LoraConfig, ModelConfig, SftConfig
+from sft_hydra.config.schema_optim import AdamW, Scheduler
+from sft_hydra.engine.loop import StepResult, TrainState, fit
+from sft_hydra.engine.optimizer import build_optimizer
+from sft_hydra.engine.placement import place
+from sft_hydra.models.build import build_model
+from sft_hydra.models.decoder import DecoderModel
+from sft_hydra.models.lora import add_adapters
+from sft_hydra.parallel.layout import Layout
+from sft_hydra.parallel.storage import fill, gathered
+from sft_hydra.records import PackedRow
+
+SEQ_LENGTH = 96
+LENGTHS = [[33, 20, 27, 16], [50, 46], [96], [10, 11, 1, 1, 12, 13, 14, 34], [7, 80], [1, 60, 2], [95], [40, 8]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained, and how."""
+
+    family: str = "qwen3"
+    lora: LoraConfig | None = None
+    steps: int = 3
+    train: dict[str, Any] = field(default_factory=dict)
+    architecture: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Outcome:
+    """Of one rank: results of all steps, gradients after the first, parameters after the last (whole, this stage's)."""
+
+    results: list[StepResult]
+    gradients: dict[str, torch.Tensor]
+    parameters: dict[str, torch.Tensor]
+
+
+def training_rows() -> list[PackedRow]:
+    """Rows of uneven conversations; one of them trains nothing, one only its last tokens."""
+    rows = [make_row(LENGTHS[i % len(LENGTHS)], seed=i) for i in range(40)]
+    rows[2].loss_mask[:] = 0
+    rows[3].loss_mask[:-4] = 0
+    return rows
+
+
+def make_cfg(case: Case) -> SftConfig:
+    cfg = SftConfig(
+        model=ModelConfig(name="test"),
+        seq_length=SEQ_LENGTH,
+        optimizer=AdamW(lr=1e-3, weight_decay=0.1),
+        scheduler=Scheduler(kind="constant"),
+        peft=case.lora,
+    )
+    cfg.train = dataclasses.replace(
+        cfg.train, global_batch_size=4, train_iters=case.steps, clip_grad=None, **case.train
+    )
+    return cfg
+
+
+def placed_model(case: Case, cfg: SftConfig, layout: Layout) -> DecoderModel:
+    """The case's model under a layout, with the weights of the one that `make_model` makes."""
+    architecture = ARCHITECTURES[case.family] | case.architecture
+    whole = make_model(architecture)
+    model = build_model(architecture, "meta", torch.float32)
+    if case.lora is not None:
+        add_adapters(whole, case.lora)
+        add_adapters(model, case.lora)
+        generator = torch.Generator().manual_seed(5)
+        with torch.no_grad():
+            for parameter in whole.parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    place(model, cfg, layout, torch.device("cpu"))
+    values = whole.state_dict()
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        fill(tensor, values[name])
+    return model
+
+
+def train(case: Case, layout: Layout) -> Outcome:
+    """Three steps, or as many as the case says."""
+    cfg = make_cfg(case)
+    model = placed_model(case, cfg, layout)
+    state, results, gradients = TrainState(), [], {}
+
+    def after_step(result: StepResult) -> None:
+        results.append(result)
+        if result.step == 1:
+            gradients.update({n: gathered(p.grad) for n, p in model.named_parameters() if p.grad is not None})
+
+    fit(
+        model,
+        build_optimizer(model, cfg),
+        training_rows(),
+        state,
+        cfg,
+        case.steps,
+        after_step=after_step,
+        should_stop=lambda: False,
+    )
+    return Outcome(results, gradients, {n: gathered(p) for n, p in model.named_parameters()})
