@@ -1,23 +1,11 @@
-import dataclasses
+from collections.abc import Callable
 
 import pytest
+from support import configs
 
-from sft_hydra.config.schema import ModelConfig, SftConfig
-from sft_hydra.config.schema_optim import AdamW, Muon, Scheduler
+from sft_hydra.config.schema import SftConfig
 
 
 @pytest.fixture
-def make_cfg():
-    """A config of four packed rows per step; keyword `train` takes fields of TrainConfig."""
-
-    def make(optimizer="adamw", train=None, **fields) -> SftConfig:
-        cfg = SftConfig(
-            model=ModelConfig(name="test"),
-            optimizer=Muon(lr=1e-2, matrix_lr=0.05) if optimizer == "muon" else AdamW(lr=1e-2, weight_decay=0.1),
-            scheduler=Scheduler(kind="cosine", warmup_iters=3),
-            **fields,
-        )
-        cfg.train = dataclasses.replace(cfg.train, global_batch_size=4, train_iters=8, **(train or {}))
-        return cfg
-
-    return make
+def make_cfg() -> Callable[..., SftConfig]:
+    return configs.make_cfg

@@ -23,7 +23,10 @@ def conversation(answer):
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sources")
-    for name, answers in {"long": ["word " * 20 + str(i) for i in range(60)], "short": [str(i) for i in range(90)]}.items():
+    for name, answers in {
+        "long": ["word " * 20 + str(i) for i in range(60)],
+        "short": [str(i) for i in range(90)],
+    }.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(conversation(answer)) + "\n" for answer in answers))
     return folder
 
