@@ -59,7 +59,7 @@ def run(cfg: SftConfig) -> None:
             rows = TrainRows(packed, cfg)
         steps = total_steps(cfg, rows.rows_per_epoch)
         last = checkpoints.latest(checkpoint_folder(cfg))
-        if last is not None and checkpoints.read_progress(last)["state"]["step"] >= steps:
+        if last is not None and _is_finished(paths, last, steps):
             console.say(f"{paths.root}: finished, all {steps} steps are done (train.train_iters or name=... goes on)")
             return
         with clock("build model"):
@@ -82,6 +82,14 @@ def run(cfg: SftConfig) -> None:
         write_summary(paths, cfg, packed, tokenizer, training.model, clock, exported)
         write_report(paths)
         say_next_steps(console, cfg, paths, exported, clock)
+
+
+def _is_finished(paths: RunPaths, last: Path, steps: int) -> bool:
+    """All steps are done and what follows them is written (the summary comes last but the report)."""
+    if checkpoints.read_progress(last)["state"]["step"] < steps:
+        paths.summary.unlink(missing_ok=True)  # training grew: the summary is of a shorter one
+        return False
+    return paths.summary.is_file() and paths.report.is_file()
 
 
 def _build(
