@@ -61,6 +61,11 @@ class RunPaths:
         return self.root / "report.html"
 
     @property
+    def inspector(self) -> Path:
+        """The packed set on one page, from `runner=inspect inspect.html=true`."""
+        return self.root / "inspect.html"
+
+    @property
     def evaluation(self) -> Path:
         return self.root / "evaluation.json"
 

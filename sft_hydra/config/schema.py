@@ -248,7 +248,9 @@ class InspectConfig:
     count: int = 3
     """Packed rows shown in the terminal."""
     html: bool = False
-    """Also write one self-contained page."""
+    """Also write one self-contained page, `inspect.html` in the run's folder."""
+    conversations: int = 10_000
+    """About so many conversations are on the page: all packed rows, or rows spread evenly over the split."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -1,0 +1,86 @@
+"""What tokens say: `TokenText` gives their bytes, tells control tokens, and finds where turns start by their headers.
+
+Roles are only read off the headers of the common templates (`<|im_start|>user`, `<|user|>`, `[INST]`, ...); nothing
+depends on them but what people see. Elsewhere there are simply no roles.
+"""
+
+import re
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sft_hydra.data.tokenizer import ChatTokenizer
+
+ROLES = ("system", "user", "assistant", "tool")
+WRITTEN = {
+    **{role: role for role in ROLES},
+    **{"developer": "system", "human": "user", "inst": "user", "/inst": "assistant", "model": "assistant"},
+    **{"gpt": "assistant", "ipython": "tool", "function": "tool", "environment": "tool", "observation": "tool"},
+}
+HEADER_TOKENS = 6  # a role's name is at most so many tokens
+
+
+class TokenText:
+    def __init__(self, tokenizer: ChatTokenizer) -> None:
+        self.backend = tokenizer.backend
+        self.added = tokenizer.added_tokens
+        self.byte_level = "ByteLevel" in str(self.backend.decoder)
+        self._bytes: dict[int, bytes] = {}
+        self._roles: dict[tuple[int, ...], int] = {}
+
+    def bytes_of(self, token: int) -> bytes:
+        """UTF-8 of one token, which may start or end inside a character."""
+        if token not in self._bytes:
+            self._bytes[token] = self._read(token)
+        return self._bytes[token]
+
+    def is_control(self, token: int) -> bool:
+        return token in self.added
+
+    def is_space(self, token: int) -> bool:
+        return not self.bytes_of(token).strip()
+
+    def turns(self, ids: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+        """(positions of the control tokens that open a turn, indices into ROLES)."""
+        starts, roles = [], []
+        for position in np.flatnonzero(np.isin(ids, list(self.added))).tolist():
+            header = tuple(ids[position : position + 1 + HEADER_TOKENS].tolist())
+            if header not in self._roles:
+                self._roles[header] = self._role(header)
+            if self._roles[header] >= 0:
+                starts.append(position)
+                roles.append(self._roles[header])
+        return np.array(starts, np.int64), np.array(roles, np.uint8)
+
+    def _role(self, header: tuple[int, ...]) -> int:
+        own = self.bytes_of(header[0]).decode(errors="replace")
+        said = b""
+        for token in header[1:]:
+            if token in self.added:
+                break
+            said += self.bytes_of(token)
+        line = said.decode(errors="replace").partition("\n")[0]
+        role = WRITTEN.get(line.strip().lower()) or WRITTEN.get(re.sub(r"[<>|\[\]｜_\s]", "", own).lower())
+        return ROLES.index(role) if role else -1
+
+    def _read(self, token: int) -> bytes:
+        if token in self.added:
+            return self.added[token][0].encode()
+        piece = self.backend.id_to_token(token)
+        if piece is None:
+            return f"<{token}?>".encode()  # not in this tokenizer: another one made the shards
+        if self.byte_level:
+            return bytes(BYTE_OF[sign] for sign in piece if sign in BYTE_OF)
+        if re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", piece):
+            return bytes([int(piece[3:5], 16)])
+        return piece.replace("▁", " ").encode()
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Sign -> byte in byte-level BPE: printable bytes stand for themselves, the others for signs from 256 on."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+BYTE_OF = _byte_alphabet()
