@@ -54,7 +54,7 @@ def compose(argv: Sequence[str]) -> Composed | None:
             if not problems and not isinstance(error, HydraException | OmegaConfBaseException):
                 raise
             raise ConfigError(*(problems or [str(error)])) from None
-    if composed and composed[0].swept:
+    if composed and composed[0].swept:  # another plugin's sweeper with another plugin's launcher
         raise ConfigError(
             f"hydra/launcher={composed[0].launcher} cannot run our jobs; use submitit_local or submitit_slurm"
         )

@@ -35,10 +35,9 @@ def diagnose(arguments: Sequence[str]) -> list[str]:
     """Problems of a normalised command line; empty if none is found."""
     flags, texts = split_flags(arguments)
     problems = [_flag_problem(flag) for flag in unknown_flags(arguments)]
-    try:
-        loader = _config_loader(flags)
-    except ConfigError as error:
-        return problems + error.problems
+    folders = _users_folders(flags, texts)
+    problems += [f"{folder}: no such folder of options" for folder in folders if not Path(folder).is_dir()]
+    loader = _config_loader([folder for folder in folders if Path(folder).is_dir()])
     overrides: list[Override] = []
     for text in texts:
         try:
@@ -74,14 +73,22 @@ def _flag_problem(flag: str) -> str:
     return f"{name}: no such flag; settings are written key=value, here {example}"
 
 
-def _config_loader(flags: Sequence[str]) -> ConfigLoaderImpl:
+def _config_loader(folders: Sequence[str]) -> ConfigLoaderImpl:
+    """Finds options where Hydra does: in `conf/`, in the user's folders, among the registered schemas."""
     search_path = create_config_search_path(str(conf_dir()))
-    for flag, value in pairwise(flags):
-        if flag in ("--config-dir", "-cd"):
-            if not Path(value).is_dir():
-                raise ConfigError(f"{flag} {value}: no such folder")
-            search_path.prepend("command-line", f"file://{Path(value).absolute()}", SearchPathQuery(provider="schema"))
+    for folder in folders:
+        search_path.prepend("user", f"file://{Path(folder).absolute()}", SearchPathQuery(provider="schema"))
     return ConfigLoaderImpl(search_path)
+
+
+def _users_folders(flags: Sequence[str], texts: Sequence[str]) -> list[str]:
+    """Folders of `--config-dir` and `hydra.searchpath`."""
+    given = [value for flag, value in pairwise(flags) if flag in ("--config-dir", "-cd")]
+    given += [flag.partition("=")[2] for flag in flags if flag.startswith("--config-dir=")]
+    for text in texts:
+        if text.startswith("hydra.searchpath="):
+            given += re.findall(r"file://([^,\]'\"]+)", text)
+    return given
 
 
 def _unreadable(text: str, error: HydraException) -> str:
@@ -93,24 +100,37 @@ def _unreadable(text: str, error: HydraException) -> str:
 def _compose_groups(loader: ConfigLoaderImpl, groups: Sequence[Override]) -> tuple[DictConfig | None, list[str]]:
     """Compose with the group choices that can be; those that cannot are problems."""
     problems: list[str] = []
-    good: list[str] = []
-    refused: list[tuple[str, BaseException]] = []
-    try:
-        composed = _load(loader, good)
-    except REFUSALS as error:  # not the command: our own or the user's config.yaml
-        return None, _yaml_problems(loader, error, None)
+    choices: list[str] = []
     for override in groups:
         found = list(_option_problems(loader, override))
         problems += found
-        choice = str(_singles(override)[0].input_line)
+        if not found:
+            choices.append(str(_singles(override)[0].input_line))
+    try:
+        return _load(loader, choices), problems
+    except REFUSALS as error:
+        first = error
+    return _compose_one_by_one(loader, choices, problems, first)
+
+
+def _compose_one_by_one(
+    loader: ConfigLoaderImpl, choices: Sequence[str], problems: list[str], first: BaseException
+) -> tuple[DictConfig | None, list[str]]:
+    """Leave out each choice that does not compose with those before it."""
+    good: list[str] = []
+    refused: list[BaseException] = []
+    try:
+        composed = _load(loader, good)
+    except REFUSALS:  # not the command: the root config itself
+        return None, [*problems, *_yaml_problems(loader, first, None)]
+    for choice in choices:
         try:
-            if not found:
-                composed = _load(loader, [*good, choice])
-                good.append(choice)
+            composed = _load(loader, [*good, choice])
+            good.append(choice)
         except REFUSALS as error:
-            refused.append((choice, error))
-    for choice, refusal in refused:
-        problems += _yaml_problems(loader, refusal, composed) or [f"{choice}: {refusal}"]
+            refused.append(error)
+    for refusal in refused:
+        problems += _yaml_problems(loader, refusal, composed)
     return composed, problems
 
 
@@ -126,9 +146,9 @@ def _option_problems(loader: ConfigLoaderImpl, override: Override) -> Iterator[s
                 continue
             options = loader.get_group_options(group)
             near = difflib.get_close_matches(str(option), options, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
+            nearest = f"did you mean {near[0]}? " if near else ""
             shown = "null" if option is None else option
-            yield f"{group}={shown}: no such option; {hint}{group} has: {', '.join(options)}"
+            yield f"{group}={shown}: no such option; {nearest}{group} has: {', '.join(options)}"
 
 
 def _yaml_problems(loader: ConfigLoaderImpl, error: BaseException, composed: DictConfig | None) -> list[str]:
@@ -139,7 +159,9 @@ def _yaml_problems(loader: ConfigLoaderImpl, error: BaseException, composed: Dic
     if file is None or loaded is None or composed is None or not isinstance(loaded.config, DictConfig):
         return [" ".join(text.split())]
     package = (loaded.header.get("package") or "").replace("_global_", "")
-    own = OmegaConf.masked_copy(loaded.config, [name for name in loaded.config if name not in ("defaults", "hydra")])
+    own = OmegaConf.masked_copy(
+        loaded.config, [str(name) for name in loaded.config if name not in ("defaults", "hydra")]
+    )
     problems = [f"{found.key}: {hint(found)}" for found in undeclared(own, package)]
     for key, value in leaves(own, package):
         if not key_problem(key, composed):
@@ -212,7 +234,7 @@ def _rule_problems(composed: DictConfig, texts: Sequence[str]) -> list[str]:
 
 
 def _elements(override: Override) -> list[Any]:
-    return list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
+    return [single.value() for single in _singles(override)]
 
 
 def _singles(override: Override) -> list[Override]:

@@ -32,7 +32,7 @@ def unknown_keys(node: Any, section: str = "") -> Iterator[UnknownKey]:
         key, child = _join(section, name), node._get_node(name)
         if declared is not None and name not in declared:
             yield from (UnknownKey(leaf, section, name) for leaf, _ in leaves(child, key))
-        elif _is_filled(child):
+        elif is_filled(child):
             yield from unknown_keys(child, key)
 
 
@@ -67,7 +67,7 @@ def undeclared(node: Any, section: str = "") -> Iterator[UnknownKey]:
         key, child = _join(section, name), node._get_node(name)
         if key not in everything:
             yield UnknownKey(key, section, name)
-        elif _is_filled(child) and any(other.startswith(f"{key}.") for other in everything):
+        elif is_filled(child) and any(other.startswith(f"{key}.") for other in everything):
             yield from undeclared(child, key)
 
 
@@ -103,7 +103,7 @@ def all_keys(cls: Any = SftConfig, section: str = "") -> Iterator[str]:
 
 def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of everything in a config that is no section."""
-    if not _is_filled(node):
+    if not is_filled(node):
         yield key, OmegaConf.to_container(node) if OmegaConf.is_config(node) else node._value()
         return
     for name in map(str, node):
@@ -138,8 +138,9 @@ def _what_brings(section: str) -> str:
     return f"choose {group}={option or 'lora'} for it"
 
 
-def _is_filled(node: Any) -> bool:
-    return bool(OmegaConf.is_dict(node) and not node._is_none() and not node._is_missing() and len(node))
+def is_filled(node: Any) -> bool:
+    """A section with something in it: not null, not `???`, not an interpolation."""
+    return bool(OmegaConf.is_dict(node) and isinstance(node._content, dict) and node._content)
 
 
 def _join(section: str, name: str) -> str:

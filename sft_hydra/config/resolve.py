@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sft_hydra.config.future import not_built_yet
-from sft_hydra.config.keys import hint, unknown_keys
+from sft_hydra.config.keys import hint, is_filled, unknown_keys
 from sft_hydra.config.resume import adopt_run, resume_problems
 from sft_hydra.config.rules import RULES, rule_problems
 from sft_hydra.config.rules_files import FILE_RULES
@@ -67,16 +67,16 @@ def run_name(cfg: SftConfig, typed: Sequence[str]) -> str:
 def to_dataclasses(composed: DictConfig) -> tuple[SftConfig | None, list[str]]:
     """(config, problems of keys and values). What is unknown is left out, so that the rules can still be asked."""
     composed = composed.copy()
-    OmegaConf.set_struct(composed, False)
     unknown = list(unknown_keys(composed))
     problems = [f"{found.key}: {hint(found)}" for found in unknown]
     for section, name in {(found.section, found.name) for found in unknown}:
-        del (OmegaConf.select(composed, section) if section else composed)[name]
+        parent = OmegaConf.select(composed, section) if section else composed
+        parent._content.pop(name)  # typed sections offer no deletion
     problems += [f"{key}: _target_ is not offered: a config holds values, not code" for key in _targets(composed)]
-    for key in sorted(OmegaConf.missing_keys(composed)):
-        problems.append(f"{key} has no value; set {key}=...")
-        OmegaConf.update(composed, key, "missing")
     try:
+        for key in sorted(OmegaConf.missing_keys(composed)):
+            problems.append(f"{key} has no value; set {key}=...")
+            OmegaConf.update(composed, key, "missing")
         cfg = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
         return None, [*problems, f"{error.full_key}: {str(error).splitlines()[0]}"]
@@ -86,9 +86,9 @@ def to_dataclasses(composed: DictConfig) -> tuple[SftConfig | None, list[str]]:
 
 def _targets(node: Any, path: str = "") -> list[str]:
     """Paths of every `_target_`, in sections that take any key."""
-    if OmegaConf.is_dict(node) and not node._is_none() and not node._is_missing():
+    if is_filled(node):
         found = [path or "the top level"] if "_target_" in node else []
         return found + [key for name in node for key in _targets(node._get_node(name), f"{path}.{name}".lstrip("."))]
-    if OmegaConf.is_list(node) and not node._is_none() and not node._is_missing():
+    if OmegaConf.is_list(node) and isinstance(node._content, list):
         return [key for i in range(len(node)) for key in _targets(node._get_node(i), f"{path}[{i}]")]
     return []

@@ -19,8 +19,8 @@ MAY_CHANGE = (
 MAY_GROW = ("train.train_iters", "train.epochs", "train.train_samples")
 READING_RUNNERS = (Runner.generate, Runner.evaluate, Runner.export, Runner.inspect)
 # What a reading runner takes from its own command, always, and where the user wrote it; all else is the run's.
-ALWAYS_OWN = ("runner", "name", "output_dir", "run_dir", "dry_run", "generate", "inspect")
-OWN_IF_TYPED = ("device", "cluster", "parallel", "logger", "eval", "export")
+ALWAYS_OWN = ("runner", "name", "output_dir", "run_dir", "dry_run", "cluster", "parallel", "generate", "inspect")
+OWN_IF_TYPED = ("device", "logger", "eval", "export")
 
 
 def resume_problems(cfg: SftConfig) -> Iterator[str]:

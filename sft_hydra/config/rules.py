@@ -30,11 +30,11 @@ NOT_NEGATIVE = (
     "seed", "eval.every", "data.max_bad_rows", "optimizer.lr", "optimizer.matrix_lr", "optimizer.embedding_lr",
     "optimizer.unembedding_lr", "optimizer.weight_decay", "optimizer.eps", "optimizer.init_lr_frac", "scheduler.warmup_iters",
     "scheduler.warmup_samples", "scheduler.decay_iters", "scheduler.decay_samples", "scheduler.min_lr", "train.epochs",
-    "train.clip_grad", "generate.temperature", "model.init_std",
+    "train.clip_grad", "generate.temperature", "model.init_std", "data.split.train", "data.split.valid", "data.split.test",
 )  # fmt: skip
 FRACTIONS = (
-    "scheduler.warmup_ratio", "scheduler.decay_ratio", "scheduler.min_lr_frac", "data.split.train", "data.split.valid",
-    "data.split.test", "peft.dropout", "generate.top_p", "optimizer.momentum",
+    "scheduler.warmup_ratio", "scheduler.decay_ratio", "scheduler.min_lr_frac", "peft.dropout", "generate.top_p",
+    "optimizer.momentum",
 )  # fmt: skip
 ALLOWED = {
     "scheduler.kind": ("cosine", "warmdown", "wsd", "constant"),
@@ -43,7 +43,8 @@ ALLOWED = {
     "inspect.split": ("train", "valid", "test"),
     "logger.wandb.mode": ("online", "offline", "disabled"),
 }
-SOURCE_FORMATS = ("auto", "openai", "prompt_completion", "sharegpt", "alpaca", "squad", "oasst", "mmlu", "gsm8k")
+READABLE_FORMATS = ("auto", "openai", "prompt_completion", "sharegpt", "alpaca")
+COMING_FORMATS = ("squad", "oasst", "mmlu", "gsm8k")
 
 SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY)", re.IGNORECASE)
 SECRET_VALUE = re.compile(
@@ -69,7 +70,10 @@ def numbers_in_range(cfg: SftConfig) -> Iterator[str]:
 
 def known_words(cfg: SftConfig) -> Iterator[str]:
     values = flatten(cfg)
-    allowed = {**ALLOWED, **{f"data.sources.{name}.format": SOURCE_FORMATS for name in cfg.data.sources}}
+    allowed = {
+        **ALLOWED,
+        **{f"data.sources.{name}.format": (*READABLE_FORMATS, *COMING_FORMATS) for name in cfg.data.sources},
+    }
     for key, words in allowed.items():
         if (value := values.get(key)) is not None and value not in words:
             yield f"{key}={value} is none of {', '.join(words)}"
@@ -159,11 +163,11 @@ def layout(cfg: SftConfig) -> Iterator[str]:
     plan = run_layout(cfg, architecture)
     problems = list(layout_problems(plan, architecture, cfg.seq_length))
     yield from problems
-    rows, at_once = rows_per_step(cfg), cfg.train.micro_batch_size * plan.dp
-    if cfg.runner is Runner.train and not problems and rows % at_once:
+    rows = rows_per_step(cfg)
+    if cfg.runner is Runner.train and not problems and rows % plan.dp:
         yield (
-            f"train.global_batch_size={rows} is not a multiple of micro_batch_size*dp = {cfg.train.micro_batch_size}*{plan.dp} "
-            f"= {at_once}; use train.global_batch_size={-(-rows // at_once) * at_once}"
+            f"train.global_batch_size={rows} is not a multiple of the data-parallel size {plan.dp}; "
+            f"use train.global_batch_size={-(-rows // plan.dp) * plan.dp}"
         )
 
 
@@ -186,6 +190,8 @@ def optimizer_warm_start(cfg: SftConfig) -> Iterator[str]:
 def no_secrets(cfg: SftConfig) -> Iterator[str]:
     """A config is written to disk and shown in reports: secrets travel by name only."""
     for key, value in flatten(cfg).items():
+        if key == "run_dir":  # made of others
+            continue
         variable = key.removeprefix("cluster.env.")
         if (variable != key and SECRET_NAME.search(variable)) or SECRET_VALUE.search(str(value)):
             name = variable if variable != key else "NAME"

@@ -1,0 +1,63 @@
+"""Commands as users type them, in this process and in an empty folder."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, open_dict
+
+from sft_hydra.cli import command
+from sft_hydra.config.normalise import experiment_files, normalise
+from sft_hydra.config.resolve import resolve
+from sft_hydra.config.schema import SftConfig
+from sft_hydra.config.store import register
+from sft_hydra.errors import UserError
+from sft_hydra.paths import conf_dir
+
+
+@pytest.fixture
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def composed() -> Iterator[Callable[..., DictConfig]]:
+    """composed(*argv): what Hydra makes of a command line, with its `hydra` node."""
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+
+        def run(*argv: str) -> DictConfig:
+            register(experiment_files(argv))
+            return compose("config", overrides=normalise(argv), return_hydra_config=True)
+
+        yield run
+
+
+@pytest.fixture
+def resolved(composed: Callable[..., DictConfig], empty_folder: Path) -> Callable[..., SftConfig]:
+    """resolved(*argv): the SftConfig of a command line; raises ConfigError."""
+
+    def run(*argv: str) -> SftConfig:
+        config = composed(*argv)
+        launcher = str(config.hydra.runtime.choices["hydra/launcher"])
+        overrides = list(config.hydra.overrides.task)
+        with open_dict(config):
+            del config["hydra"]
+        return resolve(config, overrides, launcher=launcher)
+
+    return run
+
+
+@pytest.fixture
+def problems(empty_folder: Path) -> Callable[..., list[str]]:
+    """problems(*argv): what a command is refused for; it has written nothing."""
+
+    def run(*argv: str) -> list[str]:
+        before = sorted(empty_folder.rglob("*"))
+        with pytest.raises(UserError) as refusal:
+            command(argv)
+        assert sorted(empty_folder.rglob("*")) == before
+        return refusal.value.problems
+
+    return run

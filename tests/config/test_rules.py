@@ -1,0 +1,111 @@
+"""Rules between keys: each refuses what it is for, and says the fix."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sft_hydra.config.schema import SftConfig
+from sft_hydra.errors import ConfigError
+
+Resolved = Callable[..., SftConfig]
+DRY = "dry_run=true"
+
+CASES = [
+    (["train.train_iters=5", "train.epochs=2"], "train.train_iters=5 and train.epochs=2.0: say it once; e.g. add train.train_iters=null"),
+    (["train.global_batch_tokens=1024"], "add train.global_batch_size=null"),
+    (["train.global_batch_size=null", "train.global_batch_tokens=1000"], "not a multiple of seq_length=256; nearest: 1024"),
+    (["cluster.gpus_per_node=3", DRY], "is not a multiple of the data-parallel size 3; use train.global_batch_size=6"),
+    (["parallel.tp=2"], "parallel.tp*pp*cp = 2*1*1 = 2 does not divide the world of 1"),
+    (["parallel.tp=8", "cluster.gpus_per_node=8", DRY], "parallel.tp=8 does not divide the model's 4 attention heads"),
+    (["seq_length=0"], "seq_length=0 must be at least 1"),
+    (["optimizer.lr=-1"], "optimizer.lr=-1.0 must be 0 or more"),
+    (["data.split.train=1.98", "data.split.test=-0.99"], "data.split.test=-0.99 must be 0 or more"),
+    (["train.train_iters=-2"], "or -1 for one epoch"),
+    (["optimizer.betas=[0.9]"], "optimizer.betas=[0.9] must be two numbers"),
+    (["data.split.train=0.5"], "they must sum to 1"),
+    (["scheduler.kind=linear"], "scheduler.kind=linear is none of cosine, warmdown, wsd, constant"),
+    (["peft=lora", "peft.dropout_position=middle"], "is none of pre, post"),
+    (["data.sources.train.format=csv"], "data.sources.train.format=csv is none of auto,"),
+    (["scheduler.warmup_iters=10"], "scheduler.warmup_iters=10 and scheduler.warmup_ratio=0.03: say it once"),
+    (["scheduler.min_lr=1e-6", "scheduler.min_lr_frac=0.1"], "scheduler.min_lr=1e-06 and scheduler.min_lr_frac=0.1"),
+    (["scheduler.min_lr=1"], "scheduler.min_lr=1 is above optimizer.lr=0.01"),
+    (["scheduler=cosine", "scheduler.decay_iters=5"], "has no last part"),
+    (["scheduler=wsd", "scheduler.decay_ratio=null"], "needs its last part"),
+    (["peft=lora", "peft.target_modules=[q_proj]", "peft.exclude_modules=[k_proj]"], "not both"),
+    (["peft=lora", "peft.match_all_linear=true", "peft.exclude_modules=[k_proj]"], "peft.match_all_linear=true"),
+    (["checkpoint.load_optimizer=true"], "needs checkpoint.load="),
+    (["name=a/b"], "name='a/b' cannot be a run's folder"),
+    (["name=data"], "`data` holds the prepared data"),
+    (["model=hf"], "model=hf needs model.path=<folder or hub id>"),
+    (["data=jsonl"], "data=jsonl names no source; it needs data.path=<file.jsonl>"),
+    (["data=blend"], "data=blend names no source; it needs data.blend=<blend.json>"),
+    (["+data.sources.code={}"], "data.sources.code has no path"),
+    (["data.sources.train.weight=1", "data.sources.train.epochs=1"], "keep one of them"),
+    (["+cluster.env.HF_TOKEN=abc"], "cluster.env.HF_TOKEN looks like a secret; export it in your shell and name it"),
+    (["name=hf_aBcDeFgHiJkLmNoPqRsTuVwXyZ012345"], "name looks like a secret"),
+    (["data=jsonl", "data.path=none.jsonl"], "data.path=none.jsonl: not found in "),
+    (["data=jsonl", "data.path=nodir/none.jsonl"], "there is no folder nodir"),
+    (["data=jsonl", "data.path=chat.jsonl"], "did you mean chats.jsonl?"),
+    (["data=jsonl", "data.path='*.parquet'"], "data.path=*.parquet matches no file"),
+    (["data.sources.train.path=demo:nothing"], "there are: demo:train, demo:drill, demo:heldout"),
+    (["data=blend", "data.blend=none.json"], "data.blend=none.json: not found"),
+    (["model=hf", "model.path=./nothing"], "model.path=./nothing: not found"),
+    (["model=hf", "model.path=empty"], "has no config.json"),
+    (["model=hf", "model.path=megatron"], "a Megatron checkpoint: convert it"),
+    (["model=hf", "model.path=broken"], "not a readable config.json"),
+    (["tokenizer.path=./nothing"], "tokenizer.path=./nothing: not found"),
+    (["tokenizer.chat_template=nothing.jinja"], "tokenizer.chat_template=nothing.jinja: not found"),
+    (["checkpoint.load=nothing"], "checkpoint.load=nothing: not found"),
+    (["runner=generate", "generate.prompt_file=nothing"], "generate.prompt_file=nothing: not found"),
+    (["eval.exact_match.path=nothing"], "eval.exact_match.path=nothing: not found"),
+    (["data.packed_dir=packed"], "seq_length_mismatch: packed was packed for seq_length=512, this run asks for 256"),
+    (["data.packed_dir=megatron"], "not the metadata of a packed set"),
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def files(empty_folder: Path) -> None:
+    (empty_folder / "chats.jsonl").write_text("")
+    for name in ("empty", "megatron", "broken", "packed"):
+        (empty_folder / name).mkdir()
+    (empty_folder / "megatron" / "latest_checkpointed_iteration.txt").write_text("5")
+    (empty_folder / "megatron" / "metadata.json").write_text("{}")
+    (empty_folder / "broken" / "config.json").write_text("{")
+    (empty_folder / "packed" / "metadata.json").write_text(json.dumps({"pack_size": 512}))
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"), CASES, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_rule(argv: list[str], expected: str, resolved: Resolved) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        resolved(*argv)
+    (problem,) = refusal.value.problems
+    assert expected in problem
+
+
+def test_a_secret_is_never_repeated(resolved: Resolved) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        resolved("+cluster.env.MY_PASSWORD=sesame")
+    assert "sesame" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["data=jsonl", "data.path=owner/name"],
+        ["data=jsonl", "data.path='*.jsonl'"],
+        ["model=hf", "model.path=owner/name", "tokenizer.path=owner/other"],
+        ["tokenizer.chat_template='{{ messages }}'"],
+        ["runner=generate", "model=qwen3_0_6b", "data=jsonl"],
+        ["data.packed_dir=new"],
+        ["data.packed_dir=packed", "seq_length=512"],
+        ["train.train_iters=null", "train.epochs=0.5"],
+        ["parallel.tp=2", "cluster.gpus_per_node=4", DRY],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_what_is_right_passes(argv: list[str], resolved: Resolved) -> None:
+    assert resolved(*argv).run_dir
