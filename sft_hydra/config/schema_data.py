@@ -92,7 +92,10 @@ class FilterConfig:
     structure: bool = True
     """Roles, types and an answer to learn from."""
     tools: bool = True
-    """Tool calls name a given tool with arguments that fit its schema; results refer to calls."""
+    """Tool calls name a tool that the row gives (in `tools` or in the text before the first answer); results refer to
+    calls."""
+    tool_schema: bool = False
+    """With `tools`: the arguments of calls pass the JSON schema of their tool."""
     tools_missing: bool = True
     """`<tool_call>` in a message although neither `tools` nor a `# Tools` header is there."""
     dedup: bool = False
@@ -132,6 +135,10 @@ class DataConfig:
     """Processes; null: one per core. Changes nothing but the time it takes."""
     num_shards: int | None = None
     """Shards per source; null: by the size of the input."""
+    num_parts: int | None = None
+    """Machines that prepare together: on Slurm, the size of an array of CPU jobs. null: by the size of the input."""
+    part: int | None = None
+    """Of `num_parts`, the share that this run tokenizes, from 0; a run without it then finishes what all parts have done."""
     packing: Packing = Packing.best_fit
     format: DataFormat = DataFormat.parquet
     reasoning: Reasoning = Reasoning.split_turns

@@ -32,7 +32,7 @@ from sft_hydra.errors import ConfigError
 ROWS_ONLY = ("weight", "epochs")  # of a source: they choose among packed rows
 NOT_IN_KEY = {
     *("name", "path", "valid_path", "blend", "sources", "packed_dir", "trust_foreign", "prepare", "force"),
-    *("num_workers", "max_bad_rows", "order"),
+    *("num_workers", "num_parts", "part", "max_bad_rows", "order"),
 }
 SHARD_BYTES = 32 << 20
 ROWS_PER_SHARD = 50_000  # where bytes say little: hub data sets and the demo

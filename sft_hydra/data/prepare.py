@@ -87,6 +87,30 @@ def prepare(cfg: SftConfig, on_progress: OnProgress | None = None) -> PackedSet:
     return PackedSet.open(folder)
 
 
+def prepare_part(cfg: SftConfig, on_progress: OnProgress | None = None) -> None:
+    """Tokenize every `data.num_parts`-th shard, on one of several machines that share a file system. `prepare` then finds
+    these shards done."""
+    assert cfg.data.part is not None
+    assert cfg.data.num_parts is not None
+    tokenizer = load_tokenizer(cfg)
+    folder = packed_folder(cfg)
+    partial = folder.with_name(folder.name + ".partial")
+    _refuse_strangers(folder)
+    if _open(folder, cfg) is not None:
+        return
+    with _lock(folder):
+        plan = _plan(cfg, tokenizer, partial)
+    mine = [s for s in plan.shards[cfg.data.part :: cfg.data.num_parts] if not _spool(partial, s.number).is_dir()]
+    progress = _Reporter(plan, on_progress)
+    with Pool(plan, _workers(cfg, plan), progress.add) as pool:
+        pool.tokenize(mine, partial, progress.stage("tokenize"))
+
+
+def packed_folder(cfg: SftConfig) -> Path:
+    """Where the packed set that `cfg` asks for is, or goes."""
+    return _folder(cfg, content_key(cfg, load_tokenizer(cfg))[0])
+
+
 def obtain(cfg: SftConfig, on_progress: OnProgress | None = None) -> PackedSet:
     """What training uses: the set if it is there, else made now (`data.prepare=auto`) or MissingPackedDataError."""
     packed = None if cfg.data.force and cfg.data.prepare is Prepare.auto else find(cfg)

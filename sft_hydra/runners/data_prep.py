@@ -4,7 +4,7 @@ from pathlib import Path
 
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.data.blend import plan_epoch
-from sft_hydra.data.prepare import Progress, obtain, prepare
+from sft_hydra.data.prepare import Progress, obtain, prepare, prepare_part
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.observe.console import Console, Work
 from sft_hydra.paths import RunPaths
@@ -13,9 +13,13 @@ COLUMNS = ("source", "rows", "kept", "rejected", "tokens", "trained", "p50", "p9
 
 
 def run(cfg: SftConfig) -> None:
-    """Prepare what `data` asks for, or say that it is there already."""
+    """Prepare what `data` asks for, or say that it is there already; with `data.part`, only that share of it."""
     assert cfg.run_dir is not None
     with Console(RunPaths(Path(cfg.run_dir)).log) as console:
+        if cfg.data.part is not None:
+            with console.work(f"tokenizing part {cfg.data.part} of {cfg.data.num_parts}") as work:
+                prepare_part(cfg, lambda progress: _show(work, progress))
+            return
         with console.work("preparing data") as work:
             packed = prepare(cfg, lambda progress: _show(work, progress))
         _tell(console, cfg, packed)
