@@ -1,7 +1,7 @@
 """What a user types -> what Hydra understands. A pure function of argv; nothing else in the project rewrites overrides.
 
-Hydra 1.3 cannot take some things that people reasonably write: `peft=null` (not a string), options after a sweep, a new
-entry in `data.sources`, a file as `experiment`. Each has one function below.
+Hydra 1.3 cannot take some things that people reasonably write: `peft=null` (not a string), flags after overrides, a new
+entry in `data.sources`, a file as `experiment`, a job's folder as `name`. Each has one function below.
 """
 
 import re
@@ -16,13 +16,14 @@ INFO_CHOICES = ("all", "config", "defaults", "defaults-tree", "plugins", "search
 _BARE_NULL = re.compile(r"(?<![\w./'\"-])null(?![\w./'\"-])")
 _CHOICE = re.compile(r"choice\((.*)\)", re.DOTALL)
 _NEW_SOURCE = re.compile(r"\+\+?data\.sources\.(?P<name>[\w-]+)(?P<rest>[.=].*)", re.DOTALL)
+_JOB_NAME = re.compile(r"name=([^,'\"]+/[^,'\"]+=.*)", re.DOTALL)
 _YAML_PATH = re.compile(r"'?([^,'\[\]]+\.ya?ml)'?")
 
 
 def normalise(argv: Sequence[str]) -> list[str]:
     """Arguments for Hydra: flags first, overrides after them in the order in which they were given."""
     flags, overrides = split_flags(argv)
-    overrides = [_experiment_option(_quote_null(text)) for text in overrides]
+    overrides = [_quote_job(_experiment_option(_quote_null(text))) for text in overrides]
     return flags + _slurm_both_ways(_new_sources(overrides))
 
 
@@ -72,6 +73,11 @@ def _experiment_option(text: str) -> str:
     if not equals or key != "experiment":
         return text
     return f"experiment={_YAML_PATH.sub(lambda match: repr(option_of_file(Path(match[1]))), value)}"
+
+
+def _quote_job(text: str) -> str:
+    """`name=mine/peft=null,seed=1`, the folder of a sweep's job, is one text and no sweep."""
+    return _JOB_NAME.sub(r"name='\1'", text)
 
 
 def _new_sources(overrides: list[str]) -> list[str]:

@@ -80,8 +80,11 @@ def known_words(cfg: SftConfig) -> Iterator[str]:
 
 
 def run_name(cfg: SftConfig) -> Iterator[str]:
-    if cfg.name is not None and (not cfg.name.strip(". ") or re.search(r"[/\\\n]", cfg.name) or cfg.name == "data"):
-        yield f"name={cfg.name!r} cannot be a run's folder (no slashes; `data` holds the prepared data); choose another"
+    if cfg.name is None:
+        return
+    parts = cfg.name.split("/")  # a job of a sweep may be named as <name>/<label>
+    if any(not part.strip(". ") or re.search(r"[\\\n]", part) for part in parts) or parts[0] == "data":
+        yield f"name={cfg.name!r} cannot be a run's folder below output_dir (`data` holds prepared data); choose another"
 
 
 def model_is_said(cfg: SftConfig) -> Iterator[str]:

@@ -19,6 +19,8 @@ CASES = [
     ("tokenizer.chat_template=null", "tokenizer.chat_template=null"),
     ("peft.target_modules=null", "peft.target_modules=null"),
     ("~data.sources.train", "~data.sources.train"),
+    ("name=mine/peft=null,seed=1", "name='mine/peft=null,seed=1'"),
+    ("name=a,b", "name=a,b"),
 ]
 
 

@@ -76,3 +76,11 @@ def test_reading_runner_is_not_told_otherwise(run: RunPaths, resolved: Resolved)
     with pytest.raises(ConfigError, match=r"seq_length: 64, but the run in outputs/mine has 128; leave it out"):
         resolved("runner=generate", "name=mine", "seq_length=64")
     assert resolved("runner=generate", "name=mine", "seq_length=128").seq_length == 128
+
+
+def test_job_of_a_sweep_is_read_by_its_folder(run: RunPaths, resolved: Resolved) -> None:
+    job = run.root / "seed=1"
+    job.mkdir()
+    (job / "resolved.yaml").write_text(run.resolved.read_text())
+    cfg = resolved("runner=generate", "name=mine/seed=1")
+    assert (cfg.run_dir, cfg.seq_length) == ("outputs/mine/seed=1", 128)
