@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from sft_hydra.config.architecture import read_architecture
+from sft_hydra.config.rules import COMING_FORMATS, READABLE_FORMATS
 from sft_hydra.config.rules_files import BUILTIN
-from sft_hydra.config.schema import ClusterKind, Recompute, SftConfig
-from sft_hydra.config.world import ranks_per_node
+from sft_hydra.config.schema import Recompute, SftConfig
+from sft_hydra.config.world import ranks_of_runner
 from sft_hydra.errors import ModelError
 
-FAMILIES = ("qwen3", "llama")  # values of model_type with a definition of ours
-READABLE_FORMATS = ("auto", "openai", "prompt_completion", "sharegpt", "alpaca")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # values of model_type with a definition of ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +28,8 @@ def _other_family(cfg: SftConfig) -> bool:
 
 
 NOT_YET: dict[str, NotYet] = {
-    "slurm": NotYet(
-        lambda cfg: cfg.cluster.kind is ClusterKind.slurm,
-        "cluster=slurm: submitting jobs is not there yet",
-    ),
     "several_ranks": NotYet(
-        lambda cfg: cfg.cluster.nodes * ranks_per_node(cfg) > 1,
+        lambda cfg: ranks_of_runner(cfg) != (1, 1),
         "cluster.nodes x cluster.gpus_per_node > 1: runs of several ranks are not there yet; use cluster.gpus_per_node=1",
     ),
     "families": NotYet(
@@ -50,7 +46,7 @@ NOT_YET: dict[str, NotYet] = {
     ),
     "builtin_sources": NotYet(
         lambda cfg: any(
-            source.format not in READABLE_FORMATS or str(source.path).startswith(BUILTIN)
+            source.format in COMING_FORMATS or str(source.path).startswith(BUILTIN)
             for source in cfg.data.sources.values()
         ),
         f"data={{nanochat,squad,oasst}}: their formats are not there yet; there are: {', '.join(READABLE_FORMATS)}",
