@@ -70,7 +70,7 @@ def to_dataclasses(composed: DictConfig) -> tuple[SftConfig | None, list[str]]:
     unknown = list(unknown_keys(composed))
     problems = [f"{found.key}: {hint(found)}" for found in unknown]
     for section, name in {(found.section, found.name) for found in unknown}:
-        parent = OmegaConf.select(composed, section) if section else composed
+        parent: Any = OmegaConf.select(composed, section) if section else composed
         parent._content.pop(name)  # typed sections offer no deletion
     problems += [f"{key}: _target_ is not offered: a config holds values, not code" for key in _targets(composed)]
     try:

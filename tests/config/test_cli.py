@@ -90,6 +90,22 @@ def test_cfg_job_shows_a_section(sft_hydra: Command) -> None:
     assert done.stdout.startswith("# @package peft\ndim: 8\n")
 
 
+def test_users_own_options(sft_hydra: Command, tmp_path: Path) -> None:
+    """A cluster profile on ours, and a data set of one's own, in a folder given by --config-dir."""
+    for name, text in {
+        "cluster/mine.yaml": "defaults:\n  - slurm\n  - _self_\npartition: long\ngpus_per_node: 4\n",
+        "data/mine.yaml": "name: mine\nsources:\n  chats: {path: chats.jsonl}\n",
+    }.items():
+        (tmp_path / "options" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "options" / name).write_text(text)
+    (tmp_path / "chats.jsonl").write_text("")
+    for folder in (["--config-dir", "options"], ["hydra.searchpath=[file://options]"]):
+        done = sft_hydra("cluster=mine", "data=mine", "dry_run=true", *folder)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "outputs/tiny-mine-full" in done.stdout
+        assert "--partition=long" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
