@@ -109,6 +109,8 @@ class ClusterConfig:
     gpus_per_node: int | None = None
     """Ranks on each node (on a CPU: processes). null: 1 on this machine, 8 on Slurm."""
     partition: str | None = None
+    cpu_partition: str | None = None
+    """Partition of the jobs that prepare data; null: `partition`."""
     account: str | None = None
     qos: str | None = None
     reservation: str | None = None
@@ -121,7 +123,7 @@ class ClusterConfig:
     exclusive: bool = False
     """Whole nodes: nobody else's jobs beside this one."""
     sbatch_args: list[str] = field(default_factory=list)
-    """Further options of the job, as sbatch takes them: `--constraint=h100`."""
+    """Further options of the job, as sbatch takes them: `--constraint=h100`. Not for jobs that prepare data."""
     srun_args: list[str] = field(default_factory=list)
     """Further options for starting the ranks, as srun takes them."""
     container_image: str | None = None

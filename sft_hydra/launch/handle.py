@@ -29,6 +29,7 @@ FINAL = (
     "UNKNOWN",
 )
 POLL_SECONDS = 2.0  # between two questions to the scheduler
+LAST_LINES = 30
 LOG_SECONDS = 0.3  # between two looks at a log
 
 
@@ -55,12 +56,10 @@ class Handle:
     """`12`, or `12_3` for a job of an array."""
     log: Path
     """What the job prints; attempts of one job follow each other."""
-    after: list[str] = field(default_factory=list)
-    """Jobs that must succeed first."""
     submitted: str = field(default_factory=lambda: datetime.now().astimezone().isoformat(timespec="seconds"))
 
     def save(self) -> None:
-        content = {"job_id": self.job_id, "log": str(self.log), "after": self.after, "submitted": self.submitted}
+        content = {"job_id": self.job_id, "log": str(self.log), "submitted": self.submitted}
         RunPaths(self.folder).job.write_text(json.dumps(content, indent=1) + "\n")
 
     def cancel(self) -> None:
@@ -75,7 +74,7 @@ def find_handle(folder: Path) -> Handle | None:
     if not file.is_file():
         return None
     content = json.loads(file.read_text())
-    return Handle(folder, content["job_id"], Path(content["log"]), content["after"], content["submitted"])
+    return Handle(folder, content["job_id"], Path(content["log"]), content["submitted"])
 
 
 def find_handles(folder: Path) -> list[Handle]:
@@ -154,9 +153,18 @@ def follow(handle: Handle, say: Callable[[str], None], *, to_end: bool = True) -
         if state != before:
             say(f"[job {handle.job_id}: {state}]\n")
         if last:
+            if not handle.log.exists():
+                say(_last_words(handle))
             return state
         before = state
         time.sleep(LOG_SECONDS)
+
+
+def _last_words(handle: Handle) -> str:
+    """What the run's own log ends with: why a job that others waited for made it impossible to start."""
+    log = RunPaths(handle.folder).log
+    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+    return "".join(lines[-LAST_LINES:])
 
 
 def _read_on(log: Path, position: int, last: bool) -> tuple[str, int]:

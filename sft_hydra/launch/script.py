@@ -37,12 +37,13 @@ def sbatch_text(cfg: SftConfig) -> str:
     return _render([cfg])
 
 
-def batch_scripts(cfgs: Sequence[SftConfig]) -> list[BatchScript]:
-    """One script for all runs that differ in nothing but their folder, in the order of the runs."""
+def batch_scripts(cfgs: Sequence[SftConfig], waiting: Sequence[SftConfig] = ()) -> list[BatchScript]:
+    """One script for all runs that differ in nothing but their folder, in the order of the runs. `waiting` runs are told
+    in their log if one of these fails."""
     groups: dict[str, list[SftConfig]] = {}
     for cfg in cfgs:
         groups.setdefault(_render([cfg]).replace(str(run_folder(cfg)), ""), []).append(cfg)
-    return [BatchScript(_render(group), group, script_folder(group)) for group in groups.values()]
+    return [BatchScript(_render(group, waiting), group, script_folder(group)) for group in groups.values()]
 
 
 def run_folder(cfg: SftConfig) -> Path:
@@ -69,7 +70,7 @@ def allocation(cfg: SftConfig) -> Allocation:
     return Allocation(nodes, tasks, 0 if on_cpu else tasks)
 
 
-def _render(cfgs: Sequence[SftConfig]) -> str:
+def _render(cfgs: Sequence[SftConfig], waiting: Sequence[SftConfig] = ()) -> str:
     cfg = cfgs[0]
     cluster = cfg.cluster
     return _template().render(
@@ -81,6 +82,8 @@ def _render(cfgs: Sequence[SftConfig]) -> str:
         else "$run/checkpoints",
         environment=list(cluster.env.items()),
         setup=cluster.setup,
+        folder=str(script_folder(cfgs)),
+        waiting=[str(run_folder(each)) for each in waiting],
         stop_seconds=cluster.stop_seconds,
         srun=shlex.join(["srun", *_srun_options(cfg)]),
         tasks_per_node=allocation(cfg).tasks_per_node,

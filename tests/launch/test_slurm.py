@@ -208,7 +208,7 @@ def test_a_run_with_a_job_is_not_submitted_twice(slurm: Path, make_run: MakeRun)
 
 def test_a_job_waits_for_another_and_falls_with_it(slurm: Path, make_run: MakeRun) -> None:
     [first] = submit([make_run("raise SystemExit(1)", "first")])
-    [second] = submit([make_run(SHOW, "second")], after=[first.job_id])
+    [second] = submit([make_run(SHOW, "second")], dependency=f"afterok:{first.job_id}")
     assert wait(first).name == "FAILED"
     assert wait(second).name == "CANCELLED"
 

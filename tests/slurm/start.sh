@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A real Slurm on this machine for the tests: start.sh start|stop FOLDER
+# A real Slurm on this machine for the tests: start.sh start|stop FOLDER (a new folder for each start)
 #
 # munged, slurmctld, one slurmd per virtual node (64 CPUs and 8 pretended GPUs each) and, for sacct, slurmdbd on MariaDB;
 # as root, without systemd, on loopback only. All it writes lies in FOLDER, but for the nodes' names in /etc/hosts.
