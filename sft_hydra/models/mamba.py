@@ -5,12 +5,35 @@ each group is whole by itself, so any even share of rows is a share of groups. H
 x, and so on; models/names.py knows both orders.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from sft_hydra.kernels.ssd import causal_conv_silu, ssd
 from sft_hydra.models.layers import Linear, Packed
+from sft_hydra.parallel.comm import gather_tokens, heads_to_tokens, sum_to_tokens, tokens_to_heads
+from sft_hydra.parallel.mesh import Group
+from sft_hydra.parallel.mixer import KeepFp32, Mixer
+from sft_hydra.parallel.storage import local
+
+
+class StateSpace(KeepFp32):
+    """The parameters of the scan, one of each for every head."""
+
+    def __init__(self, num_heads: int) -> None:
+        super().__init__()
+        self.dt_bias = nn.Parameter(torch.empty(num_heads))
+        self.A_log = nn.Parameter(torch.empty(num_heads))
+        self.D = nn.Parameter(torch.empty(num_heads))
+
+    def forward(
+        self, dt: torch.Tensor, limit: tuple[float, float], ranks: Group
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Steps (T, H), decay rates (H,) and skips (H,), fp32, of this rank's heads among `ranks`; `dt` (T, H)."""
+        dt_bias, A_log, D = (local(p).chunk(ranks.size)[ranks.rank].float() for p in (self.dt_bias, self.A_log, self.D))
+        return F.softplus(dt.float() + dt_bias).clamp(*limit), -torch.exp(A_log), D.clone()
 
 
 class GroupNorm(nn.Module):
@@ -25,11 +48,18 @@ class GroupNorm(nn.Module):
         """`y` and `z` (T, G, size / G) -> (T, size) of y's dtype."""
         gated = y.float() * F.silu(z.float())
         gated = gated * torch.rsqrt(gated.pow(2).mean(-1, keepdim=True) + self.eps)
-        return (gated.flatten(1) * self.weight.float()).to(y.dtype)
+        return (gated.flatten(1) * local(self.weight).float()).to(y.dtype)
 
 
-class Mamba(nn.Module):
-    """(T, hidden) -> (T, hidden). A_log, dt_bias and D are used in fp32 whatever the precision."""
+class Mamba(Mixer):
+    """(T, hidden) -> (T, hidden). Decays, step biases and skips are used in fp32 whatever the precision.
+
+    Tensor parallelism gives each rank a share of the groups. Context parallelism swaps tokens for groups between the input
+    projection and the norm; where the groups do not suffice, they are divided by heads, with copies of B and C.
+    """
+
+    columns = ("in_proj", "conv1d", "ssm", "norm")
+    rows = ("out_proj",)
 
     def __init__(
         self,
@@ -50,34 +80,50 @@ class Mamba(nn.Module):
         inner = num_heads * head_dim
         self.num_groups, self.head_dim, self.chunk, self.dt_limit = num_groups, head_dim, chunk, dt_limit
         heads = num_heads // num_groups
-        self.parts = [heads * head_dim, heads * head_dim, state_size, state_size, heads]  # z, x, B, C, dt of one group
+        self.mixed = [heads * head_dim, state_size, state_size]  # x, B, C of one group
+        self.parts = [heads * head_dim, sum(self.mixed), heads]  # z; x, B, C; dt
         channels = inner + 2 * num_groups * state_size
         self.in_proj = Linear(hidden_size, inner + channels + num_heads, bias=bias)
         self.conv1d = nn.Conv1d(channels, channels, conv_kernel, groups=channels, bias=conv_bias)
-        self.dt_bias = nn.Parameter(torch.empty(num_heads))
-        self.A_log = nn.Parameter(torch.empty(num_heads))
-        self.D = nn.Parameter(torch.empty(num_heads))
+        self.ssm = StateSpace(num_heads)
         self.norm = GroupNorm(inner, norm_eps)
         self.out_proj = Linear(inner, hidden_size, bias=bias)
 
     def forward(self, x: torch.Tensor, packed: Packed) -> torch.Tensor:
-        z_size, x_size, b_size, c_size, dt_size = self.parts
-        z, mixed, dt = (
-            self.in_proj(x)
-            .unflatten(-1, (self.num_groups, -1))
-            .split([z_size, x_size + b_size + c_size, dt_size], dim=-1)
-        )
+        cp = self.mesh.cp
+        groups = self.num_groups // self.mesh.tp.size
+        copies = cp.size // math.gcd(cp.size, groups)  # of each group's B and C, each with a share of its heads
+        x = gather_tokens(x, self.mesh.tp)
+        z, mixed, dt = self.in_proj(x).unflatten(-1, (groups, -1)).split(self.parts, dim=-1)
+        mixed = tokens_to_heads(self._divided(mixed, copies), cp)
+        dt = tokens_to_heads(dt.unflatten(-1, (copies, -1)).flatten(1, 2), cp)
+        values, b, c = self._convolved(mixed, groups, copies, packed).split(self._sizes(copies), dim=-1)
+        values = values.unflatten(-1, (-1, self.head_dim)).flatten(1, 2)
         with torch.autocast(x.device.type, enabled=False):
-            mixed = causal_conv_silu(
-                mixed.flatten(1), self.conv1d.weight.float()[:, 0], self._conv_bias(), packed.seq_idx
-            ).view(mixed.shape)
-            values, b, c = mixed.split([x_size, b_size, c_size], dim=-1)
-            steps = F.softplus(dt.flatten(1).float() + self.dt_bias.float()).clamp(*self.dt_limit)
-            decay = -torch.exp(self.A_log.float())
-            values = values.unflatten(-1, (-1, self.head_dim)).flatten(1, 2)
-            y = ssd(values, steps, decay, b, c, self.D.float(), packed.seq_idx, self.chunk)
+            steps, decay, skip = self.ssm(dt.flatten(1), self.dt_limit, cp)
+            y = ssd(values, steps, decay, b, c, skip, packed.seq_idx, self.chunk)
+            y = heads_to_tokens(y.flatten(1).unflatten(-1, (mixed.shape[1], -1)), cp)
             y = self.norm(y.flatten(1).view(z.shape), z)
-        return self.out_proj(y)
+        return sum_to_tokens(self.out_proj(y), self.mesh.tp)
 
-    def _conv_bias(self) -> torch.Tensor | None:
-        return None if self.conv1d.bias is None else self.conv1d.bias.float()
+    def _convolved(self, mixed: torch.Tensor, groups: int, copies: int, packed: Packed) -> torch.Tensor:
+        """The convolution (T, G, channels) of this rank's groups."""
+        bias = None if self.conv1d.bias is None else self._own(local(self.conv1d.bias), groups, copies)
+        weight = self._own(local(self.conv1d.weight)[:, 0], groups, copies)
+        return causal_conv_silu(mixed.flatten(1), weight, bias, packed.seq_idx).view(mixed.shape)
+
+    def _own(self, channels: torch.Tensor, groups: int, copies: int) -> torch.Tensor:
+        """Of a parameter with a row for every channel, those of this context rank's groups, fp32."""
+        divided = self._divided(channels.unflatten(0, (groups, -1))[None], copies)[0]
+        return divided.chunk(self.mesh.cp.size)[self.mesh.cp.rank].flatten(0, 1).float()
+
+    def _divided(self, mixed: torch.Tensor, copies: int) -> torch.Tensor:
+        """(T, G, channels, ...) -> (T, G * copies, ...): the heads of a group shared out, B and C copied."""
+        if copies == 1:
+            return mixed
+        values, b, c = mixed.split(self.mixed, 2)
+        states = (x.unsqueeze(2).expand(*x.shape[:2], copies, *x.shape[2:]) for x in (b, c))
+        return torch.cat([values.unflatten(2, (copies, -1)), *states], 3).flatten(1, 2)
+
+    def _sizes(self, copies: int) -> list[int]:
+        return [self.mixed[0] // copies, *self.mixed[1:]]

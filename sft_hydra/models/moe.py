@@ -10,11 +10,14 @@ from torch import nn
 
 from sft_hydra.kernels.grouped import grouped_linear
 from sft_hydra.models.layers import activation
+from sft_hydra.parallel.comm import exchange_counts, exchange_rows
+from sft_hydra.parallel.mixer import KeepFp32, Mixer
+from sft_hydra.parallel.storage import local
 
 Routing = tuple[torch.Tensor, torch.Tensor]  # experts (T, k) int64, their weights (T, k) fp32
 
 
-class SoftmaxRouter(nn.Module):
+class SoftmaxRouter(KeepFp32):
     """Qwen3-MoE: probabilities over all experts, the k largest, made to sum to one if `normalise`."""
 
     def __init__(self, hidden_size: int, num_experts: int, top_k: int, *, normalise: bool) -> None:
@@ -32,7 +35,7 @@ class SoftmaxRouter(nn.Module):
         return experts, weights
 
 
-class SigmoidRouter(nn.Module):
+class SigmoidRouter(KeepFp32):
     """Nemotron-H: the k largest of sigmoid scores plus a correction bias; weights are the scores alone, scaled."""
 
     def __init__(self, hidden_size: int, num_experts: int, top_k: int, *, normalise: bool, scale: float) -> None:
@@ -62,11 +65,15 @@ class GroupedLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_experts, out_features, in_features))
 
     def forward(self, x: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-        return grouped_linear(x, self.weight.to(x.dtype), counts)
+        return grouped_linear(x, local(self.weight).to(x.dtype), counts)
 
 
-class Experts(nn.Module):
-    """Feed-forward layers of all experts: gated, with gate and up as one product, or plain."""
+class Experts(Mixer):
+    """Feed-forward layers of all experts: gated, with gate and up as one product, or plain. Expert parallelism gives each
+    rank a share of the experts, to which tokens travel and from which results come back."""
+
+    columns = ("gate_up_proj", "up_proj", "down_proj")
+    over = "ep"
 
     def __init__(self, num_experts: int, hidden_size: int, inner_size: int, act: str, *, gated: bool) -> None:
         super().__init__()
@@ -80,15 +87,30 @@ class Experts(nn.Module):
         """Weighed sum (T, hidden) over each token's experts; `x` (T, hidden), `experts` and `weights` (T, k)."""
         order = experts.flatten().argsort(stable=True)  # token-and-choice pairs, sorted by expert
         counts = experts.flatten().bincount(minlength=self.num_experts)
-        inner = x[order // experts.shape[1]]
-        if self.gate_up_proj is not None:
-            gate, up = self.gate_up_proj(inner, counts).chunk(2, dim=-1)
-            inner = self.act(gate) * up
-        elif self.up_proj is not None:
-            inner = self.act(self.up_proj(inner, counts))
-        outputs = self.down_proj(inner, counts)
+        outputs = self._travel(x[order // experts.shape[1]], counts)
         by_token = outputs[order.argsort()].unflatten(0, experts.shape)  # (T, k, hidden)
         return (by_token * weights[..., None]).sum(1).to(x.dtype)
+
+    def _travel(self, x: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """Outputs (N, hidden) of the experts for rows x (N, hidden), of which each expert has `counts` (E,), in order."""
+        ranks = self.mesh.ep
+        if ranks.size == 1:
+            return self._compute(x, counts)
+        arriving = exchange_counts(counts, ranks).unflatten(0, (ranks.size, -1))  # from each rank, for each own expert
+        send = counts.unflatten(0, (ranks.size, -1)).sum(1).tolist()
+        receive = arriving.sum(1).tolist()
+        expert = torch.arange(arriving.numel(), device=x.device) % arriving.shape[1]
+        order = expert.repeat_interleave(arriving.flatten()).argsort(stable=True)
+        here = exchange_rows(x, send, receive, ranks)[order]
+        return exchange_rows(self._compute(here, arriving.sum(0))[order.argsort()], receive, send, ranks)
+
+    def _compute(self, x: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        if self.gate_up_proj is not None:
+            gate, up = self.gate_up_proj(x, counts).chunk(2, dim=-1)
+            x = self.act(gate) * up
+        elif self.up_proj is not None:
+            x = self.act(self.up_proj(x, counts))
+        return self.down_proj(x, counts)
 
 
 class MoE(nn.Module):

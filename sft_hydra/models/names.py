@@ -2,7 +2,7 @@
 
 Llama-like families have none. Differences of the others: routed experts are one stacked tensor here and one tensor per
 expert on disk; rows of Mamba's in_proj and conv1d lie group by group here and kind by kind on disk; Nemotron-H calls its
-trunk `backbone`.
+trunk `backbone`, and has no name for the parameters of the scan together.
 """
 
 from collections.abc import Callable, Iterator
@@ -43,6 +43,7 @@ def stored(config: Any, name: str, shape: torch.Size) -> Stored:
 def disk_name(config: Any, name: str) -> str:
     """The name of a tensor that is one tensor on disk too."""
     if config.model_type == "nemotron_h":
+        name = name.replace(".ssm.", ".")
         for ours, theirs in TRUNK.items():
             if name.startswith(ours):
                 return theirs + name.removeprefix(ours)

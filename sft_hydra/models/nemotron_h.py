@@ -87,7 +87,8 @@ def _moe(config: Any) -> MoE:
         scale=config.routed_scaling_factor,
     )
     experts = Experts(config.n_routed_experts, latent or size, config.moe_intermediate_size, act, gated=False)
-    shared = MLP(size, config.moe_shared_expert_intermediate_size, act, gated=False, bias=config.mlp_bias)
+    shared_size = config.moe_shared_expert_intermediate_size
+    shared = MLP(size, shared_size, act, gated=False, bias=config.mlp_bias, split=False)
     around = None
     if latent:
         around = (Linear(size, latent, bias=config.mlp_bias), Linear(latent, size, bias=config.mlp_bias))

@@ -12,6 +12,11 @@ import torch.distributed as dist
 
 from sft_hydra.parallel.mesh import Group, Mesh
 
+if hasattr(dist, "all_gather_single"):  # torch 2.13 renamed them
+    all_gather, reduce_scatter = dist.all_gather_single, dist.reduce_scatter_single
+else:
+    all_gather, reduce_scatter = dist.all_gather_into_tensor, dist.reduce_scatter_tensor
+
 
 def gather_tokens(x: torch.Tensor, group: Group) -> torch.Tensor:
     """(t, ...) of each rank -> (size * t, ...), all of them, on every rank."""
@@ -42,6 +47,11 @@ def heads_to_tokens(x: torch.Tensor, group: Group) -> torch.Tensor:
 def exchange_rows(x: torch.Tensor, send: list[int], receive: list[int], group: Group) -> torch.Tensor:
     """Send the first `send[0]` rows to rank 0, the next `send[1]` to rank 1, ...; returns what came, in order of rank."""
     return x if group.size == 1 else _Exchange.apply(x, send, receive, group.handle)
+
+
+def exchange_counts(counts: torch.Tensor, group: Group) -> torch.Tensor:
+    """Send an even part of `counts` to each rank; returns the parts that came, in order of rank."""
+    return counts if group.size == 1 else _all_to_all(counts, None, None, group.handle)
 
 
 class _Gather(torch.autograd.Function):
@@ -81,13 +91,13 @@ class _Exchange(torch.autograd.Function):
 
 def _all_gather(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     out = x.new_empty(x.shape[0] * group.size(), *x.shape[1:])
-    dist.all_gather_into_tensor(out, x.contiguous(), group=group)
+    all_gather(out, x.contiguous(), group=group)
     return out
 
 
 def _reduce_scatter(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     out = x.new_empty(x.shape[0] // group.size(), *x.shape[1:])
-    dist.reduce_scatter_tensor(out, x.contiguous(), group=group)
+    reduce_scatter(out, x.contiguous(), group=group)
     return out
 
 

@@ -4,7 +4,7 @@ Owns the rule "DTensor as storage, plain tensors in compute": outside of these f
 """
 
 import torch
-from torch.distributed.tensor import DTensor, Partial
+from torch.distributed.tensor import DTensor, Partial, Replicate
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 
@@ -42,7 +42,7 @@ def holds_first_copy(parameter: torch.Tensor) -> bool:
     coordinate = parameter.device_mesh.get_coordinate()
     assert coordinate is not None
     return all(
-        place.is_shard() or position == 0 for place, position in zip(parameter.placements, coordinate, strict=True)
+        not place.is_replicate() or position == 0 for place, position in zip(parameter.placements, coordinate, strict=True)
     )
 
 
@@ -55,4 +55,8 @@ def fill(parameter: torch.Tensor, whole: torch.Tensor) -> None:
 def gathered(parameter: torch.Tensor) -> torch.Tensor:
     """The whole of a parameter. All ranks that hold a part of it must ask."""
     parameter = parameter.detach()
-    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+    if not isinstance(parameter, DTensor):
+        return parameter
+    split = parameter.placements[-1]  # a tensor or expert dimension, if there are several, is within the others' shards
+    whole_split = [Replicate()] * (len(parameter.placements) - 1) + [split]
+    return parameter.redistribute(placements=whole_split).full_tensor()

@@ -27,6 +27,7 @@ def built(request, shared):
 
 def in_transformers(name):
     """What transformers calls a tensor of ours in memory."""
+    name = name.replace(".ssm.", ".")
     if ".experts." in name:
         name = name.removesuffix(".weight")
     if ".mixer." in name or name.startswith(("model.embed_tokens", "model.norm.")):
