@@ -64,18 +64,15 @@ class Filters:
         known = {
             tool.get("function", tool).get("name"): tool.get("function", tool) for tool in conversation.tools or ()
         }
-        header = "" if known else _headers(conversation)
+        header = _headers(conversation)
         ids = [call["id"] for call in calls if call.get("id")]
         for call in calls:
             name = call["function"]["name"]
-            if known and name not in known:
-                raise RowError("tools", f"calls {name!r}, which is none of the tools {sorted(map(str, known))}")
-            if known:
+            if name not in known and name not in header:
+                given = f"the tools are {sorted(map(str, known))}" if known else "the row has no tools"
+                raise RowError("tools", f"calls {name!r}, but {given} and the text before it names no such tool")
+            if name in known and self.config.tool_schema:
                 self._check_arguments(known[name], call["function"]["arguments"])
-            elif name not in header:
-                raise RowError(
-                    "tools", f"calls {name!r}, but the row has no tools and its first messages do not name it"
-                )
         for message in conversation.messages:
             refers = message.get("tool_call_id") if message["role"] == "tool" else None
             if refers and len(ids) == len(calls) and refers not in ids:
@@ -92,7 +89,7 @@ class Filters:
                 return
         except Exception:  # a schema that the library does not understand says nothing about the row
             return
-        raise RowError("tools", f"arguments of {tool.get('name')!r}: {problems[0].message[:200]}")
+        raise RowError("tool_schema", f"arguments of {tool.get('name')!r}: {problems[0].message[:200]}")
 
     def _validator(self, schema: Any) -> Any:
         if not isinstance(schema, dict) or not schema:

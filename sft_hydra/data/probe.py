@@ -267,7 +267,8 @@ def _reads_same(template: ChatTemplate, habits: Habits, first: list[Message], la
     for index, message in enumerate(first):
         before = shape_messages(first[:index], habits)
         if message["role"] == "assistant" and not any(
-            late.startswith(template.render(before, tools, *mode)) for mode in ((False, False), (False, True), (True, True))
+            late.startswith(template.render(before, tools, *mode))
+            for mode in ((False, False), (False, True), (True, True))
         ):
             return False
     return same_turns(template, shape_messages(everything, habits), tools, len(first))
