@@ -1,0 +1,80 @@
+"""The pages, and commands of the pages resolved as a dry run in a folder that has the files they name.
+
+Hydra composes the groups of a command once for all commands that share them; values are then applied as Hydra does.
+"""
+
+import copy
+import shlex
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, open_dict
+
+from sft_hydra.config.normalise import experiment_files, normalise
+from sft_hydra.config.resolve import resolve
+from sft_hydra.config.schema import SftConfig
+from sft_hydra.config.store import register
+from sft_hydra.paths import conf_dir
+
+FILES = (
+    "chats.jsonl",
+    "valid.jsonl",
+    "code.jsonl",
+    "math.jsonl",
+    "identity.jsonl",
+    "questions.jsonl",
+    "template.jinja",
+)
+FOLDERS = ("packed", "earlier/step_500", "my_model")
+
+
+@pytest.fixture(scope="session")
+def pages(repo: Path) -> dict[str, str]:
+    """Name -> text of README.md and of every page of the documentation."""
+    paths = [repo / "README.md", repo / "CONTRIBUTING.md", *sorted((repo / "docs").glob("*.md"))]
+    return {str(path.relative_to(repo)): path.read_text(encoding="utf-8") for path in paths}
+
+
+@pytest.fixture(scope="session")
+def dry_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], SftConfig]:
+    """dry_run("key=value ...") -> the config it resolves to; raises what the command line would show."""
+    folder = tmp_path_factory.mktemp("newcomer")
+    for name in FILES:
+        (folder / name).write_text(
+            '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}\n'
+        )
+    for name in FOLDERS:
+        (folder / name).mkdir(parents=True)
+    (folder / "my_model" / "config.json").write_text('{"model_type": "qwen3"}')
+    (folder / "blend.json").write_text('{"datasets": [{"name": "chats", "path": "chats.jsonl"}]}')
+    (folder / "mine.yaml").write_text("# @package _global_\noptimizer:\n  lr: 1.0e-4\n")
+    (folder / "tools.json").write_text("[]")
+
+    @lru_cache
+    def compose_groups(argv: tuple[str, ...]) -> DictConfig:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return compose("config", overrides=list(argv), return_hydra_config=True)
+
+    def run(text: str) -> SftConfig:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            said = [word for word in shlex.split(text) if word not in ("-m", "--multirun")] + ["dry_run=true"]
+            register(experiment_files(said))
+            argv = normalise(said)
+            groups = tuple(
+                word for word in argv if (conf_dir() / word.partition("=")[0]).is_dir() or word.startswith("hydra/")
+            )
+            config = copy.deepcopy(compose_groups(groups))
+            values = OverridesParser.create().parse_overrides([word for word in argv if word not in groups])
+            ConfigLoaderImpl._apply_overrides_to_config(values, config)
+            launcher = str(config.hydra.runtime.choices["hydra/launcher"])
+            with open_dict(config):
+                del config["hydra"]
+            return resolve(config, argv, launcher=launcher)
+
+    return run
