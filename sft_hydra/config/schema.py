@@ -168,7 +168,8 @@ class TrainConfig:
     clip_grad: float | None = 1.0
     """Largest norm of the gradient; null: no clipping."""
     recompute: Recompute = Recompute.none
-    """Activation checkpointing."""
+    """Activation checkpointing: `full` computes the activations of every block again in the backward pass, `selective`
+    those of every other block."""
     cpu_offload: bool = False
     compile: bool = False
     log_interval: int = 10

@@ -18,20 +18,10 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import checkpoint
 
 from sft_hydra.parallel.mesh import Mesh
 from sft_hydra.parallel.mixer import KeepFp32, Mixer
-
-# What "selective" keeps: the results that are dear to compute. Norms, activations and rotations are computed again.
-DEAR = {
-    torch.ops.aten.mm.default,
-    torch.ops.aten.addmm.default,
-    torch.ops.aten.bmm.default,
-    torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-    torch.ops.aten._scaled_dot_product_efficient_attention.default,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +29,7 @@ class Options:
     """What `train.*` says about memory and precision."""
 
     dtype: torch.dtype = torch.float32  # that blocks compute in; stored weights keep theirs
-    recompute: str = "none"  # none, selective, full
+    recompute: str = "none"  # none, selective (every other block), full
     compile: bool = False
     cpu_offload: bool = False
 
@@ -50,10 +40,11 @@ def apply_layout(roots: Sequence[nn.Module], blocks: Sequence[nn.Module], mesh: 
     for mixer in mixers:
         mixer.join(mesh)
         _split(mixer, mesh)
-    for block in blocks:
-        if options.recompute != "none":
-            _recompute(block, selective=options.recompute == "selective")
-        if options.compile:
+    every = {"none": len(blocks) + 1, "selective": 2, "full": 1}[options.recompute]
+    for block in blocks[every - 1 :: every]:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+    if options.compile:
+        for block in blocks:
             block.compile(dynamic=False)
     if mesh.whole is not None:
         _shard(roots, blocks, mesh, options)
@@ -80,17 +71,6 @@ def _split_mesh(mixer: Mixer, mesh: Mesh) -> DeviceMesh | None:
     return mesh.tensor if mesh.tp.size > 1 else None
 
 
-def _recompute(block: nn.Module, *, selective: bool) -> None:
-    options: dict[str, Any] = {"use_reentrant": False}
-    if selective:
-        options["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_what_is_dear)
-    block.forward = partial(checkpoint, block.forward, **options)  # type: ignore[method-assign]
-
-
-def _keep_what_is_dear(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if op in DEAR else CheckpointPolicy.PREFER_RECOMPUTE
-
-
 def _shard(roots: Iterable[nn.Module], blocks: Iterable[nn.Module], mesh: Mesh, options: Options) -> None:
     """FSDP2 units, inner ones first: what is never rounded, what is split over its own ranks, blocks, roots.
 
@@ -98,8 +78,10 @@ def _shard(roots: Iterable[nn.Module], blocks: Iterable[nn.Module], mesh: Mesh, 
     over those that split a weight. Roots keep their weights until the backward pass, which begins with them; so do the
     blocks of a pipeline, which otherwise would gather them anew for every micro-batch.
     """
-    rounded = MixedPrecisionPolicy(options.dtype, torch.float32, cast_forward_inputs=False)
-    exact = MixedPrecisionPolicy(torch.float32, torch.float32, cast_forward_inputs=False)
+    exact = MixedPrecisionPolicy(cast_forward_inputs=False)
+    rounded = exact
+    if options.dtype != torch.float32:
+        rounded = MixedPrecisionPolicy(options.dtype, torch.float32, cast_forward_inputs=False)
     shared: dict[str, Any] = {"reshard_after_forward": mesh.pp.size == 1}
     if options.cpu_offload:
         shared["offload_policy"] = CPUOffloadPolicy(

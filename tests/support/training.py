@@ -19,6 +19,7 @@ from sft_hydra.parallel.layout import Layout
 from sft_hydra.parallel.storage import fill, gathered
 from sft_hydra.records import PackedRow
 
+DTYPE = torch.float64  # so that rounding, which differs between layouts, hides no mistake
 SEQ_LENGTH = 96
 LENGTHS = [[33, 20, 27, 16], [50, 46], [96], [10, 11, 1, 1, 12, 13, 14, 34], [7, 80], [1, 60, 2], [95], [40, 8]]
 
@@ -69,7 +70,8 @@ def placed_model(case: Case, cfg: SftConfig, layout: Layout) -> DecoderModel:
     """The case's model under a layout, with the weights of the one that `make_model` makes."""
     architecture = ARCHITECTURES[case.family] | case.architecture
     whole = make_model(architecture)
-    model = build_model(architecture, "meta", torch.float32)
+    whole.to(DTYPE)
+    model = build_model(architecture, "meta", DTYPE)
     if case.lora is not None:
         add_adapters(whole, case.lora)
         add_adapters(model, case.lora)
