@@ -1,0 +1,26 @@
+import pytest
+from support.ranks import Ranks
+from support.training import Case, Outcome, train
+
+from sft_hydra.parallel.layout import Layout
+
+
+@pytest.fixture(scope="session")
+def ranks():
+    """Processes for runs of several ranks."""
+    ranks = Ranks()
+    yield ranks
+    ranks.close()
+
+
+@pytest.fixture(scope="session")
+def one_process():
+    """What a case does on one process; computed once."""
+    known: dict[str, Outcome] = {}
+
+    def outcome(case: Case) -> Outcome:
+        if repr(case) not in known:
+            known[repr(case)] = train(case, Layout())
+        return known[repr(case)]
+
+    return outcome

@@ -1,0 +1,101 @@
+"""Every layout trains like one process: losses, norms, gradients and weights of three optimizer steps."""
+
+import pytest
+from support.packed import relative
+from support.training import Case, Outcome, train
+
+from sft_hydra.config.schema import LoraConfig, Recompute
+from sft_hydra.parallel.layout import Layout
+
+# (world, sizes that are not one); the first of each list are the quick ones
+DENSE = [
+    (4, {"tp": 2, "cp": 2}),
+    (2, {}),
+    (2, {"dp_replicate": 2}),
+    (2, {"tp": 2}),
+    (2, {"cp": 2}),
+    (3, {}),
+    (4, {"dp_replicate": 2}),
+    (4, {"tp": 2}),
+    (4, {"cp": 2}),
+    (4, {"tp": 4}),  # more ranks than key-value heads
+    (4, {"cp": 4}),
+    (4, {"tp": 2, "dp_replicate": 2}),
+    (4, {"cp": 2, "dp_replicate": 2}),
+    (8, {}),
+    (8, {"cp": 8}),  # more ranks than heads
+    (8, {"cp": 4, "tp": 2}),
+    (8, {"cp": 2, "tp": 4}),
+    (8, {"cp": 2, "tp": 2}),
+    (8, {"cp": 2, "tp": 2, "dp_replicate": 2}),
+]
+EXPERTS = [
+    (4, {"cp": 2, "tp": 2, "ep": 4}),
+    (2, {"ep": 2}),
+    (2, {"tp": 2, "ep": 2}),
+    (2, {"cp": 2, "ep": 2}),
+    (2, {}),
+    (4, {"ep": 4}),
+    (4, {"ep": 2, "dp_replicate": 2}),
+    (4, {"tp": 4, "ep": 2}),
+    (4, {"cp": 4, "ep": 4}),
+    (8, {"ep": 8}),
+    (8, {"cp": 8, "ep": 2}),
+    (8, {"cp": 4, "tp": 2, "ep": 8}),
+    (8, {"cp": 2, "tp": 2, "ep": 2, "dp_replicate": 2}),
+]
+MOE_SIX = [(world, sizes) for world, sizes in EXPERTS if 6 % sizes.get("ep", 1) == 0]
+LORA = LoraConfig(dim=4, alpha=8.0)
+CASES = {
+    "qwen3": (Case("qwen3"), DENSE),
+    "llama": (Case("llama"), DENSE[:8]),
+    "window": (Case("mistral_window"), DENSE[:11]),
+    "odd heads": (Case("qwen3", architecture={"num_attention_heads": 6}), [(4, {"cp": 4}), (8, {"cp": 4, "tp": 2})]),
+    "qwen3_moe": (Case("qwen3_moe"), DENSE[1:8] + MOE_SIX),
+    "nano": (Case("nano"), DENSE + EXPERTS),
+    "super": (Case("super"), EXPERTS),
+    "lora": (Case("qwen3", lora=LORA), DENSE),
+    "lora biased": (Case("llama", lora=LORA), DENSE[:6]),
+    "lora nano": (Case("nano", lora=LORA), EXPERTS),
+    "micro-batches of two": (Case("qwen3", train={"micro_batch_size": 2}), DENSE[:5]),
+    "more ranks than rows": (Case("qwen3", train={"global_batch_size": 2}), [(3, {}), (8, {"cp": 2})]),
+    "per sequence": (Case("nano", train={"calculate_per_token_loss": False}), EXPERTS[:3]),
+    "recompute": (Case("nano", train={"recompute": Recompute.full}), EXPERTS[:4]),
+    "recompute half": (Case("super", train={"recompute": Recompute.selective}), EXPERTS[:4]),
+    "offload": (Case("qwen3", train={"cpu_offload": True}), DENSE[:3]),
+}
+QUICK = ["qwen3", "nano", "super", "lora", "odd heads", "more ranks than rows", "recompute"]
+
+
+def layouts():
+    for name, (case, shapes) in CASES.items():
+        for i, (world, sizes) in enumerate(shapes):
+            label = ",".join([f"world={world}", *(f"{key}={size}" for key, size in sizes.items())])
+            marks = [] if name in QUICK and i == 0 else [pytest.mark.distributed]
+            yield pytest.param(case, world, sizes, id=f"{name}:{label}", marks=marks)
+
+
+@pytest.mark.parametrize(("case", "world", "sizes"), layouts())
+def test_trains_like_one_process(ranks, one_process, case, world, sizes):
+    expected = one_process(case)
+    outcomes = ranks.run(world, train, case, Layout(gpus_per_node=world, **sizes))
+    for outcome in outcomes:
+        same_results(outcome, expected)
+    gradients = {name: tensor for outcome in outcomes for name, tensor in outcome.gradients.items()}
+    parameters = {name: tensor for outcome in outcomes for name, tensor in outcome.parameters.items()}
+    assert gradients.keys() == expected.gradients.keys()
+    assert parameters.keys() == expected.parameters.keys()
+    tolerance = 1e-5 if case.dtype.itemsize == 4 else 1e-6
+    for name, gradient in expected.gradients.items():
+        assert relative(gradients[name], gradient) < tolerance, name
+    for name, parameter in expected.parameters.items():
+        assert relative(parameters[name], parameter) < 1e-4, name
+
+
+def same_results(outcome: Outcome, expected: Outcome) -> None:
+    """What a rank says of its steps is what one process says."""
+    for result, other in zip(outcome.results, expected.results, strict=True):
+        assert result.loss == pytest.approx(other.loss, rel=1e-6)
+        assert result.grad_norm == pytest.approx(other.grad_norm, rel=1e-5)
+        assert result.source_losses == pytest.approx(other.source_losses, rel=1e-5)
+        assert (result.tokens, result.trained_tokens) == (other.tokens, other.trained_tokens)
