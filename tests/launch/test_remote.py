@@ -85,6 +85,33 @@ def test_mistakes_of_the_jobs_command(command: Command) -> None:
     assert "nowhere: no such folder" in done.stderr
 
 
+def test_ours_answers_beside_another_plugin_of_the_same_name(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "site" / "hydra_plugins" / "zzz_other_launcher"
+    other.mkdir(parents=True)
+    (other / "__init__.py").write_text("")
+    (other / "launcher.py").write_text(
+        "from hydra.core.config_store import ConfigStore\n"
+        "ConfigStore.instance().store('submitit_slurm', {'_target_': 'other.Launcher'}, 'hydra/launcher')\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    done = command("sft_hydra", "hydra/launcher=submitit_slurm", "cluster.gpus_per_node=1", "dry_run=true")
+    assert done.returncode == 0, done.stderr
+    assert "#SBATCH --nodes=1" in done.stdout
+
+
+def test_the_profile_of_the_docs(command: Command, repo: Path) -> None:
+    text = (repo / "docs" / "clusters.md").read_text()
+    profile = text.split("```yaml\n")[1].split("```")[0]
+    Path("site/cluster").mkdir(parents=True)
+    Path("site/cluster/alps.yaml").write_text(profile)
+    done = command("sft_hydra", "--config-dir", "site", "cluster=alps", "cluster.gpus_per_node=1", "dry_run=true")
+    assert done.returncode == 0, done.stderr
+    assert "#SBATCH --account=physics" in done.stdout
+    assert "--container-image=/images/pytorch.sqsh" in done.stdout
+
+
 @pytest.mark.slow
 def test_a_preempted_training_ends_as_if_nothing_had_been(slurm: Path, command: Command) -> None:
     arguments = ["train.train_iters=60", "train.global_batch_size=4", "checkpoint.interval=null", *SMALL]
