@@ -1,20 +1,23 @@
 """Checkpoints of a run: `step_<N>/` with weights, moments and progress, in safetensors and JSON.
 
 Owns that a checkpoint is whole or does not count: written as `step_<N>.tmp`, flushed to disk, renamed, and only then
-marked COMPLETE. With LoRA the adapters alone are saved: the base is where it came from.
+marked COMPLETE. Every rank writes its part (checkpoint/parts.py), the first does the rest; it loads under any other layout.
+With LoRA the adapters alone are saved: the base is where it came from.
 """
 
 import json
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
+from sft_hydra.checkpoint.parts import Part, PartFiles, part_of, write_parts
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.engine.loop import TrainState
 from sft_hydra.engine.optimizer import OptimizerSet
@@ -22,31 +25,133 @@ from sft_hydra.engine.schedule import rows_per_step
 from sft_hydra.errors import CheckpointError
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.lora import is_adapter
+from sft_hydra.parallel.comm import objects_of_ranks
+from sft_hydra.parallel.storage import holds_first_copy
 
 FORMAT = 1
-MODEL, OPTIMIZER, STATE, COMPLETE = "model.safetensors", "optimizer.safetensors", "state.json", "COMPLETE"
+MODEL, OPTIMIZER, STATE, COMPLETE = "model", "optimizer", "state.json", "COMPLETE"
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What one rank writes of a checkpoint."""
+
+    rank: int
+    step: int
+    model: dict[str, Part]
+    optimizer: dict[str, Part]
+    progress: dict[str, Any]
+    keep_last: int
+
+
+class Saver:
+    """Saves into one folder; with `checkpoint.async_save` while training goes on, one checkpoint at a time."""
+
+    def __init__(self, folder: Path, cfg: SftConfig) -> None:
+        self.folder, self.cfg = folder, cfg
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None  # the thread's own
+        self._thread: Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, model: DecoderModel, optimizer: OptimizerSet, state: TrainState) -> None:
+        """Start to save; what trains on afterwards is not in it."""
+        self.wait()
+        snapshot = take_snapshot(model, optimizer, state, self.cfg)
+        if not self.cfg.checkpoint.async_save:
+            write_snapshot(self.folder, snapshot, self._group)
+            return
+        copy = with_own_values(snapshot)
+        self._thread = Thread(target=self._write, args=(copy,), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until what was begun is on disk. Raises what went wrong."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _write(self, snapshot: Snapshot) -> None:
+        try:
+            write_snapshot(self.folder, snapshot, self._group)
+        except BaseException as error:
+            self._error = error
 
 
 def save(folder: Path, model: DecoderModel, optimizer: OptimizerSet, state: TrainState, cfg: SftConfig) -> Path:
     """Write `folder/step_<N>` and drop all but the newest `checkpoint.keep_last`. Returns the checkpoint's folder."""
-    final = folder / f"step_{state.step}"
-    building = folder / f"step_{state.step}.tmp"
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    save_file(_weights(model), building / MODEL)
-    save_file(_moments(model, optimizer), building / OPTIMIZER)
-    (building / STATE).write_text(json.dumps(_progress(model, optimizer, state, cfg), indent=1))
-    for file in building.iterdir():
-        _flush(file)
-    _flush(building)
-    _remove(final)
-    building.rename(final)
-    _flush(folder)
-    (final / COMPLETE).touch()
-    _flush(final)
-    for old in _complete_steps(folder)[: -max(1, cfg.checkpoint.keep_last)]:
-        _remove(old)
+    return write_snapshot(folder, take_snapshot(model, optimizer, state, cfg), None)
+
+
+def take_snapshot(model: DecoderModel, optimizer: OptimizerSet, state: TrainState, cfg: SftConfig) -> Snapshot:
+    """What this rank writes; shares the memory of model and optimizer."""
+
+    def own(tensors: dict[str, torch.Tensor]) -> dict[str, Part]:
+        return {name: part for name, tensor in tensors.items() if (part := _written(model, name, tensor)) is not None}
+
+    return Snapshot(
+        rank=model.mesh.rank,
+        step=state.step,
+        model=own(_weights(model)),
+        optimizer=own(_moments(model, optimizer)),
+        progress=_progress(model, optimizer, state, cfg),
+        keep_last=max(1, cfg.checkpoint.keep_last),
+    )
+
+
+def with_own_values(snapshot: Snapshot) -> Snapshot:
+    """The same with values of its own, on the CPU."""
+
+    def copied(parts: dict[str, Part]) -> dict[str, Part]:
+        return {name: replace(part, values=part.values.to("cpu", copy=True)) for name, part in parts.items()}
+
+    return replace(snapshot, model=copied(snapshot.model), optimizer=copied(snapshot.optimizer))
+
+
+def write_snapshot(folder: Path, snapshot: Snapshot, group: dist.ProcessGroup | None) -> Path:
+    """All ranks write together; they meet in `group` (None: the default one)."""
+    final = folder / f"step_{snapshot.step}"
+    building = folder / f"step_{snapshot.step}.tmp"
+    first = snapshot.rank == 0
+    if first:
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir(parents=True)
+    _meet(group)
+    for kind, parts in ((MODEL, snapshot.model), (OPTIMIZER, snapshot.optimizer)):
+        _flush(write_parts(building, kind, snapshot.rank, parts))
+    _meet(group)
+    if first:
+        (building / STATE).write_text(json.dumps(snapshot.progress, indent=1))
+        _flush(building / STATE)
+        _flush(building)
+        _remove(final)
+        building.rename(final)
+        _flush(folder)
+        (final / COMPLETE).touch()
+        _flush(final)
+        for old in _complete_steps(folder)[: -snapshot.keep_last]:
+            _remove(old)
+    _meet(group)
     return final
+
+
+def _meet(group: dist.ProcessGroup | None) -> None:
+    """Wait for all ranks, on the CPU."""
+    if dist.is_initialized():
+        dist.all_reduce(torch.zeros(1), group=group)
+
+
+def _written(model: DecoderModel, name: str, tensor: torch.Tensor) -> Part | None:
+    """What this rank writes of a tensor: of all copies of a part, the first alone is written."""
+    mesh = model.mesh
+    if isinstance(tensor, DTensor):
+        mine = holds_first_copy(tensor)
+    else:
+        mine = mesh.dp.rank == 0 and mesh.slice == 0
+    part = part_of(tensor)
+    return part if mine and not model.is_copy(name.partition("/")[0]) and part.values.numel() else None
 
 
 def latest(folder: Path) -> Path | None:
@@ -87,16 +192,19 @@ def load(checkpoint: Path, model: DecoderModel, optimizer: OptimizerSet | None) 
     progress = read_progress(checkpoint)
     adapters = progress["adapters_only"]
     targets = {name: tensor for name, tensor in model.state_dict().items() if is_adapter(name) == adapters}
-    if not targets:
+    if not any(objects_of_ranks(len(targets), model.mesh)):
         raise CheckpointError(f"{checkpoint} holds LoRA adapters only; the model has none (peft=lora)")
-    _copy_into(checkpoint / MODEL, targets)
+    files = PartFiles(checkpoint, MODEL)
+    _check(files, targets, model)
+    for name, tensor in targets.items():
+        files.read_into(name, tensor)
     if optimizer is not None:
         if progress["optimizer"] != optimizer.kinds:
             raise CheckpointError(
                 f"{checkpoint} holds the state of {'+'.join(progress['optimizer'])}, this run's optimizer is "
                 f"{'+'.join(optimizer.kinds)}"
             )
-        _load_moments(checkpoint / OPTIMIZER, model, optimizer)
+        _load_moments(PartFiles(checkpoint, OPTIMIZER), model, optimizer)
     return TrainState(**progress["state"])
 
 
@@ -130,42 +238,34 @@ def _progress(model: DecoderModel, optimizer: OptimizerSet, state: TrainState, c
     }
 
 
-@torch.no_grad()
-def _copy_into(file: Path, targets: dict[str, torch.Tensor]) -> None:
-    with _open(file) as stored:
-        names = set(stored.keys())
-        problems = [f"{file} lacks {name}" for name in targets if name not in names]
-        problems += [f"{file} has {name}, which the model does not" for name in sorted(names - targets.keys())]
-        for name, target in targets.items():
-            if name in names and (shape := tuple(stored.get_slice(name).get_shape())) != tuple(target.shape):
-                problems.append(f"{file}: {name} is {shape}, the model's is {tuple(target.shape)}")
-        if problems:
-            raise CheckpointError(*problems[:20])
-        for name, target in targets.items():
-            target.copy_(stored.get_tensor(name))
+def _check(files: PartFiles, targets: dict[str, torch.Tensor], model: DecoderModel) -> None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in targets.items()}
+    everywhere = {name for names in objects_of_ranks(list(shapes), model.mesh) for name in names}
+    problems = files.problems(shapes, everywhere)
+    if problems:
+        raise CheckpointError(*problems[:20])
 
 
-def _load_moments(file: Path, model: DecoderModel, optimizer: OptimizerSet) -> None:
-    with _open(file) as stored:
-        moments: dict[str, dict[str, torch.Tensor]] = {}
-        for key in stored.keys():  # noqa: SIM118 (not a dictionary)
-            name, _, kind = key.rpartition("/")
-            moments.setdefault(name, {})[kind] = stored.get_tensor(key)
+def _load_moments(files: PartFiles, model: DecoderModel, optimizer: OptimizerSet) -> None:
+    """Moments have the shape, and the layout, of their parameters; what has another shape is whole on every rank."""
+    kinds: dict[str, list[str]] = {}
+    for key in files.shapes:
+        name, _, kind = key.rpartition("/")
+        kinds.setdefault(name, []).append(kind)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if moments and moments.keys() != trained.keys():
+    everywhere = {name for names in objects_of_ranks(list(trained), model.mesh) for name in names}
+    if kinds and kinds.keys() != everywhere:
         raise CheckpointError(
-            f"{file} holds the optimizer's state of other parameters than those that are trained now: "
-            f"{', '.join(sorted(moments.keys() ^ trained.keys())[:5])}"
+            f"{files.folder} holds the optimizer's state of other parameters than those that are trained now: "
+            f"{', '.join(sorted(kinds.keys() ^ everywhere)[:5])}"
         )
-    for name, state in moments.items():
-        optimizer.set_state(trained[name], state)
-
-
-def _open(file: Path) -> Any:
-    try:
-        return safe_open(file, framework="pt")
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
+    for name, parameter in trained.items():
+        state = {}
+        for kind in kinds.get(name, []):
+            shape = files.shapes[f"{name}/{kind}"]
+            state[kind] = torch.zeros_like(parameter) if shape == parameter.shape else torch.zeros(shape)
+            files.read_into(f"{name}/{kind}", state[kind])
+        optimizer.set_state(parameter, state)
 
 
 def _complete_steps(folder: Path) -> list[Path]:

@@ -188,6 +188,8 @@ class CheckpointConfig:
     """Take the optimizer's state from `load` too; rates are reset."""
     interval: int | None = 500
     """Steps between checkpoints; the last step is always saved. null: only the last."""
+    async_save: bool = False
+    """Write checkpoints while training goes on, from a copy in the memory of the host."""
     keep_last: int = 2
 
 

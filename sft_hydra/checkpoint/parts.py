@@ -1,0 +1,104 @@
+"""Tensors that are spread over ranks, on disk: every rank writes the parts that it holds, any layout reads what it needs.
+
+Format: `<kind>-<rank>.safetensors`. The header's `parts` says, in JSON, where each part begins in its tensor and how large
+the whole tensor is; so the files of a folder describe themselves, and no rank ever holds more than its part.
+"""
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from sft_hydra.errors import CheckpointError
+from sft_hydra.parallel.storage import held
+
+Where = tuple[slice, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows and columns of one tensor, in memory."""
+
+    values: torch.Tensor
+    start: tuple[int, ...]
+    whole: tuple[int, ...]  # shape of the tensor that it is a part of
+
+
+def part_of(tensor: torch.Tensor) -> Part:
+    """What this rank holds of a tensor; shares its memory."""
+    values, where = held(tensor)
+    return Part(values, tuple(index.start for index in where), tuple(tensor.shape))
+
+
+def write_parts(folder: Path, kind: str, rank: int, parts: dict[str, Part]) -> Path:
+    """Write the file of one rank."""
+    file = folder / f"{kind}-{rank:05d}.safetensors"
+    header = {name: {"start": part.start, "whole": part.whole} for name, part in parts.items()}
+    values = {name: part.values.contiguous() for name, part in parts.items()}
+    save_file(values, file, metadata={"parts": json.dumps(header)})
+    return file
+
+
+class PartFiles:
+    """All files of one kind in a folder. CheckpointError if they cannot be read."""
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        self.folder, self.kind = folder, kind
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._places: dict[str, list[tuple[Any, Where]]] = {}
+        for path in sorted(folder.glob(f"{kind}-*.safetensors")):
+            file = _open(path)
+            for name, place in json.loads(file.metadata()["parts"]).items():
+                sizes = file.get_slice(name).get_shape()
+                where = tuple(slice(start, start + size) for start, size in zip(place["start"], sizes, strict=True))
+                self.shapes[name] = tuple(place["whole"])
+                self._places.setdefault(name, []).append((file, where))
+
+    def problems(self, wanted: dict[str, tuple[int, ...]], everywhere: Iterable[str]) -> list[str]:
+        """What keeps `wanted`, names and shapes, from being read; `everywhere`, the names that all ranks together want."""
+        where = f"{self.folder}/{self.kind}-*"
+        found = [f"{where} lack {name}" for name in wanted if name not in self.shapes]
+        found += [f"{where} have {name}, which the model does not" for name in sorted(self.shapes.keys() - everywhere)]
+        for name, shape in wanted.items():
+            if name in self.shapes and self.shapes[name] != shape:
+                found.append(f"{where}: {name} is {self.shapes[name]}, the model's is {shape}")
+        return found
+
+    @torch.no_grad()
+    def read_into(self, name: str, tensor: torch.Tensor) -> None:
+        """Fill what this rank holds of a tensor."""
+        target, where = held(tensor)
+        filled = 0
+        for file, place in self._places[name]:
+            common = [_overlap(a, b) for a, b in zip(where, place, strict=True)]
+            if any(index.start >= index.stop for index in common):
+                continue
+            values = file.get_slice(name)[_within(common, place)] if place else file.get_tensor(name)
+            target[_within(common, where)] = values.to(target.device)
+            filled += values.numel()
+        if filled != target.numel():
+            raise CheckpointError(
+                f"{self.folder}: {name} is not complete: {math.prod(target.shape) - filled:,} of its numbers are missing"
+            )
+
+
+def _overlap(a: slice, b: slice) -> slice:
+    return slice(max(a.start, b.start), min(a.stop, b.stop))
+
+
+def _within(common: list[slice], place: Where) -> Where:
+    """`common`, counted from the start of `place`."""
+    return tuple(slice(c.start - p.start, c.stop - p.start) for c, p in zip(common, place, strict=True))
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
