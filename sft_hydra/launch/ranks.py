@@ -22,7 +22,7 @@ from sft_hydra.config.world import ranks_of_runner
 from sft_hydra.parallel.stop import StoppedError
 from sft_hydra.paths import RunPaths
 
-LAST_WORDS_SECONDS = 5.0  # for ranks that lost a neighbour to say so, before they are killed
+LAST_WORDS_SECONDS = 3.0  # for ranks that lost a neighbour to say so, before they are killed
 POLL_SECONDS = 0.1
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 

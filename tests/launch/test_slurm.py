@@ -140,6 +140,28 @@ def test_a_job_told_of_its_time_limit_comes_back_and_goes_on(slurm: Path, make_r
     assert not (handle.folder / "stopped").exists()
 
 
+@pytest.mark.slow
+def test_slurm_tells_a_job_of_its_time_limit(slurm: Path, make_run: MakeRun) -> None:
+    cfg = make_run(COUNT, nodes=2, gpus_per_node=1, time="1", stop_seconds=50)
+    [handle] = submit([cfg])
+    until(lambda: len(starts(cfg)) == 2, 90)
+    (handle.folder / "enough").touch()
+    assert finish(handle)[0].name == "COMPLETED"
+    assert starts(cfg)[1] > 0
+
+
+@pytest.mark.slow
+def test_a_job_survives_its_node(slurm: Path, make_run: MakeRun) -> None:
+    cfg = make_run(COUNT, gpus_per_node=1)
+    [handle] = submit([cfg])
+    until(lambda: len(starts(cfg)) == 1)
+    node = job_state(handle).detail
+    subprocess.run(["scontrol", "update", f"nodename={node}", "state=down", "reason=test"], check=True)
+    until(lambda: len(starts(cfg)) == 2, 60)  # the node comes back by itself (ReturnToService)
+    (handle.folder / "enough").touch()
+    assert finish(handle)[0].name == "COMPLETED"
+
+
 def test_a_preempted_job_comes_back_and_goes_on(slurm: Path, make_run: MakeRun) -> None:
     cfg = make_run(COUNT, nodes=2, gpus_per_node=1, partition="low")
     [handle] = submit([cfg])
