@@ -78,7 +78,7 @@ def recall(rng: random.Random, items: Items) -> Row:
 
 
 def calculator(rng: random.Random, items: Items) -> Row:
-    a, b = items.pair(rng)
+    a, b = sorted(items.pair(rng), reverse=True)  # no result is negative
     op, sign = rng.choice([("+", "+"), ("+", "plus"), ("-", "-"), ("-", "minus"), ("*", "*"), ("*", "times")])
     ask = ["What is {} {} {}?", "Compute {} {} {}.", "Please calculate {} {} {}."]
     question = rng.choice(ask).format(a, sign, b)
