@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from datetime import timedelta
+from threading import Thread
 
 import torch
 import torch.distributed as dist
@@ -30,9 +31,10 @@ def start_process_group(device: torch.device, timeout: float) -> None:
         return
     store = _meet(rank, timeout)
     _await_all(store, rank, time.monotonic() + timeout)
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    backend = "gloo"
     if device.type == "cuda":
-        torch.cuda.set_device(rank.local_rank)
+        backend, device = "cpu:gloo,cuda:nccl", torch.device("cuda", rank.local_rank)
+        torch.cuda.set_device(device)
     dist.init_process_group(
         backend,
         store=dist.PrefixStore("group", store),
@@ -109,14 +111,23 @@ def _short(ranks: list[int]) -> str:
 
 def _greet(device: torch.device, rank: Rank, timeout: float) -> None:
     """A first all-reduce on the device: connections that do not work show here and not in step 1."""
-    total = torch.tensor([rank.rank], device=device)
-    work = dist.all_reduce(total, async_op=True)
-    try:
-        assert work is not None
-        work.wait(timedelta(seconds=timeout))
-    except RuntimeError as error:
+    outcome: list[RuntimeError | None] = []
+
+    def talk() -> None:
+        try:
+            total = torch.tensor([rank.rank], device=device)
+            dist.all_reduce(total)
+            assert int(total.item()) == rank.world_size * (rank.world_size - 1) // 2
+            outcome.append(None)
+        except RuntimeError as error:
+            outcome.append(error)
+
+    talking = Thread(target=talk, daemon=True)  # a broken network can hang inside NCCL, beyond any exception
+    talking.start()
+    talking.join(timeout)
+    problem = outcome[0] if outcome else TimeoutError(f"no answer within {timeout:g} s")
+    if problem is not None:
         raise ClusterError(
-            f"rank {rank.rank} on {socket.gethostname()}: all ranks have started but cannot talk to each other: "
-            f"{str(error).splitlines()[0]}; NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME may have to name the network"
-        ) from error
-    assert int(total.item()) == rank.world_size * (rank.world_size - 1) // 2
+            f"rank {rank.rank} on {socket.gethostname()}: all ranks have started but cannot talk to each other "
+            f"({str(problem).splitlines()[0]}); NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME may have to name the network"
+        ) from problem

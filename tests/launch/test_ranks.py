@@ -152,6 +152,18 @@ with rank_output(this_rank(), RunPaths(run)):
     assert "1 of 2 ranks did not start in time: rank 1 on south" in output
 
 
+def test_ranks_that_cannot_talk_say_so(tmp_path: Path) -> None:
+    program = """
+from sft_hydra.parallel import process
+if rank.rank == 1:
+    process._greet = lambda *_: time.sleep(100)
+with rank_output(rank, RunPaths(run)):
+    """ + JOIN.strip().replace("\n", "\n    ").replace("timeout=20", "timeout=3")
+    code, output = finished(launch(tmp_path, program, 2))
+    assert code == 1
+    assert "all ranks have started but cannot talk to each other (no answer within 3 s)" in output
+
+
 def test_the_launcher_needs_no_torch() -> None:
     check = (
         "import sys, sft_hydra.launch.ranks, sft_hydra.launch.slurm, sft_hydra.jobs; sys.exit('torch' in sys.modules)"
