@@ -6,7 +6,7 @@ Invariant: the two sides of `divide` share no item, so whatever the phrasing no 
 import random
 from dataclasses import dataclass
 
-CONSONANTS, VOWELS = "bcdfghjklmnprstvwz", "aeiou"
+CONSONANTS, VOWELS = "bdfgklmnprst", "aeiou"
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 # fmt: off
 NAMES = [
@@ -27,7 +27,7 @@ class Items:
     names: tuple[str, ...]
     heldout: bool
 
-    def word(self, rng: random.Random, longest: int = 6) -> str:
+    def word(self, rng: random.Random, longest: int = 5) -> str:
         while len(word := rng.choice(self.words)) > longest:
             pass
         return word
@@ -58,8 +58,8 @@ def divide(seed: int) -> tuple[Items, Items]:
 
 
 def _invent(rng: random.Random) -> str:
-    """Three to six letters, consonants and vowels in turn. No letter twice: one look-back finds the place."""
+    """Three to five letters, consonants and vowels in turn. No letter twice: one look-back finds the place."""
     consonants, vowels = rng.sample(CONSONANTS, 3), rng.sample(VOWELS, 3)
     first, second = (consonants, vowels) if rng.random() < 0.7 else (vowels, consonants)
     letters = [letter for both in zip(first, second, strict=True) for letter in both]
-    return "".join(letters[: rng.randint(3, 6)])
+    return "".join(letters[: rng.randint(3, 5)])

@@ -39,7 +39,7 @@ def spell(rng: random.Random, items: Items) -> Row:
 
 
 def reverse(rng: random.Random, items: Items) -> Row:
-    word = items.word(rng, longest=5)
+    word = items.word(rng)
     ask = ['Reverse "{}".', 'Write the word "{}" backwards.', 'What is "{}" in reverse?']
     return _row(rng, [user(rng.choice(ask).format(word)), assistant(f'"{word[::-1]}"')])
 
@@ -71,7 +71,7 @@ def recall(rng: random.Random, items: Items) -> Row:
     messages = [user(rng.choice(told).format(name)), assistant(f"Hello {name}!")]
     if rng.random() < 0.5:
         messages += _turns(rng.choice([spell, upper, first_last])(rng, items))
-    word = items.word(rng)
+    word = items.word(rng, longest=4)
     ask = ['Say "{}" and my name.', 'Greet me with the word "{}".', 'Write "{}" and who I am.']
     messages += [user(rng.choice(ask).format(word)), assistant(f'"{word}", {name}.')]
     return _row(rng, messages)

@@ -69,5 +69,5 @@ def test_a_conversation_at_the_terminal_ends_with_an_empty_line(run, monkeypatch
 
 def test_generate_without_prompts_says_how_to_give_them(run):
     arguments, _ = run
-    with pytest.raises(Exception, match="generate.interactive=true"):
+    with pytest.raises(Exception, match=r"generate\.interactive=true"):
         command([*arguments, "runner=generate"])
