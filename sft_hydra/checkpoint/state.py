@@ -19,9 +19,9 @@ from torch.distributed.tensor import DTensor
 
 from sft_hydra.checkpoint.parts import Part, PartFiles, part_of, write_parts
 from sft_hydra.config.schema import SftConfig
+from sft_hydra.config.world import rows_per_step
 from sft_hydra.engine.loop import TrainState
 from sft_hydra.engine.optimizer import OptimizerSet
-from sft_hydra.engine.schedule import rows_per_step
 from sft_hydra.errors import CheckpointError
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.lora import is_adapter

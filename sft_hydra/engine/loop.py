@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 import torch
 
 from sft_hydra.config.schema import SftConfig
+from sft_hydra.config.world import rows_per_step
 from sft_hydra.engine.batch import Batch
 from sft_hydra.engine.gradients import clip_gradients
 from sft_hydra.engine.microbatches import Rows, forward_backward, load_batches, split_rows
 from sft_hydra.engine.optimizer import OptimizerSet
-from sft_hydra.engine.schedule import rate_factor, rows_per_step
+from sft_hydra.engine.schedule import rate_factor
 from sft_hydra.errors import NonFiniteLossError
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.parallel.comm import max_over_ranks, objects_of_ranks, sum_over_ranks

@@ -1,4 +1,4 @@
-"""Sizes and rates as functions of the step: how many rows a step takes, how many steps there are, which rate each has.
+"""Rates as functions of the step, and how many steps there are.
 
 Free of torch, so that a dry run can ask the same questions.
 """
@@ -7,16 +7,7 @@ import math
 
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.config.schema_optim import Scheduler
-
-DEFAULT_BATCH_ROWS = 8
-
-
-def rows_per_step(cfg: SftConfig) -> int:
-    """Packed rows of one optimizer step, over all ranks."""
-    train = cfg.train
-    if train.global_batch_tokens is not None:
-        return max(1, train.global_batch_tokens // cfg.seq_length)
-    return train.global_batch_size or DEFAULT_BATCH_ROWS
+from sft_hydra.config.world import rows_per_step
 
 
 def total_steps(cfg: SftConfig, rows_per_epoch: int) -> int:

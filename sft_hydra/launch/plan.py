@@ -2,11 +2,11 @@
 
 from sft_hydra.config.architecture import read_architecture
 from sft_hydra.config.schema import ClusterKind, Precision, Runner, SftConfig
-from sft_hydra.config.world import run_layout
+from sft_hydra.config.world import rows_per_step, run_layout
 from sft_hydra.data import prepare
 from sft_hydra.data.dataset import TrainRows
 from sft_hydra.data.shards import PackedSet
-from sft_hydra.engine.schedule import rows_per_step, total_steps
+from sft_hydra.engine.schedule import total_steps
 from sft_hydra.errors import UserError
 from sft_hydra.estimate import (
     ASSUMED_MFU,

@@ -3,7 +3,8 @@
 import pytest
 
 from sft_hydra.config.schema_optim import Scheduler
-from sft_hydra.engine.schedule import rate_factor, rows_per_step, total_steps
+from sft_hydra.config.world import rows_per_step
+from sft_hydra.engine.schedule import rate_factor, total_steps
 
 
 def factors(cfg, total, **fields):
