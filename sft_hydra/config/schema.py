@@ -92,6 +92,8 @@ class ParallelConfig:
     """Tensor parallel size; null: chosen for the model and the cluster."""
     pp: int | None = None
     """Pipeline parallel size; null: chosen."""
+    vp: int = 1
+    """Stages that each pipeline rank holds; with more than one the schedule is interleaved."""
     cp: int | None = None
     """Context parallel size; null: chosen."""
     ep: int | None = None

@@ -4,7 +4,8 @@ Owns that layouts do not show: every data-parallel rank runs the same number of 
 padding only, and what they sum up to is what one process would have computed.
 """
 
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 
@@ -43,10 +44,13 @@ def forward_backward(
     model: DecoderModel, batches: list[Batch], count: int, cfg: SftConfig
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Add the gradient of (sum of losses / count) of all micro-batches. Returns of each the summed loss and the loss of
-    every token of this rank (t,)."""
+    every token of this rank (t,); zeros on ranks that do not hold the end of a pipeline."""
+    context = partial(autocast, cfg, model.device)
+    if model.pipeline is not None:
+        return _losses(model.pipeline.forward_backward(batches, count, context), batches)
     losses, token_losses = [], []
     for batch in batches:
-        with autocast(cfg, batch.input_ids.device):
+        with context():
             loss_sum, per_token = forward_loss(model, batch)
         (loss_sum / count).backward()
         losses.append(loss_sum.detach())
@@ -57,11 +61,20 @@ def forward_backward(
 @torch.no_grad()
 def forward_only(model: DecoderModel, batches: list[Batch], cfg: SftConfig) -> list[torch.Tensor]:
     """The loss of every token of this rank (t,), of each micro-batch."""
+    context = partial(autocast, cfg, model.device)
+    if model.pipeline is not None:
+        return _losses(model.pipeline.forward(batches, context), batches)[1]
     token_losses = []
     for batch in batches:
-        with autocast(cfg, batch.input_ids.device):
+        with context():
             token_losses.append(forward_loss(model, batch)[1])
     return token_losses
+
+
+def _losses(results: dict[int, Any], batches: list[Batch]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    zeros = [batch.targets.new_zeros(batch.targets.shape, dtype=torch.float32) for batch in batches]
+    losses = [results[i][0] if i in results else zeros[i].sum() for i in range(len(batches))]
+    return losses, [results[i][1] if i in results else zeros[i] for i in range(len(batches))]
 
 
 def forward_loss(model: DecoderModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,10 +1,12 @@
 """A model on several ranks: from the meta device to memory on each of them."""
 
 import torch
+from torch import nn
 
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.engine.precision import compute_dtype
 from sft_hydra.models.decoder import DecoderModel
+from sft_hydra.models.stages import Pipeline
 from sft_hydra.parallel.apply import Options, apply_layout
 from sft_hydra.parallel.layout import Layout
 from sft_hydra.parallel.mesh import make_mesh
@@ -16,5 +18,10 @@ def place(model: DecoderModel, cfg: SftConfig, layout: Layout, device: torch.dev
     model.mesh = mesh
     train = cfg.train
     options = Options(compute_dtype(cfg, device), train.recompute.value, train.compile, train.cpu_offload)
-    apply_layout([model], list(model.model.layers.values()), mesh, options)
-    model.to_empty(device="cpu" if train.cpu_offload else device)
+    roots: list[nn.Module] = [model]
+    if layout.pp > 1:
+        model.pipeline = Pipeline(model, cfg.parallel.vp)
+        roots = [*model.pipeline.stages]
+    apply_layout(roots, list(model.model.layers.values()), mesh, options)
+    for root in roots:
+        root.to_empty(device="cpu" if train.cpu_offload else device)

@@ -44,6 +44,7 @@ class DecoderModel(nn.Module):
         self.rotary = rotary
         self.lora_targets = lora_targets
         self.mesh = SINGLE  # the layout's, once there is one
+        self.pipeline: Any = None  # models/stages.py, if the blocks are spread over several stages
         self.model = Trunk(config.vocab_size, config.hidden_size, blocks, norm_eps)
         tied = config.tie_word_embeddings
         self.lm_head = None if tied else Linear(config.hidden_size, config.vocab_size, bias=False)

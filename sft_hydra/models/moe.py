@@ -118,7 +118,7 @@ class MoE(nn.Module):
 
     def __init__(
         self,
-        gate: nn.Module,
+        gate: SoftmaxRouter | SigmoidRouter,
         experts: Experts,
         *,
         shared_experts: nn.Module | None = None,

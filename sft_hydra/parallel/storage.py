@@ -42,7 +42,8 @@ def holds_first_copy(parameter: torch.Tensor) -> bool:
     coordinate = parameter.device_mesh.get_coordinate()
     assert coordinate is not None
     return all(
-        not place.is_replicate() or position == 0 for place, position in zip(parameter.placements, coordinate, strict=True)
+        not place.is_replicate() or position == 0
+        for place, position in zip(parameter.placements, coordinate, strict=True)
     )
 
 

@@ -44,6 +44,22 @@ EXPERTS = [
     (8, {"cp": 4, "tp": 2, "ep": 8}),
     (8, {"cp": 2, "tp": 2, "ep": 2, "dp_replicate": 2}),
 ]
+STAGES = [
+    (4, {"pp": 2, "tp": 2}),
+    (2, {"pp": 2}),
+    (4, {"pp": 2}),
+    (4, {"pp": 2, "cp": 2}),
+    (4, {"pp": 2, "dp_replicate": 2}),
+    (8, {"pp": 2, "cp": 2, "tp": 2}),
+    (8, {"pp": 2, "dp_replicate": 2, "tp": 2}),
+]
+STAGES_OF_EXPERTS = [
+    (4, {"pp": 2, "ep": 2}),
+    (8, {"pp": 2, "cp": 2, "tp": 2, "ep": 4}),
+    (8, {"pp": 4, "ep": 2}),
+    (8, {"pp": 2, "tp": 2, "ep": 2}),
+]
+INTERLEAVED = {"parallel": {"vp": 2}, "architecture": {"num_hidden_layers": 5}}
 MOE_SIX = [(world, sizes) for world, sizes in EXPERTS if 6 % sizes.get("ep", 1) == 0]
 LORA = LoraConfig(dim=4, alpha=8.0)
 CASES = {
@@ -57,6 +73,14 @@ CASES = {
     "lora": (Case("qwen3", lora=LORA), DENSE),
     "lora biased": (Case("llama", lora=LORA), DENSE[:6]),
     "lora nano": (Case("nano", lora=LORA), EXPERTS),
+    "pipeline": (Case("qwen3"), STAGES),
+    "pipeline untied": (Case("llama"), STAGES[:3]),
+    "pipeline nano": (Case("nano"), STAGES_OF_EXPERTS),
+    "pipeline lora": (Case("nano", lora=LORA), STAGES_OF_EXPERTS),
+    "pipeline recompute": (Case("nano", train={"recompute": Recompute.full}), STAGES_OF_EXPERTS[:2]),
+    "pipeline of three rows": (Case("qwen3", train={"global_batch_size": 3}), STAGES[:3]),
+    "interleaved": (Case("qwen3", **INTERLEAVED), STAGES[:5]),
+    "interleaved nano": (Case("nano", parallel={"vp": 2}), STAGES_OF_EXPERTS[:2]),
     "micro-batches of two": (Case("qwen3", train={"micro_batch_size": 2}), DENSE[:5]),
     "more ranks than rows": (Case("qwen3", train={"global_batch_size": 2}), [(3, {}), (8, {"cp": 2})]),
     "per sequence": (Case("nano", train={"calculate_per_token_loss": False}), EXPERTS[:3]),
@@ -64,7 +88,17 @@ CASES = {
     "recompute half": (Case("super", train={"recompute": Recompute.selective}), EXPERTS[:4]),
     "offload": (Case("qwen3", train={"cpu_offload": True}), DENSE[:3]),
 }
-QUICK = ["qwen3", "nano", "super", "lora", "odd heads", "more ranks than rows", "recompute"]
+QUICK = [
+    "pipeline",
+    "interleaved nano",
+    "qwen3",
+    "nano",
+    "super",
+    "lora",
+    "odd heads",
+    "more ranks than rows",
+    "recompute",
+]
 
 
 def layouts():
