@@ -16,6 +16,7 @@ import torch.distributed as dist
 PRELOAD = ["torch", "torch.distributed", "torch.distributed.fsdp", "torch.distributed.pipelining", "support.training"]
 SECONDS = 120  # that one job may take
 GRACE = 3  # seconds that the others have once one has failed
+USES = 4  # of one process: gloo keeps the threads of groups that are long gone, hundreds of them after some layouts
 
 
 class RanksFailedError(AssertionError):
@@ -30,9 +31,13 @@ class Ranks:
         self.context.set_forkserver_preload(PRELOAD)
         self.pipes: list[Connection] = []
         self.processes: list[Any] = []
+        self.used = 0
 
     def run(self, world: int, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
         """Results of `function(*args, **kwargs)`, a function of a module, on ranks 0 to world - 1."""
+        self.used += 1
+        if self.used > USES:
+            self.close()
         while len(self.pipes) < world:
             self._start_one()
         answers: dict[int, tuple[bool, Any]] = {}
@@ -60,7 +65,7 @@ class Ranks:
         for process in self.processes:
             process.kill()
             process.join()
-        self.pipes, self.processes = [], []
+        self.pipes, self.processes, self.used = [], [], 0
 
     def _start_one(self) -> None:
         ours, theirs = self.context.Pipe()
