@@ -99,7 +99,7 @@ def _texts(cls: Any) -> dict[str, str]:
     """Field -> the text that stands under it in the source; inherited ones first."""
     found: dict[str, str] = {}
     for base in reversed([base for base in cls.__mro__ if dataclasses.is_dataclass(base)]):
-        (tree,) = ast.parse(inspect.getsource(base)).body
+        (tree,) = ast.parse(inspect.getsource(typing.cast(type, base))).body
         body = typing.cast(ast.ClassDef, tree).body
         for field, below in zip(body, [*body[1:], None], strict=True):
             says = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)

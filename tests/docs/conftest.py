@@ -4,8 +4,9 @@ Hydra composes the groups of a command once for all commands that share them; va
 """
 
 import copy
+import itertools
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -41,8 +42,8 @@ def pages(repo: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def dry_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], SftConfig]:
-    """dry_run("key=value ...") -> the config it resolves to; raises what the command line would show."""
+def dry_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[SftConfig]]:
+    """dry_run("key=value ...") -> the config of each job; raises what the command line would show."""
     folder = tmp_path_factory.mktemp("newcomer")
     for name in FILES:
         (folder / name).write_text(
@@ -55,26 +56,46 @@ def dry_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], SftConf
     (folder / "mine.yaml").write_text("# @package _global_\noptimizer:\n  lr: 1.0e-4\n")
     (folder / "tools.json").write_text("[]")
 
-    @lru_cache
-    def compose_groups(argv: tuple[str, ...]) -> DictConfig:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return compose("config", overrides=list(argv), return_hydra_config=True)
+    register()
 
-    def run(text: str) -> SftConfig:
+    @lru_cache
+    def compose_groups(groups: tuple[str, ...]) -> DictConfig:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return compose("config", overrides=list(groups), return_hydra_config=True)
+
+    def one_run(argv: list[str]) -> SftConfig:
+        groups = tuple(
+            word for word in argv if (conf_dir() / word.partition("=")[0]).is_dir() or word.startswith("hydra/")
+        )
+        config = copy.deepcopy(compose_groups(groups))
+        values = OverridesParser.create().parse_overrides([word for word in argv if word not in groups])
+        ConfigLoaderImpl._apply_overrides_to_config(values, config)
+        launcher = str(config.hydra.runtime.choices["hydra/launcher"])
+        with open_dict(config):
+            del config["hydra"]
+        return resolve(config, argv, launcher=launcher)
+
+    @lru_cache
+    def run(text: str) -> list[SftConfig]:
+        argv = [*shlex.split(text), "dry_run=true"]
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
-            said = [word for word in shlex.split(text) if word not in ("-m", "--multirun")] + ["dry_run=true"]
-            register(experiment_files(said))
-            argv = normalise(said)
-            groups = tuple(
-                word for word in argv if (conf_dir() / word.partition("=")[0]).is_dir() or word.startswith("hydra/")
-            )
-            config = copy.deepcopy(compose_groups(groups))
-            values = OverridesParser.create().parse_overrides([word for word in argv if word not in groups])
-            ConfigLoaderImpl._apply_overrides_to_config(values, config)
-            launcher = str(config.hydra.runtime.choices["hydra/launcher"])
-            with open_dict(config):
-                del config["hydra"]
-            return resolve(config, argv, launcher=launcher)
+            if files := list(experiment_files(argv)):
+                register(files)
+            return [one_run(job) for job in jobs(normalise(argv))]
 
     return run
+
+
+def jobs(argv: list[str]) -> Iterator[list[str]]:
+    """The overrides of each job of a command; one job without `-m`."""
+    overrides = [word for word in argv if not word.startswith("-")]
+    if len(overrides) == len(argv):
+        yield overrides
+        return
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    choices = [
+        [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()] if o.is_sweep_override() else [word]
+        for o, word in zip(parsed, overrides, strict=True)
+    ]
+    yield from map(list, itertools.product(*choices))

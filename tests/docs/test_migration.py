@@ -18,7 +18,7 @@ def rows(page: str) -> Iterator[tuple[str, str, str]]:
             yield cells[0], cells[1], cells[2]
 
 
-def test_every_right_hand_side_composes(pages: dict[str, str], dry_run: Callable[[str], SftConfig]) -> None:
+def test_every_right_hand_side_composes(pages: dict[str, str], dry_run: Callable[[str], list[SftConfig]]) -> None:
     table = list(rows(pages["docs/migration.md"]))
     assert len(table) > 200
     refused = []

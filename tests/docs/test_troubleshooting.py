@@ -1,0 +1,201 @@
+"""docs/troubleshooting.md: each row is provoked, and what a user then reads holds the row's text."""
+
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sft_hydra.cli import command
+from sft_hydra.data.tokenizer import BUNDLED
+from sft_hydra.errors import UserError
+
+CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho " * 10}]
+DATA = "data=jsonl data.path=chats.jsonl data.num_workers=1 seq_length=64"
+TRAIN = f"{DATA} eval.every=0 export.auto=false train.global_batch_size=1 device=cpu"
+CALL = {"role": "assistant", "tool_calls": [{"function": {"name": "add", "arguments": {}}}]}
+TOOL = {"name": "subtract", "parameters": {}}
+
+
+def write_chats(*rows: Any) -> None:
+    Path("chats.jsonl").write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+
+
+def shown(said: str) -> str:
+    """What a refused command answers."""
+    with pytest.raises(UserError) as refusal:
+        command(shlex.split(said))
+    return refusal.value.describe()
+
+
+def rejected(row: Any, options: str = "") -> str:
+    """What rejects.jsonl says of a row between good ones."""
+    write_chats(*[{"messages": CHAT}] * 8, row)
+    command(shlex.split(f"runner=data_prep {DATA} data.packed_dir=packed {options}"))
+    return Path("packed/rejects.jsonl").read_text()
+
+
+def prepared(options: str = "") -> None:
+    command(shlex.split(f"runner=data_prep {DATA} data.packed_dir=packed {options}"))
+
+
+def trained_before() -> str:
+    command(shlex.split(f"{TRAIN} name=mine train.train_iters=1"))
+    return shown(f"{TRAIN} name=mine train.train_iters=1 optimizer.lr=0.5")
+
+
+def other_tokenizer() -> str:
+    prepared()
+    shutil.copytree(BUNDLED, "tokenizer")
+    Path("tokenizer/chat_template.jinja").write_text((BUNDLED / "chat_template.jinja").read_text() + " ")
+    return shown(f"{TRAIN} data.packed_dir=packed tokenizer.path=tokenizer")
+
+
+def other_length() -> str:
+    prepared()
+    return shown(f"{TRAIN} data.packed_dir=packed seq_length=128")
+
+
+def nothing_left() -> str:
+    write_chats({"messages": CHAT[:1]})
+    return shown(f"runner=data_prep {DATA}")
+
+
+def base_tokenizer() -> str:
+    Path("tokenizer").mkdir()
+    shutil.copy(BUNDLED / "tokenizer.json", "tokenizer")
+    return shown(f"runner=data_prep {DATA} tokenizer.path=tokenizer")
+
+
+def cut_off() -> str:
+    write_chats({"messages": [CHAT[0], {"role": "assistant", "content": "word " * 200}]}, *[{"messages": CHAT}] * 8)
+    prepared("data.overlong=truncate name=cut")
+    return Path("outputs/cut/log.txt").read_text()
+
+
+def too_many_bad() -> str:
+    write_chats(*[{"messages": CHAT}] * 8, "{\n")
+    return shown(f"runner=data_prep {DATA} data.max_bad_rows=0")
+
+
+def empty_tokenizer() -> str:
+    Path("tokenizer").mkdir()
+    return shown(f"runner=data_prep {DATA} tokenizer.path=tokenizer")
+
+
+def model_folder(tensors: dict[str, torch.Tensor] | None, **files: str) -> None:
+    Path("model").mkdir()
+    for name, text in files.items():
+        Path("model", name.replace("__", ".")).write_text(text)
+    if tensors is not None:
+        save_file(tensors, "model/model.safetensors")
+
+
+def no_config() -> str:
+    model_folder(None)
+    return shown(f"{TRAIN} model=hf model.path=model tokenizer.path=demo")
+
+
+def megatron() -> str:
+    model_folder(None, latest_checkpointed_iteration__txt="100")
+    return shown(f"{TRAIN} model=hf model.path=model tokenizer.path=demo")
+
+
+TINY = json.dumps(
+    {
+        **{"model_type": "qwen3", "vocab_size": 1024, "hidden_size": 16, "intermediate_size": 16, "head_dim": 8},
+        **{"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": True},
+        **{"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 128, "hidden_act": "silu"},
+    }
+)
+
+
+def pickles() -> str:
+    model_folder(None, config__json=TINY, pytorch_model__bin="")
+    return shown(f"{TRAIN} model=qwen3_0_6b model.path=model tokenizer.path=demo")
+
+
+def stray_weight() -> str:
+    model_folder({"model.extra.weight": torch.zeros(2)}, config__json=TINY)
+    return shown(f"{TRAIN} model=qwen3_0_6b model.path=model tokenizer.path=demo")
+
+
+def no_checkpoint() -> str:
+    Path("earlier").mkdir()
+    return shown(f"{TRAIN} checkpoint.load=earlier")
+
+
+def roles(*names: str) -> dict[str, Any]:
+    return {"messages": [{"role": name, "content": "text"} for name in names]}
+
+
+PROVOKED: dict[str, Callable[[], str]] = {
+    "unknown key; did you mean": lambda: shown("optimizer.lrr=1"),
+    "it is called model.path here": lambda: shown("hf_model_path=here"),
+    "no such option; did you mean": lambda: shown("model=nano4"),
+    "asks for a sweep: add -m": lambda: shown("optimizer.lr=1e-4,2e-4"),
+    "not found; did you mean": lambda: shown("data=jsonl data.path=chat.jsonl"),
+    "does not divide the world of": lambda: shown("cluster.gpus_per_node=8 parallel.tp=3"),
+    "is not a multiple of the data-parallel size": lambda: shown("cluster.gpus_per_node=8 train.global_batch_size=3"),
+    "holds a run that this command would not continue": trained_before,
+    "looks like a secret": lambda: shown("cluster=slurm +cluster.env.HF_TOKEN=abc"),
+    "finds no such device on this machine": lambda: shown(f"{TRAIN} device=mps"),
+    "missing_packed_data": lambda: shown(f"{TRAIN} data.prepare=never"),
+    "tokenizer_mismatch": other_tokenizer,
+    "seq_length_mismatch": other_length,
+    "tools_missing": lambda: rejected({"messages": [CHAT[0], {"role": "assistant", "content": "<tool_call>x"}]}),
+    "names no such tool": lambda: rejected({"messages": [CHAT[0], CALL], "tools": [TOOL]}),
+    "no assistant message to learn from": lambda: rejected({"messages": CHAT[:1]}),
+    "nothing_to_learn": lambda: rejected({"messages": [CHAT[0], {**CHAT[1], "weight": 0}]}),
+    "rows were rejected": nothing_left,
+    "cannot render a question and its answer": lambda: shown(
+        f"runner=data_prep {DATA} 'tokenizer.chat_template=\"{{{{ raise_exception(1) }}}}\"'"
+    ),
+    "brings no chat template": base_tokenizer,
+    "overlong": lambda: rejected({"messages": [{"role": "user", "content": "word " * 200}, CHAT[1]]}),
+    "sequences were cut off": cut_off,
+    "unknown roles": lambda: rejected(roles("user", "assistant", "judge")),
+    "malformed": lambda: rejected("{\n"),
+    "data.max_bad_rows=": too_many_bad,
+    "no tokenizer.json in": empty_tokenizer,
+    "nor to be had from the hub": lambda: shown(f"runner=data_prep {DATA} tokenizer.path=nobody/nothing"),
+    "it is not a Hugging Face model folder": no_config,
+    "a Megatron checkpoint": megatron,
+    "only safetensors are read": pickles,
+    "has no place in this model": stray_weight,
+    "is not a complete checkpoint and holds none": no_checkpoint,
+    "is not finite in training rows": lambda: shown(
+        f"{TRAIN} optimizer.lr=1e30 train.clip_grad=null train.train_iters=20"
+    ),
+}
+
+
+@pytest.fixture
+def newcomer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder with a file of chats, and no network."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    write_chats(*[{"messages": CHAT}] * 8)
+    return tmp_path
+
+
+def first_cells(page: str) -> Iterator[str]:
+    for line in page.splitlines():
+        if cell := re.match(r"\| `([^`]+)` \|", line):
+            yield cell[1]
+
+
+def test_each_row_of_the_page_is_provoked(pages: dict[str, str]) -> None:
+    assert sorted(first_cells(pages["docs/troubleshooting.md"])) == sorted(PROVOKED)
+
+
+@pytest.mark.parametrize("text", PROVOKED)
+@pytest.mark.usefixtures("newcomer")
+def test_the_user_reads_this(text: str) -> None:
+    assert text in PROVOKED[text]().replace("\n", " ")
