@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from sft_hydra.errors import ClusterError, UserError
-from sft_hydra.launch.handle import Handle, attach, find_handles, follow, job_states, wait
+from sft_hydra.launch.follow import attach, follow, wait
+from sft_hydra.launch.handle import Handle, find_handles, job_states
 from sft_hydra.observe.console import Console
 
 

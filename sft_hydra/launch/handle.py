@@ -1,15 +1,12 @@
-"""A submitted run on disk (`job.json`) and what Slurm knows of it: state, log, cancelling, waiting.
+"""A submitted run on disk (`job.json`), and the state that Slurm knows of its job.
 
 The state comes from the scheduler while it remembers the job, then from accounting, then from the exit code that the batch
 script left in the run's folder. Torch-free; needs nothing but the folder and Slurm's commands.
 """
 
 import json
-import os
-import shlex
 import subprocess
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -18,19 +15,10 @@ from sft_hydra.errors import ClusterError
 from sft_hydra.paths import RunPaths
 
 FINAL = (
-    "COMPLETED",
-    "FAILED",
-    "CANCELLED",
-    "TIMEOUT",
-    "OUT_OF_MEMORY",
-    "NODE_FAIL",
-    "BOOT_FAIL",
-    "DEADLINE",
+    *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE"),
     "UNKNOWN",
 )
-POLL_SECONDS = 2.0  # between two questions to the scheduler
-LAST_LINES = 30
-LOG_SECONDS = 0.3  # between two looks at a log
+FOLDER_DEPTH = 3  # of a run below `outputs`: outputs/data/<key>.prep/part_0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +67,9 @@ def find_handle(folder: Path) -> Handle | None:
 
 def find_handles(folder: Path) -> list[Handle]:
     """All submitted runs in a folder and below it, oldest first."""
-    found = [find_handle(file.parent) for file in sorted(folder.rglob(RunPaths(folder).job.name))]
+    name = RunPaths(folder).job.name
+    files = [file for depth in range(FOLDER_DEPTH + 1) for file in sorted(folder.glob("*/" * depth + name))]
+    found = [find_handle(file.parent) for file in files]
     return sorted((handle for handle in found if handle), key=lambda handle: handle.submitted)
 
 
@@ -128,78 +118,3 @@ def _left_behind(handle: Handle, complaint: str) -> JobState:
         code = file.read_text().strip()
         return JobState("COMPLETED" if code == "0" else "FAILED", f"exit code {code}, from {file}")
     return JobState("UNKNOWN", complaint or "Slurm has no record of the job")
-
-
-def wait(handle: Handle) -> JobState:
-    """Block until the job is over."""
-    while (state := job_state(handle)).is_active:
-        time.sleep(POLL_SECONDS)
-    return state
-
-
-def follow(handle: Handle, say: Callable[[str], None], *, to_end: bool = True) -> JobState:
-    """Copy the job's log to `say`, with a line for each change of state, until the job is over.
-
-    `to_end=False`: what there is now.
-    """
-    position, before, asked = 0, None, -POLL_SECONDS
-    while True:
-        if time.monotonic() - asked >= POLL_SECONDS:
-            state, asked = job_state(handle), time.monotonic()
-        last = not (state.is_active and to_end)
-        text, position = _read_on(handle.log, position, last)
-        if text:
-            say(text)
-        if state != before:
-            say(f"[job {handle.job_id}: {state}]\n")
-        if last:
-            if not handle.log.exists():
-                say(_last_words(handle))
-            return state
-        before = state
-        time.sleep(LOG_SECONDS)
-
-
-def _last_words(handle: Handle) -> str:
-    """What the run's own log ends with: why a job that others waited for made it impossible to start."""
-    log = RunPaths(handle.folder).log
-    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
-    return "".join(lines[-LAST_LINES:])
-
-
-def _read_on(log: Path, position: int, last: bool) -> tuple[str, int]:
-    """What a log has from a byte position on, in whole lines, and the position after it."""
-    if not log.exists():
-        return "", position
-    with log.open("rb") as file:
-        file.seek(position)
-        piece = file.read()
-    if not last:
-        piece = piece[: piece.rfind(b"\n") + 1]
-    return piece.decode(errors="replace"), position + len(piece)
-
-
-def attach(handles: Sequence[Handle], say: Callable[[str], None]) -> bool:
-    """Stay until the jobs are over: with the log of a single one, with the states of several. Ctrl-C leaves them running.
-
-    False if one of them ended without success.
-    """
-    try:
-        if len(handles) == 1:
-            return follow(handles[0], say).name == "COMPLETED"
-        states = []
-        for handle in handles:
-            states.append(wait(handle))
-            say(f"job {handle.job_id}: {states[-1]}  {os.path.relpath(handle.folder)}\n")
-        return all(state.name == "COMPLETED" for state in states)
-    except KeyboardInterrupt:
-        say(f"\nleft running: {', '.join(handle.job_id for handle in handles)}\n{ways_back(handles)}\n")
-        return True
-
-
-def ways_back(handles: Sequence[Handle]) -> str:
-    """Commands for jobs that go on without us."""
-    jobs = "python -m sft_hydra.jobs"
-    common = shlex.quote(os.path.relpath(os.path.commonpath([handle.folder for handle in handles])))
-    look = f"follow  {jobs} logs -f {common}" if len(handles) == 1 else f"list    {jobs} list {common}"
-    return f"  {look}\n  cancel  {jobs} cancel {common}"

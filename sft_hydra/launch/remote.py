@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.launch import local
-from sft_hydra.launch.handle import Handle, attach, find_handle, job_state, ways_back
+from sft_hydra.launch.follow import attach, ways_back
+from sft_hydra.launch.handle import Handle, find_handle, job_state
 from sft_hydra.launch.preparation import Preparation, preparations
 from sft_hydra.launch.script import batch_scripts, run_folder
 from sft_hydra.launch.slurm import all_or_nothing, submit

@@ -32,11 +32,6 @@ class BatchScript:
         return len(self.cfgs) > 1
 
 
-def sbatch_text(cfg: SftConfig) -> str:
-    """The script of a single run."""
-    return _render([cfg])
-
-
 def batch_scripts(cfgs: Sequence[SftConfig], waiting: Sequence[SftConfig] = ()) -> list[BatchScript]:
     """One script for all runs that differ in nothing but their folder, in the order of the runs. `waiting` runs are told
     in their log if one of these fails."""

@@ -12,8 +12,9 @@ from support.cluster import MakeRun, cluster, finish, until
 
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.errors import ClusterError
-from sft_hydra.launch.handle import Handle, JobState, find_handle, job_state, wait
-from sft_hydra.launch.script import sbatch_text
+from sft_hydra.launch.follow import wait
+from sft_hydra.launch.handle import Handle, JobState, find_handle, job_state
+from sft_hydra.launch.script import batch_scripts
 from sft_hydra.launch.slurm import submit
 
 SHOW = """
@@ -65,7 +66,7 @@ def test_every_rank_knows_its_place_and_gets_what_the_profile_says(
 
 def test_slurm_accepts_the_script_and_a_refusal_is_told(slurm: Path, make_run: MakeRun, tmp_path: Path) -> None:
     script = tmp_path / "job.sh"
-    script.write_text(sbatch_text(make_run(SHOW, nodes=2, gpus_per_node=8)))
+    script.write_text(batch_scripts([make_run(SHOW, nodes=2, gpus_per_node=8)])[0].text)
     subprocess.run(["sbatch", "--test-only", script], check=True)
     with pytest.raises(ClusterError, match="invalid partition"):
         submit([make_run(SHOW, partition="nowhere")])

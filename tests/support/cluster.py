@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from sft_hydra.config.schema import SftConfig
-from sft_hydra.launch.handle import Handle, JobState, follow
+from sft_hydra.launch.follow import follow
+from sft_hydra.launch.handle import Handle, JobState
 
 COMMANDS = ("slurmctld", "slurmd", "sbatch", "munged", "slurmdbd", "mariadbd", "gcc")
 MakeRun = Callable[..., SftConfig]
