@@ -9,25 +9,23 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sft_hydra.config.schema import LoraConfig
-from sft_hydra.models.decoder import DecoderModel
-from sft_hydra.models.lora import LoraLinear
 from sft_hydra.models.names import disk_rows, rows_from_disk, rows_to_disk
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 
 
-def write_adapter(model: DecoderModel, lora: LoraConfig, base: str, folder: Path) -> int:
-    """Write the model's adapters for the base model at `base` (a folder or hub id). Returns the number of tensors."""
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
+def write_adapter(config: Any, adapters: dict[str, torch.Tensor], lora: LoraConfig, base: str, folder: Path) -> int:
+    """Write adapters, named as ours, for the base model at `base` (a folder or hub id). Returns the number of tensors."""
     tensors = {}
-    for name, layer in layers.items():
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = layer.lora_A.detach().cpu().contiguous()
-        rows = disk_rows(model.config, f"{name}.lora_B")
-        lora_B = layer.lora_B.detach().cpu()
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = lora_B.contiguous() if rows is None else rows_to_disk(lora_B, rows)
+    for name, factor in adapters.items():
+        rows = disk_rows(config, name)
+        tensors[f"{PREFIX}{name}.weight"] = (
+            factor.detach().cpu().contiguous() if rows is None else rows_to_disk(factor.detach().cpu(), rows)
+        )
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    config = {
+    layers = {name.rpartition(".")[0] for name in adapters}
+    description = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
@@ -40,14 +38,13 @@ def write_adapter(model: DecoderModel, lora: LoraConfig, base: str, folder: Path
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n")
     return len(tensors)
 
 
-def limits(model: DecoderModel) -> str | None:
-    """What of the model's adapters the peft library cannot load; None: it loads them all."""
-    adapted = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, LoraLinear)}
-    if model.config.model_type == "nemotron_h" and "out_proj" in adapted:
+def limits(config: Any, adapters: dict[str, torch.Tensor]) -> str | None:
+    """What of adapters, named as ours, the peft library cannot load; None: it loads them all."""
+    if config.model_type == "nemotron_h" and any(".out_proj." in name for name in adapters):
         return "the peft library refuses adapters on Mamba's out_proj; export.merge=true writes the merged model"
     return None
 

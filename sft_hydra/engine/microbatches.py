@@ -4,6 +4,7 @@ Owns that layouts do not show: every data-parallel rank runs the same number of 
 padding only, and what they sum up to is what one process would have computed.
 """
 
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from sft_hydra.config.schema import SftConfig
 from sft_hydra.engine.batch import Batch, make_batch
 from sft_hydra.engine.precision import autocast
 from sft_hydra.models.decoder import DecoderModel
+from sft_hydra.parallel.apply import release
 from sft_hydra.parallel.mesh import Mesh
 from sft_hydra.records import PackedRow
 
@@ -63,12 +65,25 @@ def forward_only(model: DecoderModel, batches: list[Batch], cfg: SftConfig) -> l
     """The loss of every token of this rank (t,), of each micro-batch."""
     context = partial(autocast, cfg, model.device)
     if model.pipeline is not None:
-        return _losses(model.pipeline.forward(batches, context), batches)[1]
-    token_losses = []
-    for batch in batches:
-        with context():
-            token_losses.append(forward_loss(model, batch)[1])
+        token_losses = _losses(model.pipeline.forward(batches, context), batches)[1]
+    else:
+        token_losses = []
+        for batch in batches:
+            with context():
+                token_losses.append(forward_loss(model, batch)[1])
+    release(model.roots)
     return token_losses
+
+
+@torch.no_grad()
+def forward_hidden(model: DecoderModel, batch: Batch) -> torch.Tensor | None:
+    """Hidden states of this rank's tokens (t, D) after the final norm; None on ranks without the end of a pipeline."""
+    if model.pipeline is not None:
+        hidden = model.pipeline.forward([batch], nullcontext, targets=False).get(0)
+    else:
+        hidden = model(batch.input_ids, batch.position_ids, batch.cu_seqlens, batch.max_seqlen)
+    release(model.roots)
+    return hidden
 
 
 def _losses(results: dict[int, Any], batches: list[Batch]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

@@ -1,7 +1,6 @@
 """A model on several ranks: from the meta device to memory on each of them."""
 
 import torch
-from torch import nn
 
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.engine.precision import compute_dtype
@@ -18,10 +17,8 @@ def place(model: DecoderModel, cfg: SftConfig, layout: Layout, device: torch.dev
     model.mesh = mesh
     train = cfg.train
     options = Options(compute_dtype(cfg, device), train.recompute.value, train.compile, train.cpu_offload)
-    roots: list[nn.Module] = [model]
     if layout.pp > 1:
         model.pipeline = Pipeline(model, cfg.parallel.vp)
-        roots = [*model.pipeline.stages]
-    apply_layout(roots, list(model.model.layers.values()), mesh, options)
-    for root in roots:
+    apply_layout(model.roots, list(model.model.layers.values()), mesh, options)
+    for root in model.roots:
         root.to_empty(device="cpu" if train.cpu_offload else device)

@@ -59,12 +59,13 @@ def build_model(architecture: dict[str, Any], device: torch.device | str, dtype:
 
 
 def as_transformers(model: DecoderModel) -> Any:
-    """The transformers model with these weights, in eval mode: for generation.
+    """The transformers model with these weights, in eval mode: for generation. Ask again after the weights have changed.
 
     Parameters that both sides hold in the same form share their memory, so no second copy of a dense model exists;
-    what LoRA changes is merged into a copy. Ask again after the weights have changed.
+    what LoRA changes is merged into a copy. Of several ranks, all must ask; the first gets a model, the others None.
     """
-    return transformers_model(model.config, merged_state(model))
+    state = merged_state(model)
+    return transformers_model(model.config, state).to(model.device) if model.mesh.rank == 0 else None
 
 
 def transformers_model(config: Any, state: dict[str, torch.Tensor]) -> Any:

@@ -43,6 +43,7 @@ class DecoderModel(nn.Module):
         self.config = config
         self.rotary = rotary
         self.lora_targets = lora_targets
+        self.adapter_scale = 0.0  # of LoRA, if there is any
         self.mesh = SINGLE  # the layout's, once there is one
         self.pipeline: Any = None  # models/stages.py, if the blocks are spread over several stages
         self.model = Trunk(config.vocab_size, config.hidden_size, blocks, norm_eps)
@@ -58,6 +59,11 @@ class DecoderModel(nn.Module):
     def device(self) -> torch.device:
         """Where it computes; its weights may lie elsewhere between steps."""
         return self.mesh.device or next(self.parameters()).device
+
+    @property
+    def roots(self) -> list[nn.Module]:
+        """What is called: the model, or its pipeline stages."""
+        return [self] if self.pipeline is None else [*self.pipeline.stages]
 
     def is_copy(self, name: str) -> bool:
         """Whether this rank's parameter is the copy of one on another pipeline stage: the embedding as a tied head."""

@@ -6,6 +6,7 @@ how an adapter becomes part of the weight (`merged_state`).
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -18,7 +19,9 @@ from sft_hydra.errors import ConfigError
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.layers import Linear
 from sft_hydra.models.streams import stream
+from sft_hydra.parallel.comm import objects_of_ranks
 from sft_hydra.parallel.storage import fill, local
+from sft_hydra.parallel.whole import whole_tensors
 
 ALIASES = {
     "linear_qkv": ("q_proj", "k_proj", "v_proj"),
@@ -49,7 +52,7 @@ class LoraLinear(Linear):
         device = base.weight.device
         self.lora_A = nn.Parameter(torch.empty(lora.dim, base.in_features, dtype=torch.float32, device=device))
         self.lora_B = nn.Parameter(torch.empty(base.out_features, lora.dim, dtype=torch.float32, device=device))
-        self.scale = lora.alpha / (math.sqrt(lora.dim) if lora.rank_stabilized else lora.dim)
+        self.scale = scale_of(lora)
         self.a_init = lora.a_init
         self.dropout = lora.dropout
         self.dropout_first = lora.dropout_position == "pre"
@@ -61,10 +64,6 @@ class LoraLinear(Linear):
         if not self.dropout_first:
             update = F.dropout(update, self.dropout, self.training)
         return super().forward(x) + update
-
-    def merged_weight(self) -> torch.Tensor:
-        """Weight with the adapter in it, as a new tensor of the weight's dtype."""
-        return (self.weight.float() + self.scale * (self.lora_B @ self.lora_A)).to(self.weight.dtype)
 
 
 def apply_lora(model: DecoderModel, lora: LoraConfig, seed: int) -> list[Coverage]:
@@ -80,6 +79,7 @@ def add_adapters(model: DecoderModel, lora: LoraConfig) -> list[Coverage]:
         name: module for name, module in model.named_modules() if isinstance(module, Linear) and name != "lm_head"
     }
     chosen = choose(list(layers), lora, model.lora_targets)
+    model.adapter_scale = scale_of(lora)
     model.requires_grad_(False)
     for name in chosen:
         parent, _, leaf = name.rpartition(".")
@@ -94,6 +94,11 @@ def init_adapters(model: DecoderModel, seed: int) -> None:
         if isinstance(module, LoraLinear):
             fill(module.lora_A, _initial_a(module.lora_A.shape, module.a_init, stream(seed, f"{name}.lora_A")))
             module.lora_B.zero_()
+
+
+def scale_of(lora: LoraConfig) -> float:
+    """What the product of an adapter's matrices is multiplied with."""
+    return lora.alpha / (math.sqrt(lora.dim) if lora.rank_stabilized else lora.dim)
 
 
 def choose(names: list[str], lora: LoraConfig, defaults: tuple[str, ...]) -> list[str]:
@@ -161,13 +166,32 @@ def _coverage(layers: dict[str, Linear], chosen: set[str], dim: int) -> list[Cov
 
 
 @torch.no_grad()
+def merged_tensors(model: DecoderModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of the model, one after the other, as if there were no adapters: adapted weights merged (copies), all
+    else shared with the model. Over several ranks as `whole_tensors`: on the first rank, but all must go through."""
+    state = model.state_dict()
+    adapters = (name for names in objects_of_ranks([n for n in state if is_adapter(n)], model.mesh) for name in names)
+    adapted = {name.rpartition(".")[0] for name in adapters}
+    waiting: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in whole_tensors(state, model.mesh):
+        layer, _, leaf = name.rpartition(".")
+        if layer not in adapted or leaf == "bias":
+            yield name, tensor
+            continue
+        parts = waiting.setdefault(layer, {})
+        parts[leaf] = tensor
+        if len(parts) == 3:
+            yield f"{layer}.weight", _merged(**waiting.pop(layer), scale=model.adapter_scale)
+
+
 def merged_state(model: DecoderModel) -> dict[str, torch.Tensor]:
-    """The state dict as if there were no adapters: adapted weights merged (copies), all else shared with the model."""
-    state = {name: tensor for name, tensor in model.state_dict().items() if not is_adapter(name)}
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLinear):
-            state[f"{name}.weight"] = module.merged_weight()
-    return state
+    """`merged_tensors`, together."""
+    return dict(merged_tensors(model))
+
+
+def _merged(weight: torch.Tensor, lora_A: torch.Tensor, lora_B: torch.Tensor, scale: float) -> torch.Tensor:
+    """Weight with the adapter in it, as a new tensor of the weight's dtype."""
+    return (weight.float() + scale * (lora_B @ lora_A)).to(weight.dtype)
 
 
 def is_adapter(name: str) -> bool:

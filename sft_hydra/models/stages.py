@@ -53,7 +53,8 @@ class Stage(nn.Module):
         self.first, self.last = first, last
         self.blocks = nn.ModuleList(model.model.layers[layer] for layer in layers)
         self.embed_tokens = model.model.embed_tokens if first or (last and model.lm_head is None) else None
-        self.norm, self.lm_head = (model.model.norm, model.lm_head) if last else (None, None)
+        self.norm = model.model.norm if last else None
+        self.lm_head = model.lm_head if last else None
         self.packed, self.finish = model.packed, model.finish
         self.now: Pass
 

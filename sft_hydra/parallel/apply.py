@@ -50,6 +50,14 @@ def apply_layout(roots: Sequence[nn.Module], blocks: Sequence[nn.Module], mesh: 
         _shard(roots, blocks, mesh, options)
 
 
+def release(roots: Sequence[nn.Module]) -> None:
+    """After forward passes that no backward pass follows: give up the weights that were gathered for it."""
+    for root in roots:
+        for module in root.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+
 def _split(mixer: Mixer, mesh: Mesh) -> None:
     """Make every parameter of a mixer a DTensor over the ranks that share the mixer."""
     shared = _split_mesh(mixer, mesh)

@@ -5,6 +5,7 @@ together with FSDP they leave whole layers without gradient and say nothing (a t
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -33,7 +34,7 @@ def balanced(costs: Sequence[float], stages: int) -> list[range]:
     for stage in range(stages, 0, -1):
         borders.append(best[stage, borders[-1]][1])
     borders.reverse()
-    return [range(start, end) for start, end in zip(borders, borders[1:], strict=False)]
+    return [range(start, end) for start, end in pairwise(borders)]
 
 
 def stages_of_rank(mesh: Mesh, per_rank: int) -> list[int]:

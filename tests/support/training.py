@@ -20,7 +20,7 @@ from sft_hydra.parallel.storage import fill, gathered
 from sft_hydra.records import PackedRow
 
 SEQ_LENGTH = 96
-WIDE = dict.fromkeys(("nano", "super"), {"mamba_num_heads": 16, "n_groups": 4, "n_routed_experts": 8})
+WIDE = {key: {"mamba_num_heads": 16, "n_groups": 4, "n_routed_experts": 8} for key in ("nano", "super")}
 LENGTHS = [[33, 20, 27, 16], [50, 46], [96], [10, 11, 1, 1, 12, 13, 14, 34], [7, 80], [1, 60, 2], [95], [40, 8]]
 
 
