@@ -4,6 +4,8 @@ Invariant: every index is in exactly one bin, no bin holds more than `capacity` 
 bins. Best-fit decreasing keeps the bins' free room in one big integer, a bit per length: O(n log n) with small constants.
 """
 
+import random
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,8 +21,9 @@ def pack(lengths: NDArray[np.int64], capacity: int, algorithm: Packing, seed: in
     if algorithm is Packing.concatenative:
         return _next_fit(lengths, capacity)
     if algorithm is Packing.first_fit_shuffle:
-        order = np.random.default_rng(seed).permutation(len(lengths))
-        return _first_fit(lengths, order, capacity)
+        shuffled = list(range(len(lengths)))
+        random.Random(seed).shuffle(shuffled)
+        return _first_fit(lengths, np.array(shuffled, np.int64), capacity)
     order = np.argsort(-lengths, kind="stable")
     if algorithm is Packing.first_fit_decreasing:
         return _first_fit(lengths, order, capacity)

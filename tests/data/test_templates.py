@@ -47,7 +47,7 @@ def renderer(name: str) -> Renderer:
 def test_trained_text_follows_the_serving_prompt_and_closes(name: str, renderer: Renderer, shape: str) -> None:
     talk = conversation(shapes()[shape])
     if shape in REFUSED.get(name, ()):
-        with pytest.raises(RowError, match="does not render tool|no place for the reasoning"):
+        with pytest.raises(RowError, match=r"does not render tool|no place for the reasoning"):
             renderer.sequences(talk)
         return
     prompts = served_prompts(renderer, talk)
@@ -139,7 +139,7 @@ def test_reasoning_policies(shared: Path) -> None:
 
 def test_keep_is_refused_where_the_template_drops_history_reasoning(shared: Path) -> None:
     source = (shared / "assets" / "tokenizers" / "qwen3" / "chat_template.jinja").read_text()
-    with pytest.raises(DataError, match="data.reasoning=keep"):
+    with pytest.raises(DataError, match=r"data\.reasoning=keep"):
         Renderer(source, reasoning=Reasoning.keep)
 
 
