@@ -8,7 +8,8 @@ import pytest
 
 
 def test_import_layers_hold(repo: Path) -> None:
-    done = subprocess.run(["lint-imports"], cwd=repo, capture_output=True, text=True, check=False)
+    command = [str(Path(sys.executable).with_name("lint-imports"))]
+    done = subprocess.run(command, cwd=repo, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
