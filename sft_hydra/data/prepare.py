@@ -83,7 +83,10 @@ def prepare(cfg: SftConfig, on_progress: OnProgress | None = None) -> PackedSet:
             packed = _open(folder, cfg)
             if packed is not None and packed.metadata.get("content_key") == key:
                 return packed
-        _make(cfg, tokenizer, folder, on_progress)
+        try:
+            _make(cfg, tokenizer, folder, on_progress)
+        except OSError as problem:  # inputs that cannot be read are told before, by name
+            raise DataError(f"{folder}: cannot be written ({problem}). Is the disk full?") from None
     return PackedSet.open(folder)
 
 

@@ -239,7 +239,9 @@ def read_rows(
             rows = islice(conversations.rows(file.path.removeprefix("demo:")), first, stop)
         elif file.kind == "hub":
             data = _hub(file.path, source.config)
-            rows = (prune_nulls(data[index]) for index in range(first, len(data) if stop is None else stop))
+            rows = (
+                prune_nulls(data[index]) for index in range(first, min(len(data) if stop is None else stop, len(data)))
+            )
         else:
             rows = islice(_read_array(file.path), first, stop)
         yield from enumerate(rows, first)
