@@ -1,6 +1,6 @@
 """Weights of a Hugging Face folder into a model that is already where it will train, tensor by tensor.
 
-Only the rows that are needed are read, so the whole model is never in memory twice.
+Every rank reads only the rows that it holds, so the whole model is never in the memory of one.
 """
 
 import json
@@ -14,7 +14,10 @@ from safetensors import safe_open
 from sft_hydra.checkpoint.shards import INDEX, SINGLE
 from sft_hydra.errors import ModelError
 from sft_hydra.models.decoder import DecoderModel
-from sft_hydra.models.names import carried, from_disk, ignorable, stored
+from sft_hydra.models.lora import is_adapter
+from sft_hydra.models.names import carried, from_disk, ignorable, shape_on_disk, stored
+from sft_hydra.parallel.comm import objects_of_ranks
+from sft_hydra.parallel.storage import held
 
 
 def local_folder(path: str, revision: str | None = None) -> Path:
@@ -37,8 +40,13 @@ def load_weights(model: DecoderModel, path: str, revision: str | None = None) ->
     """Fill the model from safetensors. ModelError lists all names that are missing, left over or of another shape."""
     folder = local_folder(path, revision)
     files = _tensor_files(folder)
-    targets = {name: (tensor, stored(model.config, name, tensor.shape)) for name, tensor in model.state_dict().items()}
-    needed = {name for _, place in targets.values() for name in place.names}
+    targets = {
+        name: (tensor, stored(model.config, name, tensor.shape))
+        for name, tensor in model.state_dict().items()
+        if not is_adapter(name)
+    }
+    own = {name for _, place in targets.values() for name in place.names}
+    needed = {name for names in objects_of_ranks(own, model.mesh) for name in names}
     problems = [f"{folder}: {name} is missing" for name in sorted(needed - files.keys())]
     left_over = sorted(name for name in files.keys() - needed if not ignorable(model.config, name))
     problems += [f"{folder}: {name} has no place in this model" for name in left_over]
@@ -46,10 +54,12 @@ def load_weights(model: DecoderModel, path: str, revision: str | None = None) ->
         raise ModelError(*problems[:20], *([f"... and {len(problems) - 20} more"] if len(problems) > 20 else []))
     reader = _Reader(files)
     for name, (tensor, place) in targets.items():
-        values = from_disk(place, reader.get)
-        if values.shape != tensor.shape:
-            raise ModelError(f"{folder}: {name} is {tuple(values.shape)}, config.json makes it {tuple(tensor.shape)}")
-        tensor.copy_(values)
+        there = shape_on_disk(place, reader.get)
+        if there != tuple(tensor.shape):
+            raise ModelError(f"{folder}: {name} is {there}, config.json makes it {tuple(tensor.shape)}")
+        part, where = held(tensor)
+        if part.numel():
+            part.copy_(from_disk(place, reader.get, where))
 
 
 def carried_tensors(config: Any, folder: Path) -> Iterator[tuple[str, torch.Tensor]]:

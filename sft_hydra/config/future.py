@@ -7,7 +7,6 @@ from sft_hydra.config.architecture import read_architecture
 from sft_hydra.config.rules import COMING_FORMATS, READABLE_FORMATS
 from sft_hydra.config.rules_files import BUILTIN
 from sft_hydra.config.schema import Recompute, SftConfig
-from sft_hydra.config.world import ranks_of_runner
 from sft_hydra.errors import ModelError
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # values of model_type with a definition of ours
@@ -28,10 +27,6 @@ def _other_family(cfg: SftConfig) -> bool:
 
 
 NOT_YET: dict[str, NotYet] = {
-    "several_ranks": NotYet(
-        lambda cfg: ranks_of_runner(cfg) != (1, 1),
-        "cluster.nodes x cluster.gpus_per_node > 1: runs of several ranks are not there yet; use cluster.gpus_per_node=1",
-    ),
     "families": NotYet(
         _other_family,
         f"this model's family is not there yet; there are: {', '.join(FAMILIES)} (the model_type of config.json)",

@@ -81,13 +81,35 @@ def carried(config: Any, name: str) -> bool:
     return config.model_type == "nemotron_h" and name.startswith("mtp.")
 
 
-def from_disk(place: Stored, get: Callable[[str], Any]) -> torch.Tensor:
-    """Our tensor, of what `get` gives for a name (anything that slices into tensors)."""
+def shape_on_disk(place: Stored, get: Callable[[str], Any]) -> tuple[int, ...]:
+    """The shape of our tensor, of what `get` gives for a name (anything that slices into tensors)."""
+    shape = tuple(get(place.names[0]).get_shape())
+    if place.experts is None:
+        return shape
+    each = place.names[: len(place.names) // place.experts]
+    return place.experts, sum(get(name).get_shape()[0] for name in each), shape[1]
+
+
+def from_disk(place: Stored, get: Callable[[str], Any], where: tuple[slice, ...]) -> torch.Tensor:
+    """The part `where` of our tensor; nothing else is read."""
     if place.experts is not None:
-        matrices = [get(name)[:] for name in place.names]
-        return torch.cat(matrices).view(place.experts, -1, matrices[0].shape[1])
-    tensor = get(place.names[0])[:]
-    return tensor if place.rows is None else rows_from_disk(tensor, place.rows)
+        each = len(place.names) // place.experts
+        experts = [place.names[i * each : (i + 1) * each] for i in range(where[0].start, where[0].stop)]
+        return torch.stack([torch.cat([get(name)[:] for name in names])[where[1:]] for names in experts])
+    tensor = get(place.names[0])
+    if place.rows is None:
+        return tensor[where]
+    return torch.cat([tensor[rows, *where[1:]] for rows in _rows_of(place.rows, where[0])])
+
+
+def _rows_of(ranges: Ranges, wanted: slice) -> Iterator[slice]:
+    """Rows on disk of the rows `wanted` in our order."""
+    begin = 0
+    for start, stop in ranges:
+        first, last = max(wanted.start, begin), min(wanted.stop, begin + stop - start)
+        if first < last:
+            yield slice(start + first - begin, start + last - begin)
+        begin += stop - start
 
 
 def to_disk(config: Any, state: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -5,6 +5,8 @@ them on its way in and gives them back on its way out. So the backward pass of e
 gradients to whose they are, and no gradient is ever averaged.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -134,3 +136,20 @@ def objects_of_ranks(value: Any, mesh: Mesh) -> list[Any]:
     values: list[Any] = [None] * mesh.layout.world
     dist.all_gather_object(values, value)
     return values
+
+
+def wait_for_all() -> None:
+    """Until every rank is here, on the CPU."""
+    if dist.is_initialized():
+        dist.all_reduce(torch.zeros(1))
+
+
+@contextmanager
+def first_rank_first() -> Iterator[None]:
+    """The first rank goes through the body, then the others, who find what it has made."""
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    if not first:
+        wait_for_all()
+    yield
+    if first:
+        wait_for_all()

@@ -47,12 +47,15 @@ def evaluate_model(
 ) -> dict[str, float]:
     """Exact match and answers to `eval.samples`, as far as the config asks for them; shown, and kept under `when`.
 
-    Returns `eval/exact_match` and `eval/exact_match/<task>`; empty without exact match.
+    Returns `eval/exact_match` and `eval/exact_match/<task>`; empty without exact match. Of several ranks the first does it.
     """
     asked = cfg.eval.exact_match.path
     if asked is None and not cfg.eval.samples:
         return {}
-    chat = Chat(as_transformers(model), tokenizer, cfg)
+    theirs = as_transformers(model)
+    if theirs is None:
+        return {}
+    chat = Chat(theirs, tokenizer, cfg)
     scores: dict[str, float] = {}
     if asked is not None:
         with console.work("exact match"):

@@ -5,6 +5,7 @@ Owns that order: a checkpoint of this run (resume), then `checkpoint.load`, then
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,12 +14,15 @@ from sft_hydra.checkpoint.stream import load_weights
 from sft_hydra.config.architecture import read_architecture
 from sft_hydra.config.schema import Device, SftConfig
 from sft_hydra.data.tokenizer import ChatTokenizer
+from sft_hydra.engine.placement import place
 from sft_hydra.engine.precision import compute_dtype
 from sft_hydra.errors import ConfigError, TokenizerMismatchError
 from sft_hydra.models.build import build_model
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.initial import init_weights
-from sft_hydra.models.lora import Coverage, apply_lora
+from sft_hydra.models.lora import Coverage, add_adapters, init_adapters
+from sft_hydra.parallel.layout import Layout
+from sft_hydra.parallel.ranks import this_rank
 
 
 @dataclass(slots=True)
@@ -26,27 +30,68 @@ class RunModel:
     model: DecoderModel
     origin: str
     """Where the weights come from, for people."""
+    parameters: int
+    """Of the whole model, with its adapters."""
+    trained: int
+    """Those of them that are trained."""
     coverage: list[Coverage]
     """What LoRA adapts; empty for full training."""
 
 
 def start_machine(cfg: SftConfig) -> torch.device:
-    """The device of this run; sets the number of threads of a CPU run. ConfigError if the device is not there."""
+    """The device of this rank; sets the number of threads of a CPU run. ConfigError if the device is not there."""
+    rank = this_rank()
     if cfg.train.num_threads is not None:
         torch.set_num_threads(cfg.train.num_threads)
+    elif rank.local_world_size > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // rank.local_world_size))
     there = {Device.cuda: torch.cuda.is_available(), Device.mps: torch.backends.mps.is_available(), Device.cpu: True}
-    if cfg.device is Device.auto:
-        return torch.device(next(device.value for device, found in there.items() if found))
-    if not there[cfg.device]:
+    found = ", ".join(device.value for device, is_there in there.items() if is_there)
+    device = cfg.device
+    if device is Device.auto:
+        device = next(device for device, is_there in there.items() if is_there)
+    if not there[device]:
         raise ConfigError(
-            f"device={cfg.device.value}: torch {torch.__version__} finds no such device on this machine; "
-            f"it has {', '.join(device.value for device, found in there.items() if found)} (device=auto picks one)"
+            f"device={device.value}: torch {torch.__version__} finds no such device on this machine; "
+            f"it has {found} (device=auto picks one)"
         )
-    return torch.device(cfg.device.value)
+    if device is not Device.cuda:
+        return torch.device(device.value)
+    if rank.local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"cluster.gpus_per_node={rank.local_world_size}, but this machine has {torch.cuda.device_count()} CUDA devices"
+        )
+    return torch.device("cuda", rank.local_rank)
 
 
-def new_model(cfg: SftConfig, tokenizer: ChatTokenizer, device: torch.device) -> RunModel:
-    """The model as training starts with it: weights from `checkpoint.load`, `model.path` or a random start, then LoRA."""
+def new_model(cfg: SftConfig, tokenizer: ChatTokenizer, device: torch.device, layout: Layout | None = None) -> RunModel:
+    """The model as training starts with it, laid out over the ranks (None: there is only this one): weights from
+    `checkpoint.load`, `model.path` or a random start, then LoRA."""
+    architecture = model_architecture(cfg, tokenizer)
+    # Trained weights are fp32 masters; a frozen base is kept in the precision it is used in.
+    dtype = torch.float32 if cfg.peft is None else compute_dtype(cfg, device)
+    model = build_model(architecture, "meta", dtype)
+    coverage = add_adapters(model, cfg.peft) if cfg.peft is not None else []
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    place(model, cfg, layout or Layout(), device)
+    if cfg.model.path is not None:
+        load_weights(model, cfg.model.path, cfg.model.revision)
+        origin = cfg.model.path
+    else:
+        init_weights(model, cfg.seed, cfg.model.init_std)
+        origin = f"random start, seed {cfg.seed}"
+    if cfg.peft is not None:
+        init_adapters(model, cfg.seed)
+    if cfg.checkpoint.load is not None:
+        step = checkpoints.find(cfg.checkpoint.load)
+        checkpoints.load(step, model, None)
+        origin = str(step)
+    parameters, trained = sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
+    return RunModel(model, origin, parameters, trained, coverage)
+
+
+def model_architecture(cfg: SftConfig, tokenizer: ChatTokenizer) -> dict[str, Any]:
+    """Fields of the model's config.json; a random start without `vocab_size` takes the tokenizer's."""
     architecture = read_architecture(cfg)
     if cfg.model.path is None:
         architecture = {"vocab_size": tokenizer.vocab_size, **architecture}
@@ -55,21 +100,7 @@ def new_model(cfg: SftConfig, tokenizer: ChatTokenizer, device: torch.device) ->
             f"tokenizer_mismatch: the tokenizer in {tokenizer.folder} has {tokenizer.vocab_size:,} ids, the model "
             f"{cfg.model.path or cfg.model.name} only {architecture['vocab_size']:,}; set tokenizer.path to the model's own"
         )
-    # Trained weights are fp32 masters; a frozen base is kept in the precision it is used in.
-    dtype = torch.float32 if cfg.peft is None else compute_dtype(cfg, device)
-    model = build_model(architecture, device, dtype)
-    if cfg.model.path is not None:
-        load_weights(model, cfg.model.path, cfg.model.revision)
-        origin = cfg.model.path
-    else:
-        init_weights(model, cfg.seed, cfg.model.init_std)
-        origin = f"random start, seed {cfg.seed}"
-    coverage = apply_lora(model, cfg.peft, cfg.seed) if cfg.peft is not None else []
-    if cfg.checkpoint.load is not None:
-        step = checkpoints.find(cfg.checkpoint.load)
-        checkpoints.load(step, model, None)
-        origin = str(step)
-    return RunModel(model, origin, coverage)
+    return architecture
 
 
 def trained_model(cfg: SftConfig, tokenizer: ChatTokenizer, device: torch.device) -> RunModel:

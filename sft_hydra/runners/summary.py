@@ -18,6 +18,7 @@ from sft_hydra.data.tokenizer import ChatTokenizer
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.observe.console import Console
 from sft_hydra.paths import RunPaths
+from sft_hydra.runners.model import RunModel
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "hydra-core", "numpy", "pyarrow")
 
@@ -45,20 +46,20 @@ def write_summary(
     cfg: SftConfig,
     packed: PackedSet,
     tokenizer: ChatTokenizer,
-    model: DecoderModel,
+    built: RunModel,
     clock: Clock,
     exported: ExportReport | None,
 ) -> None:
     """summary.json: lineage (versions, hashes), figures of the data, seconds of each part, the export."""
-    parameters = sum(p.numel() for p in model.parameters())
     summary = {
         "started": clock.date,
-        "model": f"{cfg.model.name}, {parameters:,} parameters" + (f", LoRA dim {cfg.peft.dim}" if cfg.peft else ""),
+        "model": f"{cfg.model.name}, {built.parameters:,} parameters"
+        + (f", LoRA dim {cfg.peft.dim}" if cfg.peft else ""),
         "seconds": {**{part: round(s, 2) for part, s in clock.seconds.items()}, "total": round(clock.total(), 2)},
         "lineage": {
             "sft_hydra": __version__,
             **{library: version(library) for library in LIBRARIES},
-            "machine": f"{platform.machine()}, Python {platform.python_version()}, {_device(model)}",
+            "machine": f"{platform.machine()}, Python {platform.python_version()}, {_device(built.model)}",
             "packed data": str(packed.folder),
             "content key": packed.metadata["content_key"],
             "tokenizer and template": tokenizer.fingerprint,
@@ -71,7 +72,7 @@ def write_summary(
 
 
 def _device(model: DecoderModel) -> str:
-    device = model.head_weight.device
+    device = model.device
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sft_hydra.checkpoint import state as checkpoints
 from sft_hydra.checkpoint.export import ExportReport, export
 from sft_hydra.config.schema import SftConfig
+from sft_hydra.config.world import run_layout
 from sft_hydra.data.dataset import TrainRows
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.data.tokenizer import ChatTokenizer, load_tokenizer
@@ -23,12 +26,14 @@ from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.observe.console import Console, Steps
 from sft_hydra.observe.metrics import MetricsFile
 from sft_hydra.observe.report import write_report
-from sft_hydra.parallel.process import stop_requested
+from sft_hydra.parallel.comm import first_rank_first
+from sft_hydra.parallel.process import start_process_group, stop_requested
+from sft_hydra.parallel.ranks import this_rank
 from sft_hydra.parallel.stop import StoppedError, finish_step_on_interrupt
 from sft_hydra.paths import RunPaths
 from sft_hydra.runners.data_prep import prepared_set
 from sft_hydra.runners.evaluate import evaluate_model
-from sft_hydra.runners.model import checkpoint_folder, new_model, start_machine
+from sft_hydra.runners.model import RunModel, checkpoint_folder, model_architecture, new_model, start_machine
 from sft_hydra.runners.summary import Clock, say_next_steps, write_summary
 
 
@@ -41,19 +46,25 @@ class Training:
     console: Console
     packed: PackedSet
     tokenizer: ChatTokenizer
-    model: DecoderModel
+    built: RunModel
     optimizer: OptimizerSet
     state: TrainState
     steps: int
     metrics: MetricsFile
+
+    @property
+    def model(self) -> DecoderModel:
+        return self.built.model
 
 
 def run(cfg: SftConfig) -> None:
     """Prepare what is missing, train to the end (or on from where it stopped), evaluate, export, report."""
     assert cfg.run_dir is not None
     paths, clock = RunPaths(Path(cfg.run_dir)), Clock()
-    with Console(paths.log) as console:
-        with clock("prepare data"):
+    rank, device = this_rank(), start_machine(cfg)
+    start_process_group(device, cfg.cluster.start_timeout)
+    with Console(paths.log, speak=rank.rank == 0) as console:
+        with clock("prepare data"), first_rank_first():
             packed = prepared_set(cfg, console)
             tokenizer = load_tokenizer(cfg)
             rows = TrainRows(packed, cfg)
@@ -63,7 +74,7 @@ def run(cfg: SftConfig) -> None:
             console.say(f"{paths.root}: finished, all {steps} steps are done (train.train_iters or name=... goes on)")
             return
         with clock("build model"):
-            training = _build(cfg, paths, console, packed, tokenizer, steps, last)
+            training = _build(cfg, device, paths, console, packed, tokenizer, steps, last)
         if training.state.step == 0:
             with clock("evaluate before"):
                 _evaluate(training, "before")
@@ -79,8 +90,9 @@ def run(cfg: SftConfig) -> None:
         if cfg.export.auto:
             with clock("export"):
                 exported = export_model(training.model, cfg, tokenizer, console)
-        write_summary(paths, cfg, packed, tokenizer, training.model, clock, exported)
-        write_report(paths)
+        if rank.rank == 0:
+            write_summary(paths, cfg, packed, tokenizer, training.built, clock, exported)
+            write_report(paths)
         say_next_steps(console, cfg, paths, exported, clock)
 
 
@@ -94,6 +106,7 @@ def _is_finished(paths: RunPaths, last: Path, steps: int) -> bool:
 
 def _build(
     cfg: SftConfig,
+    device: torch.device,
     paths: RunPaths,
     console: Console,
     packed: PackedSet,
@@ -101,32 +114,34 @@ def _build(
     steps: int,
     last: Path | None,
 ) -> Training:
-    """The model where it will train, its optimizer, and where training stands."""
-    device = start_machine(cfg)
+    """The model where it will train, laid out over the ranks, its optimizer, and where training stands."""
+    layout = run_layout(cfg, model_architecture(cfg, tokenizer))
     with console.work("loading the model"):
-        built = new_model(cfg, tokenizer, device)
+        built = new_model(cfg, tokenizer, device, layout)
     optimizer = build_optimizer(built.model, cfg)
     state = TrainState()
     origin = built.origin
     if last is not None:
         state = checkpoints.load(last, built.model, optimizer)
         origin = f"{last} (resumed after step {state.step})"
-    trained = sum(p.numel() for p in built.model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in built.model.parameters())
-    console.say(f"model      {cfg.model.name}: {origin}; {trained:,} of {total:,} parameters are trained, on {device}")
+    console.say(
+        f"model      {cfg.model.name}: {origin}; {built.trained:,} of {built.parameters:,} parameters are trained, "
+        f"on {layout.describe() if layout.world > 1 else device}"
+    )
     if built.coverage:
         console.table(
             "LoRA adapters",
             ["layers", "adapted", "of", "parameters"],
             [(c.kind, str(c.adapted), str(c.total), f"{c.trainable:,}") for c in built.coverage],
         )
-    metrics = MetricsFile(paths.metrics, resume_step=state.step)
-    return Training(cfg, paths, console, packed, tokenizer, built.model, optimizer, state, steps, metrics)
+    metrics = MetricsFile(paths.metrics if built.model.mesh.rank == 0 else None, resume_step=state.step)
+    return Training(cfg, paths, console, packed, tokenizer, built, optimizer, state, steps, metrics)
 
 
 def _fit(training: Training, rows: TrainRows) -> None:
     """The loop, with what happens between its steps: metrics, validation, checkpoints. One more if a signal stops it."""
     cfg, state = training.cfg, training.state
+    saver = checkpoints.Saver(checkpoint_folder(cfg), cfg)
     with training.console.steps(training.steps, state.step, cfg.train.log_interval) as progress:
 
         def after_step(result: StepResult) -> None:
@@ -135,7 +150,7 @@ def _fit(training: Training, rows: TrainRows) -> None:
             if not last and cfg.eval.every and result.step % cfg.eval.every == 0:
                 _validate(training)
             if last or _is_due(cfg, result.step):
-                checkpoints.save(checkpoint_folder(cfg), training.model, training.optimizer, state, cfg)
+                saver.save(training.model, training.optimizer, state)
 
         fit(
             training.model,
@@ -148,7 +163,8 @@ def _fit(training: Training, rows: TrainRows) -> None:
             should_stop=stop_requested,
         )
         if state.step < training.steps and not _is_due(cfg, state.step):
-            checkpoints.save(checkpoint_folder(cfg), training.model, training.optimizer, state, cfg)
+            saver.save(training.model, training.optimizer, state)
+        saver.wait()
 
 
 def _is_due(cfg: SftConfig, step: int) -> bool:
@@ -179,11 +195,11 @@ def _record(training: Training, result: StepResult, progress: Steps) -> None:
 
 def _mfu(training: Training, tokens_per_second: float) -> float | None:
     """Model FLOPs used, of the bf16 peak of an H100/H200; None on other devices, whose peak we do not know."""
-    if training.model.head_weight.device.type != "cuda":
+    if training.model.device.type != "cuda":
         return None
-    cfg = training.cfg
+    cfg, world = training.cfg, training.model.mesh.layout.world
     flops = flops_per_token(training.model.config.to_dict(), cfg.seq_length, frozen_base=cfg.peft is not None)
-    return flops * tokens_per_second / PEAK_FLOPS
+    return flops * tokens_per_second / (PEAK_FLOPS * world)
 
 
 def _validate(training: Training) -> None:
