@@ -9,7 +9,6 @@ from sft_hydra.config.rules import READABLE_FORMATS
 from sft_hydra.config.schema import SftConfig
 
 ASKED_BY = {
-    "several_ranks": ["cluster.gpus_per_node=2"],
     "families": ["model=tiny_nemotron_h"],
     "generic": ["model.generic=true"],
     "trackers": ["logger=[wandb,tensorboard,mlflow]"],
