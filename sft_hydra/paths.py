@@ -61,6 +61,10 @@ class RunPaths:
         return self.root / "report.html"
 
     @property
+    def curves(self) -> Path:
+        return self.root / "curves.png"
+
+    @property
     def inspector(self) -> Path:
         """The packed set on one page, from `runner=inspect inspect.html=true`."""
         return self.root / "inspect.html"

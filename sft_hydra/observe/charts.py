@@ -1,30 +1,41 @@
-"""Line charts as inline SVG: no script, no network, the same in a browser and in a mail. Colours come from the page's CSS."""
+"""Line charts as inline SVG: no network, the same in a browser and in a mail. Colours come from the page's CSS.
+
+The page's script reads a chart's exact values from `data-points`; without a script the chart still stands.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from math import floor, log10
+from math import ceil, floor, isfinite, log10
 
 WIDTH, HEIGHT = 560, 240
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 28
 MAX_POINTS = 600  # more are thinned: a chart is this many pixels wide
+DOTS = 30  # a line of at most so many points shows them
+COLOURS = 8
+
+Points = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
+    """One line. `colour`: number of its colour, by default its place. `faint`: the noise behind a smoothed line."""
+
     name: str
-    points: Sequence[tuple[float, float]]
+    points: Points
+    colour: int | None = None
+    faint: bool = False
 
 
 def line_chart(series: Sequence[Series], label: str) -> str:
     """One SVG element; empty text if there is nothing to draw. `label` is read aloud by screen readers."""
-    drawn = [Series(s.name, _thin(s.points)) for s in series if len(s.points) > 1]
+    drawn = [(index, s, points) for index, s in enumerate(series) if len(points := _thin(_finite(s.points))) > 1]
     if not drawn:
         return ""
-    xs = [x for s in drawn for x, _ in s.points]
-    ys = [y for s in drawn for _, y in s.points]
-    x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
+    xs = [x for _, _, points in drawn for x, _ in points]
+    ys = [y for _, _, points in drawn for _, y in points]
     x_low, x_high = min(xs), max(xs)
+    y_ticks = ticks(min(ys), max(ys))
     y_low, y_high = min(y_ticks[0], *ys), max(y_ticks[-1], *ys)
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -37,14 +48,35 @@ def line_chart(series: Sequence[Series], label: str) -> str:
         _, y = place(x_low, tick)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{short(tick)}</text>')
-    for tick in x_ticks:
+    for tick in ticks(x_low, x_high):
         if x_low <= tick <= x_high:
             x, _ = place(tick, y_low)
             parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{short(tick)}</text>')
-    for index, s in enumerate(drawn):
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in s.points))
-        parts.append(f'<polyline class="line c{index % 8}" points="{path}"><title>{escape(s.name)}</title></polyline>')
+    for index, s, points in drawn:
+        parts.append(_line(s, index if s.colour is None else s.colour, points, [place(*point) for point in points]))
     return "".join([*parts, "</svg>"])
+
+
+def _line(series: Series, colour: int, points: Points, places: Points) -> str:
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    values = " ".join(f"{x:g},{y:.6g}" for x, y in points)
+    tone = f"c{colour % COLOURS}" + (" faint" if series.faint else "")
+    name = escape(series.name)
+    line = f'<polyline class="line {tone}" points="{path}" data-name="{name}" data-points="{values}"/>'
+    if len(points) > DOTS:
+        return line
+    return line + "".join(f'<circle class="dot {tone}" cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>' for x, y in places)
+
+
+def smooth(points: Points) -> list[tuple[float, float]]:
+    """Running mean that forgets over about a fiftieth of the line; its start is not pulled towards zero."""
+    keep = 1 - 1 / max(1.0, len(points) / 50)
+    total = weight = 0.0
+    smoothed = []
+    for x, y in _finite(points):
+        total, weight = keep * total + y, keep * weight + 1
+        smoothed.append((x, total / weight))
+    return smoothed
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
@@ -54,8 +86,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     raw = (high - low) / about
     scale = 10 ** floor(log10(raw))
     step = next(m * scale for m in (1, 2, 2.5, 5, 10) if m * scale >= raw)
-    first = floor(low / step)
-    return [(first + i) * step for i in range(about + 3) if (first + i - 1) * step < high]
+    return [index * step for index in range(floor(low / step), ceil(high / step) + 1)]
 
 
 def short(value: float) -> str:
@@ -66,11 +97,15 @@ def short(value: float) -> str:
     if size >= 1e4:
         return f"{value / 1e3:.3g}k"
     if size and size < 1e-2:
-        return f"{value:.0e}".replace("e-0", "e-")
+        return f"{value:.2g}".replace("e-0", "e-")
     return f"{value:.4g}"
 
 
-def _thin(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
+def _finite(points: Points) -> list[tuple[float, float]]:
+    return [(x, y) for x, y in points if isfinite(y)]
+
+
+def _thin(points: Points) -> Points:
     if len(points) <= MAX_POINTS:
         return points
     step = len(points) / MAX_POINTS

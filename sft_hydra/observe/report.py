@@ -1,90 +1,136 @@
-"""report.html: the whole run on one page, made from the files in its folder alone (so it can be made again at any time)."""
+"""report.html and curves.png: the whole run on one page, from the files in its folder alone, so they can be made again."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-
-from sft_hydra.observe.charts import Series, line_chart
+from sft_hydra.observe import pages
+from sft_hydra.observe.charts import Points, Series, line_chart, smooth
 from sft_hydra.observe.metrics import read_metrics
+from sft_hydra.observe.picture import write_picture
 from sft_hydra.paths import RunPaths
 
-TEMPLATE = Path(__file__).with_name("report.html.jinja")
-CURVES = (
-    ("Learning rate", "lr"),
-    ("Gradient norm", "grad_norm"),
-    ("Tokens per second", "tokens_per_second"),
-)
+CURVES = (("Learning rate", "lr"), ("Gradient norm", "grad_norm"), ("Tokens per second", "tokens_per_second"))
+LAST = 20  # steps that say where a noisy figure stands
+
+
+@dataclass(slots=True)
+class RunRecord:
+    """What a run has left in its folder; parts that it has not come to are empty."""
+
+    paths: RunPaths
+    metrics: list[dict[str, Any]]
+    evaluation: dict[str, Any]
+    samples: dict[str, Any]
+    summary: dict[str, Any]
+    config: str
+
+    @classmethod
+    def read(cls, paths: RunPaths) -> "RunRecord":
+        config = paths.resolved.read_text(encoding="utf-8") if paths.resolved.is_file() else ""
+        evaluation, samples, summary = (_load(file) for file in (paths.evaluation, paths.samples, paths.summary))
+        return cls(paths, read_metrics(paths.metrics), evaluation, samples, summary, config)
+
+    @property
+    def steps(self) -> list[dict[str, Any]]:
+        """Lines of metrics.jsonl that are training steps."""
+        return [line for line in self.metrics if "loss" in line]
+
+    def points(self, key: str) -> Points:
+        """(step, value) of a figure of metrics.jsonl."""
+        return [(line["step"], line[key]) for line in self.metrics if line.get(key) is not None]
+
+    def keys(self, prefix: str) -> list[str]:
+        return sorted({key for line in self.metrics for key in line if key.startswith(prefix)})
+
+    def last(self, key: str, over: int = 1) -> float | None:
+        """Mean of the last values; None if there are none."""
+        values = [value for _, value in self.points(key)[-over:]]
+        return sum(values) / len(values) if values else None
 
 
 def write_report(paths: RunPaths) -> Path:
-    """Writes `report.html` beside the run's other files and returns its path."""
-    metrics = read_metrics(paths.metrics)
-    page = _environment().from_string(TEMPLATE.read_text(encoding="utf-8"))
-    text = page.render(
+    """Writes `report.html` and `curves.png` beside the run's other files; returns the page's path."""
+    run = RunRecord.read(paths)
+    charts = _charts(run)
+    tasks, moments = _tasks(run.evaluation)
+    seconds = {name: value for name, value in run.summary.get("seconds", {}).items() if name != "total"}
+    sources = run.summary.get("data", {}).get("sources", [])
+    text = pages.render(
+        "report.html.jinja",
         title=paths.root.name,
-        summary=_load(paths.summary),
-        evaluation=_load(paths.evaluation),
-        samples=_load(paths.samples),
-        config=paths.resolved.read_text(encoding="utf-8"),
-        charts=_charts(metrics),
-        tiles=_tiles(metrics, _load(paths.evaluation), _load(paths.summary)),
+        summary=run.summary,
+        tiles=_tiles(run),
+        charts=charts,
+        tasks=tasks,
+        moments=moments,
+        misses=[json.dumps(m, indent=1, ensure_ascii=False) for m in run.evaluation.get("after", {}).get("misses", [])],
+        samples=run.samples,
+        before={sample["prompt"]: sample["text"] for sample in run.samples.get("before", [])},
+        sources=sources,
+        total_tokens=sum(source["tokens"] for source in sources) or 1,
+        seconds=sorted(seconds.items(), key=lambda item: -item[1]),
+        total_seconds=run.summary.get("seconds", {}).get("total") or sum(seconds.values()) or 1,
+        config=run.config,
     )
-    temporary = paths.report.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(paths.report)
+    pages.write(paths.report, text)
+    write_picture(paths.curves, [(chart["title"], chart["names"], chart["svg"]) for chart in charts])
     return paths.report
-
-
-def _environment() -> Environment:
-    env = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    env.filters["percent"] = lambda value: f"{100 * value:.1f} %"
-    env.filters["thousands"] = lambda value: f"{value:,.0f}"
-    env.filters["seconds"] = lambda value: f"{value:,.1f} s"
-    return env
 
 
 def _load(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _series(metrics: list[dict[str, Any]], key: str, name: str) -> Series:
-    return Series(name, [(line["step"], line[key]) for line in metrics if line.get(key) is not None])
-
-
-def _charts(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    keys = sorted({key for line in metrics for key in line})
-    loss = [_series(metrics, "loss", "training")]
-    if "val/loss" in keys:
-        loss.append(_series(metrics, "val/loss", "validation"))
+def _charts(run: RunRecord) -> list[dict[str, Any]]:
+    """[{title, names, svg}]; `names` are the lines that the legend tells apart."""
+    loss = run.points("loss")
     groups = [
-        ("Loss", loss),
-        (
-            "Loss by source",
-            [_series(metrics, key, key.removeprefix("loss/")) for key in keys if key.startswith("loss/")],
-        ),
-        *((title, [_series(metrics, key, key)]) for title, key in CURVES),
+        ("Loss", [Series("training", smooth(loss)), Series("validation", run.points("val/loss"))], loss),
+        ("Loss by source", _by_source(run, "loss/", smoothed=True), []),
+        ("Validation loss by source", _by_source(run, "val/loss/", smoothed=False), []),
+        *((title, [Series(key, run.points(key))], []) for title, key in CURVES),
     ]
-    charts = [
-        {"title": title, "svg": line_chart(series, title), "names": [s.name for s in series]}
-        for title, series in groups
-    ]
-    return [chart for chart in charts if chart["svg"]]
+    charts = []
+    for title, series, noise in groups:
+        lines = [s for s in series if len(s.points) > 1]
+        behind = [Series("each step", noise, colour=0, faint=True)] if noise else []
+        if title.endswith("by source") and len(lines) < 2:
+            continue
+        if svg := line_chart([*lines, *behind], title):
+            charts.append({"title": title, "names": [s.name for s in lines], "svg": svg})
+    return charts
 
 
-def _tiles(metrics: list[dict[str, Any]], evaluation: dict[str, Any], summary: dict[str, Any]) -> list[tuple[str, str]]:
-    steps = [line for line in metrics if "loss" in line]
+def _by_source(run: RunRecord, prefix: str, *, smoothed: bool) -> list[Series]:
+    curves = [(key.removeprefix(prefix), run.points(key)) for key in run.keys(prefix)]
+    return [Series(name, smooth(points) if smoothed else points) for name, points in curves]
+
+
+def _tasks(evaluation: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Scores of each task (the average last) at each moment that was evaluated, and these moments."""
+    moments = [moment for moment in ("before", "after", "evaluate") if "tasks" in evaluation.get(moment, {})]
+    names = list(dict.fromkeys(task for moment in moments for task in evaluation[moment]["tasks"]))
+    tasks = [{"name": name, "scores": [evaluation[moment]["tasks"].get(name) for moment in moments]} for name in names]
+    if moments:
+        tasks.append({"name": "average", "scores": [evaluation[moment]["average"] for moment in moments]})
+    return tasks, moments
+
+
+def _tiles(run: RunRecord) -> list[tuple[str, str]]:
     tiles = []
-    if steps:
-        tiles += [("loss", f"{steps[0]['loss']:.3f} → {steps[-1]['loss']:.3f}"), ("steps", f"{steps[-1]['step']:,}")]
-        tiles.append(("tokens", f"{sum(line['tokens'] for line in steps):,}"))
-    values = [line["val/loss"] for line in metrics if "val/loss" in line]
-    if values:
-        tiles.append(("validation loss", f"{values[0]:.3f} → {values[-1]:.3f}"))
-    before, after = evaluation.get("before"), evaluation.get("after")
-    if before and after:
-        tiles.append(("exact match", f"{before['average']:.2f} → {after['average']:.2f}"))
-    if "total" in summary.get("seconds", {}):
-        tiles.append(("time", f"{summary['seconds']['total']:.0f} s"))
+    if run.steps:
+        tiles += [("loss", f"{run.steps[0]['loss']:.3f} → {run.last('loss', LAST):.3f}")]
+    if values := run.points("val/loss"):
+        tiles.append(("validation loss", f"{values[0][1]:.3f} → {values[-1][1]:.3f}"))
+    before, after = (run.evaluation.get(moment, {}).get("average") for moment in ("before", "after"))
+    if before is not None and after is not None:
+        tiles.append(("exact match", f"{before:.2f} → {after:.2f}"))
+    if run.steps:
+        tokens = sum(line["tokens"] for line in run.steps)
+        tiles += [("steps", f"{run.steps[-1]['step']:,}"), ("tokens", f"{tokens:,}")]
+        tiles.append(("tokens per second", f"{run.last('tokens_per_second', LAST):,.0f}"))
+    if total := run.summary.get("seconds", {}).get("total"):
+        tiles.append(("time", f"{total:,.0f} s"))
     return tiles

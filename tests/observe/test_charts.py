@@ -4,14 +4,15 @@ from xml.etree import ElementTree
 
 import pytest
 
-from sft_hydra.observe.charts import Series, line_chart, ticks
+from sft_hydra.observe.charts import Series, line_chart, smooth, ticks
 
 
 def test_a_chart_is_well_formed_and_draws_each_series() -> None:
     svg = line_chart([Series("a<b", [(0, 1.0), (10, 0.5)]), Series("c", [(0, 2.0), (10, 0.1)])], "loss & more")
     tree = ElementTree.fromstring(svg)
     assert len(tree.findall("polyline")) == 2
-    assert tree.find("polyline/title").text == "a<b"  # type: ignore[union-attr]
+    assert [line.attrib["data-name"] for line in tree.findall("polyline")] == ["a<b", "c"]
+    assert [line.attrib["data-points"] for line in tree.findall("polyline")] == ["0,1 10,0.5", "0,2 10,0.1"]
 
 
 def test_long_series_are_thinned_but_keep_their_end() -> None:
@@ -31,3 +32,10 @@ def test_ticks_span_the_data(low: float, high: float) -> None:
     assert marks[0] <= low + 1e-12
     assert marks[-1] >= high - 1e-9 * abs(high)
     assert 3 <= len(marks) <= 9
+
+
+def test_smoothing_keeps_a_constant_and_follows_a_step() -> None:
+    assert [y for _, y in smooth([(i, 3.0) for i in range(500)])] == pytest.approx([3.0] * 500)
+    jump = smooth([(i, float(i >= 250)) for i in range(500)])
+    assert jump[249][1] == 0.0
+    assert jump[-1][1] > 0.99
