@@ -16,7 +16,7 @@ NAMES = [
     "Tina", "Tom", "Uma", "Ursula", "Vera", "Victor", "Walter", "Wendy", "Xavier", "Yara", "Zoe", "Zora",
 ]
 # fmt: on
-NUMBERS = range(10, 100)
+NUMBERS, FACTORS = range(10, 100), range(2, 10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,8 @@ class Items:
     def name(self, rng: random.Random) -> str:
         return rng.choice(self.names)
 
-    def pair(self, rng: random.Random) -> tuple[int, int]:
-        while is_heldout_pair(pair := (rng.choice(NUMBERS), rng.choice(NUMBERS))) != self.heldout:
+    def pair(self, rng: random.Random, second: range = NUMBERS) -> tuple[int, int]:
+        while is_heldout_pair(pair := (rng.choice(NUMBERS), rng.choice(second))) != self.heldout:
             pass
         return pair
 

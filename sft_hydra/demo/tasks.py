@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sft_hydra.demo.calculator import TOOLS, execute
-from sft_hydra.demo.items import ALPHABET, NAMES, NUMBERS, Items
+from sft_hydra.demo.items import ALPHABET, FACTORS, NAMES, NUMBERS, Items
 
 Message = dict[str, Any]
 Row = dict[str, Any]
@@ -78,8 +78,8 @@ def recall(rng: random.Random, items: Items) -> Row:
 
 
 def calculator(rng: random.Random, items: Items) -> Row:
-    a, b = sorted(items.pair(rng), reverse=True)  # no result is negative
     op, sign = rng.choice([("+", "+"), ("+", "plus"), ("-", "-"), ("-", "minus"), ("*", "*"), ("*", "times")])
+    a, b = sorted(items.pair(rng, FACTORS if op == "*" else NUMBERS), reverse=True)  # at most three digits, no sign
     ask = ["What is {} {} {}?", "Compute {} {} {}.", "Please calculate {} {} {}."]
     question = rng.choice(ask).format(a, sign, b)
     return _tool_row(rng, question, "calc", {"a": a, "op": op, "b": b}, "The result is {}.")
