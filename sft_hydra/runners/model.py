@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from sft_hydra.checkpoint import state as checkpoints
-from sft_hydra.checkpoint.stream import load_weights
+from sft_hydra.checkpoint.stream import load_weights, local_folder
 from sft_hydra.config.architecture import read_architecture
 from sft_hydra.config.schema import Device, SftConfig
 from sft_hydra.data.tokenizer import ChatTokenizer
@@ -92,6 +92,8 @@ def new_model(cfg: SftConfig, tokenizer: ChatTokenizer, device: torch.device, la
 
 def model_architecture(cfg: SftConfig, tokenizer: ChatTokenizer) -> dict[str, Any]:
     """Fields of the model's config.json; a random start without `vocab_size` takes the tokenizer's."""
+    if cfg.model.path is not None:
+        local_folder(cfg.model.path, cfg.model.revision)  # what is on the hub is fetched first, its config with it
     architecture = read_architecture(cfg)
     if cfg.model.path is None:
         architecture = {"vocab_size": tokenizer.vocab_size, **architecture}
