@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 CHECKS = (  # bit i of the flags; the gravest last
-    ("repeats itself", "a third or more of the learned tokens repeat an earlier run of eight tokens"),
+    ("repeats itself", "a third or more of the trained tokens repeat an earlier run of eight tokens"),
     ("cut off", "the conversation ends without an end-of-turn token"),
-    ("no end of turn", "a learned span ends without an end-of-turn token: the model does not learn to stop there"),
-    ("all trained", "every token is learned, prompts too"),
-    ("nothing trained", "no token is learned: the conversation only costs time"),
+    ("no end of turn", "a trained span ends without an end-of-turn token: the model does not learn to stop there"),
+    ("all trained", "every token is trained, prompts too"),
+    ("nothing trained", "no token is trained: the conversation only costs time"),
 )
 REPEATS, CUT, NO_END, ALL, NOTHING = (1 << bit for bit in range(len(CHECKS)))
 RUN = 8  # tokens

@@ -111,7 +111,7 @@ def test_keys_lead_everywhere(page: Any) -> None:
     page.keyboard.press("k")
     page.wait_for_function("document.querySelector('#detail').textContent.includes('Spell')")
     page.keyboard.press("t")
-    assert "learned" in page.locator("#card").inner_text()
+    assert "trained" in page.locator("#card").inner_text()
     assert page.locator("#detail .here").inner_text().startswith("T")
     page.keyboard.press("]")
     page.wait_for_function("document.querySelector('#detail').textContent.includes('2 plus 2')")

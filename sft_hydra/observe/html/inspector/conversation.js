@@ -36,7 +36,7 @@ function heading(talk) {
   const box = make("div", { className: "heading" },
     make("h2", {}, make("span", { className: "mark", style: `background:${colour(data.source[talk])}` }), facts.sources[data.source[talk]]),
     make("div", { className: "dim" },
-      `${number.format(data.length[talk])} tokens, ${number.format(data.trained[talk])} learned (${percent(share[talk], 1)}) · `,
+      `${number.format(data.length[talk])} tokens, ${number.format(data.trained[talk])} trained (${percent(share[talk], 1)}) · `,
       `conversation ${talk - first + 1} of ${end - first} in packed row ${number.format(data.row[talk])}, `,
       `tokens ${number.format(inRow)} to ${number.format(inRow + data.length[talk] - 1)}`),
     strip(first, end));
@@ -45,7 +45,7 @@ function heading(talk) {
     const extra = name === "repeats itself" ? ` (${data.repetition[talk]} %)` : "";
     box.append(make("div", { className: "flag" }, make("b", {}, name), ` ${text}${extra}`));
   }
-  box.append(make("div", { className: "legend" }, make("i", { className: "l" }, "learned"), make("i", {}, "context"),
+  box.append(make("div", { className: "legend" }, make("i", { className: "l" }, "trained"), make("i", {}, "context"),
     make("i", { className: "c" }, "control token"), make("span", { className: "dim" }, "point at a token, or → ←, for its id")));
   return box;
 }
@@ -65,9 +65,9 @@ function strip(first, end) {
   return line;
 }
 
-/** The whole conversation as one thin line that stays in sight: what is learned, and by a click the way there. */
+/** The whole conversation as one thin line that stays in sight: what is trained, and by a click the way there. */
 function map({ ranks, learned }) {
-  const line = make("canvas", { className: "map", title: "where the learned tokens are; click to go there" });
+  const line = make("canvas", { className: "map", title: "where the trained tokens are; click to go there" });
   const cells = 800;
   line.width = cells;
   line.height = 1;
@@ -116,7 +116,7 @@ function build() {
     for (; reading.built < stop; reading.built++) parts.push(tokenElement(tokens, reading.built));
     if (!turn.text) {
       turn.text = make("div", { className: "text" });
-      const figures = `${number.format(turn.to - turn.from)} tok${turn.learned ? `, ${number.format(turn.learned)} learned` : ""}`;
+      const figures = `${number.format(turn.to - turn.from)} tok${turn.learned ? `, ${number.format(turn.learned)} trained` : ""}`;
       body.append(make("div", { className: "turn" }, make("div", { className: "role" }, turn.role, make("small", {}, figures)), turn.text));
     }
     turn.text.append(...parts);
@@ -152,7 +152,7 @@ function describe(element) {
     ["id", `${data.vocabId[rank]}${data.vocabControl[rank] ? ", control token" : ""}`],
     ["bytes", hex(rank)],
     ["place", `${number.format(at)} of the conversation, ${number.format(start[talk] - start[first] + at)} of the packed row`],
-    ["learned", tokens.learned(at) ? "yes" : at ? "no, context" : "no: nothing stands before the first token"],
+    ["trained", tokens.learned(at) ? "yes" : at ? "no, context" : "no: nothing stands before the first token"],
     ["loss_mask", `${stored} (of the token after this one)`],
   ];
   card.replaceChildren(...lines.map(([name, value]) => make("div", {}, make("span", { className: "dim" }, name), make("span", {}, value))));
@@ -177,7 +177,7 @@ function goTo(at, block = "center") {
 
 const moveCursor = (step) => goTo(Math.max(0, Math.min(data.length[reading.talk] - 1, reading.cursor + step)), "nearest");
 
-/** To the first token of the next (step 1) or previous (-1) learned span. */
+/** To the first token of the next (step 1) or previous (-1) trained span. */
 function nextLearned(step) {
   const { learned } = reading.tokens;
   for (let at = reading.cursor + step; at >= 0 && at < data.length[reading.talk]; at += step)

@@ -1,4 +1,4 @@
-// Histograms of length (steps of a power of two) and learned share; dragging over one, or its two fields, sets a filter.
+// Histograms of length (steps of a power of two) and trained share; dragging over one, or its two fields, sets a filter.
 const BINS = 32;
 const svg = (tag, attributes) => {
   const element = document.createElementNS("http://www.w3.org/2000/svg", tag);

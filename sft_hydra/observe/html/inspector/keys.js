@@ -84,7 +84,7 @@ matchMedia("(prefers-color-scheme: dark)").onchange = () => { paints.clear(); pa
 const learnedTotal = data.trained.reduce((sum, trained) => sum + trained, 0);
 const part = data.rows.length < facts.rowsInSplit
   ? `${number.format(data.rows.length)} of ${number.format(facts.rowsInSplit)} packed rows, evenly spread` : "every packed row";
-find("#headline").textContent = `${facts.split}: ${part} · ${number.format(start[count])} tokens, ${percent(learnedTotal / start[count], 1)} learned · ` +
+find("#headline").textContent = `${facts.split}: ${part} · ${number.format(start[count])} tokens, ${percent(learnedTotal / start[count], 1)} trained · ` +
   `rows ${percent(start[count] / (data.rows.length * facts.seqLength), 2)} full`;
 find("#about dl").append(...Object.entries(facts.facts).flatMap(([name, value]) => [make("dt", { className: "dim" }, name), make("dd", {}, value)]));
 

@@ -51,7 +51,7 @@ async function snippet(talk, length = 120) {
 }
 
 function shareBar(value) {
-  return make("span", { className: "bar", title: `${percent(value, 1)} learned` }, make("i", { style: `width:${100 * value}%` }));
+  return make("span", { className: "bar", title: `${percent(value, 1)} trained` }, make("i", { style: `width:${100 * value}%` }));
 }
 
 const list = new VirtualList(find("#list"), 58, (index) => {

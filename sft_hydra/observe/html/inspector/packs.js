@@ -55,7 +55,7 @@ function tell(talk, event) {
   if (talk < 0) return;
   const lines = [
     ["source", facts.sources[data.source[talk]]],
-    ["tokens", `${number.format(data.length[talk])}, ${percent(share[talk], 1)} learned`],
+    ["tokens", `${number.format(data.length[talk])}, ${percent(share[talk], 1)} trained`],
     ["look closer", bits(data.flags[talk]).map((bit) => facts.checks[bit].name).join(", ")],
   ];
   card.replaceChildren(...lines.filter(([, value]) => value).map(([name, value]) =>

@@ -13,7 +13,7 @@ function sourceRows() {
 function showSources() {
   const rows = sourceRows();
   const tokens = start[count];
-  const head = ["source", "conversations", "tokens", "share", "learned", "median", "longest", "look closer"];
+  const head = ["source", "conversations", "tokens", "share", "trained", "median", "longest", "look closer"];
   const body = rows.map((row) => make("tr", {}, make("td", {}, make("span", { className: "mark", style: `background:${colour(row.source)}` }), row.name),
     ...[number.format(row.talks.length), number.format(row.tokens), percent(row.tokens / tokens, 1), percent(row.learned / row.tokens, 1),
       number.format(row.median), number.format(row.longest),
@@ -27,7 +27,7 @@ function showSources() {
     return make("div", { className: "card" }, make("h3", {}, make("span", { className: "mark", style: `background:${colour(source)}` }), name),
       make("div", { className: "pair" },
         make("div", {}, make("small", { className: "dim" }, "length, tokens"), plot(lengths, number.format(Math.round(2 ** low)), number.format(Math.round(2 ** high)))),
-        make("div", {}, make("small", { className: "dim" }, "share that is learned"), plot(shares, "0 %", "100 %"))));
+        make("div", {}, make("small", { className: "dim" }, "share that is trained"), plot(shares, "0 %", "100 %"))));
   });
   find("#sources").replaceChildren(make("div", { className: "card wrap" }, table), make("div", { className: "plots" }, ...plots));
 }
