@@ -9,29 +9,27 @@ import json
 import re
 import secrets
 from collections.abc import Callable
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from sft_hydra.data.adapters import RowError
+from sft_hydra.data.tokenizer import ChatTokenizer
 from sft_hydra.records import Conversation, Message
 
 WORD = f"g{secrets.token_hex(8)}"
 
 
 class Guard:
-    """For one tokenizer.json. In user, system and tool texts every added token is untrusted; in assistant texts those
+    """For one tokenizer. In user, system and tool texts every added token is untrusted; in assistant texts those
     marked special (`<think>` and `<tool_call>` are not, and mean there what the template means)."""
 
-    def __init__(self, file: Path) -> None:
-        spec = json.loads(file.read_text(encoding="utf-8"))
-        added = spec["added_tokens"]
-        self.added = {token["content"]: token for token in added if token["content"].strip()}
+    def __init__(self, tokenizer: ChatTokenizer) -> None:
+        self.file = tokenizer.file
+        self.added = {token.text: token for token in tokenizer.added if token.text.strip()}
         self.every = _Finder(list(self.added))
-        self.special = _Finder([text for text, token in self.added.items() if token["special"]])
-        self.file = file
-        self._ordinary: Tokenizer | None = None
+        self.special = _Finder([text for text, token in self.added.items() if token.special])
 
     def is_needed(self, conversation: Conversation) -> bool:
         """True if a text of this row holds what would become a control token."""
@@ -68,9 +66,9 @@ class Guard:
         position = 0
         for match in self.every.pattern.finditer(chunk):
             ids += self._encode_ordinary(chunk[position : match.start()])
-            ids.append(self.added[match[0]]["id"])
+            ids.append(self.added[match[0]].id)
             position = match.end()
-            if self.added[match[0]]["rstrip"]:
+            if self.added[match[0]].rstrip:
                 position += len(chunk) - position - len(chunk[position:].lstrip())
         return ids + self._encode_ordinary(chunk[position:])
 
@@ -82,14 +80,15 @@ class Guard:
             raise RowError("control_text", "holds a control token that this tokenizer cannot write as ordinary text")
         return ids
 
-    @property
+    @cached_property
+    def ids(self) -> set[int]:
+        return {token.id for token in self.added.values()}
+
+    @cached_property
     def ordinary(self) -> Tokenizer:
-        """The tokenizer without its added tokens."""
-        if self._ordinary is None:
-            spec = json.loads(self.file.read_text(encoding="utf-8"))
-            self.ids = {token["id"] for token in spec["added_tokens"]}
-            self._ordinary = Tokenizer.from_str(json.dumps({**spec, "added_tokens": [], "post_processor": None}))
-        return self._ordinary
+        """The tokenizer without its added tokens; read when first used."""
+        spec = json.loads(self.file.read_text(encoding="utf-8"))
+        return Tokenizer.from_str(json.dumps({**spec, "added_tokens": [], "post_processor": None}))
 
 
 class _Finder:

@@ -26,7 +26,7 @@ from sft_hydra.data.sources import (
     read_rows,
     sources_of,
 )
-from sft_hydra.data.tokenizer import ChatTokenizer
+from sft_hydra.data.tokenizer import AddedToken, ChatTokenizer
 from sft_hydra.errors import ConfigError
 
 ROWS_ONLY = ("weight", "epochs")  # of a source: they choose among packed rows
@@ -74,6 +74,7 @@ class Plan:
     tokenizer_folder: Path
     template: str | None
     template_kwargs: dict[str, Any]
+    added: list[AddedToken]
     library: str = "tokenizers"
     now: str = ""  # ISO time that templates see as the present
     inputs: list[dict[str, Any]] = field(default_factory=list)  # per file: source, path, identity
@@ -138,6 +139,7 @@ def make_plan(cfg: SftConfig, tokenizer: ChatTokenizer, library: str, now: str) 
         tokenizer.folder,
         tokenizer.template,
         tokenizer.template_kwargs,
+        tokenizer.added,
         library,
         now,
         inputs,

@@ -230,7 +230,7 @@ def _plan(cfg: SftConfig, tokenizer: ChatTokenizer, partial: Path) -> Plan:
         shutil.rmtree(partial, ignore_errors=True)
         rows = [json.dumps(row, ensure_ascii=False, default=str) for row in first_rows(sources, files, PROBE_ROWS)]
         texts = [text for text in rows if text.isascii() or _is_unicode(text)]
-        library = choose_library(tokenizer.file, tokenizer.backend, [*texts, tokenizer.template or ""])
+        library = choose_library(tokenizer, [*texts, tokenizer.template or ""])
         said = {"key": key, "library": library, "now": datetime.now().isoformat(timespec="seconds")}
         (partial / "spool").mkdir(parents=True)
         temporary = record.with_suffix(".tmp")

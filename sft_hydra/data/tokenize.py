@@ -7,15 +7,14 @@ agrees id for id with the `tokenizers` library; which one ran is written down.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import fastokens
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from sft_hydra.data.guard import Guard
-from sft_hydra.data.render import RenderedSequence
+from sft_hydra.data.locate import RenderedSequence
+from sft_hydra.data.tokenizer import ChatTokenizer
 
 ADVERSARIAL = (
     "",
@@ -56,36 +55,34 @@ class TokenBatch:
 class BulkEncoder:
     """Many texts to one flat array of ids. `library` is `fastokens` or `tokenizers`."""
 
-    def __init__(self, file: Path, library: str) -> None:
-        self.library = library
-        self.fast = fastokens.Tokenizer.from_file(str(file)) if library == "fastokens" else None
-        self.exact = None if self.fast is not None else Tokenizer.from_file(str(file))
+    def __init__(self, tokenizer: ChatTokenizer, library: str) -> None:
+        self.tokenizer = tokenizer
+        self.fast = fastokens.Tokenizer.from_file(str(tokenizer.file)) if library == "fastokens" else None
 
     def encode(self, texts: list[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Flat ids and `len(texts) + 1` offsets."""
         if self.fast is not None:
             ids, offsets = self.fast.encode_batch_flat(texts)
             return np.frombuffer(ids, np.int32), np.frombuffer(offsets, np.uint64).astype(np.int64)
-        assert self.exact is not None
-        rows = [encoding.ids for encoding in self.exact.encode_batch_fast(texts, add_special_tokens=False)]
+        rows = [encoding.ids for encoding in self.tokenizer.backend.encode_batch_fast(texts, add_special_tokens=False)]
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum([len(row) for row in rows], out=offsets[1:])
         return np.fromiter((id_ for row in rows for id_ in row), np.int32, int(offsets[-1])), offsets
 
 
-def choose_library(file: Path, exact: Tokenizer, texts: Iterable[str]) -> str:
+def choose_library(tokenizer: ChatTokenizer, texts: Iterable[str]) -> str:
     """`fastokens` if it can read this tokenizer and gives the same ids on hard cases, on every added token and on `texts`."""
     try:
-        fast = BulkEncoder(file, "fastokens")
+        fast = BulkEncoder(tokenizer, "fastokens")
     except Exception:  # it refuses formats that it does not know, in various ways
         return "tokenizers"
-    added = [token.content for token in exact.get_added_tokens_decoder().values()]
+    added = [token.text for token in tokenizer.added]
     probe = [*ADVERSARIAL, "".join(added), " x\n".join(added), *texts]
     try:
         ids, offsets = fast.encode(probe)
     except Exception:
         return "tokenizers"
-    want = exact.encode_batch_fast(probe, add_special_tokens=False)
+    want = tokenizer.backend.encode_batch_fast(probe, add_special_tokens=False)
     same = all(ids[offsets[i] : offsets[i + 1]].tolist() == want[i].ids for i in range(len(probe)))
     return "fastokens" if same else "tokenizers"
 
@@ -93,16 +90,16 @@ def choose_library(file: Path, exact: Tokenizer, texts: Iterable[str]) -> str:
 class SequenceEncoder:
     """Encodes rendered sequences. `prefix`: ids put before every sequence (a BOS that only the tokenizer adds)."""
 
-    def __init__(self, file: Path, library: str, guard: Guard, prefix: Sequence[int] = ()) -> None:
-        self.bulk = BulkEncoder(file, library)
-        self.exact = Tokenizer.from_file(str(file)) if self.bulk.exact is None else self.bulk.exact
-        self.guard = guard
+    def __init__(self, tokenizer: ChatTokenizer, library: str, prefix: Sequence[int] = ()) -> None:
+        self.tokenizer = tokenizer
+        self.bulk = BulkEncoder(tokenizer, library)
+        self.guard = Guard(tokenizer)
         self.prefix = list(prefix)
-        plain = [token for token in guard.added.values() if not (token["lstrip"] or token["normalized"])]
-        self.openers = tuple(token["content"] for token in plain)
-        self.closers = tuple(t["content"] for t in guard.added.values() if not (t["rstrip"] or t["normalized"]))
+        self.openers = tuple(t.text for t in tokenizer.added if not (t.lstrip or t.normalized))
+        self.closers = tuple(t.text for t in tokenizer.added if not (t.rstrip or t.normalized))
         self.seen: tuple[str, ...] = ()  # openers met so far, tried first
-        self.cuts_freely = self._ids("\nx") == self._ids("\n") + self._ids("x")
+        ids, offsets = self.bulk.encode(["\nx", "\n", "x"])
+        self.cuts_freely = ids[: offsets[1]].tolist() == ids[offsets[1] :].tolist()
 
     def encode(self, sequences: Sequence[RenderedSequence]) -> TokenBatch:
         """All sequences in order. Raises RowError only for guarded ones, which callers encode one by one."""
@@ -155,7 +152,7 @@ class SequenceEncoder:
                 mask += [int(trained)] * len(part)
             return ids, mask
         for chunks, flags in self._pieces(sequence):
-            encoding = self.exact.encode("".join(chunks), add_special_tokens=False)
+            encoding = self.tokenizer.backend.encode("".join(chunks), add_special_tokens=False)
             ends = np.cumsum([len(chunk) for chunk in chunks])
             starts = np.array([start for start, _ in encoding.offsets], np.int64)
             owner = np.minimum(np.searchsorted(ends, starts, side="right"), len(chunks) - 1)
@@ -176,6 +173,3 @@ class SequenceEncoder:
                     continue
             pieces.append(([chunk], [trained]))
         return pieces
-
-    def _ids(self, text: str) -> list[int]:
-        return self.exact.encode(text, add_special_tokens=False).ids

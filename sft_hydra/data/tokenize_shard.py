@@ -17,7 +17,7 @@ from sft_hydra.config.schema_data import Overlong
 from sft_hydra.data.adapters import RowError
 from sft_hydra.data.conversation import to_conversation
 from sft_hydra.data.filters import Filters
-from sft_hydra.data.guard import WORD, Guard
+from sft_hydra.data.guard import WORD
 from sft_hydra.data.plan import Plan, ShardPlan
 from sft_hydra.data.render import RenderedSequence, Renderer
 from sft_hydra.data.sources import Bad, Source, read_rows
@@ -38,11 +38,13 @@ class ShardTokenizer:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         tokenizer = ChatTokenizer(plan.tokenizer_folder, plan.template, plan.template_kwargs)
+        tokenizer.added = plan.added  # read once, when the plan was made
         self.renderer = Renderer.of(tokenizer, plan.data, datetime.fromisoformat(plan.now))
         self.filters = Filters(plan.data.filters)
-        self.guard = None if plan.data.allow_special_in_content or plan.template is None else Guard(tokenizer.file)
         prefix = tokenizer.bos_prefix if plan.template is None else []
-        self.encoder = SequenceEncoder(tokenizer.file, plan.library, self.guard or Guard(tokenizer.file), prefix)
+        self.encoder = SequenceEncoder(tokenizer, plan.library, prefix)
+        trusted = plan.data.allow_special_in_content or plan.template is None
+        self.guard = None if trusted else self.encoder.guard
 
     def run(self, shard: ShardPlan, folder: Path, report: Report) -> None:
         """Write the shard's spool to `folder`."""

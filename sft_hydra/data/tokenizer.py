@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import shutil
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,19 @@ FILES = (
 TEMPLATE_FILE = "chat_template.jinja"
 
 
+@dataclass(frozen=True, slots=True)
+class AddedToken:
+    """A token that is looked for in text before the tokenizer's own rules. `special`: nothing that a person writes.
+    `lstrip`, `rstrip`: it swallows the white space beside it. `normalized`: it is looked for in normalized text."""
+
+    id: int
+    text: str
+    special: bool
+    lstrip: bool
+    rstrip: bool
+    normalized: bool
+
+
 class ChatTokenizer:
     """`tokenizer.json` and its companions in `folder`, and the template text in use (None: contents as they are)."""
 
@@ -37,11 +51,15 @@ class ChatTokenizer:
         self.template = template
         self.template_kwargs = dict(template_kwargs or {})
         self.file = folder / "tokenizer.json"
+        self.config = _read_json(folder / "tokenizer_config.json")
+
+    @cached_property
+    def backend(self) -> Tokenizer:
+        """The tokenizer in the reference library; read when first used, because that takes time."""
         try:
-            self.backend = Tokenizer.from_file(str(self.file))
+            return Tokenizer.from_file(str(self.file))
         except Exception as problem:  # the library raises bare exceptions
             raise DataError(f"{self.file}: cannot be read as a tokenizer ({problem})") from None
-        self.config = _read_json(folder / "tokenizer_config.json")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -58,14 +76,20 @@ class ChatTokenizer:
         return {key: text for key, text in named.items() if text is not None}
 
     @cached_property
+    def added(self) -> list[AddedToken]:
+        """All added tokens, by id."""
+        decoder = sorted(self.backend.get_added_tokens_decoder().items())
+        return [AddedToken(i, t.content, t.special, t.lstrip, t.rstrip, t.normalized) for i, t in decoder]
+
+    @property
     def added_tokens(self) -> dict[int, tuple[str, bool]]:
-        """id -> (text, special) of every token that is found in text before the tokenizer's own rules."""
-        return {id_: (token.content, token.special) for id_, token in self.backend.get_added_tokens_decoder().items()}
+        """id -> (text, special) of the added tokens."""
+        return {token.id: (token.text, token.special) for token in self.added}
 
     @cached_property
     def vocab_size(self) -> int:
         """Number of ids, added tokens included: a model's embedding needs at least so many rows."""
-        return max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        return max(self.backend.get_vocab_size(), *(token.id + 1 for token in self.added), 0)
 
     @property
     def eos_id(self) -> int | None:
@@ -84,7 +108,7 @@ class ChatTokenizer:
         """Tokens that close an assistant turn, found by rendering one; without a template, the tokenizer's eos."""
         from sft_hydra.data.render import Renderer
 
-        texts = Renderer.of(self).end_of_turn_texts(sorted({text for text, special in self.added_tokens.values()}))
+        texts = Renderer.of(self).end_of_turn_texts([token.text for token in self.added])
         ids = [id_ for text in texts if (id_ := self.backend.token_to_id(text)) is not None]
         if not ids and self.template is None and self.eos_id is not None:
             ids = [self.eos_id]

@@ -42,7 +42,7 @@ class Chat:
         self.tokenizer = tokenizer
         self.cfg = cfg
         self.renderer = Renderer.of(tokenizer, cfg.data)
-        self.guard = Guard(tokenizer.file)
+        self.guard = Guard(tokenizer)
 
     def answer(self, prompts: list[Prompt], sampling: Sampling) -> list[str]:
         """The text of the next assistant turn of each; a <think> that the prompt itself opens is part of it."""

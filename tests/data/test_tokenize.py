@@ -12,7 +12,6 @@ from support.chats import TOOL, assistant, call, conversation, result, shapes, s
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from sft_hydra.data.adapters import RowError
-from sft_hydra.data.guard import Guard
 from sft_hydra.data.locate import RenderedSequence
 from sft_hydra.data.render import Renderer
 from sft_hydra.data.tokenize import SequenceEncoder, choose_library
@@ -23,12 +22,8 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40
 
 
 @lru_cache(maxsize=4)
-def encoder_at(file: Path, library: str) -> SequenceEncoder:
-    return SequenceEncoder(file, library, Guard(file))
-
-
 def encoder_of(tokenizer: ChatTokenizer, library: str = "fastokens") -> SequenceEncoder:
-    return encoder_at(tokenizer.file, library)
+    return SequenceEncoder(tokenizer, library)
 
 
 @lru_cache(maxsize=4)
@@ -60,23 +55,24 @@ def test_the_mask_ends_with_an_end_of_turn_token(real: ChatTokenizer) -> None:
 
 
 def test_fastokens_is_chosen_only_where_it_agrees(real: ChatTokenizer, tmp_path: Path) -> None:
-    assert choose_library(real.file, real.backend, ["a text of one's own"]) == "fastokens"
+    assert choose_library(real, ["a text of one's own"]) == "fastokens"
     words = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.save(str(tmp_path / "tokenizer.json"))
-    assert choose_library(tmp_path / "tokenizer.json", words, ["a b"]) == "tokenizers"
+    assert choose_library(ChatTokenizer(tmp_path, None), ["a b"]) == "tokenizers"
 
 
 def test_a_tokenizer_that_disagrees_is_found_out(bundled: ChatTokenizer, tmp_path: Path) -> None:
     other = json.loads(bundled.file.read_text())
     other["normalizer"] = {"type": "Lowercase"}
-    file = tmp_path / "tokenizer.json"
-    file.write_text(json.dumps(other))
-    assert choose_library(file, bundled.backend, []) == "tokenizers"  # the file lower-cases, the given one does not
+    (tmp_path / "tokenizer.json").write_text(json.dumps(other))
+    lower = ChatTokenizer(tmp_path, None)
+    lower.backend = bundled.backend  # the file lower-cases, the library does not
+    assert choose_library(lower, []) == "tokenizers"
 
 
 @pytest.fixture(scope="module")
-def sentencepiece(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sentencepiece(tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
     """A tokenizer that puts a space sign before a text, so that no cut inside words is harmless."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -85,12 +81,12 @@ def sentencepiece(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.train_from_iterator(["what is this? it is a test of words. user: assistant: " * 20], trainer)
     folder = tmp_path_factory.mktemp("sp")
     tokenizer.save(str(folder / "tokenizer.json"))
-    return folder / "tokenizer.json"
+    return ChatTokenizer(folder, None)
 
 
-def test_cuts_without_a_control_token_are_not_cut(sentencepiece: Path) -> None:
-    exact = Tokenizer.from_file(str(sentencepiece))
-    encoder = SequenceEncoder(sentencepiece, "tokenizers", Guard(sentencepiece))
+def test_cuts_without_a_control_token_are_not_cut(sentencepiece: ChatTokenizer) -> None:
+    exact = sentencepiece.backend
+    encoder = encoder_of(sentencepiece, "tokenizers")
     assert not encoder.cuts_freely
     chunks = ["user: what is this? assistant:", " it is a test</s>", " user: of words. assistant:", " a test</s>"]
     batch = encoder.encode([RenderedSequence(chunks, [False, True, False, True])])
