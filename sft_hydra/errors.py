@@ -68,6 +68,12 @@ class NonFiniteLossError(UserError):
     code = "non_finite_loss"
 
 
+class TrackerError(UserError):
+    """A tracker whose package is not installed, or that refuses the run."""
+
+    code = "tracker"
+
+
 class ClusterError(UserError):
     """Slurm is not there, refuses the job, or does not know it; or the ranks of a run do not find each other."""
 

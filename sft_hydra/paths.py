@@ -57,6 +57,11 @@ class RunPaths:
         return self.root / "hf"
 
     @property
+    def trackers(self) -> Path:
+        """Ids of this run in the trackers."""
+        return self.root / "trackers.json"
+
+    @property
     def report(self) -> Path:
         return self.root / "report.html"
 

@@ -35,10 +35,6 @@ NOT_YET: dict[str, NotYet] = {
         lambda cfg: cfg.model.generic,
         "model.generic=true: training through the transformers implementation is not there yet",
     ),
-    "trackers": NotYet(
-        lambda cfg: any((cfg.logger.wandb, cfg.logger.tensorboard, cfg.logger.mlflow)),
-        "logger=wandb|tensorboard|mlflow: trackers are not there yet; logger=null writes metrics.jsonl",
-    ),
     "builtin_sources": NotYet(
         lambda cfg: any(
             source.format in COMING_FORMATS or str(source.path).startswith(BUILTIN)

@@ -264,18 +264,23 @@ class InspectConfig:
 class WandbConfig:
     project: str = "sft_hydra"
     entity: str | None = None
+    """Team or user; null: your default."""
     mode: str = "online"
+    """`online`, `offline` (written to `wandb/` in the run's folder; `wandb sync` uploads it later) or `disabled`."""
 
 
 @dataclass(kw_only=True, slots=True)
 class TensorboardConfig:
     folder: str | None = None
+    """Parent of the event files, with a folder for each run; null: `tensorboard/` in the run's folder."""
 
 
 @dataclass(kw_only=True, slots=True)
 class MlflowConfig:
     tracking_uri: str | None = None
+    """A server, or `sqlite:///runs.db`; null: what MLflow finds, MLFLOW_TRACKING_URI or a file here."""
     experiment: str = "sft_hydra"
+    """Experiment that the run belongs to; made if it is not there."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -4,6 +4,7 @@ Owns the order of things. What a run writes beside its checkpoints: metrics.json
 summary.json, hf/ and report.html.
 """
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from sft_hydra.checkpoint import state as checkpoints
 from sft_hydra.checkpoint.export import ExportReport, export
 from sft_hydra.config.schema import SftConfig
-from sft_hydra.config.world import run_layout
+from sft_hydra.config.world import rows_per_step, run_layout
 from sft_hydra.data.dataset import TrainRows
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.data.tokenizer import ChatTokenizer, load_tokenizer
@@ -21,11 +22,12 @@ from sft_hydra.engine.loop import StepResult, TrainState, fit
 from sft_hydra.engine.optimizer import OptimizerSet, build_optimizer
 from sft_hydra.engine.schedule import total_steps
 from sft_hydra.engine.validate import validate
-from sft_hydra.estimate import PEAK_FLOPS, flops_per_token
+from sft_hydra.estimate import GIB, PEAK_FLOPS, flops_per_token
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.observe.console import Console, Steps
 from sft_hydra.observe.metrics import MetricsFile
 from sft_hydra.observe.report import write_report
+from sft_hydra.observe.trackers import Trackers
 from sft_hydra.parallel.comm import first_rank_first
 from sft_hydra.parallel.process import start_process_group, stop_requested
 from sft_hydra.parallel.ranks import this_rank
@@ -35,6 +37,7 @@ from sft_hydra.runners.data_prep import prepared_set
 from sft_hydra.runners.evaluate import evaluate_model
 from sft_hydra.runners.model import RunModel, checkpoint_folder, model_architecture, new_model, start_machine
 from sft_hydra.runners.summary import Clock, say_next_steps, write_summary
+from sft_hydra.runners.tracking import data_artifact, model_artifact, no_trackers, open_trackers
 
 
 @dataclass(slots=True)
@@ -49,12 +52,23 @@ class Training:
     built: RunModel
     optimizer: OptimizerSet
     state: TrainState
-    steps: int
+    rows: TrainRows
     metrics: MetricsFile
+    trackers: Trackers
 
     @property
     def model(self) -> DecoderModel:
         return self.built.model
+
+    @property
+    def steps(self) -> int:
+        return total_steps(self.cfg, self.rows.rows_per_epoch)
+
+    def record(self, values: dict[str, Any]) -> None:
+        """One line of metrics.jsonl, and the same for the trackers."""
+        line = {"step": self.state.step, **values}
+        self.metrics.write(line)
+        self.trackers.log(line)
 
 
 def run(cfg: SftConfig) -> None:
@@ -74,26 +88,35 @@ def run(cfg: SftConfig) -> None:
             console.say(f"{paths.root}: finished, all {steps} steps are done (train.train_iters or name=... goes on)")
             return
         with clock("build model"):
-            training = _build(cfg, device, paths, console, packed, tokenizer, steps, last)
-        if training.state.step == 0:
-            with clock("evaluate before"):
-                _evaluate(training, "before")
-        with clock("train"), finish_step_on_interrupt():
-            _fit(training, rows)
-        if training.state.step < steps:
-            text = f"stopped at step {training.state.step} of {steps}; the same command goes on from here"
-            console.note(text)
-            raise StoppedError(text)
-        with clock("evaluate after"):
-            _evaluate(training, "after")
-        exported = None
-        if cfg.export.auto:
-            with clock("export"):
-                exported = export_model(training.model, cfg, tokenizer, console)
+            training = _build(cfg, device, paths, console, packed, tokenizer, rows, last)
+        with closing(training.trackers):
+            exported = _train(training, clock)
         if rank.rank == 0:
             write_summary(paths, cfg, packed, tokenizer, training.built, clock, exported)
             write_report(paths)
         say_next_steps(console, cfg, paths, exported, clock)
+
+
+def _train(training: Training, clock: Clock) -> ExportReport | None:
+    """Evaluate, train to the end, evaluate again, export. StoppedError if a signal ended it before."""
+    cfg, state = training.cfg, training.state
+    if state.step == 0:
+        with clock("evaluate before"):
+            _evaluate(training, "before")
+    with clock("train"), finish_step_on_interrupt():
+        _fit(training)
+    if state.step < training.steps:
+        text = f"stopped at step {state.step} of {training.steps}; the same command goes on from here"
+        training.console.note(text)
+        raise StoppedError(text)
+    with clock("evaluate after"):
+        _evaluate(training, "after")
+    if not cfg.export.auto:
+        return None
+    with clock("export"):
+        exported = export_model(training.model, cfg, training.tokenizer, training.console)
+    training.trackers.made(model_artifact(cfg, training.packed, training.built.origin, state.step, exported))
+    return exported
 
 
 def _is_finished(paths: RunPaths, last: Path, steps: int) -> bool:
@@ -111,11 +134,15 @@ def _build(
     console: Console,
     packed: PackedSet,
     tokenizer: ChatTokenizer,
-    steps: int,
+    rows: TrainRows,
     last: Path | None,
 ) -> Training:
     """The model where it will train, laid out over the ranks, its optimizer, and where training stands."""
     layout = run_layout(cfg, model_architecture(cfg, tokenizer))
+    resume_step = checkpoints.read_progress(last)["state"]["step"] if last is not None else 0
+    first = this_rank().rank == 0
+    trackers = open_trackers(cfg, paths, console, resume_step) if first else no_trackers()
+    trackers.used(data_artifact(cfg, packed))
     with console.work("loading the model"):
         built = new_model(cfg, tokenizer, device, layout)
     optimizer = build_optimizer(built.model, cfg)
@@ -134,11 +161,11 @@ def _build(
             ["layers", "adapted", "of", "parameters"],
             [(c.kind, str(c.adapted), str(c.total), f"{c.trainable:,}") for c in built.coverage],
         )
-    metrics = MetricsFile(paths.metrics if built.model.mesh.rank == 0 else None, resume_step=state.step)
-    return Training(cfg, paths, console, packed, tokenizer, built, optimizer, state, steps, metrics)
+    metrics = MetricsFile(paths.metrics if first else None, resume_step=resume_step)
+    return Training(cfg, paths, console, packed, tokenizer, built, optimizer, state, rows, metrics, trackers)
 
 
-def _fit(training: Training, rows: TrainRows) -> None:
+def _fit(training: Training) -> None:
     """The loop, with what happens between its steps: metrics, validation, checkpoints. One more if a signal stops it."""
     cfg, state = training.cfg, training.state
     saver = checkpoints.Saver(checkpoint_folder(cfg), cfg)
@@ -155,7 +182,7 @@ def _fit(training: Training, rows: TrainRows) -> None:
         fit(
             training.model,
             training.optimizer,
-            rows,
+            training.rows,
             state,
             cfg,
             training.steps,
@@ -174,21 +201,24 @@ def _is_due(cfg: SftConfig, step: int) -> bool:
 
 def _record(training: Training, result: StepResult, progress: Steps) -> None:
     """One line of metrics.jsonl and of the console."""
-    speed = result.tokens / result.seconds
-    line: dict[str, Any] = {
-        "step": result.step,
+    cfg, speed = training.cfg, result.tokens / result.seconds
+    values: dict[str, Any] = {
+        "epoch": round(training.state.rows_consumed / training.rows.rows_per_epoch, 6),
         "loss": result.loss,
         "lr": result.lr,
         "grad_norm": result.grad_norm,
         "tokens": result.tokens,
         "trained_tokens": result.trained_tokens,
         "tokens_per_second": round(speed, 1),
+        "trained_tokens_per_second": round(result.trained_tokens / result.seconds, 1),
+        "total_tokens_per_second": round(rows_per_step(cfg) * cfg.seq_length / result.seconds, 1),
         "seconds": round(result.seconds, 4),
         "mfu": _mfu(training, speed),
+        "memory_gib": _memory(training.model.device),
     }
     for source, loss in result.source_losses.items():
-        line[f"loss/{training.packed.sources[source]}"] = loss
-    training.metrics.write(line)
+        values[f"loss/{training.packed.sources[source]}"] = loss
+    training.record(values)
     figures = f"loss {result.loss:.4f}  lr {result.lr:.2e}  grad {result.grad_norm:.2f}  {speed:,.0f} tok/s"
     progress.update(result.step, figures)
 
@@ -202,10 +232,15 @@ def _mfu(training: Training, tokens_per_second: float) -> float | None:
     return flops * tokens_per_second / (PEAK_FLOPS * world)
 
 
+def _memory(device: torch.device) -> float | None:
+    """Peak of this rank since the start of training, GiB; None on devices without memory of their own."""
+    return round(torch.cuda.max_memory_allocated(device) / GIB, 3) if device.type == "cuda" else None
+
+
 def _validate(training: Training) -> None:
     losses = validate(training.model, training.packed, training.cfg)
     if losses:
-        training.metrics.write({"step": training.state.step, **losses})
+        training.record(losses)
         training.console.say(f"step {training.state.step}: validation loss {losses['val/loss']:.4f}")
 
 
@@ -216,7 +251,7 @@ def _evaluate(training: Training, when: str) -> None:
         training.model, training.cfg, training.tokenizer, training.console, paths=training.paths, when=when
     )
     if scores:
-        training.metrics.write({"step": training.state.step, **scores})
+        training.record(scores)
 
 
 def export_model(model: DecoderModel, cfg: SftConfig, tokenizer: ChatTokenizer, console: Console) -> ExportReport:

@@ -11,7 +11,6 @@ from sft_hydra.config.schema import SftConfig
 ASKED_BY = {
     "families": ["model=tiny_nemotron_h"],
     "generic": ["model.generic=true"],
-    "trackers": ["logger=[wandb,tensorboard,mlflow]"],
     "builtin_sources": ["data=nanochat"],
     "memory": ["train.recompute=full"],
 }

@@ -1,0 +1,94 @@
+"""The trackers of a training: which, under which ids, and what they learn about data and model.
+
+Owns trackers.json: the ids by which a resumed run goes on in the trackers' runs of before.
+"""
+
+import json
+import re
+import secrets
+from pathlib import Path
+from typing import Any
+
+from sft_hydra.checkpoint.export import ExportReport
+from sft_hydra.config import saved
+from sft_hydra.config.schema import SftConfig
+from sft_hydra.data.blend import plan_epoch
+from sft_hydra.data.shards import PackedSet
+from sft_hydra.observe.console import Console
+from sft_hydra.observe.trackers import Artifact, MLflow, TensorBoard, Tracker, Trackers, WeightsAndBiases
+from sft_hydra.paths import RunPaths
+
+
+def open_trackers(cfg: SftConfig, paths: RunPaths, console: Console, resume_step: int) -> Trackers:
+    """What `logger` asks for. TrackerError if one of them cannot be had. For the first rank; `no_trackers` for others."""
+    wanted = cfg.logger
+    config = {key: getattr(value, "value", value) for key, value in saved.flatten(cfg).items()}
+    name = str(cfg.name)
+    ids: dict[str, str] = {}
+    if resume_step and paths.trackers.is_file():
+        ids = json.loads(paths.trackers.read_text())
+    trackers: list[Tracker] = []
+    if wanted.tensorboard is not None:
+        folder = Path(wanted.tensorboard.folder) / name if wanted.tensorboard.folder else paths.root / "tensorboard"
+        trackers.append(TensorBoard(folder, resume_step=resume_step, config=config))
+    if wanted.mlflow is not None:
+        mlflow = MLflow(
+            tracking_uri=wanted.mlflow.tracking_uri,
+            experiment=wanted.mlflow.experiment,
+            name=name,
+            run_id=ids.get("mlflow"),
+            config=config,
+        )
+        ids["mlflow"] = mlflow.run_id
+        trackers.append(mlflow)
+    if wanted.wandb is not None and wanted.wandb.mode != "disabled":
+        ids.setdefault("wandb", secrets.token_hex(4))
+        trackers.append(
+            WeightsAndBiases(
+                paths.root,
+                project=wanted.wandb.project,
+                entity=wanted.wandb.entity,
+                mode=wanted.wandb.mode,
+                name=name,
+                run_id=ids["wandb"],
+                config=config,
+            )
+        )
+    if ids:
+        paths.trackers.write_text(json.dumps(ids) + "\n")
+    return Trackers(trackers, console.say)
+
+
+def no_trackers() -> Trackers:
+    """For ranks other than the first."""
+    return Trackers([], lambda _: None)
+
+
+def data_artifact(cfg: SftConfig, packed: PackedSet) -> Artifact:
+    """The packed set as trackers know it: its blend, its rejects, its hashes."""
+    meta = packed.metadata
+    facts = {
+        "content_key": meta["content_key"],
+        "tokens": meta["tokens"],
+        "pack_size": meta["pack_size"],
+        "rows": {split: packed.num_rows(split) for split in ("train", "valid", "test")},
+        "blend": {share.name: round(share.token_share, 6) for share in plan_epoch(packed, cfg.data)},
+        "rejects": {source["name"]: source["rejects"] for source in meta["sources"]},
+    }
+    return Artifact("dataset", f"{_slug(cfg.data.name)}-data", packed.folder, facts, [packed.folder / "metadata.json"])
+
+
+def model_artifact(cfg: SftConfig, packed: PackedSet, origin: str, step: int, exported: ExportReport) -> Artifact:
+    """The exported model as trackers know it, with the data and the weights that it was made from."""
+    facts: dict[str, Any] = {
+        "data": f"{_slug(cfg.data.name)}-data",
+        "data_content_key": packed.metadata["content_key"],
+        "weights_from": origin,
+        "kind": exported.kind,
+        "step": step,
+    }
+    return Artifact("model", f"{_slug(str(cfg.name))}-model", exported.folder, facts)
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.-]", "-", name)
