@@ -34,7 +34,8 @@ from sft_hydra.data.tokenizer import ChatTokenizer, load_tokenizer
 from sft_hydra.errors import DataError, MissingPackedDataError, SeqLengthMismatchError, TokenizerMismatchError
 from sft_hydra.paths import data_root
 
-PROBE_ROWS = 64  # of each source, on which fastokens must agree
+PROBE_ROWS = 16  # of each source, on which fastokens must agree
+PROBE_CHARS = 2000  # of each of them
 
 
 @dataclass(slots=True)
@@ -127,6 +128,7 @@ def obtain(cfg: SftConfig, on_progress: OnProgress | None = None) -> PackedSet:
 def missing(cfg: SftConfig) -> MissingPackedDataError:
     """The error that says which packed set is missing and which command makes it."""
     said = {
+        "data": cfg.data.name,
         "data.path": cfg.data.path,
         "data.blend": cfg.data.blend,
         "data.packed_dir": cfg.data.packed_dir,
@@ -134,7 +136,7 @@ def missing(cfg: SftConfig) -> MissingPackedDataError:
         "model.path": cfg.model.path,
     }
     words = [f"{key}={value}" for key, value in said.items() if value is not None]
-    command = " ".join(["python -m sft_hydra runner=data_prep", f"seq_length={cfg.seq_length}", *words])
+    command = " ".join(["python -m sft_hydra runner=data_prep", *words, f"seq_length={cfg.seq_length}"])
     place = cfg.data.packed_dir or str(data_root(cfg.output_dir))
     return MissingPackedDataError(
         f"missing_packed_data: no packed set for this run in {place}, and data.prepare=never. "
@@ -229,7 +231,7 @@ def _plan(cfg: SftConfig, tokenizer: ChatTokenizer, partial: Path) -> Plan:
     if said.get("key") != key or cfg.data.force:
         shutil.rmtree(partial, ignore_errors=True)
         rows = [json.dumps(row, ensure_ascii=False, default=str) for row in first_rows(sources, files, PROBE_ROWS)]
-        texts = [text for text in rows if text.isascii() or _is_unicode(text)]
+        texts = [text for row in rows if _is_unicode(text := row[:PROBE_CHARS])]
         library = choose_library(tokenizer, [*texts, tokenizer.template or ""])
         said = {"key": key, "library": library, "now": datetime.now().isoformat(timespec="seconds")}
         (partial / "spool").mkdir(parents=True)
