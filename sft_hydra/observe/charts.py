@@ -6,12 +6,14 @@ The page's script reads a chart's exact values from `data-points`; without a scr
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 from math import ceil, floor, isfinite, log10
 
 WIDTH, HEIGHT = 560, 240
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 28
 MAX_POINTS = 600  # more are thinned: a chart is this many pixels wide
 DOTS = 30  # a line of at most so many points shows them
+GAP = 20  # times the usual distance between points: no line over it, nothing was measured there
 COLOURS = 8
 
 Points = Sequence[tuple[float, float]]
@@ -43,7 +45,10 @@ def line_chart(series: Sequence[Series], label: str) -> str:
         up = (y - y_low) / ((y_high - y_low) or 1)
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
-    parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">']
+    frame = f"{LEFT} {WIDTH - RIGHT} {x_low:g} {x_high:g}"  # where x lies, in the chart and as values
+    parts = [
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" data-frame="{frame}" role="img" aria-label="{escape(label)}">'
+    ]
     for tick in y_ticks:
         _, y = place(x_low, tick)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
@@ -58,11 +63,14 @@ def line_chart(series: Sequence[Series], label: str) -> str:
 
 
 def _line(series: Series, colour: int, points: Points, places: Points) -> str:
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    distances = sorted(b[0] - a[0] for a, b in pairwise(points))
+    gap = GAP * distances[len(distances) // 2]
+    ahead = [True, *(b[0] - a[0] > gap for a, b in pairwise(points))]
+    path = " ".join(f"{'M' if moves else 'L'}{x:.1f},{y:.1f}" for moves, (x, y) in zip(ahead, places, strict=True))
     values = " ".join(f"{x:g},{y:.6g}" for x, y in points)
     tone = f"c{colour % COLOURS}" + (" faint" if series.faint else "")
     name = escape(series.name)
-    line = f'<polyline class="line {tone}" points="{path}" data-name="{name}" data-points="{values}"/>'
+    line = f'<path class="line {tone}" d="{path}" data-name="{name}" data-points="{values}"/>'
     if len(points) > DOTS:
         return line
     return line + "".join(f'<circle class="dot {tone}" cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>' for x, y in places)

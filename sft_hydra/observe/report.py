@@ -129,7 +129,7 @@ def _tiles(run: RunRecord) -> list[tuple[str, str]]:
         tiles.append(("exact match", f"{before:.2f} → {after:.2f}"))
     if run.steps:
         tokens = sum(line["tokens"] for line in run.steps)
-        tiles += [("steps", f"{run.steps[-1]['step']:,}"), ("tokens", f"{tokens:,}")]
+        tiles.append((f"tokens in {run.steps[-1]['step']:,} steps", f"{tokens:,}"))
         tiles.append(("tokens per second", f"{run.last('tokens_per_second', LAST):,.0f}"))
     if total := run.summary.get("seconds", {}).get("total"):
         tiles.append(("time", f"{total:,.0f} s"))

@@ -10,16 +10,16 @@ from sft_hydra.observe.charts import Series, line_chart, smooth, ticks
 def test_a_chart_is_well_formed_and_draws_each_series() -> None:
     svg = line_chart([Series("a<b", [(0, 1.0), (10, 0.5)]), Series("c", [(0, 2.0), (10, 0.1)])], "loss & more")
     tree = ElementTree.fromstring(svg)
-    assert len(tree.findall("polyline")) == 2
-    assert [line.attrib["data-name"] for line in tree.findall("polyline")] == ["a<b", "c"]
-    assert [line.attrib["data-points"] for line in tree.findall("polyline")] == ["0,1 10,0.5", "0,2 10,0.1"]
+    assert len(tree.findall("path")) == 2
+    assert [line.attrib["data-name"] for line in tree.findall("path")] == ["a<b", "c"]
+    assert [line.attrib["data-points"] for line in tree.findall("path")] == ["0,1 10,0.5", "0,2 10,0.1"]
 
 
 def test_long_series_are_thinned_but_keep_their_end() -> None:
     svg = line_chart([Series("a", [(i, float(i)) for i in range(100_000)])], "a")
-    points = ElementTree.fromstring(svg).find("polyline").attrib["points"].split()  # type: ignore[union-attr]
+    points = ElementTree.fromstring(svg).find("path").attrib["d"].split()  # type: ignore[union-attr]
     assert len(points) < 1000
-    assert points[-1].startswith("548.0,")
+    assert points[-1].startswith("L548.0,")
 
 
 def test_nothing_to_draw_is_no_chart() -> None:
@@ -39,3 +39,9 @@ def test_smoothing_keeps_a_constant_and_follows_a_step() -> None:
     jump = smooth([(i, float(i >= 250)) for i in range(500)])
     assert jump[249][1] == 0.0
     assert jump[-1][1] > 0.99
+
+
+def test_no_line_is_drawn_where_nothing_was_measured() -> None:
+    points = [(i, 1.0) for i in range(100)] + [(i, 2.0) for i in range(900, 1000)]
+    path = ElementTree.fromstring(line_chart([Series("a", points)], "a")).find("path").attrib["d"]  # type: ignore[union-attr]
+    assert [part[0] for part in path.split()].count("M") == 2

@@ -107,7 +107,7 @@ def test_runs_are_compared_by_settings_and_outcomes(tmp_path: Path, capsys: pyte
     assert [value in text for value in ('class="good">70.0%', 'class="good">50.0%')] == [True, False]
     assert "optimizer.lr" in text
     assert "run_dir" not in text
-    assert text.count("<polyline") == 10
+    assert text.count('<path class="line') == 10
     shown = capsys.readouterr().out
     assert "optimizer.lr" in shown
     assert "0.0003" in shown
