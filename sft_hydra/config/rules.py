@@ -23,7 +23,7 @@ AT_LEAST_ONE = (
     "train.global_batch_size", "train.global_batch_tokens", "train.micro_batch_size", "train.train_samples",
     "train.log_interval", "train.num_threads", "checkpoint.interval", "checkpoint.keep_last", "data.sample",
     "data.num_workers", "data.num_shards", "data.max_doc_tokens", "eval.batch_size", "eval.sample_tokens", "eval.tokens",
-    "eval.exact_match.max_items", "eval.exact_match.max_new_tokens", "generate.max_new_tokens", "inspect.count",
+    "eval.exact_match.max_items", "eval.exact_match.max_new_tokens", "generate.max_new_tokens", "inspect.count", "inspect.conversations",
     "peft.dim", "parallel.tp", "parallel.pp", "parallel.cp", "parallel.ep", "parallel.dp_replicate", "optimizer.ns_steps",
 )  # fmt: skip
 NOT_NEGATIVE = (
