@@ -65,7 +65,7 @@ def _losses_of_transformers(cfg: SftConfig) -> list[float]:
     for step in range(STEPS):
         row = rows[step]
         loss = sum(_conversation_losses(model, row)) / int(row.loss_mask.sum())
-        losses.append(float(loss))
+        losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.train.clip_grad or float("inf"))
@@ -81,7 +81,7 @@ def _conversation_losses(model: Any, row: PackedRow) -> list[torch.Tensor]:
     losses = []
     for start, end in pairwise(bounds):
         ids = torch.from_numpy(row.input_ids[start:end].astype("int64"))
-        at = torch.from_numpy(row.loss_mask[start:end]).nonzero()[:, 0]
+        at = torch.from_numpy(row.loss_mask[start:end].astype(bool)).nonzero()[:, 0]
         hidden = model.model(input_ids=ids[None]).last_hidden_state[0]
         losses.append(F.cross_entropy(model.lm_head(hidden[at]), ids[at + 1], reduction="sum"))
     return losses
