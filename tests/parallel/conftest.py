@@ -1,16 +1,7 @@
 import pytest
-from support.ranks import Ranks
 from support.training import Case, Outcome, train
 
 from sft_hydra.parallel.layout import Layout
-
-
-@pytest.fixture(scope="session")
-def ranks():
-    """Processes for runs of several ranks."""
-    ranks = Ranks()
-    yield ranks
-    ranks.close()
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import pytest
 from support.packed import relative
+from support.ranks import run_ranks
 from support.training import Case, Outcome, train
 
 from sft_hydra.config.schema import LoraConfig, Recompute
@@ -110,9 +111,9 @@ def layouts():
 
 
 @pytest.mark.parametrize(("case", "world", "sizes"), layouts())
-def test_trains_like_one_process(ranks, one_process, case, world, sizes):
+def test_trains_like_one_process(one_process, case, world, sizes):
     expected = one_process(case)
-    outcomes = ranks.run(world, train, case, Layout(gpus_per_node=world, **sizes))
+    outcomes = run_ranks(world, train, case, Layout(gpus_per_node=world, **sizes))
     for outcome in outcomes:
         same_results(outcome, expected)
     gradients = {name: tensor for outcome in outcomes for name, tensor in outcome.gradients.items()}

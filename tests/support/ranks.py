@@ -1,7 +1,9 @@
-"""Real processes that talk by gloo: started once, used for many layouts."""
+"""Real processes that talk by gloo. They are forked from one that has imported torch, so that starting them is cheap."""
 
 import multiprocessing
 import os
+import pickle
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -9,89 +11,75 @@ from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 
-PRELOAD = ["torch", "torch.distributed", "torch.distributed.fsdp", "torch.distributed.pipelining", "support.training"]
-SECONDS = 120  # that one job may take
+SECONDS = 240  # that one run may take
 GRACE = 3  # seconds that the others have once one has failed
-USES = 4  # of one process: gloo keeps the threads of groups that are long gone, hundreds of them after some layouts
 
 
 class RanksFailedError(AssertionError):
     """What the ranks say that failed."""
 
 
-class Ranks:
-    """Processes that wait for work; `run` makes as many of them as are asked for a process group."""
-
-    def __init__(self) -> None:
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(PRELOAD)
-        self.pipes: list[Connection] = []
-        self.processes: list[Any] = []
-        self.used = 0
-
-    def run(self, world: int, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
-        """Results of `function(*args, **kwargs)`, a function of a module, on ranks 0 to world - 1."""
-        self.used += 1
-        if self.used > USES:
-            self.close()
-        while len(self.pipes) < world:
-            self._start_one()
-        answers: dict[int, tuple[bool, Any]] = {}
-        with tempfile.TemporaryDirectory() as folder:
-            for rank, pipe in enumerate(self.pipes[:world]):
-                pipe.send((rank, world, Path(folder) / "store", function, args, kwargs))
-            while len(answers) < world:
-                failed = any(not ok for ok, _ in answers.values())
-                waiting = {pipe: rank for rank, pipe in enumerate(self.pipes[:world]) if rank not in answers}
-                ready = wait(list(waiting), GRACE if failed else SECONDS)
-                if not ready:
-                    break
-                for pipe in ready:
-                    answers[waiting[pipe]] = pipe.recv()
-        failures = [f"rank {rank}:\n{text}" for rank, (ok, text) in sorted(answers.items()) if not ok]
-        if len(answers) < world:
-            self.close()
-            silent = sorted(set(range(world)) - answers.keys())
-            failures.append(f"no answer from {silent}")
-        if failures:
-            raise RanksFailedError("\n".join(failures))
-        return [answers[rank][1] for rank in range(world)]
-
-    def close(self) -> None:
-        for process in self.processes:
+def run_ranks(world: int, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
+    """Results of `function(*args, **kwargs)`, a function of a module, on each of `world` ranks of a process group."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["support.preload"])
+    # the server that forks looks for what it preloads on this path alone
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
+        processes, pipes = [], {}
+        for rank in range(world):
+            ours, theirs = context.Pipe(duplex=False)
+            work = (theirs, rank, world, Path(folder) / "store", function, args, kwargs)
+            process = context.Process(target=_run, args=work, daemon=True)
+            process.start()
+            theirs.close()
+            processes.append(process)
+            pipes[ours] = rank
+        answers = _collect(pipes)
+        for process in processes:
+            process.join(GRACE if len(answers) == world else 0)
             process.kill()
-            process.join()
-        self.pipes, self.processes, self.used = [], [], 0
-
-    def _start_one(self) -> None:
-        ours, theirs = self.context.Pipe()
-        process = self.context.Process(target=_serve, args=(theirs,), daemon=True)
-        process.start()
-        theirs.close()
-        self.pipes.append(ours)
-        self.processes.append(process)
+    failures = [f"rank {rank}:\n{text}" for rank, (ok, text) in sorted(answers.items()) if not ok]
+    failures += [f"rank {rank} did not answer" for rank in range(world) if rank not in answers]
+    if failures:
+        raise RanksFailedError("\n".join(failures))
+    return [answers[rank][1] for rank in range(world)]
 
 
-def _serve(pipe: Connection) -> None:
+def _collect(pipes: dict[Connection, int]) -> dict[int, tuple[bool, Any]]:
+    """Answers by rank, of those that give one in time."""
+    answers: dict[int, tuple[bool, Any]] = {}
+    waiting = dict(pipes)
+    while waiting:
+        failed = any(not ok for ok, _ in answers.values())
+        ready = wait(list(waiting), GRACE if failed else SECONDS)
+        if not ready:
+            break
+        for pipe in ready:
+            rank = waiting.pop(pipe)
+            try:
+                answers[rank] = pickle.loads(pipe.recv_bytes())
+            except EOFError:
+                answers[rank] = (False, "it died")
+    return answers
+
+
+def _run(
+    answer: Connection, rank: int, world: int, store: Path, function: Callable[..., Any], args: Any, kwargs: Any
+) -> None:
     torch.set_num_threads(1)
-    while True:
-        try:
-            rank, world, store, function, args, kwargs = pipe.recv()
-        except EOFError:
-            return
-        os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(world))
-        try:
-            if world > 1:
-                dist.init_process_group(
-                    "gloo", f"file://{store}", timedelta(seconds=SECONDS), rank=rank, world_size=world
-                )
-            pipe.send((True, function(*args, **kwargs)))
-        except BaseException:
-            pipe.send((False, traceback.format_exc()))
-        finally:
-            if dist.is_initialized():
-                dist.destroy_process_group()
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(world))
+    try:
+        if world > 1:
+            dist.init_process_group("gloo", f"file://{store}", timedelta(seconds=SECONDS), rank=rank, world_size=world)
+        result = (True, function(*args, **kwargs))
+    except BaseException:
+        result = (False, traceback.format_exc())
+    # by value: multiprocessing's own pickling would have the receiver fetch tensors from a process that is gone
+    answer.send_bytes(pickle.dumps(result))
+    if dist.is_initialized():
+        dist.destroy_process_group()
