@@ -3,12 +3,16 @@
 This file alone knows the names inside `outputs/`.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from sft_hydra.errors import ConfigError
+from sft_hydra.errors import CheckpointError, ConfigError
 
 PACKAGE = Path(__file__).resolve().parent
+COMPLETE, STATE = "COMPLETE", "state.json"  # in every checkpoint: the mark that it counts, and where training stood
+CHECKPOINT_FORMAT = 1
 
 
 def conf_dir() -> Path:
@@ -23,6 +27,38 @@ def conf_dir() -> Path:
 def data_root(output_dir: str) -> Path:
     """Folder that holds all packed sets made by this machine's runs, one per content key."""
     return Path(output_dir) / "data"
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """`step_<N>` in it that are whole, oldest first."""
+    steps = [path for path in folder.glob("step_*") if path.suffix != ".tmp" and (path / COMPLETE).is_file()]
+    return sorted(steps, key=lambda path: int(path.name.removeprefix("step_")))
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint that a user means by a path: a `step_<N>`, a folder of them, or a run's folder."""
+    path = Path(path).expanduser()
+    if (path / COMPLETE).is_file():
+        return path
+    for folder in (path, path / "checkpoints"):
+        if steps := complete_checkpoints(folder):
+            return steps[-1]
+    raise CheckpointError(
+        f"{path} is not a complete checkpoint and holds none (a folder step_<N> with a file {COMPLETE})"
+    )
+
+
+def read_progress(checkpoint: Path) -> dict[str, Any]:
+    """What `state.json` says: `state` (as TrainState), `adapters_only`, `optimizer`, the `sizes` and `rates` in use, and
+    the `metrics` of that moment."""
+    try:
+        progress = json.loads((checkpoint / STATE).read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{checkpoint / STATE} cannot be read: {error}") from error
+    found = progress.get("format")
+    if found != CHECKPOINT_FORMAT:
+        raise CheckpointError(f"{checkpoint} has format {found}; this version reads format {CHECKPOINT_FORMAT}")
+    return progress
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,9 +27,10 @@ from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.lora import is_adapter
 from sft_hydra.parallel.comm import objects_of_ranks
 from sft_hydra.parallel.storage import holds_first_copy
+from sft_hydra.paths import CHECKPOINT_FORMAT, COMPLETE, STATE, complete_checkpoints, read_progress
 
-FORMAT = 1
-MODEL, OPTIMIZER, STATE, COMPLETE = "model", "optimizer", "state.json", "COMPLETE"
+MODEL, OPTIMIZER = "model", "optimizer"
+SCORES = ("eval/", "chatcore")  # metrics of which more is better; of all others, less
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class Snapshot:
     optimizer: dict[str, Part]
     progress: dict[str, Any]
     keep_last: int
+    keep_best: str | None
 
 
 class Saver:
@@ -53,10 +55,12 @@ class Saver:
         self._thread: Thread | None = None
         self._error: BaseException | None = None
 
-    def save(self, model: DecoderModel, optimizer: OptimizerSet, state: TrainState) -> None:
-        """Start to save; what trains on afterwards is not in it."""
+    def save(
+        self, model: DecoderModel, optimizer: OptimizerSet, state: TrainState, metrics: dict[str, Any] | None = None
+    ) -> None:
+        """Start to save; what trains on afterwards is not in it. `metrics`, as of now, are what `keep_best` goes by."""
         self.wait()
-        snapshot = take_snapshot(model, optimizer, state, self.cfg)
+        snapshot = take_snapshot(model, optimizer, state, self.cfg, metrics)
         if not self.cfg.checkpoint.async_save:
             write_snapshot(self.folder, snapshot, self._group)
             return
@@ -80,12 +84,37 @@ class Saver:
             self._error = error
 
 
-def save(folder: Path, model: DecoderModel, optimizer: OptimizerSet, state: TrainState, cfg: SftConfig) -> Path:
-    """Write `folder/step_<N>` and drop all but the newest `checkpoint.keep_last`. Returns the checkpoint's folder."""
-    return write_snapshot(folder, take_snapshot(model, optimizer, state, cfg), None)
+def save(
+    folder: Path,
+    model: DecoderModel,
+    optimizer: OptimizerSet,
+    state: TrainState,
+    cfg: SftConfig,
+    metrics: dict[str, Any] | None = None,
+) -> Path:
+    """Write `folder/step_<N>` and drop those that `checkpoint.keep_last` and `keep_best` do not keep. Returns its folder."""
+    return write_snapshot(folder, take_snapshot(model, optimizer, state, cfg, metrics), None)
 
 
-def take_snapshot(model: DecoderModel, optimizer: OptimizerSet, state: TrainState, cfg: SftConfig) -> Snapshot:
+def superfluous(folder: Path, keep_last: int, keep_best: str | None) -> list[Path]:
+    """Checkpoints that are neither among the newest nor the best one by the metric `keep_best`."""
+    steps = complete_checkpoints(folder)
+    kept = set(steps[-keep_last:])
+    if keep_best is not None:
+        sign = -1 if keep_best.startswith(SCORES) else 1
+        values = {step: read_progress(step).get("metrics", {}).get(keep_best) for step in steps}
+        rated = [step for step in steps if values[step] is not None]
+        kept |= {min(rated, key=lambda step: sign * values[step])} if rated else set()
+    return [step for step in steps if step not in kept]
+
+
+def take_snapshot(
+    model: DecoderModel,
+    optimizer: OptimizerSet,
+    state: TrainState,
+    cfg: SftConfig,
+    metrics: dict[str, Any] | None = None,
+) -> Snapshot:
     """What this rank writes; shares the memory of model and optimizer."""
 
     def own(tensors: dict[str, torch.Tensor]) -> dict[str, Part]:
@@ -96,8 +125,9 @@ def take_snapshot(model: DecoderModel, optimizer: OptimizerSet, state: TrainStat
         step=state.step,
         model=own(_weights(model)),
         optimizer=own(_moments(model, optimizer)),
-        progress=_progress(model, optimizer, state, cfg),
+        progress=_progress(model, optimizer, state, cfg) | {"metrics": metrics or {}},
         keep_last=max(1, cfg.checkpoint.keep_last),
+        keep_best=cfg.checkpoint.keep_best,
     )
 
 
@@ -131,7 +161,7 @@ def write_snapshot(folder: Path, snapshot: Snapshot, group: dist.ProcessGroup | 
         _flush(folder)
         (final / COMPLETE).touch()
         _flush(final)
-        for old in _complete_steps(folder)[: -snapshot.keep_last]:
+        for old in superfluous(folder, snapshot.keep_last, snapshot.keep_best):
             _remove(old)
     _meet(group)
     return final
@@ -156,32 +186,8 @@ def _written(model: DecoderModel, name: str, tensor: torch.Tensor) -> Part | Non
 
 def latest(folder: Path) -> Path | None:
     """The newest complete checkpoint in `folder`."""
-    steps = _complete_steps(folder)
+    steps = complete_checkpoints(folder)
     return steps[-1] if steps else None
-
-
-def find(path: str | Path) -> Path:
-    """The checkpoint that a user means by a path: a `step_<N>`, a folder of them, or a run's folder."""
-    path = Path(path)
-    if (path / COMPLETE).is_file():
-        return path
-    for folder in (path, path / "checkpoints"):
-        if (step := latest(folder)) is not None:
-            return step
-    raise CheckpointError(
-        f"{path} is not a complete checkpoint and holds none (a folder step_<N> with a file {COMPLETE})"
-    )
-
-
-def read_progress(checkpoint: Path) -> dict[str, Any]:
-    """What `state.json` says: `state` (as TrainState), `adapters_only`, `optimizer`, and the `sizes` and `rates` in use."""
-    try:
-        progress = json.loads((checkpoint / STATE).read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{checkpoint / STATE} cannot be read: {error}") from error
-    if progress.get("format") != FORMAT:
-        raise CheckpointError(f"{checkpoint} has format {progress.get('format')}; this version reads format {FORMAT}")
-    return progress
 
 
 def load(checkpoint: Path, model: DecoderModel, optimizer: OptimizerSet | None) -> TrainState:
@@ -199,13 +205,18 @@ def load(checkpoint: Path, model: DecoderModel, optimizer: OptimizerSet | None) 
     for name, tensor in targets.items():
         files.read_into(name, tensor)
     if optimizer is not None:
-        if progress["optimizer"] != optimizer.kinds:
-            raise CheckpointError(
-                f"{checkpoint} holds the state of {'+'.join(progress['optimizer'])}, this run's optimizer is "
-                f"{'+'.join(optimizer.kinds)}"
-            )
-        _load_moments(PartFiles(checkpoint, OPTIMIZER), model, optimizer)
+        load_optimizer(checkpoint, model, optimizer)
     return TrainState(**progress["state"])
+
+
+def load_optimizer(checkpoint: Path, model: DecoderModel, optimizer: OptimizerSet) -> None:
+    """Only its moments; rates are what the config says. CheckpointError if they are another optimizer's."""
+    kinds = read_progress(checkpoint)["optimizer"]
+    if kinds != optimizer.kinds:
+        raise CheckpointError(
+            f"{checkpoint} holds the state of {'+'.join(kinds)}, this run's optimizer is {'+'.join(optimizer.kinds)}"
+        )
+    _load_moments(PartFiles(checkpoint, OPTIMIZER), model, optimizer)
 
 
 def _weights(model: DecoderModel) -> dict[str, torch.Tensor]:
@@ -225,7 +236,7 @@ def _moments(model: DecoderModel, optimizer: OptimizerSet) -> dict[str, torch.Te
 
 def _progress(model: DecoderModel, optimizer: OptimizerSet, state: TrainState, cfg: SftConfig) -> dict[str, Any]:
     return {
-        "format": FORMAT,
+        "format": CHECKPOINT_FORMAT,
         "state": asdict(state),
         "adapters_only": any(is_adapter(name) for name, _ in model.named_parameters()),
         "optimizer": optimizer.kinds,
@@ -266,12 +277,6 @@ def _load_moments(files: PartFiles, model: DecoderModel, optimizer: OptimizerSet
             state[kind] = torch.zeros_like(parameter) if shape == parameter.shape else torch.zeros(shape)
             files.read_into(f"{name}/{kind}", state[kind])
         optimizer.set_state(parameter, state)
-
-
-def _complete_steps(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    steps = [path for path in folder.glob("step_*") if path.suffix != ".tmp" and (path / COMPLETE).is_file()]
-    return sorted(steps, key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def _remove(checkpoint: Path) -> None:

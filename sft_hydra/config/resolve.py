@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sft_hydra.config.future import not_built_yet
+from sft_hydra.config.inherit import inherit
 from sft_hydra.config.keys import hint, is_filled, unknown_keys
 from sft_hydra.config.resume import adopt_run, resume_problems
 from sft_hydra.config.rules import RULES, rule_problems
@@ -74,6 +75,7 @@ def to_dataclasses(composed: DictConfig) -> tuple[SftConfig | None, list[str]]:
         parent._content.pop(name)  # typed sections offer no deletion
     problems += [f"{key}: _target_ is not offered: a config holds values, not code" for key in _targets(composed)]
     try:
+        problems += inherit(composed)
         for key in sorted(OmegaConf.missing_keys(composed)):
             problems.append(f"{key} has no value; set {key}=...")
             OmegaConf.update(composed, key, "missing")

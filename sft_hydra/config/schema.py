@@ -185,7 +185,8 @@ class CheckpointConfig:
     save: str | None = None
     """Folder; null: `checkpoints/` in the run's folder."""
     load: str | None = None
-    """A checkpoint of ours (its folder, or one `step_<N>`) to start the weights from. Resuming a run goes first."""
+    """A checkpoint of ours (its folder, or one `step_<N>`) to start the weights from. Resuming a run goes first. What is null
+    of `seq_length`, `train.global_batch_size`, `train.micro_batch_size` and the rates of `optimizer` is taken from it."""
     load_optimizer: bool = False
     """Take the optimizer's state from `load` too; rates are reset."""
     interval: int | None = 500
@@ -193,6 +194,9 @@ class CheckpointConfig:
     async_save: bool = False
     """Write checkpoints while training goes on, from a copy in the memory of the host."""
     keep_last: int = 2
+    keep_best: str | None = None
+    """A metric of metrics.jsonl, `val/loss` for instance: the checkpoint that is best by it is kept too. Of scores
+    (`eval/...`, `chatcore...`) more is better, of all else less."""
 
 
 @dataclass(kw_only=True, slots=True)

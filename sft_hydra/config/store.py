@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from sft_hydra.config.inherit import allow_null
 from sft_hydra.config.normalise import option_of_file
 from sft_hydra.config.schema import LoraConfig, SftConfig
 from sft_hydra.config.schema_optim import OPTIMIZERS, Optimizer
@@ -25,10 +26,10 @@ def register(experiments: Iterable[Path] = ()) -> None:
     """Raises ConfigError if an experiment file is missing or no YAML."""
     store = ConfigStore.instance()
     root = SftConfig(optimizer=Optimizer())  # the base class, so that a group option may put any variant there
-    store.store(group="schema", name="root", node=root)
+    store.store(group="schema", name="root", node=allow_null(root))
     store.store(group="schema/peft", name="lora", node=LoraConfig)
     for kind, optimizer in OPTIMIZERS.items():
-        store.store(group="schema/optimizer", name=kind, node=optimizer)
+        store.store(group="schema/optimizer", name=kind, node=allow_null(optimizer, "optimizer."))
     _register_plugins(store)
     for path in experiments:
         option = Path("experiment", option_of_file(path))

@@ -23,6 +23,7 @@ from sft_hydra.models.initial import init_weights
 from sft_hydra.models.lora import Coverage, add_adapters, init_adapters
 from sft_hydra.parallel.layout import Layout
 from sft_hydra.parallel.ranks import this_rank
+from sft_hydra.paths import find_checkpoint
 
 
 @dataclass(slots=True)
@@ -83,7 +84,7 @@ def new_model(cfg: SftConfig, tokenizer: ChatTokenizer, device: torch.device, la
     if cfg.peft is not None:
         init_adapters(model, cfg.seed)
     if cfg.checkpoint.load is not None:
-        step = checkpoints.find(cfg.checkpoint.load)
+        step = find_checkpoint(cfg.checkpoint.load)
         checkpoints.load(step, model, None)
         origin = str(step)
     parameters, trained = sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)

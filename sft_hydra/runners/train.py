@@ -5,7 +5,7 @@ summary.json, hf/ and report.html.
 """
 
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from sft_hydra.engine.loop import StepResult, TrainState, fit
 from sft_hydra.engine.optimizer import OptimizerSet, build_optimizer
 from sft_hydra.engine.schedule import total_steps
 from sft_hydra.engine.validate import validate
+from sft_hydra.errors import ConfigError
 from sft_hydra.estimate import GIB, PEAK_FLOPS, flops_per_token
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.observe.console import Console, Steps
@@ -32,7 +33,7 @@ from sft_hydra.parallel.comm import first_rank_first
 from sft_hydra.parallel.process import start_process_group, stop_requested
 from sft_hydra.parallel.ranks import this_rank
 from sft_hydra.parallel.stop import StoppedError, finish_step_on_interrupt
-from sft_hydra.paths import RunPaths
+from sft_hydra.paths import RunPaths, find_checkpoint, read_progress
 from sft_hydra.runners.data_prep import prepared_set
 from sft_hydra.runners.evaluate import evaluate_model
 from sft_hydra.runners.model import RunModel, checkpoint_folder, model_architecture, new_model, start_machine
@@ -55,6 +56,10 @@ class Training:
     rows: TrainRows
     metrics: MetricsFile
     trackers: Trackers
+    latest: dict[str, Any] = field(default_factory=dict)
+    """Of every metric, its last value."""
+    validated: int | None = None
+    """Step of the last validation."""
 
     @property
     def model(self) -> DecoderModel:
@@ -69,6 +74,7 @@ class Training:
         line = {"step": self.state.step, **values}
         self.metrics.write(line)
         self.trackers.log(line)
+        self.latest |= values
 
 
 def run(cfg: SftConfig) -> None:
@@ -121,7 +127,7 @@ def _train(training: Training, clock: Clock) -> ExportReport | None:
 
 def _is_finished(paths: RunPaths, last: Path, steps: int) -> bool:
     """All steps are done and what follows them is written (the summary comes last but the report)."""
-    if checkpoints.read_progress(last)["state"]["step"] < steps:
+    if read_progress(last)["state"]["step"] < steps:
         paths.summary.unlink(missing_ok=True)  # training grew: the summary is of a shorter one
         return False
     return paths.summary.is_file() and paths.report.is_file()
@@ -139,7 +145,8 @@ def _build(
 ) -> Training:
     """The model where it will train, laid out over the ranks, its optimizer, and where training stands."""
     layout = run_layout(cfg, model_architecture(cfg, tokenizer))
-    resume_step = checkpoints.read_progress(last)["state"]["step"] if last is not None else 0
+    _check_best(cfg, packed)
+    resume_step = read_progress(last)["state"]["step"] if last is not None else 0
     first = this_rank().rank == 0
     trackers = open_trackers(cfg, paths, console, resume_step) if first else no_trackers()
     trackers.used(data_artifact(cfg, packed))
@@ -151,6 +158,9 @@ def _build(
     if last is not None:
         state = checkpoints.load(last, built.model, optimizer)
         origin = f"{last} (resumed after step {state.step})"
+    elif cfg.checkpoint.load_optimizer:
+        checkpoints.load_optimizer(find_checkpoint(str(cfg.checkpoint.load)), built.model, optimizer)
+        origin += ", its optimizer's state too"
     console.say(
         f"model      {cfg.model.name}: {origin}; {built.trained:,} of {built.parameters:,} parameters are trained, "
         f"on {layout.describe() if layout.world > 1 else device}"
@@ -165,6 +175,16 @@ def _build(
     return Training(cfg, paths, console, packed, tokenizer, built, optimizer, state, rows, metrics, trackers)
 
 
+def _check_best(cfg: SftConfig, packed: PackedSet) -> None:
+    """ConfigError if `checkpoint.keep_best` is a metric that training does not measure."""
+    known = ["loss", *(f"loss/{source}" for source in packed.sources)]
+    if packed.num_rows("valid"):
+        known += ["val/loss", "val/bpb", *(f"val/loss/{source}" for source in packed.sources)]
+    best = cfg.checkpoint.keep_best
+    if best is not None and best not in known:
+        raise ConfigError(f"checkpoint.keep_best={best} is not measured while training; there are: {', '.join(known)}")
+
+
 def _fit(training: Training) -> None:
     """The loop, with what happens between its steps: metrics, validation, checkpoints. One more if a signal stops it."""
     cfg, state = training.cfg, training.state
@@ -174,10 +194,13 @@ def _fit(training: Training) -> None:
         def after_step(result: StepResult) -> None:
             _record(training, result, progress)
             last = result.step == training.steps
+            saves = last or _is_due(cfg, result.step)
             if not last and cfg.eval.every and result.step % cfg.eval.every == 0:
                 _validate(training)
-            if last or _is_due(cfg, result.step):
-                saver.save(training.model, training.optimizer, state)
+            if saves and (cfg.checkpoint.keep_best or "").startswith("val/"):
+                _validate(training)
+            if saves:
+                saver.save(training.model, training.optimizer, state, training.latest)
 
         fit(
             training.model,
@@ -190,7 +213,7 @@ def _fit(training: Training) -> None:
             should_stop=stop_requested,
         )
         if state.step < training.steps and not _is_due(cfg, state.step):
-            saver.save(training.model, training.optimizer, state)
+            saver.save(training.model, training.optimizer, state, training.latest)
         saver.wait()
 
 
@@ -238,6 +261,9 @@ def _memory(device: torch.device) -> float | None:
 
 
 def _validate(training: Training) -> None:
+    if training.validated == training.state.step:
+        return
+    training.validated = training.state.step
     losses = validate(training.model, training.packed, training.cfg)
     if losses:
         training.record(losses)

@@ -10,12 +10,13 @@ import pytest
 import torch
 from support.packed import ARCHITECTURES, make_model, make_row
 
-from sft_hydra.checkpoint.state import find, latest, load, save
+from sft_hydra.checkpoint.state import latest, load, save
 from sft_hydra.config.schema import LoraConfig
 from sft_hydra.engine.loop import TrainState, fit
 from sft_hydra.engine.optimizer import build_optimizer
 from sft_hydra.errors import CheckpointError
 from sft_hydra.models.lora import apply_lora
+from sft_hydra.paths import find_checkpoint
 
 
 @pytest.fixture
@@ -83,11 +84,12 @@ def test_keeps_the_newest_and_finds_what_the_user_means(make_cfg, tmp_path):
         state.step = step
         save(folder, model, moments, state, cfg)
     assert sorted(path.name for path in folder.iterdir()) == ["step_10", "step_11"]
-    assert find(tmp_path / "run") == find(folder) == find(folder / "step_11") == folder / "step_11"
+    found = [find_checkpoint(path) for path in (tmp_path / "run", folder, folder / "step_11")]
+    assert found == [folder / "step_11"] * 3
     (folder / "step_11" / "COMPLETE").unlink()
     assert latest(folder) == folder / "step_10"
     with pytest.raises(CheckpointError, match="not a complete checkpoint"):
-        find(tmp_path)
+        find_checkpoint(tmp_path)
 
 
 def test_a_checkpoint_of_another_model_is_refused_with_names_and_shapes(make_cfg, tmp_path):
