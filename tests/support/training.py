@@ -78,8 +78,7 @@ def placed_model(case: Case, cfg: SftConfig, layout: Layout) -> DecoderModel:
     """The case's model under a layout, with the weights of the one that `make_model` makes."""
     architecture = ARCHITECTURES[case.family] | WIDE.get(case.family, {}) | case.architecture
     whole = make_model(architecture)
-    whole.to(case.dtype)
-    model = build_model(architecture, "meta", case.dtype)
+    model = build_model(architecture, "meta", torch.float32)
     if case.lora is not None:
         add_adapters(whole, case.lora)
         add_adapters(model, case.lora)
@@ -88,6 +87,8 @@ def placed_model(case: Case, cfg: SftConfig, layout: Layout) -> DecoderModel:
             for parameter in whole.parameters():
                 if parameter.requires_grad:
                     parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    whole.to(case.dtype)
+    model.to(case.dtype)
     place(model, cfg, layout, torch.device("cpu"))
     values = whole.state_dict()
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
