@@ -38,6 +38,26 @@ def test_equals_each_document_alone(lengths, window):
         assert relative(mine.grad, reference.grad) < 1e-5
 
 
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("lengths", [[40], [1, 1, 1, 9], [3, 200, 1, 5, 90, 4, 170]])
+def test_parts_of_the_queries_make_up_the_row(lengths, window):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(sum(lengths), heads, 8, dtype=torch.double, requires_grad=True) for heads in (4, 2, 2))
+    cu_seqlens = F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).to(torch.int32)
+    whole = attend(q, k, v, cu_seqlens, max(lengths), 0.3, window)
+    upstream = torch.randn_like(whole)
+    expected = torch.autograd.grad(whole, (q, k, v), upstream)
+    for count in (2, 3, 5):
+        outputs, first = [], 0
+        for part in q.chunk(count):
+            outputs.append(attend(part, k, v, cu_seqlens, max(lengths), 0.3, window, first_query=first))
+            first += len(part)
+        together = torch.cat(outputs)
+        assert relative(together, whole) < 1e-12
+        for mine, reference in zip(torch.autograd.grad(together, (q, k, v), upstream), expected, strict=True):
+            assert relative(mine, reference) < 1e-12
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("window", [None, 5])
