@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 
 from sft_hydra.config.schema import SftConfig
+from sft_hydra.errors import DataError, MissingPackedDataError
 from sft_hydra.launch import local
 from sft_hydra.launch.follow import attach, ways_back
 from sft_hydra.launch.handle import Handle, find_handle, job_state
@@ -19,7 +20,13 @@ from sft_hydra.launch.sweep import Job
 def plan_jobs(jobs: Sequence[Job]) -> None:
     """What `dry_run=true` prints: the plans, and the exact scripts that would be submitted, in their order."""
     local.plan_jobs(jobs)
-    preparing, ready = preparations([job.cfg for job in jobs])
+    try:
+        preparing, ready = preparations([job.cfg for job in jobs])
+    except MissingPackedDataError:
+        raise
+    except DataError as error:  # no tokenizer within reach
+        print(f"\nwhich data must be prepared first is not known: {error}")
+        preparing, ready = [], [job.cfg for job in jobs]
     for each in preparing:
         _show_scripts("prepares data", each.parts)
         _show_scripts("finishes the data", [each.finish], each.runs)

@@ -24,6 +24,8 @@ NEEDS = {  # what an option asks of its user
     "model/hf": ["model.path={folder}"],
     "parallel/tp8_pp4": ["model=super3", "cluster=slurm", "cluster.nodes=4", "train.global_batch_size=32"],
     "cluster/slurm": ["train.global_batch_size=8"],
+    "experiment/nanochat": ["checkpoint.load={earlier}"],
+    "experiment/step_tiny": ["data.packed_dir={folder}"],
 }
 
 
@@ -34,11 +36,17 @@ def user_files(tmp_path: Path) -> dict[str, str]:
     (folder / "config.json").write_text('{"model_type": "qwen3", "num_attention_heads": 2, "num_hidden_layers": 2}')
     file = tmp_path / "chats.jsonl"
     file.write_text("")
-    return {"file": str(file), "folder": str(folder)}
+    earlier = tmp_path / "earlier/step_5"
+    earlier.mkdir(parents=True)
+    (earlier / "COMPLETE").touch()
+    sizes = {"seq_length": 2048, "global_batch_size": 256, "micro_batch_size": 32}
+    rates = {"lr": 0.004, "matrix_lr": 0.02, "embedding_lr": 0.3, "unembedding_lr": 0.004}
+    (earlier / "state.json").write_text(json.dumps({"format": 1, "sizes": sizes, "rates": rates}))
+    return {"file": str(file), "folder": str(folder), "earlier": str(earlier)}
 
 
 def test_the_tree_is_complete() -> None:
-    assert len(FILES) == 48
+    assert len(FILES) == 52
     assert {path.parts[0] for path in OPTIONS} == set(GROUPS)
 
 

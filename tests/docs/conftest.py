@@ -32,6 +32,9 @@ FILES = (
     "template.jinja",
 )
 FOLDERS = ("packed", "earlier/step_500", "my_model")
+PROGRESS = (
+    '{"format": 1, "sizes": {"seq_length": 4096, "global_batch_size": 8, "micro_batch_size": 1}, "rates": {"lr": 1e-5}}'
+)
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +54,8 @@ def dry_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Sf
         )
     for name in FOLDERS:
         (folder / name).mkdir(parents=True)
+    (folder / "earlier/step_500/state.json").write_text(PROGRESS)
+    (folder / "earlier/step_500/COMPLETE").touch()
     (folder / "my_model" / "config.json").write_text('{"model_type": "qwen3"}')
     (folder / "blend.json").write_text('{"datasets": [{"name": "chats", "path": "chats.jsonl"}]}')
     (folder / "mine.yaml").write_text("# @package _global_\noptimizer:\n  lr: 1.0e-4\n")
