@@ -45,8 +45,12 @@ def check_message(message: Any) -> Message:
     role = message.get("role")
     if not isinstance(role, str) or not role:
         raise RowError("role", f"a message's role must be text, not {role!r}")
-    if role != "assistant" and type(message.get("content")) is str and None not in message.values():
-        return message
+    content = message.get("content")
+    if type(content) is str and None not in message.values():  # most messages are as they should be
+        if role != "assistant":
+            return message
+        if len(message) == 2 and "</think>" not in content:
+            return message
     clean = {key: value for key, value in message.items() if value is not None}
     if "content" in clean:
         clean["content"] = _text(clean["content"], role)

@@ -22,11 +22,12 @@ WORD = f"g{secrets.token_hex(8)}"
 
 
 class Guard:
-    """For one tokenizer. In user, system and tool texts every added token is untrusted; in assistant texts those
+    """For one tokenizer; `encode_ordinary`: its encoding without added tokens, if there is a quick one. In user, system and tool texts every added token is untrusted; in assistant texts those
     marked special (`<think>` and `<tool_call>` are not, and mean there what the template means)."""
 
-    def __init__(self, tokenizer: ChatTokenizer) -> None:
+    def __init__(self, tokenizer: ChatTokenizer, encode_ordinary: Callable[[str], list[int]] | None = None) -> None:
         self.file = tokenizer.file
+        self.encode_ordinary = encode_ordinary or self._encode_slowly
         self.added = {token.text: token for token in tokenizer.added if token.text.strip()}
         self.every = _Finder(list(self.added))
         self.special = _Finder([text for text, token in self.added.items() if token.special])
@@ -75,10 +76,13 @@ class Guard:
     def _encode_ordinary(self, text: str) -> list[int]:
         if not text:
             return []
-        ids = self.ordinary.encode(text.replace(WORD, ""), add_special_tokens=False).ids
+        ids = self.encode_ordinary(text.replace(WORD, ""))
         if not self.ids.isdisjoint(ids):
             raise RowError("control_text", "holds a control token that this tokenizer cannot write as ordinary text")
         return ids
+
+    def _encode_slowly(self, text: str) -> list[int]:
+        return self.ordinary.encode(text, add_special_tokens=False).ids
 
     @cached_property
     def ids(self) -> set[int]:
@@ -96,10 +100,25 @@ class _Finder:
 
     def __init__(self, texts: list[str]) -> None:
         self.firsts = sorted({text[0] for text in texts})
-        self.pattern = re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)")
+        self.pattern = re.compile(any_of(texts))
 
     def finds(self, text: str) -> bool:
-        return any(first in text for first in self.firsts) and self.pattern.search(text) is not None
+        for first in self.firsts:
+            if first in text:
+                return self.pattern.search(text) is not None
+        return False
+
+
+def any_of(texts: list[str]) -> str:
+    """A pattern that matches the longest of these texts; what they begin with in common is tested once."""
+    if not texts:
+        return r"(?!)"
+    groups: dict[str, list[str]] = {}
+    for text in texts:
+        groups.setdefault(text[:1], []).append(text[1:])
+    branches = [re.escape(first) + any_of(rest) for first, rest in groups.items() if first]
+    pattern = branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})" if branches else ""
+    return f"(?:{pattern})?" if "" in groups and pattern else pattern
 
 
 def _break(text: str, finder: _Finder) -> str:

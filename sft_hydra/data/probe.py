@@ -69,6 +69,8 @@ def learn(template: ChatTemplate) -> Habits:
         if _marks_fit(template, habits):
             habits.marked = True
             break
+    else:
+        template.mark(None)
     _learn_history(template, habits)
     _learn_closings(template, habits)
     return habits

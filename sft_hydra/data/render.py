@@ -10,14 +10,18 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
+from jinja2 import nodes
+
 from sft_hydra.config.schema_data import DataConfig, MultiTurn, Reasoning
 from sft_hydra.data.adapters import RowError
 from sft_hydra.data.conversation import check_message
 from sft_hydra.data.locate import Locator, NotLocatedError, RenderedSequence
 from sft_hydra.data.probe import KEEP_REASONING, Habits, control_texts, learn, same_turns
 from sft_hydra.data.shape import shape_messages
+from sft_hydra.data.skeleton import Skeletons
 from sft_hydra.data.template import ChatTemplate
 from sft_hydra.data.tokenizer import ChatTokenizer
+from sft_hydra.data.vet import literals
 from sft_hydra.errors import DataError
 from sft_hydra.records import Conversation, Message
 
@@ -39,6 +43,7 @@ class Renderer:
         self.habits = Habits()
         self.template: ChatTemplate | None = None
         self.locator: Locator | None = None
+        self.skeletons: Skeletons | None = None
         if template is None:
             return
         given = dict(variables or {})
@@ -46,8 +51,11 @@ class Renderer:
         self.template = ChatTemplate(template, given, now or datetime.now())
         self.habits = learn(self.template)
         self.locator = Locator(self.template, self.habits)
-        words = [text for text in self.template.literals() if not re.fullmatch(r"\w+", text)]
+        tree = self.template.environment.parse(template)
+        words = [text for text in literals(tree.find_all(nodes.Node)) if not re.fullmatch(r"\w+", text)]
         self.tested = re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))) or r"(?!)")
+        if self.habits.marked:
+            self.skeletons = Skeletons(self.template, self.by_template)
         if reasoning is Reasoning.keep:
             if not self.habits.keeps_reasoning:
                 raise DataError(
@@ -86,7 +94,15 @@ class Renderer:
         return list(dict.fromkeys(found))
 
     def sequences(self, conversation: Conversation) -> list[RenderedSequence]:
-        """Training sequences of one conversation, at least one. Raises RowError."""
+        """Training sequences of one conversation, at least one. Raises RowError, and SkeletonError (see skeleton.py)."""
+        if self.skeletons is not None:
+            found = self.skeletons.sequences(conversation)
+            if found is not None:
+                return found
+        return self.by_template(conversation)
+
+    def by_template(self, conversation: Conversation) -> list[RenderedSequence]:
+        """The same by rendering the template, whatever the conversation. Raises RowError."""
         if self.template is None:
             return [_passthrough(conversation)]
         messages = self._shape(conversation.messages)

@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Template, TemplateError, nodes
 
 from sft_hydra.data.sandbox import make_environment
+from sft_hydra.data.tool_blocks import remember_tool_blocks
 from sft_hydra.records import Message
 
 NONCE = f"\x1f{secrets.token_hex(8)}"
@@ -55,6 +56,7 @@ class ChatTemplate:
         self.indices: dict[int, int] = {}  # id(message) -> its index, for the render that is going on
         self.plain = self.environment.from_string(source)
         self.marked: Template | None = None
+        self.marking: Marking | None = None
 
     def render(
         self, messages: Sequence[Message], tools: Sequence[Any] | None, thinking: bool, prompt: bool = False
@@ -75,13 +77,21 @@ class ChatTemplate:
             self.indices = {}
         return _split_marks(raw)
 
-    def mark(self, marking: Marking) -> None:
-        """Compile the marked version with these marks."""
+    def mark(self, marking: Marking | None) -> None:
+        """Compile the marked version with these marks; None: there is none."""
+        self.marking = marking
+        self.marked = None if marking is None else self.compile(self.marked_tree(marking))
+
+    def marked_tree(self, marking: Marking) -> nodes.Template:
+        """The template's syntax tree with marks, its tool definitions remembered."""
         tree = self.environment.parse(self.source)
         _Marker(marking).visit(tree)
+        remember_tool_blocks(self.environment, tree)
+        return tree
+
+    def compile(self, tree: nodes.Template) -> Template:
         tree.set_environment(self.environment)
-        code = self.environment.compile(tree)
-        self.marked = Template.from_code(self.environment, code, self.environment.make_globals(None))
+        return Template.from_code(self.environment, self.environment.compile(tree), self.environment.make_globals(None))
 
     def markings(self) -> list[Marking]:
         """All ways of marking worth a try, simplest first: one loop (the largest body is nearly always the one over the
@@ -90,20 +100,6 @@ class ChatTemplate:
         order = sorted(range(len(sizes)), key=lambda number: -sizes[number])
         choices = [frozenset({number}) for number in order] + [None]
         return [Marking(loops, assigned) for assigned in (False, True) for loops in choices]
-
-    def literals(self) -> set[str]:
-        """Texts that the template compares, searches or splits contents with: a content that holds one of them may
-        change how its message is rendered."""
-        found: set[str] = set()
-        tree = self.environment.parse(self.source)
-        for compare in tree.find_all(nodes.Compare):
-            if any(operand.op in ("in", "notin") for operand in compare.ops):
-                found |= {const.value for const in compare.find_all(nodes.Const) if isinstance(const.value, str)}
-        for call in tree.find_all((nodes.Call, nodes.Filter)):
-            given = call.args if isinstance(call, nodes.Call | nodes.Filter) else []
-            arguments = [argument for argument in given if isinstance(argument, nodes.Const)]
-            found |= {const.value for const in arguments if isinstance(const.value, str)}
-        return {text for text in found if text.strip()}
 
     def _context(
         self, messages: Sequence[Message], tools: Sequence[Any] | None, thinking: bool, prompt: bool

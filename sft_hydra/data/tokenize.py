@@ -7,6 +7,7 @@ agrees id for id with the `tokenizers` library; which one ran is written down.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import fastokens
 import numpy as np
@@ -57,7 +58,9 @@ class BulkEncoder:
 
     def __init__(self, tokenizer: ChatTokenizer, library: str) -> None:
         self.tokenizer = tokenizer
-        self.fast = fastokens.Tokenizer.from_file(str(tokenizer.file)) if library == "fastokens" else None
+        self.fast = (
+            _load_fast(str(tokenizer.file), tokenizer.file.stat().st_mtime_ns) if library == "fastokens" else None
+        )
 
     def encode(self, texts: list[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Flat ids and `len(texts) + 1` offsets."""
@@ -68,6 +71,11 @@ class BulkEncoder:
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum([len(row) for row in rows], out=offsets[1:])
         return np.fromiter((id_ for row in rows for id_ in row), np.int32, int(offsets[-1])), offsets
+
+
+@lru_cache(maxsize=1)
+def _load_fast(file: str, stamp: int) -> fastokens.Tokenizer:
+    return fastokens.Tokenizer.from_file(file)
 
 
 def choose_library(tokenizer: ChatTokenizer, texts: Iterable[str]) -> str:
@@ -93,7 +101,8 @@ class SequenceEncoder:
     def __init__(self, tokenizer: ChatTokenizer, library: str, prefix: Sequence[int] = ()) -> None:
         self.tokenizer = tokenizer
         self.bulk = BulkEncoder(tokenizer, library)
-        self.guard = Guard(tokenizer)
+        fast = self.bulk.fast
+        self.guard = Guard(tokenizer, None if fast is None else lambda text: fast.encode_ordinary(text).ids)
         self.prefix = list(prefix)
         self.openers = tuple(t.text for t in tokenizer.added if not (t.lstrip or t.normalized))
         self.closers = tuple(t.text for t in tokenizer.added if not (t.rstrip or t.normalized))

@@ -20,6 +20,7 @@ from sft_hydra.data.filters import Filters
 from sft_hydra.data.guard import WORD
 from sft_hydra.data.plan import Plan, ShardPlan
 from sft_hydra.data.render import RenderedSequence, Renderer
+from sft_hydra.data.skeleton import SkeletonError
 from sft_hydra.data.sources import Bad, Source, read_rows
 from sft_hydra.data.spool import SpoolWriter
 from sft_hydra.data.tokenize import SequenceEncoder, TokenBatch
@@ -48,6 +49,13 @@ class ShardTokenizer:
 
     def run(self, shard: ShardPlan, folder: Path, report: Report) -> None:
         """Write the shard's spool to `folder`."""
+        try:
+            self._run(shard, folder, report)
+        except SkeletonError:  # the quick way is not for this template after all
+            self.renderer.skeletons = None
+            self._run(shard, folder, report)
+
+    def _run(self, shard: ShardPlan, folder: Path, report: Report) -> None:
         writer = SpoolWriter(folder)
         source = self.plan.sources[shard.source]
         batch = _Batch(self, writer, source, report)
