@@ -20,6 +20,7 @@ from sft_hydra.observe.console import Console
 from sft_hydra.paths import RunPaths
 from sft_hydra.runners.data_prep import prepared_set
 from sft_hydra.runners.model import start_machine, trained_model
+from sft_hydra.runners.token_bytes import token_bytes
 from sft_hydra.runners.transcript import as_text
 
 KEPT_MISSES = 5  # per task, in evaluation.json
@@ -35,7 +36,8 @@ def run(cfg: SftConfig) -> dict[str, float]:
         built = trained_model(cfg, tokenizer, start_machine(cfg))
         console.say(f"model      {built.origin}")
         with console.work("validation"):
-            scores = validate(built.model, packed, cfg)
+            sizes = token_bytes(tokenizer, built.model.config.vocab_size)
+            scores = validate(built.model, packed, cfg, sizes)
         if scores:
             console.table("validation", ["", "loss"], [(name, f"{value:.4f}") for name, value in scores.items()])
         _keep(paths.evaluation, "evaluate", {"model": built.origin, **scores})

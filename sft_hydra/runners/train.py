@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sft_hydra.checkpoint import state as checkpoints
 from sft_hydra.checkpoint.export import ExportReport, export
@@ -38,6 +40,7 @@ from sft_hydra.runners.data_prep import prepared_set
 from sft_hydra.runners.evaluate import evaluate_model
 from sft_hydra.runners.model import RunModel, checkpoint_folder, model_architecture, new_model, start_machine
 from sft_hydra.runners.summary import Clock, say_next_steps, write_summary
+from sft_hydra.runners.token_bytes import token_bytes
 from sft_hydra.runners.tracking import data_artifact, model_artifact, no_trackers, open_trackers
 
 
@@ -54,6 +57,8 @@ class Training:
     optimizer: OptimizerSet
     state: TrainState
     rows: TrainRows
+    token_bytes: NDArray[np.int64]
+    """Bytes of each id, for validation."""
     metrics: MetricsFile
     trackers: Trackers
     latest: dict[str, Any] = field(default_factory=dict)
@@ -172,7 +177,8 @@ def _build(
             [(c.kind, str(c.adapted), str(c.total), f"{c.trainable:,}") for c in built.coverage],
         )
     metrics = MetricsFile(paths.metrics if first else None, resume_step=resume_step)
-    return Training(cfg, paths, console, packed, tokenizer, built, optimizer, state, rows, metrics, trackers)
+    sizes = token_bytes(tokenizer, built.model.config.vocab_size)
+    return Training(cfg, paths, console, packed, tokenizer, built, optimizer, state, rows, sizes, metrics, trackers)
 
 
 def _check_best(cfg: SftConfig, packed: PackedSet) -> None:
@@ -264,7 +270,7 @@ def _validate(training: Training) -> None:
     if training.validated == training.state.step:
         return
     training.validated = training.state.step
-    losses = validate(training.model, training.packed, training.cfg)
+    losses = validate(training.model, training.packed, training.cfg, training.token_bytes)
     if losses:
         training.record(losses)
         training.console.say(f"step {training.state.step}: validation loss {losses['val/loss']:.4f}")

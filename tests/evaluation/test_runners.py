@@ -44,6 +44,10 @@ def test_evaluate_uses_the_latest_checkpoint(run, capsys):
     kept = json.loads((folder / "evaluation.json").read_text())
     assert kept["evaluate"]["tasks"] == kept["after"]["tasks"]
     assert kept["evaluate"]["val/loss"] > 0
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    measured = [line["val/bpb"] for line in lines if "val/bpb" in line]
+    assert len(measured) == 2
+    assert kept["evaluate"]["val/bpb"] == pytest.approx(measured[-1], rel=1e-6)
 
 
 def test_generate_answers_prompts_and_files(run, tmp_path, capsys):
