@@ -68,6 +68,12 @@ class NonFiniteLossError(UserError):
     code = "non_finite_loss"
 
 
+class OutOfMemoryError(UserError):
+    """The memory of a device is not enough for this run."""
+
+    code = "oom"
+
+
 class TrackerError(UserError):
     """A tracker whose package is not installed, or that refuses the run."""
 

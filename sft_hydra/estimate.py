@@ -3,11 +3,13 @@
 Formulas are written out in the docstrings; all sizes are bytes unless a name says otherwise.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from sft_hydra.config.future import not_built_yet
 from sft_hydra.config.schema import LoraConfig, Precision, Recompute, SftConfig
-from sft_hydra.parallel.layout import Layout
+from sft_hydra.config.world import ranks_per_node, run_layout
+from sft_hydra.parallel.layout import Layout, layout_problems
 
 GIB = 2**30
 HEAD_CHUNK_TOKENS = 1024  # rows of logits that exist at one time (kernels/loss.py)
@@ -156,3 +158,29 @@ def flops_per_token(arch: dict[str, Any], seq_length: int, *, frozen_base: bool 
     pattern = arch.get("hybrid_override_pattern")
     layers = pattern.count("*") if pattern else arch["num_hidden_layers"]
     return (4 if frozen_base else 6) * matrices + 6.0 * layers * width * seq_length
+
+
+def savings(cfg: SftConfig, arch: dict[str, Any], precision: Precision) -> list[tuple[str, int]]:
+    """(what to set, bytes that it saves a rank) of each change that would help, by the estimate; what helps most first."""
+    train, gpus = cfg.train, 2 * ranks_per_node(cfg)
+    changes: dict[str, SftConfig] = {
+        f"cluster.gpus_per_node={gpus}": replace(cfg, cluster=replace(cfg.cluster, gpus_per_node=gpus)),
+        f"seq_length={cfg.seq_length // 2}": replace(cfg, seq_length=cfg.seq_length // 2),
+    }
+    if train.micro_batch_size > 1:
+        half = train.micro_batch_size // 2
+        changes[f"train.micro_batch_size={half}"] = replace(cfg, train=replace(train, micro_batch_size=half))
+    if train.recompute is not Recompute.full:
+        changes["train.recompute=full"] = replace(cfg, train=replace(train, recompute=Recompute.full))
+    if cfg.peft is None:
+        changes["peft=lora"] = replace(cfg, peft=LoraConfig())
+    now = estimate_memory(cfg, arch, run_layout(cfg, arch), precision).total
+    found = []
+    for text, changed in changes.items():
+        layout = run_layout(changed, arch)
+        if any(layout_problems(layout, arch, changed.seq_length)) or any(not_built_yet(changed)):
+            continue
+        saved = now - estimate_memory(changed, arch, layout, precision).total
+        if saved > now / 100:
+            found.append((text, saved))
+    return sorted(found, key=lambda change: -change[1])

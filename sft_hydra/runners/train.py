@@ -38,6 +38,7 @@ from sft_hydra.parallel.stop import StoppedError, finish_step_on_interrupt
 from sft_hydra.paths import RunPaths, find_checkpoint, read_progress
 from sft_hydra.runners.data_prep import prepared_set
 from sft_hydra.runners.evaluate import evaluate_model
+from sft_hydra.runners.memory import out_of_memory_told
 from sft_hydra.runners.model import RunModel, checkpoint_folder, model_architecture, new_model, start_machine
 from sft_hydra.runners.summary import Clock, say_next_steps, write_summary
 from sft_hydra.runners.token_bytes import token_bytes
@@ -98,10 +99,11 @@ def run(cfg: SftConfig) -> None:
         if last is not None and _is_finished(paths, last, steps):
             console.say(f"{paths.root}: finished, all {steps} steps are done (train.train_iters or name=... goes on)")
             return
-        with clock("build model"):
-            training = _build(cfg, device, paths, console, packed, tokenizer, rows, last)
-        with closing(training.trackers):
-            exported = _train(training, clock)
+        with out_of_memory_told(cfg, model_architecture(cfg, tokenizer), device):
+            with clock("build model"):
+                training = _build(cfg, device, paths, console, packed, tokenizer, rows, last)
+            with closing(training.trackers):
+                exported = _train(training, clock)
         if rank.rank == 0:
             write_summary(paths, cfg, packed, tokenizer, training.built, clock, exported)
             write_report(paths)

@@ -1,0 +1,84 @@
+"""What a user reads when a device's memory is not enough: a named error with changes that the config accepts."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from sft_hydra.config.future import not_built_yet
+from sft_hydra.config.schema import LoraConfig, ModelConfig, Precision, SftConfig
+from sft_hydra.config.world import run_layout
+from sft_hydra.errors import OutOfMemoryError
+from sft_hydra.estimate import GIB, estimate_memory, savings
+from sft_hydra.runners.memory import out_of_memory_told
+
+QWEN = {
+    "model_type": "qwen3", "vocab_size": 151936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
+    "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True,
+}  # fmt: skip
+SAID = (
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 39.39 GiB of which 1.06 GiB is free. "
+    "Process 1 has 38.00 GiB memory in use. See documentation for Memory Management"
+)
+
+
+@pytest.fixture
+def cfg() -> SftConfig:
+    cfg = SftConfig(model=ModelConfig(name="test", architecture=QWEN))
+    cfg.train.micro_batch_size = 4
+    return cfg
+
+
+def test_each_change_saves_what_it_says(cfg: SftConfig) -> None:
+    found = dict(savings(cfg, QWEN, Precision.bf16))
+    now = estimate_memory(cfg, QWEN, run_layout(cfg, QWEN), Precision.bf16).total
+    smaller = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, micro_batch_size=2))
+    adapted = dataclasses.replace(cfg, peft=LoraConfig())
+    for text, changed in {"train.micro_batch_size=2": smaller, "peft=lora": adapted}.items():
+        assert found[text] == now - estimate_memory(changed, QWEN, run_layout(changed, QWEN), Precision.bf16).total
+    assert {"cluster.gpus_per_node=2", "seq_length=2048"} <= found.keys()
+    assert list(found.values()) == sorted(found.values(), reverse=True)
+
+
+def test_nothing_is_advised_that_cannot_be_done(cfg: SftConfig) -> None:
+    cfg.train.micro_batch_size, cfg.peft = 1, LoraConfig()
+    advised = dict(savings(cfg, QWEN, Precision.bf16))
+    assert not {"train.micro_batch_size=0", "peft=lora"} & advised.keys()
+    recomputed = dataclasses.replace(
+        cfg, train=dataclasses.replace(cfg.train, recompute=type(cfg.train.recompute).full)
+    )
+    assert ("train.recompute=full" in advised) == (not any(not_built_yet(recomputed)))
+
+
+def test_out_of_memory_is_told_with_what_helps(cfg: SftConfig) -> None:
+    with (
+        pytest.raises(OutOfMemoryError) as told,
+        out_of_memory_told(cfg, QWEN, torch.device("cuda")),
+    ):
+        raise torch.OutOfMemoryError(SAID)
+    first, *helps, last = told.value.problems
+    needed = estimate_memory(cfg, QWEN, run_layout(cfg, QWEN), Precision.bf16).total / GIB
+    assert first == (
+        "oom: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 39.39 GiB of which 1.06 GiB is "
+        f"free; by the estimate this run takes {needed:.2f} GiB a rank"
+    )
+    assert [text.split(" would save about ")[0] for text in helps] == [s[0] for s in savings(cfg, QWEN, Precision.bf16)]
+    assert "train.global_batch_size changes nothing here" in last
+    assert told.value.describe().startswith("Stopped (oom):")
+
+
+def test_other_errors_pass(cfg: SftConfig) -> None:
+    with pytest.raises(RuntimeError, match="another"), out_of_memory_told(cfg, QWEN, torch.device("cpu")):
+        raise RuntimeError("another")
+
+
+@pytest.mark.gpu
+def test_a_device_that_is_full_tells(cfg: SftConfig, tmp_path: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    with (
+        pytest.raises(OutOfMemoryError, match="oom: CUDA out of memory"),
+        out_of_memory_told(cfg, QWEN, torch.device("cuda")),
+    ):
+        torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
