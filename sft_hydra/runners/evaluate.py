@@ -70,7 +70,7 @@ def evaluate_model(
         answers = _sample_answers(chat, cfg)
         _keep(paths.samples, when, answers)
         for answer in answers:
-            console.say(f"{answer['prompt']}  ->  {' | '.join(answer['text'].splitlines())}")
+            console.say(f"{answer['prompt']}  ->  {_on_one_line(answer['text'])}")
     return scores
 
 
@@ -103,6 +103,11 @@ def _show_tasks(console: Console, kept: dict[str, Any], when: str) -> None:
     lines = [(task, *(_percent(kept[moment]["tasks"].get(task)) for moment in moments)) for task in kept[when]["tasks"]]
     average = ("average", *(_percent(kept[moment]["average"]) for moment in moments))
     console.table("exact match on held-out conversations", ["task", *moments], [*lines, average])
+
+
+def _on_one_line(text: str, longest: int = 90) -> str:
+    line = " | ".join(text.splitlines())
+    return line if len(line) <= longest else line[: longest - 1] + "…"
 
 
 def _percent(score: float | None) -> str:
