@@ -178,7 +178,8 @@ def savings(cfg: SftConfig, arch: dict[str, Any], precision: Precision) -> list[
     found = []
     for text, changed in changes.items():
         layout = run_layout(changed, arch)
-        if any(layout_problems(layout, arch, changed.seq_length)) or any(not_built_yet(changed)):
+        refused = set(not_built_yet(replace(changed, dry_run=False))) - set(not_built_yet(replace(cfg, dry_run=False)))
+        if refused or any(layout_problems(layout, arch, changed.seq_length)):
             continue
         saved = now - estimate_memory(changed, arch, layout, precision).total
         if saved > now / 100:

@@ -1,7 +1,7 @@
 """The plan of a run as text: what `dry_run=true` prints, and the head of every run's log. Reads, never writes."""
 
 from sft_hydra.config.architecture import read_architecture
-from sft_hydra.config.schema import ClusterKind, Precision, Runner, SftConfig
+from sft_hydra.config.schema import Precision, Runner, SftConfig
 from sft_hydra.config.world import rows_per_step, run_layout
 from sft_hydra.data import prepare
 from sft_hydra.data.dataset import TrainRows
@@ -15,10 +15,12 @@ from sft_hydra.estimate import (
     count_parameters,
     estimate_memory,
     flops_per_token,
+    savings,
     trainable_parameters,
 )
 from sft_hydra.parallel.layout import LONG_ROW, Layout
 
+DEVICES = ((130, "any GPU of today has"), (72, "80 GB GPUs (H100, A100) have"), (36, "a 40 GB GPU (A100) has"))  # GiB
 FEW_ROWS = 10_000  # conversations; below this the usual advice is LoRA and smaller batches
 
 
@@ -117,15 +119,19 @@ def _advice(cfg: SftConfig, arch: dict, layout: Layout, packed: PackedSet | None
         )
     if arch.get("model_type") == "nemotron_h" and (arch.get("num_hidden_layers") or 0) > 80 and layout.world < 32:
         lines.append("Super trains fully from about 32 GPUs: parallel.tp=8 parallel.pp=4 parallel.cp=1, 4 nodes of 8")
-    if cfg.cluster.kind is ClusterKind.local and cfg.model.path is not None and arch.get("vocab_size"):
-        memory = estimate_memory(cfg, arch, layout, cfg.train.precision or Precision.bf16).total / GIB
-        if memory > 130:
-            lines.append(
-                f"{memory:.0f} GiB a rank fits no GPU of today: more GPUs (cluster.nodes, cluster.gpus_per_node)"
-                + ("" if cfg.peft else ", or peft=lora")
-                + ", train.recompute=full, a shorter seq_length"
-            )
+    if cfg.runner is Runner.train and cfg.model.path is not None and arch.get("vocab_size"):
+        lines += _memory_advice(cfg, arch, layout)
     return lines
+
+
+def _memory_advice(cfg: SftConfig, arch: dict, layout: Layout) -> list[str]:
+    precision = cfg.train.precision or Precision.bf16
+    needed = estimate_memory(cfg, arch, layout, precision).total / GIB
+    too_small = next((text for size, text in DEVICES if needed > size), None)
+    if too_small is None:
+        return []
+    helps = [f"{change} saves {saved / GIB:.1f} GiB" for change, saved in savings(cfg, arch, precision)]
+    return [f"{needed:.0f} GiB a rank is more than {too_small}: {', '.join(helps) or 'it needs more nodes'}"]
 
 
 def _count(number: int) -> str:

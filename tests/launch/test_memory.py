@@ -11,6 +11,7 @@ from sft_hydra.config.schema import LoraConfig, ModelConfig, Precision, SftConfi
 from sft_hydra.config.world import run_layout
 from sft_hydra.errors import OutOfMemoryError
 from sft_hydra.estimate import GIB, estimate_memory, savings
+from sft_hydra.launch.plan import describe
 from sft_hydra.runners.memory import out_of_memory_told
 
 QWEN = {
@@ -66,6 +67,16 @@ def test_out_of_memory_is_told_with_what_helps(cfg: SftConfig) -> None:
     assert [text.split(" would save about ")[0] for text in helps] == [s[0] for s in savings(cfg, QWEN, Precision.bf16)]
     assert "train.global_batch_size changes nothing here" in last
     assert told.value.describe().startswith("Stopped (oom):")
+
+
+@pytest.mark.parametrize(("rows", "said"), [(16, "train.micro_batch_size=8 saves 43."), (1, "")])
+def test_a_dry_run_advises_when_memory_is_tight(cfg: SftConfig, rows: int, said: str) -> None:
+    cfg.model.path, cfg.run_dir, cfg.dry_run = "nobody/qwen", "outputs/x", True
+    cfg.tokenizer.path = "nobody"  # not within reach
+    cfg.train.train_iters, cfg.train.micro_batch_size = 10, rows
+    advice = [line for line in describe(cfg).splitlines() if line.startswith("advice: ")]
+    assert bool(advice) == bool(said)
+    assert all(said in line for line in advice)
 
 
 def test_other_errors_pass(cfg: SftConfig) -> None:
