@@ -125,7 +125,7 @@ def take_snapshot(
         step=state.step,
         model=own(_weights(model)),
         optimizer=own(_moments(model, optimizer)),
-        progress=_progress(model, optimizer, state, cfg) | {"metrics": metrics or {}},
+        progress=_progress(model, optimizer, state, cfg) | {"metrics": dict(metrics or {})},
         keep_last=max(1, cfg.checkpoint.keep_last),
         keep_best=cfg.checkpoint.keep_best,
     )
