@@ -9,16 +9,22 @@ from sft_hydra.models.stages import Pipeline
 from sft_hydra.parallel.apply import Options, apply_layout
 from sft_hydra.parallel.layout import Layout
 from sft_hydra.parallel.mesh import make_mesh
+from sft_hydra.parallel.process import start_group_of_one
 
 
 def place(model: DecoderModel, cfg: SftConfig, layout: Layout, device: torch.device) -> None:
     """Lay a model on the meta device out over the ranks and give every rank memory for its part; values come later."""
+    train = cfg.train
+    if train.cpu_offload and device.type == "cuda" and layout.world == 1:
+        start_group_of_one()  # FSDP is what moves weights between host and device
     mesh = make_mesh(layout, device, heads=model.config.num_attention_heads // layout.tp)
     model.mesh = mesh
-    train = cfg.train
     options = Options(compute_dtype(cfg, device), train.recompute.value, train.compile, train.cpu_offload)
     if layout.pp > 1:
         model.pipeline = Pipeline(model, cfg.parallel.vp)
     apply_layout(model.roots, list(model.model.layers.values()), mesh, options)
     for root in model.roots:
         root.to_empty(device="cpu" if train.cpu_offload else device)
+    for module in model.modules():  # only parameters travel
+        for name, buffer in module.named_buffers(recurse=False):
+            module.register_buffer(name, torch.empty_like(buffer, device=device))

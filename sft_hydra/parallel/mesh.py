@@ -55,12 +55,12 @@ SINGLE = Mesh()
 
 
 def make_mesh(layout: Layout, device: torch.device, heads: int = 1) -> Mesh:
-    """The groups of a started process group, laid out as `layout` says. All ranks must call it.
+    """The groups of the started process group, laid out as `layout` says; SINGLE if there is none. All ranks must call it.
 
     `heads`: query heads of one tensor-parallel rank. Context ranks swap tokens for heads up to that number; beyond it,
     they gather keys and values.
     """
-    if layout.world == 1:
+    if not dist.is_initialized():
         return SINGLE
     if dist.get_world_size() != layout.world:
         raise AssertionError(f"{dist.get_world_size()} ranks were started for a layout of {layout.world}")

@@ -45,6 +45,12 @@ def start_process_group(device: torch.device, timeout: float) -> None:
     _greet(device, rank, timeout)
 
 
+def start_group_of_one() -> None:
+    """A process group for a run of one rank, for what wants one all the same."""
+    if not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl", store=dist.HashStore(), rank=0, world_size=1)
+
+
 def stop_process_group() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -9,10 +9,9 @@ from sft_hydra.config.rules import READABLE_FORMATS
 from sft_hydra.config.schema import SftConfig
 
 ASKED_BY = {
-    "families": ["model=tiny_nemotron_h"],
+    "families": ["model.architecture.model_type=gemma3_text"],
     "generic": ["model.generic=true"],
     "builtin_sources": ["data=nanochat"],
-    "memory": ["train.recompute=full"],
 }
 
 

@@ -1,0 +1,65 @@
+"""The real command on several ranks: what it writes is what one rank writes, and it goes on under another layout."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+SHORT = [
+    "train.train_iters=4",
+    "train.global_batch_size=4",
+    "checkpoint.interval=2",
+    "optimizer=adamw",
+    "eval.every=2",
+    "eval.samples=[]",
+    "eval.exact_match.max_items=1",
+    "eval.exact_match.max_new_tokens=4",
+    "data.sample=300",
+]
+
+
+def train(folder, *overrides):
+    command = [sys.executable, "-m", "sft_hydra", f"output_dir={folder}", "name=run", *SHORT, *overrides]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
+    return losses, {line["step"]: line["val/loss"] for line in lines if "val/loss" in line}, done.stdout
+
+
+def same(actual, expected):
+    assert actual[0] == pytest.approx(expected[0], rel=1e-5)
+    assert actual[1] == pytest.approx(expected[1], rel=1e-5)
+
+
+def test_two_ranks_train_validate_evaluate_and_export_like_one(tmp_path):
+    one = train(tmp_path / "one")
+    two = train(tmp_path / "two", "cluster.gpus_per_node=2")
+    same(two, one)
+    assert list(one[0]) == [1, 2, 3, 4]
+    evaluation = json.loads((tmp_path / "two" / "run" / "evaluation.json").read_text())
+    assert {"before", "after"} <= evaluation.keys()
+    assert (tmp_path / "two" / "run" / "hf" / "model.safetensors").is_file()
+    assert (tmp_path / "two" / "run" / "report.html").is_file()
+    assert "finished, all 4 steps are done" in train(tmp_path / "two")[2]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    "layout",
+    [
+        ["cluster.gpus_per_node=4", "parallel.tp=2", "parallel.cp=2"],
+        ["cluster.gpus_per_node=2", "parallel.pp=2"],
+        ["cluster.gpus_per_node=4", "parallel.pp=2", "parallel.dp_replicate=2"],
+        ["cluster.gpus_per_node=3", "checkpoint.async_save=true"],
+    ],
+)
+@pytest.mark.parametrize("model", ["tiny", "tiny_nemotron_h"])
+def test_a_stopped_run_goes_on_under_another_layout(tmp_path, model, layout):
+    one = train(tmp_path / "one", f"model={model}")
+    train(tmp_path / "many", f"model={model}", *layout)
+    run = tmp_path / "many" / "run"
+    (run / "checkpoints" / "step_4" / "COMPLETE").unlink()  # as if it had been stopped after step 2
+    (run / "summary.json").unlink()
+    same(train(tmp_path / "many", f"model={model}", "cluster.gpus_per_node=2"), one)
