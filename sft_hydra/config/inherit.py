@@ -5,6 +5,7 @@ own for null can still be it.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -48,7 +49,8 @@ def inherit(composed: DictConfig) -> Iterator[str]:
         try:
             recorded = read_progress(find_checkpoint(load))
         except CheckpointError as error:
-            yield f"checkpoint.load={load}: {error}"
+            if Path(load).expanduser().exists():  # else a rule says it
+                yield f"checkpoint.load={load}: {error}"
     for key in open_keys:
         section, name = INHERITED[key]
         value = recorded.get(section, {}).get(name)
