@@ -100,7 +100,7 @@ def test_users_own_options(sft_hydra: Command, tmp_path: Path) -> None:
         (tmp_path / "options" / name).write_text(text)
     (tmp_path / "chats.jsonl").write_text("")
     for folder in (["--config-dir", "options"], ["hydra.searchpath=[file://options]"]):
-        done = sft_hydra("cluster=mine", "data=mine", "dry_run=true", *folder)
+        done = sft_hydra("cluster=mine", "data=mine", "train.global_batch_size=4", "dry_run=true", *folder)
         assert (done.returncode, done.stderr) == (0, "")
         assert "outputs/tiny-mine-full" in done.stdout
         assert "--partition=long" in done.stdout
