@@ -155,7 +155,14 @@ def schedule(cfg: SftConfig) -> Iterator[str]:
 
 def layout(cfg: SftConfig) -> Iterator[str]:
     """Sizes of parallelism against world, model and batch."""
-    sizes = (cfg.parallel.tp, cfg.parallel.pp, cfg.parallel.cp, cfg.parallel.ep, cfg.parallel.dp_replicate)
+    sizes = (
+        cfg.parallel.tp,
+        cfg.parallel.pp,
+        cfg.parallel.cp,
+        cfg.parallel.ep,
+        cfg.parallel.dp_replicate,
+        cfg.parallel.vp,
+    )
     counts = (cfg.cluster.nodes, cfg.cluster.gpus_per_node, cfg.seq_length, cfg.train.micro_batch_size, *sizes)
     if any(count is not None and count < 1 for count in counts):
         return  # numbers_in_range says so
@@ -166,6 +173,11 @@ def layout(cfg: SftConfig) -> Iterator[str]:
     plan = run_layout(cfg, architecture)
     problems = list(layout_problems(plan, architecture, cfg.seq_length))
     yield from problems
+    if plan.tp > 1 and not cfg.parallel.sequence_parallel:
+        yield (
+            "parallel.sequence_parallel=false: tensor-parallel ranks always hold different tokens between layers here; "
+            "leave it at true"
+        )
     rows = rows_per_step(cfg)
     if cfg.runner is Runner.train and not problems and rows % plan.dp:
         yield (

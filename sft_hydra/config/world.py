@@ -33,6 +33,7 @@ def run_layout(cfg: SftConfig, architecture: dict[str, Any]) -> Layout:
         cp=sizes.cp,
         ep=sizes.ep,
         dp_replicate=sizes.dp_replicate,
+        vp=sizes.vp,
     )
 
 

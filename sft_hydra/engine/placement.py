@@ -21,7 +21,7 @@ def place(model: DecoderModel, cfg: SftConfig, layout: Layout, device: torch.dev
     model.mesh = mesh
     options = Options(compute_dtype(cfg, device), train.recompute.value, train.compile, train.cpu_offload)
     if layout.pp > 1:
-        model.pipeline = Pipeline(model, cfg.parallel.vp)
+        model.pipeline = Pipeline(model, layout.vp)
     apply_layout(model.roots, list(model.model.layers.values()), mesh, options)
     for root in model.roots:
         root.to_empty(device="cpu" if train.cpu_offload else device)

@@ -4,6 +4,7 @@ This file owns the arithmetic of ranks: world = pp * dp * cp * tp. Experts are s
 so ep divides dp * cp * tp. FSDP shards over what data parallelism leaves: dp / dp_replicate.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ class Layout:
     cp: int = 1
     ep: int = 1
     dp_replicate: int = 1
+    vp: int = 1  # stages that each pipeline rank holds
 
     @property
     def world(self) -> int:
@@ -38,7 +40,9 @@ class Layout:
     def describe(self) -> str:
         return (
             f"world {self.world} = {self.nodes} node(s) x {self.gpus_per_node}: tp={self.tp} pp={self.pp} cp={self.cp} "
-            f"ep={self.ep} dp={self.dp}" + (f" (replicated {self.dp_replicate}x)" if self.dp_replicate > 1 else "")
+            f"ep={self.ep} dp={self.dp}"
+            + (f" (replicated {self.dp_replicate}x)" if self.dp_replicate > 1 else "")
+            + (f" ({self.vp} stages a rank)" if self.vp > 1 else "")
         )
 
 
@@ -53,6 +57,7 @@ def plan_layout(
     cp: int | None = None,
     ep: int | None = None,
     dp_replicate: int = 1,
+    vp: int = 1,
 ) -> Layout:
     """Fill the sizes that are null. Experts pay first (each rank keeps its own), long rows are cut next; tensor and
     pipeline parallelism are left to those who ask for them."""
@@ -64,8 +69,8 @@ def plan_layout(
             cp *= 2
     experts = num_experts(architecture)
     if ep is None:
-        ep = largest_common_divisor(world // pp, experts, at_most=gpus_per_node) if experts else 1
-    return Layout(nodes, gpus_per_node, tp, pp, cp, ep, dp_replicate)
+        ep = largest_common_divisor(world // (pp * dp_replicate), experts, at_most=gpus_per_node) if experts else 1
+    return Layout(nodes, gpus_per_node, tp, pp, cp, ep, dp_replicate, vp)
 
 
 def num_experts(architecture: dict[str, Any]) -> int:
@@ -89,22 +94,65 @@ def layout_problems(layout: Layout, architecture: dict[str, Any], seq_length: in
         return
     if layout.dp % layout.dp_replicate:
         yield f"parallel.dp_replicate={layout.dp_replicate} does not divide the data-parallel size {layout.dp}"
-    if (layout.world // layout.pp) % layout.ep:
-        yield (
-            f"parallel.ep={layout.ep} does not divide the {layout.world // layout.pp} ranks of a pipeline stage "
-            f"(world {layout.world} / pp {layout.pp})"
-        )
-    experts = num_experts(architecture)
-    if layout.ep > 1 and (not experts or experts % layout.ep):
-        yield f"parallel.ep={layout.ep} does not divide the model's {experts} experts"
-    heads = int(architecture.get("num_attention_heads") or 0)
-    if heads and heads % layout.tp:
-        yield f"parallel.tp={layout.tp} does not divide the model's {heads} attention heads"
-    layers = int(architecture.get("num_hidden_layers") or 0)
-    if layers and layout.pp > layers:
-        yield f"parallel.pp={layout.pp} is more than the model's {layers} layers"
+    yield from _expert_problems(layout, num_experts(architecture))
+    yield from _attention_problems(layout, architecture)
+    yield from _mamba_problems(layout, architecture)
+    yield from _depth_problems(layout, int(architecture.get("num_hidden_layers") or 0))
+    channels = int(architecture.get("intermediate_size") or 0)
+    if channels % layout.tp:
+        yield f"parallel.tp={layout.tp} does not divide the model's intermediate_size {channels}"
     if seq_length % (layout.cp * layout.tp):
         yield (
             f"seq_length={seq_length} is not divisible by cp*tp = {layout.cp}*{layout.tp} = {layout.cp * layout.tp}: "
             "every rank holds an equal slice of a row"
         )
+
+
+def _expert_problems(layout: Layout, experts: int) -> Iterator[str]:
+    ranks = layout.world // (layout.pp * layout.dp_replicate)
+    if ranks % layout.ep:
+        copies = f" / dp_replicate {layout.dp_replicate}" if layout.dp_replicate > 1 else ""
+        yield (
+            f"parallel.ep={layout.ep} does not divide the {ranks} ranks that share a pipeline stage "
+            f"(world {layout.world} / pp {layout.pp}{copies})"
+        )
+    if layout.ep > 1 and (not experts or experts % layout.ep):
+        yield f"parallel.ep={layout.ep} does not divide the model's {experts} experts"
+
+
+def _attention_problems(layout: Layout, architecture: dict[str, Any]) -> Iterator[str]:
+    heads = int(architecture.get("num_attention_heads") or 0)
+    if heads % layout.tp:
+        yield f"parallel.tp={layout.tp} does not divide the model's {heads} attention heads"
+        return
+    kv_heads = int(architecture.get("num_key_value_heads") or heads)
+    if heads and kv_heads % layout.tp and layout.tp % kv_heads:
+        yield (
+            f"parallel.tp={layout.tp} neither divides the model's {kv_heads} key-value heads nor is a multiple of them: "
+            "ranks would share a head's queries unevenly"
+        )
+
+
+def _mamba_problems(layout: Layout, architecture: dict[str, Any]) -> Iterator[str]:
+    heads, groups = int(architecture.get("mamba_num_heads") or 0), int(architecture.get("n_groups") or 0)
+    if not heads or not groups:
+        return
+    if groups % layout.tp:
+        yield f"parallel.tp={layout.tp} does not divide the model's {groups} Mamba groups"
+        return
+    own, per_group = groups // layout.tp, heads // groups
+    if per_group % (layout.cp // math.gcd(layout.cp, own)):
+        yield (
+            f"parallel.cp={layout.cp}: {own} Mamba groups of {per_group} heads on a tensor-parallel rank cannot be shared "
+            f"evenly by {layout.cp} context ranks; choose a cp that divides {own * per_group}"
+        )
+
+
+def _depth_problems(layout: Layout, layers: int) -> Iterator[str]:
+    stages = layout.pp * layout.vp
+    if layout.vp > 1 and layout.pp == 1:
+        yield f"parallel.vp={layout.vp} asks for several stages a rank, but parallel.pp={layout.pp}: set parallel.pp"
+    elif layers and layout.vp == 1 and layout.pp > layers:
+        yield f"parallel.pp={layout.pp} is more than the model's {layers} layers"
+    elif layers and stages > layers:
+        yield f"parallel.pp*vp = {layout.pp}*{layout.vp} = {stages} stages are more than the model's {layers} layers"

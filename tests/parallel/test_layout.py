@@ -43,5 +43,36 @@ def test_impossible_layouts_show_their_arithmetic(layout: Layout, words: str) ->
     assert any(words in problem for problem in layout_problems(layout, MOE, 4100))
 
 
+HYBRID = MOE | {"num_key_value_heads": 2, "mamba_num_heads": 64, "n_groups": 8, "intermediate_size": 1856}
+
+
+@pytest.mark.parametrize(
+    ("layout", "words"),
+    [
+        (Layout(1, 8, tp=8, pp=1), "intermediate_size 1860"),
+        (Layout(1, 12, tp=3, cp=1), "neither divides the model's 2 key-value heads nor is a multiple"),
+        (Layout(2, 8, tp=16), "parallel.tp=16 does not divide the model's 8 Mamba groups"),
+        (Layout(1, 24, cp=24), "8 Mamba groups of 8 heads"),
+        (Layout(1, 8, ep=8, dp_replicate=2), "does not divide the 4 ranks that share a pipeline stage"),
+        (Layout(1, 8, pp=2, vp=32), "parallel.pp*vp = 2*32 = 64 stages are more than the model's 52 layers"),
+        (Layout(1, 8, vp=2), "parallel.vp=2 asks for several stages a rank, but parallel.pp=1"),
+    ],
+)
+def test_layouts_that_a_hybrid_cannot_have(layout: Layout, words: str) -> None:
+    architecture = HYBRID | {"num_attention_heads": 48, "intermediate_size": 1860}
+    assert any(words in problem for problem in layout_problems(layout, architecture, 4800))
+
+
+@pytest.mark.parametrize(
+    "layout", [Layout(1, 8, tp=8), Layout(1, 64, cp=64), Layout(1, 8, tp=2, cp=4, ep=8), Layout(4, 8, tp=8, pp=4, ep=8)]
+)
+def test_layouts_that_a_hybrid_can_have(layout: Layout) -> None:
+    assert not list(layout_problems(layout, HYBRID, 4096))
+
+
+def test_auto_keeps_experts_inside_a_copy_of_the_model() -> None:
+    assert plan_layout(MOE, 4096, nodes=1, gpus_per_node=8, dp_replicate=2).ep == 4
+
+
 def test_a_possible_layout_has_no_problem() -> None:
     assert not list(layout_problems(Layout(1, 8, tp=2, cp=2, ep=8), MOE, 4096))

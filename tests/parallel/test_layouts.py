@@ -60,7 +60,13 @@ STAGES_OF_EXPERTS = [
     (8, {"pp": 4, "ep": 2}),
     (8, {"pp": 2, "tp": 2, "ep": 2}),
 ]
-INTERLEAVED = {"parallel": {"vp": 2}, "architecture": {"num_hidden_layers": 5}}
+
+
+def interleaved(shapes):
+    """The same with two stages on each pipeline rank."""
+    return [(world, sizes | {"vp": 2}) for world, sizes in shapes]
+
+
 MOE_SIX = [(world, sizes) for world, sizes in EXPERTS if 6 % sizes.get("ep", 1) == 0]
 LORA = LoraConfig(dim=4, alpha=8.0)
 CASES = {
@@ -80,8 +86,8 @@ CASES = {
     "pipeline lora": (Case("nano", lora=LORA), STAGES_OF_EXPERTS),
     "pipeline recompute": (Case("nano", train={"recompute": Recompute.full}), STAGES_OF_EXPERTS[:2]),
     "pipeline of three rows": (Case("qwen3", train={"global_batch_size": 3}), STAGES[:3]),
-    "interleaved": (Case("qwen3", **INTERLEAVED), STAGES[:5]),
-    "interleaved nano": (Case("nano", parallel={"vp": 2}), STAGES_OF_EXPERTS[:2]),
+    "interleaved": (Case("qwen3", architecture={"num_hidden_layers": 5}), interleaved(STAGES[:5])),
+    "interleaved nano": (Case("nano"), interleaved(STAGES_OF_EXPERTS[:2])),
     "micro-batches of two": (Case("qwen3", train={"micro_batch_size": 2}), DENSE[:5]),
     "more ranks than rows": (Case("qwen3", train={"global_batch_size": 2}), [(3, {}), (8, {"cp": 2})]),
     "per sequence": (Case("nano", train={"calculate_per_token_loss": False}), EXPERTS[:3]),

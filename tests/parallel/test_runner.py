@@ -52,7 +52,7 @@ def test_two_ranks_train_validate_evaluate_and_export_like_one(tmp_path):
         ["cluster.gpus_per_node=4", "parallel.tp=2", "parallel.cp=2"],
         ["cluster.gpus_per_node=2", "parallel.pp=2"],
         ["cluster.gpus_per_node=4", "parallel.pp=2", "parallel.dp_replicate=2"],
-        ["cluster.gpus_per_node=3", "checkpoint.async_save=true"],
+        ["cluster.gpus_per_node=4", "checkpoint.async_save=true"],
     ],
 )
 @pytest.mark.parametrize("model", ["tiny", "tiny_nemotron_h"])

@@ -32,7 +32,6 @@ class Case:
     lora: LoraConfig | None = None
     steps: int = 3
     train: dict[str, Any] = field(default_factory=dict)
-    parallel: dict[str, Any] = field(default_factory=dict)
     architecture: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -70,7 +69,6 @@ def make_cfg(case: Case) -> SftConfig:
     cfg.train = dataclasses.replace(
         cfg.train, **{"global_batch_size": 4, "train_iters": case.steps, "clip_grad": None} | case.train
     )
-    cfg.parallel = dataclasses.replace(cfg.parallel, **case.parallel)
     return cfg
 
 
