@@ -43,7 +43,7 @@ class Filters:
         config = self.config
         if config.structure:
             _check_structure(conversation)
-        if config.tools:
+        if config.tools and any("tool_calls" in message for message in conversation.messages):
             self._check_tools(conversation)
         if config.tools_missing:
             _check_tools_missing(conversation)
@@ -59,8 +59,6 @@ class Filters:
 
     def _check_tools(self, conversation: Conversation) -> None:
         calls = [call for message in _answers(conversation) for call in message.get("tool_calls", ())]
-        if not calls:
-            return
         known = {
             tool.get("function", tool).get("name"): tool.get("function", tool) for tool in conversation.tools or ()
         }
@@ -139,12 +137,15 @@ def _check_structure(conversation: Conversation) -> None:
 
 
 def _check_tools_missing(conversation: Conversation) -> None:
-    if conversation.tools or not any(
-        TOOL_CALL in text for message in _answers(conversation) for text in _texts(message)
-    ):
+    if conversation.tools:
         return
-    if not any(TOOLS_HEADER in str(message.get("content", "")) for message in conversation.messages):
-        raise RowError("tools_missing", f"{TOOL_CALL} in a message, but neither tools nor a `{TOOLS_HEADER}` header")
+    for message in _answers(conversation):
+        if TOOL_CALL in message.get("content", "") or TOOL_CALL in message.get("reasoning_content", ""):
+            if not any(TOOLS_HEADER in str(other.get("content", "")) for other in conversation.messages):
+                raise RowError(
+                    "tools_missing", f"{TOOL_CALL} in a message, but neither tools nor a `{TOOLS_HEADER}` header"
+                )
+            return
 
 
 def _check_equals(conversation: Conversation, equals: dict[str, str]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
+import orjson
 from tokenizers import Tokenizer
 
 from sft_hydra.data.adapters import RowError
@@ -31,25 +32,34 @@ class Guard:
         self.added = {token.text: token for token in tokenizer.added if token.text.strip()}
         self.every = _Finder(list(self.added))
         self.special = _Finder([text for text, token in self.added.items() if token.special])
+        self.shows_in_json = not any(sign in text for text in self.added for sign in '"\\\n\r\t')
 
     def is_needed(self, conversation: Conversation) -> bool:
         """True if a text of this row holds what would become a control token."""
+        for message in conversation.messages:
+            finder = self.special if message["role"] == "assistant" else self.every
+            content = message.get("content")
+            if type(content) is str and finder.finds(content):
+                return True
+            if len(message) > 2 and self._is_in(message, finder):
+                return True
+        return bool(conversation.tools) and self._is_in(conversation.tools, self.every)
+
+    def _is_in(self, value: Any, finder: "_Finder") -> bool:
+        """Whether one of the texts inside a JSON value holds a control token; for most values its JSON text tells."""
+        if self.shows_in_json:
+            try:
+                return finder.finds(orjson.dumps(value).decode())
+            except TypeError:  # an integer of more than 64 bits
+                pass
         found = False
 
-        def look(text: str, finder: "_Finder") -> str:
+        def look(text: str) -> str:
             nonlocal found
             found = found or finder.finds(text)
             return text
 
-        for message in conversation.messages:
-            content = message.get("content")
-            finder = self.special if message["role"] == "assistant" else self.every
-            if type(content) is str and finder.finds(content):
-                return True
-            if len(message) > 2:
-                _map_message(message, finder, look)
-        for tool in conversation.tools or ():
-            _map(tool, lambda text: look(text, self.every))
+        _map(value, look)
         return found
 
     def mark(self, conversation: Conversation) -> Conversation:

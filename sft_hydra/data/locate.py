@@ -56,7 +56,8 @@ class Locator:
         if not self.habits.marked:
             raise NotLocatedError
         scan = self.template.scan(messages, tools, thinking)
-        found = [self._turn(scan, messages, turn, modes[turn]) for turn in turns]
+        own = modes if self.habits.mode_free else [thinking] * len(messages)
+        found = [self._turn(scan, messages, turn, own[turn]) for turn in turns]
         spans = [span for turn in found for span in turn.spans]
         return cut_text(scan.text, spans, sum(turn.mode is None for turn in found))
 

@@ -1,6 +1,7 @@
 """What a packed set says about itself: `build_metadata`, and the files beside the shards: `write_set`."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.config.schema_data import DataFormat
 from sft_hydra.data.plan import Plan
-from sft_hydra.data.shards import FORMAT_VERSION, SPLITS, publish
+from sft_hydra.data.shards import FORMAT_VERSION, SPLITS, make_durable
 from sft_hydra.data.splits import LEFT_OUT
 from sft_hydra.data.spool import read_spool
 from sft_hydra.data.tokenizer import ChatTokenizer
@@ -92,7 +93,8 @@ def write_set(
         write_npy(folder, entries)
     temporary = folder / "metadata.tmp"
     temporary.write_text(json.dumps(metadata, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    publish(temporary, folder / "metadata.json")
+    make_durable([*(folder / entry["file"] for entry in entries), temporary])
+    os.replace(temporary, folder / "metadata.json")
 
 
 def _totals(entries: list[Any], pack_size: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ made of all that can change a token; weights, epochs and order are not in it, be
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from enum import Enum
 from itertools import pairwise
 from pathlib import Path
@@ -75,9 +75,9 @@ class Plan:
     template: str | None
     template_kwargs: dict[str, Any]
     added: list[AddedToken]
-    library: str = "tokenizers"
-    now: str = ""  # ISO time that templates see as the present
-    inputs: list[dict[str, Any]] = field(default_factory=list)  # per file: source, path, identity
+    library: str
+    now: str  # ISO time that templates see as the present
+    inputs: list[dict[str, Any]]  # per file: source, path, identity
 
     @property
     def total_rows(self) -> int:
@@ -94,11 +94,18 @@ def check_splits(data: DataConfig) -> None:
         )
 
 
-def content_key(
-    cfg: SftConfig, tokenizer: ChatTokenizer
-) -> tuple[str, list[Source], list[list[InputFile]], list[dict[str, Any]]]:
-    """The key of the packed set that `cfg` asks for, with its sources, their files, and a record of every input.
-    Reads all input bytes once. Raises ConfigError or DataError."""
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a config asks for: the content key, the sources with their files, and a record of every input."""
+
+    key: str
+    sources: list[Source]
+    files: list[list[InputFile]]
+    inputs: list[dict[str, Any]]
+
+
+def read_request(cfg: SftConfig, tokenizer: ChatTokenizer) -> Request:
+    """Reads all input bytes once for their checksums. Raises ConfigError or DataError."""
     check_splits(cfg.data)
     sources = sources_of(cfg.data)
     files = [files_of(source) for source in sources]
@@ -119,30 +126,29 @@ def content_key(
         "inputs": [{"source": entry["source"], "identity": entry["identity"]} for entry in inputs],
     }
     text = json.dumps(said, sort_keys=True, default=_plain)
-    return hashlib.sha256(text.encode()).hexdigest()[:16], sources, files, inputs
+    return Request(hashlib.sha256(text.encode()).hexdigest()[:16], sources, files, inputs)
 
 
-def make_plan(cfg: SftConfig, tokenizer: ChatTokenizer, library: str, now: str) -> Plan:
-    """The whole plan. Reads all input bytes."""
-    key, sources, files, inputs = content_key(cfg, tokenizer)
+def make_plan(cfg: SftConfig, request: Request, tokenizer: ChatTokenizer, library: str, now: str) -> Plan:
+    """The whole plan. Counts the rows of all inputs."""
     shards: list[ShardPlan] = []
-    for index, (source, listed) in enumerate(zip(sources, files, strict=True)):
+    for index, (source, listed) in enumerate(zip(request.sources, request.files, strict=True)):
         for ranges in _shard_ranges(source, listed, cfg.data):
             shards.append(ShardPlan(len(shards), index, ranges))
     return Plan(
-        key,
-        sources,
-        shards,
-        cfg.data,
-        cfg.seq_length,
-        cfg.seed,
-        tokenizer.folder,
-        tokenizer.template,
-        tokenizer.template_kwargs,
-        tokenizer.added,
-        library,
-        now,
-        inputs,
+        key=request.key,
+        sources=request.sources,
+        shards=shards,
+        data=cfg.data,
+        seq_length=cfg.seq_length,
+        seed=cfg.seed,
+        tokenizer_folder=tokenizer.folder,
+        template=tokenizer.template,
+        template_kwargs=tokenizer.template_kwargs,
+        added=tokenizer.added,
+        library=library,
+        now=now,
+        inputs=request.inputs,
     )
 
 
@@ -193,10 +199,10 @@ def _limit(source: Source, files: list[InputFile], counts: list[int], sample: in
     return limited
 
 
-def first_rows(plan_sources: list[Source], files: list[list[InputFile]], count: int) -> list[Any]:
+def first_rows(request: Request, count: int) -> list[Any]:
     """The first parsed rows of every source."""
     found: list[Any] = []
-    for source, listed in zip(plan_sources, files, strict=True):
+    for source, listed in zip(request.sources, request.files, strict=True):
         rows = (row for _, row in read_rows(listed[0], source, 0, count))
         found += [row for row in rows if not isinstance(row, Bad)]
     return found

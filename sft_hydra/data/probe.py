@@ -42,6 +42,7 @@ class Habits:
     long_ids: bool = False  # insists on call ids of nine letters and digits
     opens_reasoning: bool = False  # its prompt opens <think>, but it prints no reasoning
     empty_as_null: bool = False  # wants null, not an empty text, beside tool calls
+    mode_free: bool = True  # what stands before a turn does not depend on the thinking mode
     stable: bool = True  # a turn without reasoning reads the same once later user turns exist
     stable_calls: bool = True  # the same for turns with tool calls
     stable_steps: bool = True  # what is before a second step of a user turn reads as it was served
@@ -248,6 +249,8 @@ def _learn_history(template: ChatTemplate, habits: Habits) -> None:
     calls = [[user(1), caller(content), RESULT, assistant(2)] for content in ("", "Qasst1")]
     habits.stable = all(_reads_same(template, habits, first, later) for first in plain)
     habits.stable_calls = all(_reads_same(template, habits, first, later) for first in calls)
+    asked = [_render(template, habits, [user(1)], thinking) for thinking in (False, True)]
+    habits.mode_free = asked[0] == asked[1]
     thinkers = [{}, {"reasoning_content": "Qreas1"}] if habits.reasoning_field else [{}]
     habits.stable_steps = all(_steps_fit(template, habits, {**caller(""), **more}) for more in thinkers)
     thought = [user(1), assistant(1, reasoning_content="Qreas1"), user(2), assistant(2, reasoning_content="Qreas2")]
@@ -273,17 +276,18 @@ def _reads_same(template: ChatTemplate, habits: Habits, first: list[Message], la
             for mode in ((False, False), (False, True), (True, True))
         ):
             return False
-    return same_turns(template, shape_messages(everything, habits), tools, len(first))
+    return same_turns(template, shape_messages(everything, habits), tools, [len(first)])
 
 
-def same_turns(template: ChatTemplate, messages: list[Message], tools: list[Any] | None, stop: int) -> bool:
-    """True if the assistant turns among `messages[:stop]` read the same with and without what comes after them."""
-    early, late = (template.scan(part, tools, False) for part in (messages[:stop], messages))
-    return all(
-        early.segment_text(index) == late.segment_text(index)
-        for index, message in enumerate(messages[:stop])
-        if message["role"] == "assistant"
-    )
+def same_turns(template: ChatTemplate, messages: list[Message], tools: list[Any] | None, stops: list[int]) -> bool:
+    """True if for each stop the assistant turns of `messages[:stop]` read the same with and without what comes after."""
+    late = template.scan(messages, tools, False)
+    for stop in stops:
+        early = template.scan(messages[:stop], tools, False)
+        for index, message in enumerate(messages[:stop]):
+            if message["role"] == "assistant" and early.segment_text(index) != late.segment_text(index):
+                return False
+    return True
 
 
 def _steps_fit(template: ChatTemplate, habits: Habits, call: Message) -> bool:

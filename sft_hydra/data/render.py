@@ -162,17 +162,23 @@ class Renderer:
         calls = bool(tools) or any("tool_calls" in message for message in answers)
         if not (self.habits.stable_calls if calls else self.habits.stable):
             return True
-        if all(self._is_plain(message) for message in messages):
+        if all(map(self._is_plain, answers)) and not any(self._is_tested(message) for message in messages):
             return False
         assert self.template is not None
         if not self.habits.marked:
             return True
         ends = [stop for stop, _ in user_turns(messages, greeting=True)]
-        return not all(same_turns(self.template, messages, tools, stop) for stop in ends[:-1])
+        return not same_turns(self.template, messages, tools, ends[:-1])
 
     def _is_plain(self, message: Message) -> bool:
+        """True if no trimming can tell whether this is the last turn."""
         content = message.get("content", "")
-        return type(content) is str and content == content.strip() and self.tested.search(content) is None
+        return type(content) is str and content == content.strip()
+
+    def _is_tested(self, message: Message) -> bool:
+        """True if the template looks for a text that this content holds."""
+        content = message.get("content")
+        return type(content) is str and self.tested.search(content) is not None
 
     def _one(
         self, messages: list[Message], tools: list[Any] | None, thinking: bool, turns: list[int], modes: list[bool]

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,14 +88,18 @@ class ShardWriter:
 
     def close(self) -> None:
         self.writer.close()
-        publish(self.temporary, self.path)
+        os.replace(self.temporary, self.path)
 
 
-def publish(temporary: Path, path: Path) -> None:
-    """Make a finished file durable, then give it its name."""
-    with open(temporary, "rb") as stream:
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+def make_durable(files: list[Path]) -> None:
+    """Wait until these files would survive a power failure."""
+
+    def sync(path: Path) -> None:
+        with open(path, "rb") as stream:
+            os.fsync(stream.fileno())
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(sync, files))
 
 
 class PackedSet:

@@ -1,24 +1,27 @@
 """Rendering without the template: once per *shape* of conversation (roles, in order), then by filling in the contents.
 
 A skeleton is what the template made of place holders. There is one only for a shape on whose way through the template
-every expression is harmless (vet.py), and it serves only contents that nothing is tested for: of two letters or more, no
-white space at their ends, none of the template's literals in them. The first rows of every shape and each 64th after them
+every expression is harmless (vet.py), and it serves only contents that nothing is tested for: not empty, no white
+space at their ends that the template would take away, none of the template's literals in them. The first rows of every shape and each 64th after them
 are rendered by the template too; a difference raises SkeletonError, and the shard is done again without skeletons.
 Invariant: the same sequences as the template makes, or none.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 from sft_hydra.data.locate import RenderedSequence
 from sft_hydra.data.template import ChatTemplate
-from sft_hydra.data.vet import Tracer, compared, is_harmless, literals
+from sft_hydra.data.vet import Tracer
 from sft_hydra.records import Conversation, Message
 
+WORTH = 3  # rows of a shape before it gets a skeleton
 CHECKED = 4  # rows of a new shape that the template renders too
 EVERY = 64  # and then one of so many
 SHAPES = 4096
+EDGES = (" ", "\n")  # white space that a content may start or end with, where the template leaves it alone
 FIELDS = frozenset({"role", "content", "reasoning_content"})
 
 Render = Callable[[Conversation], list[RenderedSequence]]
@@ -61,7 +64,8 @@ class Skeletons:
 
     def __init__(self, template: ChatTemplate, render: Render) -> None:
         self.render = render
-        self.tracer = Tracer(template)
+        self.template = template
+        self.met: Counter[Shape] = Counter()
         self.known: dict[Shape, _Skeleton | None] = {}
 
     def sequences(self, conversation: Conversation) -> list[RenderedSequence] | None:
@@ -71,7 +75,8 @@ class Skeletons:
         if shape is None:
             return None
         if shape not in self.known:
-            if len(self.known) >= SHAPES:
+            self.met[shape] += 1
+            if self.met[shape] < WORTH or len(self.known) >= SHAPES:
                 return None
             self.known[shape] = self._make(conversation)
         skeleton = self.known[shape]
@@ -96,43 +101,44 @@ class Skeletons:
                 text = message.get(name)
                 if text is None:
                     continue
-                if type(text) is not str or len(text) < 2 or text[0].isspace() or text[-1].isspace():
+                if type(text) is not str:
                     return None
+                if not text:
+                    shape.append("no " + name)
+                    continue
+                first, last = text[0], text[-1]
+                if first.isspace() or last.isspace():
+                    if not (first in EDGES or first.isprintable()) or not (last in EDGES or last.isprintable()):
+                        return None
+                    shape.append("starts blank" if first in EDGES else "")
+                    shape.append("ends blank" if last in EDGES else "")
                 shape.append(name)
                 values.append(text)
         return tuple(shape)
 
+    @cached_property
+    def tracer(self) -> Tracer:
+        return Tracer(self.template)
+
     def _make(self, conversation: Conversation) -> _Skeleton | None:
         """Render the shape with place holders of two lengths; None unless each is printed as it is in both, and the way
         through the template is harmless."""
-        probes = [_with_holders(conversation, filler) for filler in ("x", "a longer text\nof two lines ")]
+        fillers = [("x", " \n", "\n "), ("a longer text\nof two lines ", "\n ", " \n")]
+        probes = [_with_holders(conversation, *filler) for filler in fillers]
         try:
-            (first, parts), (second, more) = (self.tracer.run(partial(self.render, probe)) for probe, _ in probes)
+            (first, seen), (second, more) = (self.tracer.run(partial(self.render, probe)) for probe, _ in probes)
         except Exception:  # the template refuses the shape: every row of it goes the slow way and is told why
             return None
-        parts += more
-        found = literals(parts)
         formats = _formats(first, probes[0][1])
-        if formats is None or formats != _formats(second, probes[1][1]) or not all(map(is_harmless, parts)):
+        literals, compared = {*seen.literals, *more.literals}, seen.compared | more.compared
+        if formats is None or formats != _formats(second, probes[1][1]):
             return None
-        if any(text in holder for text in found for _, holders in probes for holder in holders):
+        if not (seen.harmless and more.harmless):
+            return None
+        if any(text in holder for text in literals for _, holders in probes for holder in holders):
             return None
         trained, bare = [s.trained for s in first], [s.bare_headers for s in first]
-        return _Skeleton(formats, trained, bare, _shortest(found), compared(parts))
-
-
-def _with_holders(conversation: Conversation, filler: str) -> tuple[Conversation, list[str]]:
-    """The conversation with place holders for its contents, made of what escaping would change."""
-    holders: list[str] = []
-    messages: list[Message] = []
-    for message in conversation.messages:
-        probe = dict(message)
-        for name in ("content", "reasoning_content"):
-            if name in message:
-                holders.append(f"Zq{len(holders)}\"\\é\n&'{filler}{len(holders)}qZ")
-                probe[name] = holders[-1]
-        messages.append(probe)
-    return Conversation(messages, None, conversation.origin, conversation.source), holders
+        return _Skeleton(formats, trained, bare, list(literals), compared)
 
 
 def _formats(sequences: list[RenderedSequence], holders: list[str]) -> list[list[str]] | None:
@@ -148,6 +154,18 @@ def _formats(sequences: list[RenderedSequence], holders: list[str]) -> list[list
     return formats
 
 
-def _shortest(literals: set[str]) -> list[str]:
-    """Literals that no other is part of: a text without these has none of the others."""
-    return [text for text in literals if not any(other != text and other in text for other in literals)]
+def _with_holders(conversation: Conversation, filler: str, head: str, tail: str) -> tuple[Conversation, list[str]]:
+    """The conversation with place holders for its contents, made of what escaping would change; with `head` and `tail`
+    where a content starts or ends with white space."""
+    holders: list[str] = []
+    messages: list[Message] = []
+    for message in conversation.messages:
+        probe = dict(message)
+        for name in ("content", "reasoning_content"):
+            if message.get(name):
+                text = message[name]
+                middle = f"Zq{len(holders)}\"\\é\n&'{filler}{len(holders)}qZ"
+                probe[name] = (head if text[0] in EDGES else "") + middle + (tail if text[-1] in EDGES else "")
+                holders.append(probe[name])
+        messages.append(probe)
+    return Conversation(messages, None, conversation.origin, conversation.source), holders

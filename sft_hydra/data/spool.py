@@ -79,6 +79,6 @@ def read_spool(folder: Path) -> Spool:
     counts = json.loads((folder / "counts.json").read_text())
     ids, mask = np.zeros(0, np.int32), np.zeros(0, np.uint8)
     if len(sequences):
-        ids = np.memmap(folder / "ids.bin", np.int32, "r")
-        mask = np.memmap(folder / "mask.bin", np.uint8, "r")
+        ids = np.asarray(np.memmap(folder / "ids.bin", np.int32, "r"))
+        mask = np.asarray(np.memmap(folder / "mask.bin", np.uint8, "r"))
     return Spool(ids, mask, sequences[:, 0], sequences[:, 1], rows, counts)

@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Template, TemplateError, nodes
 
 from sft_hydra.data.sandbox import make_environment
-from sft_hydra.data.tool_blocks import remember_tool_blocks
+from sft_hydra.data.tool_blocks import take_out_blocks
 from sft_hydra.records import Message
 
 NONCE = f"\x1f{secrets.token_hex(8)}"
@@ -83,10 +83,10 @@ class ChatTemplate:
         self.marked = None if marking is None else self.compile(self.marked_tree(marking))
 
     def marked_tree(self, marking: Marking) -> nodes.Template:
-        """The template's syntax tree with marks, its tool definitions remembered."""
+        """The template's syntax tree with marks, and with blocks for tools and calls."""
         tree = self.environment.parse(self.source)
         _Marker(marking).visit(tree)
-        remember_tool_blocks(self.environment, tree)
+        take_out_blocks(self.environment, tree)
         return tree
 
     def compile(self, tree: nodes.Template) -> Template:

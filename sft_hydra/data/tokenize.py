@@ -78,11 +78,17 @@ def _load_fast(file: str, stamp: int) -> fastokens.Tokenizer:
     return fastokens.Tokenizer.from_file(file)
 
 
-def choose_library(tokenizer: ChatTokenizer, texts: Iterable[str]) -> str:
-    """`fastokens` if it can read this tokenizer and gives the same ids on hard cases, on every added token and on `texts`."""
+def start_fast(tokenizer: ChatTokenizer) -> BulkEncoder | None:
+    """fastokens with this tokenizer; None if it cannot read it."""
     try:
-        fast = BulkEncoder(tokenizer, "fastokens")
+        return BulkEncoder(tokenizer, "fastokens")
     except Exception:  # it refuses formats that it does not know, in various ways
+        return None
+
+
+def choose_library(tokenizer: ChatTokenizer, fast: BulkEncoder | None, texts: Iterable[str]) -> str:
+    """`fastokens` if it gives the same ids as the reference on hard cases, on every added token and on `texts`."""
+    if fast is None:
         return "tokenizers"
     added = [token.text for token in tokenizer.added]
     probe = [*ADVERSARIAL, "".join(added), " x\n".join(added), *texts]

@@ -1,7 +1,8 @@
-"""Tool definitions are rendered once per tool, not once per row: rows of a data set share a few tools.
+"""Loops over tool definitions and tool calls, taken out of the template as functions of what they loop over.
 
-A loop over `tools` whose body needs nothing but its variable and the template's own macros prints a function of the tool;
-its body becomes a macro that is called for every new tool and remembered for the others. Any other loop stays as it is.
+A loop whose body needs nothing but its variable and the template's own macros prints a function of its list: it becomes a
+filter, which is quicker, and definitions are rendered once per list, not once per row, because the rows of a data set share
+them. Any other loop stays as it is.
 """
 
 from typing import Any
@@ -9,54 +10,76 @@ from typing import Any
 import orjson
 from jinja2 import Environment, Template, meta, nodes
 
-REMEMBERED = 50_000
+REMEMBERED = 10_000
 PURE_GLOBALS = {"raise_exception"}
+PREFIX = "block_of_"
 
 
-def remember_tool_blocks(environment: Environment, tree: nodes.Template) -> None:
-    """Edit the syntax tree of a template in place."""
-    macros = [statement for statement in tree.body if isinstance(statement, nodes.Macro)]
-    for loop in list(tree.find_all(nodes.For)):
-        if not (
-            isinstance(loop.target, nodes.Name) and isinstance(loop.iter, nodes.Name) and loop.iter.name == "tools"
-        ):
-            continue
-        if loop.test is None and not loop.recursive and _is_pure(environment, loop, macros):
-            name = f"tool_block_{loop.lineno}"
-            environment.filters[name] = _ToolBlock(environment, loop.target.name, macros, loop.body)
-            value = nodes.Name(loop.target.name, "load")
-            loop.body = [nodes.Output([nodes.Filter(value, name, [], [], None, None)], lineno=loop.lineno)]
+class Block:
+    """The filter that a loop has become."""
 
-
-def _is_pure(environment: Environment, loop: nodes.For, macros: list[nodes.Macro]) -> bool:
-    assert isinstance(loop.target, nodes.Name)
-    body = nodes.Template([*macros, *loop.body], lineno=1)
-    body.set_environment(environment)
-    needs = meta.find_undeclared_variables(body) - {loop.target.name} - PURE_GLOBALS
-    return not needs and not any(True for _ in body.find_all((nodes.NSRef, nodes.Break, nodes.Continue)))
-
-
-class _ToolBlock:
-    """The filter that prints a tool."""
-
-    def __init__(
-        self, environment: Environment, target: str, macros: list[nodes.Macro], body: list[nodes.Node]
-    ) -> None:
-        macro = nodes.Macro("block", [nodes.Name(target, "param")], [], body, lineno=1)
+    def __init__(self, environment: Environment, loop: nodes.For, macros: list[nodes.Macro]) -> None:
+        self.remembers = _kind(loop) == "tools"
+        again = nodes.For(loop.target, nodes.Name("values", "load"), loop.body, [], None, False, lineno=1)
+        macro = nodes.Macro("block", [nodes.Name("values", "param")], [], [again], lineno=1)
         tree = nodes.Template([*macros, macro], lineno=1)
         tree.set_environment(environment)
         template = Template.from_code(environment, environment.compile(tree), environment.make_globals(None))
         self.render = template.module.block  # type: ignore[attr-defined]
         self.known: dict[bytes, str] = {}
 
-    def __call__(self, tool: Any) -> str:
+    def __call__(self, values: Any) -> str:
+        if not self.remembers:
+            return str(self.render(values))
         try:
-            key = orjson.dumps(tool)
-        except TypeError:  # not plain JSON
-            return str(self.render(tool))
+            key = orjson.dumps(values)
+        except TypeError:  # an integer of more than 64 bits
+            return str(self.render(values))
         text = self.known.get(key)
         if text is None:
             if len(self.known) >= REMEMBERED:
                 self.known.clear()
-            text = self.known[key] = str(self.render(tool))
+            text = self.known[key] = str(self.render(values))
         return text
+
+
+def take_out_blocks(environment: Environment, tree: nodes.Template) -> None:
+    """Edit the syntax tree of a template in place; the blocks are filters of the environment, named PREFIX and a number."""
+    macros = [statement for statement in tree.body if isinstance(statement, nodes.Macro)]
+    _replace(environment, tree.body, macros)
+
+
+def _replace(environment: Environment, body: list[nodes.Node], macros: list[nodes.Macro]) -> None:
+    for index, statement in enumerate(body):
+        if isinstance(statement, nodes.For) and _kind(statement) and _is_pure(environment, statement, macros):
+            name = f"{PREFIX}{statement.lineno}_{index}"
+            environment.filters[name] = Block(environment, statement, macros)
+            printed = nodes.Filter(statement.iter, name, [], [], None, None)
+            body[index] = nodes.Output([printed], lineno=statement.lineno)
+            continue
+        for field in ("body", "else_"):
+            if isinstance(getattr(statement, field, None), list):
+                _replace(environment, getattr(statement, field), macros)
+        for branch in getattr(statement, "elif_", ()):
+            _replace(environment, branch.body, macros)
+
+
+def _kind(loop: nodes.For) -> str | None:
+    """`tools` or `tool_calls`, what a loop goes over; None for anything else."""
+    values = loop.iter
+    if isinstance(values, nodes.Name):
+        name = values.name
+    elif isinstance(values, nodes.Getattr):
+        name = values.attr
+    else:
+        name = values.arg.value if isinstance(values, nodes.Getitem) and isinstance(values.arg, nodes.Const) else ""
+    return name if name in ("tools", "tool_calls") else None
+
+
+def _is_pure(environment: Environment, loop: nodes.For, macros: list[nodes.Macro]) -> bool:
+    if not isinstance(loop.target, nodes.Name) or loop.test is not None or loop.recursive or loop.else_:
+        return False
+    body = nodes.Template([*macros, *loop.body], lineno=1)
+    body.set_environment(environment)
+    needs = meta.find_undeclared_variables(body) - {loop.target.name} - PURE_GLOBALS
+    return not needs and not any(True for _ in body.find_all((nodes.NSRef, nodes.Break, nodes.Continue)))

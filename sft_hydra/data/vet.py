@@ -5,11 +5,15 @@ expression whose result depends on a content only by printing and trimming it, b
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from jinja2 import nodes
 
 from sft_hydra.data.template import ChatTemplate
+from sft_hydra.data.tool_blocks import PREFIX
+
+T = TypeVar("T")
 
 FILTERS = {"trim", "tojson", "safe", "string", "default", "d", "length", "count", "items", "list", "join", "selectattr"}
 MARKS = {"open_mark", "close_mark", "visited"}
@@ -43,7 +47,7 @@ def compared(parts: Iterable[nodes.Node]) -> set[str]:
 def is_harmless(node: nodes.Node) -> bool:
     """True for a node of an executed part that treats contents as the docstring above says."""
     if isinstance(node, nodes.Filter):
-        return node.name in FILTERS or node.name in MARKS
+        return node.name in FILTERS or node.name in MARKS or node.name.startswith(PREFIX)
     if isinstance(node, nodes.Test):
         return node.name in TESTS
     if isinstance(node, nodes.Getitem):
@@ -72,8 +76,10 @@ def _is_harmless_method(name: str, arguments: list[nodes.Expr]) -> bool:
 def _is_harmless_compare(op: str, left: nodes.Expr, right: nodes.Expr) -> bool:
     sides = (left, right)
     constants = [side.value for side in sides if isinstance(side, nodes.Const)]
-    if any(isinstance(side, nodes.Filter) and side.name in ("length", "count") for side in sides):
-        return bool(constants) and all(value in (0, 1) for value in constants)
+    counted = [side.node for side in sides if isinstance(side, nodes.Filter) and side.name in ("length", "count")]
+    if counted:  # empty or not; how many only of messages
+        about_messages = all(isinstance(node, nodes.Name) and "messages" in node.name for node in counted)
+        return about_messages or (bool(constants) and all(value == 0 for value in constants))
     if op in ("in", "notin"):
         return all(not isinstance(value, str) or value.strip() for value in constants)
     if op in ("eq", "ne"):  # two contents must not be compared with each other
@@ -96,6 +102,16 @@ def _constants(parts: Iterable[nodes.Node]) -> set[str]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What the branches that a render went through do to contents: `literals` that no content may hold and `compared`
+    texts that none may be, if they are `harmless` at all."""
+
+    harmless: bool
+    literals: list[str]
+    compared: set[str]
+
+
 class Tracer:
     """Renders a template so that it can be told which of its branches were gone through."""
 
@@ -104,13 +120,14 @@ class Tracer:
         self.template = template
         self.bodies: list[list[nodes.Node]] = []  # of each branch: the nodes that are its own
         self.seen: set[int] = set()
+        self.known: dict[frozenset[int], Findings] = {}
         template.environment.filters["visited"] = self._visited
         marked = template.marked_tree(template.marking)
         self._enter(marked.body)
         self.traced = template.compile(marked)
 
-    def run(self, work: Callable[[], Any]) -> tuple[Any, list[nodes.Node]]:
-        """What `work` returns when all that it renders is traced, and the nodes it went through."""
+    def run(self, work: Callable[[], T]) -> tuple[T, Findings]:
+        """What `work` returns when all that it renders is traced, and what the template did on the way."""
         template = self.template
         plain, marked = template.plain, template.marked
         template.plain = template.marked = self.traced
@@ -119,7 +136,13 @@ class Tracer:
             result = work()
         finally:
             template.plain, template.marked = plain, marked
-        return result, [node for branch in sorted(self.seen) for node in self.bodies[branch]]
+        branches = frozenset(self.seen)
+        if branches not in self.known:
+            parts = [node for branch in sorted(branches) for node in self.bodies[branch]]
+            texts = literals(parts)
+            shortest = [text for text in texts if not any(other != text and other in text for other in texts)]
+            self.known[branches] = Findings(all(map(is_harmless, parts)), shortest, compared(parts))
+        return result, self.known[branches]
 
     def _visited(self, _: Any, branch: int) -> str:
         self.seen.add(branch)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.data.blend import plan_epoch
-from sft_hydra.data.prepare import Progress, obtain, prepare, prepare_part
+from sft_hydra.data.prepare import obtain, prepare, prepare_part
+from sft_hydra.data.progress import Progress
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.observe.console import Console, Work
 from sft_hydra.paths import RunPaths
@@ -88,7 +89,9 @@ def notes(packed: PackedSet) -> list[str]:
     for source in packed.metadata["sources"]:
         name = source["name"]
         if source["rejected"]:
-            found.append(f"{name}: {source['rejected']:,} rows left out, each with its reason in {packed.folder}/rejects.jsonl")
+            found.append(
+                f"{name}: {source['rejected']:,} rows left out, each with its reason in {packed.folder}/rejects.jsonl"
+            )
         if source["truncated"]:
             found.append(f"{name}: {source['truncated']:,} sequences were cut off, their last turn has no end of turn")
         if source["cut_at_turn"]:

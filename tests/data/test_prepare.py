@@ -16,7 +16,8 @@ from support.chats import all_sequences, assistant, data_cfg, question, rejects,
 
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.config.schema_data import DataFormat, Overlong, Prepare, SourceConfig
-from sft_hydra.data.prepare import Progress, find, missing, obtain, prepare
+from sft_hydra.data.prepare import find, missing, obtain, prepare
+from sft_hydra.data.progress import Progress
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.data.tokenizer import load_tokenizer
 from sft_hydra.errors import DataError, MissingPackedDataError, SeqLengthMismatchError, TokenizerMismatchError

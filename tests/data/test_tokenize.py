@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from sft_hydra.data.adapters import RowError
 from sft_hydra.data.locate import RenderedSequence
 from sft_hydra.data.render import Renderer
-from sft_hydra.data.tokenize import SequenceEncoder, choose_library
+from sft_hydra.data.tokenize import SequenceEncoder, choose_library, start_fast
 from sft_hydra.data.tokenizer import ChatTokenizer
 
 SLOW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -55,11 +55,12 @@ def test_the_mask_ends_with_an_end_of_turn_token(real: ChatTokenizer) -> None:
 
 
 def test_fastokens_is_chosen_only_where_it_agrees(real: ChatTokenizer, tmp_path: Path) -> None:
-    assert choose_library(real, ["a text of one's own"]) == "fastokens"
+    assert choose_library(real, start_fast(real), ["a text of one's own"]) == "fastokens"
     words = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.save(str(tmp_path / "tokenizer.json"))
-    assert choose_library(ChatTokenizer(tmp_path, None), ["a b"]) == "tokenizers"
+    other = ChatTokenizer(tmp_path, None)
+    assert choose_library(other, start_fast(other), ["a b"]) == "tokenizers"
 
 
 def test_a_tokenizer_that_disagrees_is_found_out(bundled: ChatTokenizer, tmp_path: Path) -> None:
@@ -68,7 +69,7 @@ def test_a_tokenizer_that_disagrees_is_found_out(bundled: ChatTokenizer, tmp_pat
     (tmp_path / "tokenizer.json").write_text(json.dumps(other))
     lower = ChatTokenizer(tmp_path, None)
     lower.backend = bundled.backend  # the file lower-cases, the library does not
-    assert choose_library(lower, []) == "tokenizers"
+    assert choose_library(lower, start_fast(lower), []) == "tokenizers"
 
 
 @pytest.fixture(scope="module")
