@@ -113,16 +113,26 @@ def test_the_profile_of_the_docs(command: Command, repo: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_preempted_training_ends_as_if_nothing_had_been(slurm: Path, command: Command) -> None:
-    arguments = ["train.train_iters=60", "train.global_batch_size=4", "checkpoint.interval=null", *SMALL]
-    straight = command("sft_hydra", "name=straight", *arguments)
+    """Two nodes of two ranks each against four ranks that were never disturbed. AdamW: Muon works in bf16, which makes
+    rounding visible."""
+    arguments = [
+        "train.train_iters=60",
+        "train.global_batch_size=4",
+        "checkpoint.interval=null",
+        "optimizer=adamw",
+        *SMALL,
+    ]
+    straight = command("sft_hydra", "name=straight", "cluster.gpus_per_node=4", *arguments)
     assert straight.returncode == 0, straight.stderr
-    command("sft_hydra", "name=torn", "cluster=slurm", "cluster.gpus_per_node=1", "cluster.partition=low", *arguments)
+    ranks = ["cluster.nodes=2", "cluster.gpus_per_node=2"]
+    command("sft_hydra", "name=torn", "cluster=slurm", *ranks, "cluster.partition=low", *arguments)
     torn = Path("outputs/torn")
-    until(lambda: (torn / "metrics.jsonl").exists() and len(losses(torn)) > 10, 60)
+    until(lambda: (torn / "metrics.jsonl").exists() and len(losses(torn)) > 10, 300)
     subprocess.run(["srun", "--partition=high", "--nodes=4", "--exclusive", "true"], check=True)
     assert command("sft_hydra.jobs", "wait", "outputs/torn").returncode == 0
     handle = find_handle(torn.resolve())
     assert handle is not None
     assert "is queued again" in handle.log.read_text()
-    assert losses(torn) == losses(Path("outputs/straight"))
+    assert losses(torn) == pytest.approx(losses(Path("outputs/straight")), abs=1e-4)
