@@ -70,11 +70,8 @@ def as_transformers(model: DecoderModel) -> Any:
 
 def transformers_model(config: Any, state: dict[str, torch.Tensor]) -> Any:
     """The transformers model of `config` with weights named as ours, in eval mode; shares memory where it can."""
-    from transformers.utils import logging
-
     weights = dict(to_disk(config, state))
     dtype = next(iter(weights.values())).dtype
-    logging.disable_progress_bar()
     theirs = transformers_class(config).from_pretrained(None, config=config, state_dict=weights, dtype=dtype).eval()
     use_published_limits(theirs)
     return theirs

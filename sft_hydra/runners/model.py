@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
 from sft_hydra.checkpoint import state as checkpoints
 from sft_hydra.checkpoint.stream import load_weights, local_folder
@@ -41,6 +42,7 @@ class RunModel:
 
 def start_machine(cfg: SftConfig) -> torch.device:
     """The device of this rank; sets the number of threads of a CPU run. ConfigError if the device is not there."""
+    logging.disable_progress_bar()  # our console says what goes on, once for all ranks
     rank = this_rank()
     if cfg.train.num_threads is not None:
         torch.set_num_threads(cfg.train.num_threads)

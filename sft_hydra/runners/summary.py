@@ -85,11 +85,15 @@ def say_next_steps(
     console.say(f"  report      {paths.report}")
     console.say(f"  metrics     {paths.metrics}")
     if exported is not None:
-        console.say(f"  model       {exported.folder} ({exported.kind}, loads with transformers)")
+        library = "transformers" if exported.kind == "model" else "peft"
+        console.say(f"  model       {exported.folder} ({exported.kind}, loads with {library})")
     console.say("next")
-    again = "python -m sft_hydra" + ("" if cfg.name == "demo" else " <same arguments>")
-    console.say(f"  talk to it  {again} runner=generate generate.interactive=true")
-    console.say(f"  see a mask  {again} runner=inspect")
+    name = paths.root.relative_to(cfg.output_dir).as_posix()
+    where = ("" if name == "demo" else f" name={name}") + (
+        "" if cfg.output_dir == "outputs" else f" output_dir={cfg.output_dir}"
+    )
+    console.say(f"  talk to it  python -m sft_hydra{where} runner=generate generate.interactive=true")
+    console.say(f"  see a mask  python -m sft_hydra{where} runner=inspect inspect.html=true")
     console.say("  your data   python -m sft_hydra data=jsonl data.path=chats.jsonl")
     console.say(
         "  a real one  python -m sft_hydra model=qwen3_0_6b peft=lora data=jsonl data.path=chats.jsonl dry_run=true"
