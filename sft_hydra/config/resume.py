@@ -12,7 +12,8 @@ from sft_hydra.paths import RunPaths
 
 MAY_CHANGE = (
     "runner", "name", "output_dir", "run_dir", "dry_run", "device", "cluster", "parallel", "logger", "eval", "generate",
-    "export", "inspect", "checkpoint.interval", "checkpoint.keep_last", "checkpoint.keep_best", "train.micro_batch_size", "train.recompute",
+    "export", "inspect", "checkpoint.interval", "checkpoint.keep_last", "checkpoint.keep_best", "checkpoint.async_save",
+    "train.micro_batch_size", "train.recompute",
     "train.cpu_offload", "train.compile", "train.log_interval", "train.num_threads", "data.prepare", "data.force",
     "data.num_workers",
 )  # fmt: skip
