@@ -32,6 +32,16 @@ class DataError(UserError):
     code = "data"
 
 
+class RowError(Exception):
+    """One row of data that is not used: `reason` is a short fixed word that is counted, `detail` tells more. It ends no
+    command; it becomes a line of rejects.jsonl."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
 class MissingPackedDataError(DataError):
     """The packed data set that the run needs is not there."""
 

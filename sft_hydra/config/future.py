@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from sft_hydra.config.architecture import read_architecture
-from sft_hydra.config.rules import COMING_FORMATS, READABLE_FORMATS
-from sft_hydra.config.rules_files import BUILTIN
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.errors import ModelError
 
@@ -34,13 +32,6 @@ NOT_YET: dict[str, NotYet] = {
     "generic": NotYet(
         lambda cfg: cfg.model.generic,
         "model.generic=true: training through the transformers implementation is not there yet",
-    ),
-    "builtin_sources": NotYet(
-        lambda cfg: any(
-            source.format in COMING_FORMATS or str(source.path).startswith(BUILTIN)
-            for source in cfg.data.sources.values()
-        ),
-        f"data={{nanochat,squad,oasst}}: their formats are not there yet; there are: {', '.join(READABLE_FORMATS)}",
     ),
 }
 

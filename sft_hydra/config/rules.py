@@ -43,8 +43,7 @@ ALLOWED = {
     "inspect.split": ("train", "valid", "test"),
     "logger.wandb.mode": ("online", "offline", "disabled"),
 }
-READABLE_FORMATS = ("auto", "openai", "prompt_completion", "sharegpt", "alpaca")
-COMING_FORMATS = ("squad", "oasst", "mmlu", "gsm8k")
+READABLE_FORMATS = ("auto", "openai", "prompt_completion", "sharegpt", "alpaca", "squad", "oasst", "mmlu", "gsm8k")
 
 SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY)", re.IGNORECASE)
 SECRET_VALUE = re.compile(
@@ -72,7 +71,7 @@ def known_words(cfg: SftConfig) -> Iterator[str]:
     values = flatten(cfg)
     allowed = {
         **ALLOWED,
-        **{f"data.sources.{name}.format": (*READABLE_FORMATS, *COMING_FORMATS) for name in cfg.data.sources},
+        **{f"data.sources.{name}.format": READABLE_FORMATS for name in cfg.data.sources},
     }
     for key, words in allowed.items():
         if (value := values.get(key)) is not None and value not in words:

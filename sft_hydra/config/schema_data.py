@@ -60,7 +60,8 @@ class TokenizerConfig:
 @dataclass(kw_only=True, slots=True)
 class SourceConfig:
     path: str | None = None
-    """File, folder or glob (.jsonl, .json, .parquet, also .gz and .zst), a hub id, or `demo:<part>`."""
+    """File, folder or glob (.jsonl, .json, .parquet, also .gz and .zst), a hub id, `demo:<part>`,
+    `builtin:simple_spelling` or `builtin:spelling_bee`."""
     weight: float | None = None
     """Share of the training tokens, relative to the other sources' weights."""
     epochs: float | None = None
@@ -70,7 +71,8 @@ class SourceConfig:
     subset: str | None = None
     """Configuration of a hub data set."""
     format: str = "auto"
-    """`auto`, `openai`, `prompt_completion`, `sharegpt`, `alpaca`."""
+    """`auto`, `openai`, `prompt_completion`, `sharegpt`, `alpaca`, or the schema of a known set: `mmlu`, `gsm8k`, `squad`,
+    `oasst`."""
     messages_key: str = "messages"
     tools_key: str = "tools"
     system_key: str | None = None
@@ -78,6 +80,12 @@ class SourceConfig:
     output_key: str | None = None
     system_prompt: str | None = None
     """Put in front of conversations that have no system message."""
+    system_prompt_file: str | None = None
+    """The same, read from a file."""
+    prompt: str | None = None
+    """`prompt_completion`: the question, with {} where the input goes."""
+    prompt_file: str | None = None
+    """The same, read from a file."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -120,6 +128,8 @@ class DataConfig:
     """`data=blend`: JSON file with `{"datasets": [{"name", "path", "weight", ...}]}`."""
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     """Named sources."""
+    default: SourceConfig = field(default_factory=SourceConfig)
+    """What every source says that does not say otherwise."""
     packed_dir: str | None = None
     """Where the packed set goes or is; null: `<output_dir>/data/<content key>`."""
     trust_foreign: bool = False

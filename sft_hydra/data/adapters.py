@@ -8,6 +8,8 @@ from typing import Any
 import orjson
 
 from sft_hydra.config.schema_data import SourceConfig
+from sft_hydra.data.benchmarks_as_chats import gsm8k, mmlu, oasst, squad
+from sft_hydra.errors import RowError
 from sft_hydra.records import Message
 
 SHAREGPT_ROLES = {
@@ -20,16 +22,8 @@ SHAREGPT_ROLES = {
     "function_response": "tool",
     "function": "tool",
 }
-FORMATS = ("auto", "openai", "prompt_completion", "sharegpt", "alpaca")
-
-
-class RowError(Exception):
-    """A row that is not used: `reason` is a short fixed word that is counted, `detail` tells more."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
+KNOWN_SETS = {"mmlu": mmlu, "gsm8k": gsm8k, "squad": squad, "oasst": oasst}
+FORMATS = ("auto", "openai", "prompt_completion", "sharegpt", "alpaca", *KNOWN_SETS)
 
 
 def adapt(row: Any, source: SourceConfig) -> tuple[Any, Any]:
@@ -46,6 +40,8 @@ def adapt(row: Any, source: SourceConfig) -> tuple[Any, Any]:
         messages = _sharegpt(row.get("conversations", row.get(source.messages_key)))
     elif kind == "alpaca":
         messages = _alpaca(row)
+    elif kind in KNOWN_SETS:
+        messages = KNOWN_SETS[kind](row)
     else:
         messages = _prompt_completion(row, source)
     if source.system_key and isinstance(row.get(source.system_key), str):
@@ -105,6 +101,8 @@ def _alpaca(row: dict[str, Any]) -> list[Message]:
 def _prompt_completion(row: dict[str, Any], source: SourceConfig) -> list[Message]:
     prompt = row.get(source.input_key or "prompt")
     completion = row.get(source.output_key or "completion")
+    if source.prompt and isinstance(prompt, str):
+        prompt = source.prompt.replace("{}", prompt)
     head = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
     tail = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
     return [*head, *tail]

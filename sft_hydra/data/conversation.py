@@ -10,7 +10,8 @@ from typing import Any
 import orjson
 
 from sft_hydra.config.schema_data import SourceConfig
-from sft_hydra.data.adapters import RowError, adapt
+from sft_hydra.data.adapters import adapt
+from sft_hydra.errors import RowError
 from sft_hydra.records import Conversation, Message
 
 OPENED_REASONING = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)

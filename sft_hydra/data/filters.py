@@ -13,8 +13,7 @@ import jsonschema
 import orjson
 
 from sft_hydra.config.schema_data import FilterConfig
-from sft_hydra.data.adapters import RowError
-from sft_hydra.errors import ConfigError
+from sft_hydra.errors import ConfigError, RowError
 from sft_hydra.records import Conversation, Message
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})

@@ -15,8 +15,8 @@ from typing import Any
 import orjson
 from tokenizers import Tokenizer
 
-from sft_hydra.data.adapters import RowError
 from sft_hydra.data.tokenizer import ChatTokenizer
+from sft_hydra.errors import RowError
 from sft_hydra.records import Conversation, Message
 
 WORD = f"g{secrets.token_hex(8)}"

@@ -30,10 +30,12 @@ from sft_hydra.data.tokenizer import AddedToken, ChatTokenizer
 from sft_hydra.errors import ConfigError
 
 ROWS_ONLY = ("weight", "epochs")  # of a source: they choose among packed rows
+READ_ALREADY = ("path", "prompt_file", "system_prompt_file")  # what is in these files is in the key
 NOT_IN_KEY = {
-    *("name", "path", "valid_path", "blend", "sources", "packed_dir", "trust_foreign", "prepare", "force"),
+    *("name", "path", "valid_path", "blend", "sources", "default", "packed_dir", "trust_foreign", "prepare", "force"),
     *("num_workers", "num_parts", "part", "max_bad_rows", "order"),
 }
+MADE = ("hub", "demo", "builtin")  # kinds of input that have no size in bytes
 SHARD_BYTES = 32 << 20
 ROWS_PER_SHARD = 50_000  # where bytes say little: hub data sets and the demo
 
@@ -153,7 +155,7 @@ def make_plan(cfg: SftConfig, request: Request, tokenizer: ChatTokenizer, librar
 
 
 def _said(source: Source) -> dict[str, Any]:
-    options = {key: value for key, value in asdict(source.config).items() if key not in (*ROWS_ONLY, "path")}
+    options = {key: value for key, value in asdict(source.config).items() if key not in (*ROWS_ONLY, *READ_ALREADY)}
     return {"name": source.name, "only": source.only, **options}
 
 
@@ -166,7 +168,7 @@ def _shard_ranges(source: Source, files: list[InputFile], data: DataConfig) -> l
     counts = _limit(source, files, [count_rows(file, source) for file in files], data.sample)
     total = sum(counts)
     wanted = data.num_shards or max(_size(files) // SHARD_BYTES, 1)
-    if data.num_shards is None and files[0].kind in ("hub", "demo"):
+    if data.num_shards is None and files[0].kind in MADE:
         wanted = max(total // ROWS_PER_SHARD, 1)
     wanted = min(wanted, max(total, 1))
     edges = [round(total * part / wanted) for part in range(wanted + 1)]
@@ -212,7 +214,7 @@ def _size(files: list[InputFile]) -> int:
     """Bytes of the input, unpacked as far as one can guess."""
     total = 0
     for file in files:
-        if file.kind not in ("hub", "demo"):
+        if file.kind not in MADE:
             size = Path(file.path).stat().st_size
             total += size * (4 if file.path.endswith((".gz", ".zst", ".parquet")) else 1)
     return total

@@ -13,7 +13,6 @@ from typing import Any
 from jinja2 import nodes
 
 from sft_hydra.config.schema_data import DataConfig, MultiTurn, Reasoning
-from sft_hydra.data.adapters import RowError
 from sft_hydra.data.conversation import check_message
 from sft_hydra.data.locate import Locator, NotLocatedError, RenderedSequence
 from sft_hydra.data.probe import KEEP_REASONING, Habits, control_texts, learn, same_turns
@@ -22,7 +21,7 @@ from sft_hydra.data.skeleton import Skeletons
 from sft_hydra.data.template import ChatTemplate
 from sft_hydra.data.tokenizer import ChatTokenizer
 from sft_hydra.data.vet import literals
-from sft_hydra.errors import DataError
+from sft_hydra.errors import DataError, RowError
 from sft_hydra.records import Conversation, Message
 
 

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +18,8 @@ from typing import IO, Any
 import orjson
 
 from sft_hydra.config.schema_data import DataConfig, SourceConfig
+from sft_hydra.data import spelling
+from sft_hydra.data.benchmarks_as_chats import trees
 from sft_hydra.data.conversation import prune_nulls
 from sft_hydra.errors import ConfigError, DataError
 
@@ -37,7 +39,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """One file, hub data set or demo part of a source; `kind` is lines, array, parquet, hub or demo."""
+    """One file, hub data set or made part of a source; `kind` is lines, array, parquet, hub, demo or builtin."""
 
     path: str
     kind: str
@@ -51,7 +53,29 @@ class Bad:
 
 
 def sources_of(data: DataConfig) -> list[Source]:
-    """The sources that `data.path`, else `data.blend`, else `data.sources` name. Raises ConfigError if there are none."""
+    """The sources that `data.path`, else `data.blend`, else `data.sources` name, with what `data.default` and files of
+    prompts say. Raises ConfigError if there are none."""
+    return [replace(source, config=_completed(source, data.default)) for source in _named_sources(data)]
+
+
+def _completed(source: Source, default: SourceConfig) -> SourceConfig:
+    usual = SourceConfig()
+    said = {name: getattr(source.config, name) for name in SourceConfig.__dataclass_fields__}
+    for name, value in said.items():
+        if value == getattr(usual, name):
+            said[name] = getattr(default, name)
+    for name in ("prompt", "system_prompt"):
+        if file := said[f"{name}_file"]:
+            try:
+                said[name] = Path(file).expanduser().read_text(encoding="utf-8")
+            except OSError as problem:
+                raise ConfigError(
+                    f"source {source.name}: {name}_file={file} cannot be read ({problem.strerror})"
+                ) from None
+    return SourceConfig(**said)
+
+
+def _named_sources(data: DataConfig) -> list[Source]:
     if data.path:
         found = [Source(Path(data.path).name.split(".")[0] or "data", SourceConfig(path=data.path))]
         if data.valid_path:
@@ -102,6 +126,8 @@ def files_of(source: Source) -> list[InputFile]:
     path = str(source.config.path)
     if path.startswith("demo:"):
         return [InputFile(path, "demo")]
+    if path.startswith("builtin:"):
+        return [InputFile(path, "builtin")]
     local = Path(path).expanduser()
     if local.is_dir() and not (source.config.split or source.config.subset):
         found = sorted(file for file in local.rglob("*") if file.is_file() and _kind(file))
@@ -172,6 +198,8 @@ def open_bytes(file: Path | str) -> Iterator[IO[bytes]]:
 
 def identity_of(file: InputFile, source: Source) -> str:
     """What tells whether the content of an input changed: sha256 of its bytes; for a hub data set its fingerprint."""
+    if file.kind == "builtin":
+        return hashlib.sha256(Path(spelling.__file__).read_bytes()).hexdigest()
     if file.kind == "demo":
         from sft_hydra.demo import conversations
 
@@ -193,7 +221,9 @@ def count_rows(file: InputFile, source: Source) -> int:
         return int(_parquet(file.path).metadata.num_rows)
     if file.kind == "hub":
         return len(_hub(file.path, source.config))
-    if file.kind in ("array", "demo"):
+    if file.kind == "builtin" and file.path.removeprefix("builtin:") in spelling.ROWS:
+        return spelling.ROWS[file.path.removeprefix("builtin:")]
+    if file.kind in ("array", "demo", "builtin"):
         return sum(1 for _ in read_rows(file, source, 0, None))
     count, last = 0, b"\n"
     with open_bytes(file.path) as stream:
@@ -227,6 +257,14 @@ def read_rows(
 ) -> Iterator[tuple[int, Any]]:
     """(row number from 0, parsed row or Bad) of rows first..stop; blank lines of JSON lines are left out. `offset`: the
     byte where row `first` of a file of lines starts (0: not known)."""
+    if source.config.format == "oasst":
+        rest = _read_rows(file, source, first, None, offset)  # a tree may end beyond `stop`
+        yield from trees(rest, first, stop)
+    else:
+        yield from _read_rows(file, source, first, stop, offset)
+
+
+def _read_rows(file: InputFile, source: Source, first: int, stop: int | None, offset: int) -> Iterator[tuple[int, Any]]:
     if file.kind == "lines":
         yield from _read_lines(file.path, first, stop, offset)
     elif file.kind == "parquet":
@@ -237,6 +275,8 @@ def read_rows(
             from sft_hydra.demo import conversations
 
             rows = islice(conversations.rows(file.path.removeprefix("demo:")), first, stop)
+        elif file.kind == "builtin":
+            rows = spelling.rows(file.path.removeprefix("builtin:"), first, stop)
         elif file.kind == "hub":
             data = _hub(file.path, source.config)
             rows = (

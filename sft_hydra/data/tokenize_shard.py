@@ -14,7 +14,6 @@ import numpy as np
 import orjson
 
 from sft_hydra.config.schema_data import Overlong
-from sft_hydra.data.adapters import RowError
 from sft_hydra.data.conversation import to_conversation
 from sft_hydra.data.filters import Filters
 from sft_hydra.data.guard import WORD
@@ -25,7 +24,7 @@ from sft_hydra.data.sources import Bad, Source, read_rows
 from sft_hydra.data.spool import SpoolWriter
 from sft_hydra.data.tokenize import SequenceEncoder, TokenBatch
 from sft_hydra.data.tokenizer import ChatTokenizer
-from sft_hydra.errors import DataError
+from sft_hydra.errors import DataError, RowError
 from sft_hydra.records import Conversation
 
 BATCH_CHARS = 2_000_000  # text encoded at once: enough to be quick, little enough to stay small

@@ -11,7 +11,6 @@ from sft_hydra.config.schema import SftConfig
 ASKED_BY = {
     "families": ["model.architecture.model_type=gemma3_text"],
     "generic": ["model.generic=true"],
-    "builtin_sources": ["data=nanochat"],
 }
 
 

@@ -6,8 +6,8 @@ import pytest
 from support.chats import TOOL, assistant, call, system, user
 
 from sft_hydra.config.schema_data import SourceConfig
-from sft_hydra.data.adapters import RowError
 from sft_hydra.data.conversation import prune_nulls, to_conversation
+from sft_hydra.errors import RowError
 
 GREETING = [user("Hi"), assistant("Hello")]
 

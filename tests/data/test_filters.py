@@ -6,9 +6,8 @@ import pytest
 from support.chats import TOOL, assistant, call, conversation, result, system, user
 
 from sft_hydra.config.schema_data import FilterConfig
-from sft_hydra.data.adapters import RowError
 from sft_hydra.data.filters import Filters
-from sft_hydra.errors import ConfigError
+from sft_hydra.errors import ConfigError, RowError
 
 ASK, ANSWER = user("Rain in Oslo?"), assistant("No.")
 OFF = {"structure": False, "tools": False, "tools_missing": False}

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.chats import TOOL, assistant, call, conversation, result, system, user
 
-from sft_hydra.data.adapters import RowError
 from sft_hydra.data.render import Renderer
 from sft_hydra.data.skeleton import CHECKED, WORTH, SkeletonError
+from sft_hydra.errors import RowError
 
 TEMPLATES = Path(__file__).parent / "templates"
 TURNS = "{% for m in messages %}{{ '<' ~ m.role ~ '>' }}BODY{{ '</s>' }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"

@@ -10,9 +10,8 @@ import pytest
 from support.chats import assistant, call, conversation, result, served_prompts, shapes, system, user
 
 from sft_hydra.config.schema_data import MultiTurn, Reasoning
-from sft_hydra.data.adapters import RowError
 from sft_hydra.data.render import Renderer
-from sft_hydra.errors import DataError
+from sft_hydra.errors import DataError, RowError
 
 TEMPLATES = Path(__file__).parent / "templates"
 CLOSINGS = {

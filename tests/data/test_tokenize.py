@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from support.chats import TOOL, assistant, call, conversation, result, shapes, system, user
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from sft_hydra.data.adapters import RowError
 from sft_hydra.data.locate import RenderedSequence
 from sft_hydra.data.render import Renderer
 from sft_hydra.data.tokenize import SequenceEncoder, choose_library, start_fast
 from sft_hydra.data.tokenizer import ChatTokenizer
+from sft_hydra.errors import RowError
 
 SLOW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40)
