@@ -96,6 +96,26 @@ class SplitConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class JudgeConfig:
+    """A language model that is asked about every conversation that the other filters keep."""
+
+    url: str = "http://localhost:8000/v1"
+    """Base of an OpenAI-compatible endpoint."""
+    model: str = ""
+    question: str = "Is the assistant's part of this conversation correct, helpful and complete?"
+    """What is asked; the conversation and `Answer yes or no.` are added."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key, if one is needed."""
+    timeout: float = 60.0
+    """Seconds to wait for an answer."""
+    retries: int = 4
+    parallel: int = 16
+    """Questions under way at a time, in each process."""
+    cache: str | None = None
+    """File of verdicts, never asked for again; null: `<output_dir>/data/judge.jsonl`."""
+
+
+@dataclass(kw_only=True, slots=True)
 class FilterConfig:
     structure: bool = True
     """Roles, types and an answer to learn from."""
@@ -114,6 +134,8 @@ class FilterConfig:
     """Drop rows in which one of these regular expressions is found in an assistant message."""
     equals: dict[str, str] = field(default_factory=dict)
     """Keep rows whose field has (or lists) this value, e.g. `{used_in: nano_v3}`."""
+    judge: JudgeConfig | None = None
+    """A language model's verdict."""
 
 
 @dataclass(kw_only=True, slots=True)

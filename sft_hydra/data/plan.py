@@ -28,6 +28,7 @@ from sft_hydra.data.sources import (
 )
 from sft_hydra.data.tokenizer import AddedToken, ChatTokenizer
 from sft_hydra.errors import ConfigError
+from sft_hydra.paths import data_root
 
 ROWS_ONLY = ("weight", "epochs")  # of a source: they choose among packed rows
 READ_ALREADY = ("path", "prompt_file", "system_prompt_file")  # what is in these files is in the key
@@ -80,6 +81,7 @@ class Plan:
     library: str
     now: str  # ISO time that templates see as the present
     inputs: list[dict[str, Any]]  # per file: source, path, identity
+    judge_cache: Path
 
     @property
     def total_rows(self) -> int:
@@ -151,7 +153,13 @@ def make_plan(cfg: SftConfig, request: Request, tokenizer: ChatTokenizer, librar
         library=library,
         now=now,
         inputs=request.inputs,
+        judge_cache=_judge_cache(cfg),
     )
+
+
+def _judge_cache(cfg: SftConfig) -> Path:
+    judge = cfg.data.filters.judge
+    return Path(judge.cache) if judge is not None and judge.cache else data_root(cfg.output_dir) / "judge.jsonl"
 
 
 def _said(source: Source) -> dict[str, Any]:

@@ -81,9 +81,11 @@ def _named_sources(data: DataConfig) -> list[Source]:
         if data.valid_path:
             found.append(Source("valid", SourceConfig(path=data.valid_path), only="valid"))
         return found
-    if data.blend:
-        return _read_blend(Path(data.blend).expanduser())
-    found = [Source(name, config) for name, config in data.sources.items()]
+    found = _read_blend(Path(data.blend).expanduser()) if data.blend else []
+    twice = sorted({source.name for source in found} & set(data.sources))
+    if twice:
+        raise ConfigError(f"data.blend={data.blend} and data.sources both name {', '.join(twice)}")
+    found += [Source(name, config) for name, config in data.sources.items()]
     problems = [f"data.sources.{source.name}.path: missing" for source in found if not source.config.path]
     if not found:
         problems = [

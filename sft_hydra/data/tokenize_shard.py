@@ -5,8 +5,10 @@ Owns what happens to a row on the way: every row read ends as sequences or as a 
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from sft_hydra.config.schema_data import Overlong
 from sft_hydra.data.conversation import to_conversation
 from sft_hydra.data.filters import Filters
 from sft_hydra.data.guard import WORD
+from sft_hydra.data.judge import Judge
 from sft_hydra.data.plan import Plan, ShardPlan
 from sft_hydra.data.render import RenderedSequence, Renderer
 from sft_hydra.data.skeleton import SkeletonError
@@ -27,6 +30,7 @@ from sft_hydra.data.tokenizer import ChatTokenizer
 from sft_hydra.errors import DataError, RowError
 from sft_hydra.records import Conversation
 
+JUDGED_TOGETHER = 256  # rows
 BATCH_CHARS = 2_000_000  # text encoded at once: enough to be quick, little enough to stay small
 
 Report = Callable[[int, int, int, int], None]  # more rows, tokens, trained tokens, rejects
@@ -41,6 +45,8 @@ class ShardTokenizer:
         tokenizer.added = plan.added  # read once, when the plan was made
         self.renderer = Renderer.of(tokenizer, plan.data, datetime.fromisoformat(plan.now))
         self.filters = Filters(plan.data.filters)
+        judge = plan.data.filters.judge
+        self.judge = None if judge is None else Judge(judge, plan.judge_cache)
         prefix = tokenizer.bos_prefix if plan.template is None else []
         self.encoder = SequenceEncoder(tokenizer, plan.library, prefix)
         trusted = plan.data.allow_special_in_content or plan.template is None
@@ -59,17 +65,36 @@ class ShardTokenizer:
         source = self.plan.sources[shard.source]
         batch = _Batch(self, writer, source, report)
         for index, part in enumerate(shard.ranges):
-            for number, row in read_rows(part.file, source, part.first, part.stop, part.offset):
+            rows = read_rows(part.file, source, part.first, part.stop, part.offset)
+            for number, row in self._judged(rows, source) if self.judge else rows:
                 batch.add(row, index, number, f"{part.file.path}:{number + 1}")
         batch.flush()
         writer.close()
 
-    def convert(self, row: Any, source: Source, origin: str) -> tuple[Conversation, list[RenderedSequence]]:
-        """A parsed row to its conversation and sequences. Raises RowError."""
+    def _judged(self, rows: Iterator[tuple[int, Any]], source: Source) -> Iterator[tuple[int, Any]]:
+        """The same rows, when the judge has been asked about those that the filters keep, many at a time."""
+        assert self.judge is not None
+        while chunk := list(islice(rows, JUDGED_TOGETHER)):
+            worth = []
+            for _, row in chunk:
+                with suppress(RowError):
+                    worth.append(self.check(row, source, ""))
+            self.judge.ask(worth)
+            yield from chunk
+
+    def check(self, row: Any, source: Source, origin: str) -> Conversation:
+        """A parsed row as a conversation that the filters keep. Raises RowError."""
         if isinstance(row, Bad):
             raise RowError("malformed", row.problem)
         conversation = to_conversation(row, source.config, source.name, origin)
         self.filters.check(conversation)
+        return conversation
+
+    def convert(self, row: Any, source: Source, origin: str) -> tuple[Conversation, list[RenderedSequence]]:
+        """A parsed row to its conversation and sequences. Raises RowError."""
+        conversation = self.check(row, source, origin)
+        if self.judge is not None:
+            self.judge.check(conversation)
         sequences = self.renderer.sequences(conversation)
         if self.guard is not None and self.guard.is_needed(conversation):
             sequences = self._guarded(self.guard.mark(conversation), sequences)
