@@ -101,7 +101,8 @@ class JudgeConfig:
 
     url: str = "http://localhost:8000/v1"
     """Base of an OpenAI-compatible endpoint."""
-    model: str = ""
+    model: str | None = None
+    """Its name there; null: nobody is asked."""
     question: str = "Is the assistant's part of this conversation correct, helpful and complete?"
     """What is asked; the conversation and `Answer yes or no.` are added."""
     api_key_env: str = "OPENAI_API_KEY"
@@ -134,8 +135,7 @@ class FilterConfig:
     """Drop rows in which one of these regular expressions is found in an assistant message."""
     equals: dict[str, str] = field(default_factory=dict)
     """Keep rows whose field has (or lists) this value, e.g. `{used_in: nano_v3}`."""
-    judge: JudgeConfig | None = None
-    """A language model's verdict."""
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
 
 
 @dataclass(kw_only=True, slots=True)

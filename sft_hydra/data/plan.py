@@ -158,8 +158,8 @@ def make_plan(cfg: SftConfig, request: Request, tokenizer: ChatTokenizer, librar
 
 
 def _judge_cache(cfg: SftConfig) -> Path:
-    judge = cfg.data.filters.judge
-    return Path(judge.cache) if judge is not None and judge.cache else data_root(cfg.output_dir) / "judge.jsonl"
+    cache = cfg.data.filters.judge.cache
+    return Path(cache) if cache else data_root(cfg.output_dir) / "judge.jsonl"
 
 
 def _said(source: Source) -> dict[str, Any]:

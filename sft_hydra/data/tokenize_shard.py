@@ -46,7 +46,7 @@ class ShardTokenizer:
         self.renderer = Renderer.of(tokenizer, plan.data, datetime.fromisoformat(plan.now))
         self.filters = Filters(plan.data.filters)
         judge = plan.data.filters.judge
-        self.judge = None if judge is None else Judge(judge, plan.judge_cache)
+        self.judge = Judge(judge, plan.judge_cache) if judge.model else None
         prefix = tokenizer.bos_prefix if plan.template is None else []
         self.encoder = SequenceEncoder(tokenizer, plan.library, prefix)
         trusted = plan.data.allow_special_in_content or plan.template is None

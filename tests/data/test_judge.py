@@ -100,7 +100,6 @@ def test_nothing_is_asked_twice(cfg: SftConfig, server: Server) -> None:
     cfg.seq_length = 128  # another packed set of the same rows
     prepare(cfg)
     assert len(server.asked) == 20
-    assert cfg.data.filters.judge is not None
     cfg.data.filters.judge.question = "Is it funny?"
     prepare(cfg)
     assert len(server.asked) == 40
@@ -112,7 +111,6 @@ def test_faults_and_silence_are_tried_again(cfg: SftConfig, server: Server) -> N
 
 
 def test_an_endpoint_that_refuses_stops_the_run_and_keeps_the_verdicts(cfg: SftConfig, server: Server) -> None:
-    assert cfg.data.filters.judge is not None
     cfg.data.filters.judge.parallel = 1
     server.faults = [200] * 6 + [401]
     with pytest.raises(DataError, match=r"no verdict from judge-1 after 1 tries \(HTTP Error 401"):
@@ -123,7 +121,6 @@ def test_an_endpoint_that_refuses_stops_the_run_and_keeps_the_verdicts(cfg: SftC
 
 
 def test_no_endpoint_is_told(cfg: SftConfig) -> None:
-    assert cfg.data.filters.judge is not None
     cfg.data.filters.judge.url, cfg.data.filters.judge.retries = "http://127.0.0.1:9/v1", 1
     with pytest.raises(
         DataError, match=r"data\.filters\.judge\.url=http://127.0.0.1:9/v1: no verdict .* after 2 tries"
