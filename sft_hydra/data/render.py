@@ -15,7 +15,8 @@ from jinja2 import nodes
 from sft_hydra.config.schema_data import DataConfig, MultiTurn, Reasoning
 from sft_hydra.data.conversation import check_message
 from sft_hydra.data.locate import Locator, NotLocatedError, RenderedSequence
-from sft_hydra.data.probe import KEEP_REASONING, Habits, control_texts, learn, same_turns
+from sft_hydra.data.habits import Habits
+from sft_hydra.data.probe import KEEP_REASONING, learn, same_turns
 from sft_hydra.data.shape import shape_messages
 from sft_hydra.data.skeleton import Skeletons
 from sft_hydra.data.template import ChatTemplate
@@ -68,9 +69,7 @@ class Renderer:
     def of(cls, tokenizer: ChatTokenizer, data: DataConfig | None = None, now: datetime | None = None) -> "Renderer":
         """The renderer of a tokenizer's template, special tokens and template_kwargs, with the policies of `data`."""
         data = data or DataConfig(reasoning=Reasoning.split_turns)
-        kwargs = tokenizer.template_kwargs
-        variables = {**tokenizer.special_tokens, **kwargs, "chat_template_kwargs": kwargs}
-        return cls(tokenizer.template, variables, reasoning=data.reasoning, multi_turn=data.multi_turn, now=now)
+        return cls(tokenizer.template, tokenizer.template_variables, reasoning=data.reasoning, multi_turn=data.multi_turn, now=now)
 
     def prompt_text(
         self, messages: Sequence[Message], tools: Sequence[Any] | None = None, thinking: bool = False
@@ -83,14 +82,6 @@ class Renderer:
         if self.template is None:
             return "".join(_content(message) for message in checked)
         return self.template.render(self._shape(checked), tools or None, thinking, prompt=True)
-
-    def end_of_turn_texts(self, tokens: list[str]) -> list[str]:
-        """Those of `tokens` (control tokens) with which this template closes an assistant turn."""
-        found: list[str] = []
-        for number, closing in enumerate(self.habits.closings):
-            texts = control_texts(closing, tokens)
-            found += texts[:1] if number == 0 else texts[-1:]  # a call's text may close inner tags first
-        return list(dict.fromkeys(found))
 
     def sequences(self, conversation: Conversation) -> list[RenderedSequence]:
         """Training sequences of one conversation, at least one. Raises RowError, and SkeletonError (see skeleton.py)."""

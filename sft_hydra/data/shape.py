@@ -5,15 +5,13 @@ Invariant: the messages given are never changed, and are returned themselves whe
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from sft_hydra.data.habits import Habits
 from sft_hydra.records import Message
 
-if TYPE_CHECKING:
-    from sft_hydra.data.probe import Habits
 
-
-def shape_messages(messages: Sequence[Message], habits: "Habits") -> list[Message]:
+def shape_messages(messages: Sequence[Message], habits: Habits) -> list[Message]:
     """Messages of a Conversation, as this template reads them."""
     if not habits.reshapes:
         return list(messages)
@@ -21,7 +19,7 @@ def shape_messages(messages: Sequence[Message], habits: "Habits") -> list[Messag
     return _with_long_ids(shaped) if habits.long_ids else shaped
 
 
-def _shape(message: Message, habits: "Habits") -> Message:
+def _shape(message: Message, habits: Habits) -> Message:
     if message["role"] == "assistant":
         message = _shape_reasoning(message, habits)
         if "tool_calls" in message:
@@ -34,7 +32,7 @@ def _shape(message: Message, habits: "Habits") -> Message:
     return message
 
 
-def _shape_reasoning(message: Message, habits: "Habits") -> Message:
+def _shape_reasoning(message: Message, habits: Habits) -> Message:
     reasoning = message.get("reasoning_content")
     if reasoning is None or habits.reasoning_field == "reasoning_content" or habits.opens_reasoning:
         return message

@@ -106,13 +106,17 @@ class ChatTokenizer:
     @cached_property
     def end_of_turn_ids(self) -> list[int]:
         """Tokens that close an assistant turn, found by rendering one; without a template, the tokenizer's eos."""
-        from sft_hydra.data.render import Renderer
+        if self.template is None:
+            return [] if self.eos_id is None else [self.eos_id]
+        habits = learn(ChatTemplate(self.template, self.template_variables, datetime.now()))
+        texts = end_of_turn_texts(habits, [token.text for token in self.added])
+        return [id_ for text in texts if (id_ := self.backend.token_to_id(text)) is not None]
 
-        texts = Renderer.of(self).end_of_turn_texts([token.text for token in self.added])
-        ids = [id_ for text in texts if (id_ := self.backend.token_to_id(text)) is not None]
-        if not ids and self.template is None and self.eos_id is not None:
-            ids = [self.eos_id]
-        return ids
+    @property
+    def template_variables(self) -> dict[str, Any]:
+        """What the template may ask for beside the messages: special tokens and the user's `template_kwargs`."""
+        kwargs = self.template_kwargs
+        return {**self.special_tokens, **kwargs, "chat_template_kwargs": kwargs}
 
     @property
     def bos_prefix(self) -> list[int]:
