@@ -14,6 +14,8 @@ class Habits:
     keeps_reasoning: bool = False  # earlier reasoning stays when asked to
     marked: bool = False
     renders_results: bool = False
+    renders_call_text: bool = True  # prints the text beside a tool call
+    renders_call_reasoning: bool = True  # prints the reasoning before a tool call
     long_ids: bool = False  # insists on call ids of nine letters and digits
     opens_reasoning: bool = False  # its prompt opens <think>, but it prints no reasoning
     empty_as_null: bool = False  # wants null, not an empty text, beside tool calls

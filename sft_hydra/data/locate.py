@@ -23,6 +23,7 @@ class RenderedSequence:
     chunks: list[str]
     trained: list[bool]
     bare_headers: int = 0  # turns that do not start with the serving prompt; only their header is masked
+    left_out: int = 0  # turns of which the template prints the tool call but not the text or reasoning beside it
     guarded: bool = False  # control-token text of contents is broken by the guard's word
 
     @property

@@ -34,6 +34,8 @@ def learn(template: ChatTemplate) -> Habits:
     _learn_contents(template, habits)
     _learn_arguments(template, habits)
     _learn_reasoning(template, habits)
+    if habits.renders_calls:
+        _learn_call_companions(template, habits)
     for marking in template.markings():
         template.mark(marking)
         habits.prompts, habits.headers, habits.call_stop = {}, set(), ""
@@ -113,6 +115,13 @@ def _learn_null(template: ChatTemplate, habits: Habits, length: int) -> None:
     habits.empty_as_null = True
     text = _render(template, habits, [user(1), caller("")])
     habits.empty_as_null = text is not None and "vq7" in text and "None" not in text and len(text) < length
+
+
+def _learn_call_companions(template: ChatTemplate, habits: Habits) -> None:
+    text = _render(template, habits, [user(1), caller("Qasst1")])
+    habits.renders_call_text = text is None or "Qasst1" in text
+    thought = _render(template, habits, [user(1), {**caller(""), "reasoning_content": "Qreas1"}], thinking=True)
+    habits.renders_call_reasoning = thought is None or "Qreas1" in thought or habits.opens_reasoning
 
 
 def _learn_ids(template: ChatTemplate, habits: Habits) -> None:

@@ -14,8 +14,8 @@ from jinja2 import nodes
 
 from sft_hydra.config.schema_data import DataConfig, MultiTurn, Reasoning
 from sft_hydra.data.conversation import check_message
-from sft_hydra.data.locate import Locator, NotLocatedError, RenderedSequence
 from sft_hydra.data.habits import Habits
+from sft_hydra.data.locate import Locator, NotLocatedError, RenderedSequence
 from sft_hydra.data.probe import KEEP_REASONING, learn, same_turns
 from sft_hydra.data.shape import shape_messages
 from sft_hydra.data.skeleton import Skeletons
@@ -69,7 +69,13 @@ class Renderer:
     def of(cls, tokenizer: ChatTokenizer, data: DataConfig | None = None, now: datetime | None = None) -> "Renderer":
         """The renderer of a tokenizer's template, special tokens and template_kwargs, with the policies of `data`."""
         data = data or DataConfig(reasoning=Reasoning.split_turns)
-        return cls(tokenizer.template, tokenizer.template_variables, reasoning=data.reasoning, multi_turn=data.multi_turn, now=now)
+        return cls(
+            tokenizer.template,
+            tokenizer.template_variables,
+            reasoning=data.reasoning,
+            multi_turn=data.multi_turn,
+            now=now,
+        )
 
     def prompt_text(
         self, messages: Sequence[Message], tools: Sequence[Any] | None = None, thinking: bool = False
@@ -132,7 +138,15 @@ class Renderer:
             turns = [index for index in range(first, stop) if wanted[index]]
             if turns:
                 out += self._one(messages[:stop], tools, thinking, turns, modes)
+                out[-1].left_out = sum(self._loses_text(messages[turn], modes[turn]) for turn in turns)
         return out
+
+    def _loses_text(self, message: Message, thoughtful: bool) -> bool:
+        """True if the template prints this turn's tool call without the text or the reasoning beside it."""
+        if "tool_calls" not in message:
+            return False
+        text = bool(message.get("content")) and not self.habits.renders_call_text
+        return text or (thoughtful and not self.habits.renders_call_reasoning)
 
     def _check_support(self, messages: list[Message]) -> None:
         """Raises RowError for what the template would leave out without a word."""

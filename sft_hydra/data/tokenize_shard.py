@@ -158,6 +158,7 @@ class _Batch:
         counts["rows"] += self.read
         batch = self.worker.encoder.encode(self.sequences)
         counts["guarded"] += sum(sequence.guarded for sequence in self.sequences)
+        counts["left_out"] += sum(sequence.left_out for sequence in self.sequences)
         counts["bare_headers"] += sum(sequence.bare_headers for sequence in self.sequences)
         kept = self._lengths(batch)
         owners = np.array(self.owners, np.int64)

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from sft_hydra.config.schema import SftConfig
+from sft_hydra.data.probe import end_of_turn_texts, learn
+from sft_hydra.data.template import ChatTemplate
 from sft_hydra.errors import ConfigError, DataError
 
 BUNDLED = Path(__file__).resolve().parent.parent / "demo" / "tokenizer"

@@ -186,6 +186,16 @@ def test_message_weight_zero_is_context() -> None:
     assert "wrong" in sequence.text
 
 
+def test_text_that_a_template_does_not_print_beside_a_call_is_counted() -> None:
+    renderer = Renderer((TEMPLATES / "llama3.jinja").read_text(), dict(TOKENS))
+    rows = {"text": call("Let me see."), "reasoning": {**call(), "reasoning_content": "I must look."}, "none": call()}
+    counts = {}
+    for name, message in rows.items():
+        found = renderer.sequences(conversation({"messages": [user("x"), message, result("y"), assistant("z")]}))
+        counts[name] = sum(sequence.left_out for sequence in found)
+    assert counts == {"text": 1, "reasoning": 1, "none": 0}
+
+
 def test_content_cannot_reach_out_of_the_sandbox() -> None:
     source = (TEMPLATES / "llama3.jinja").read_text() + "{{ ''.__class__.__mro__ }}"
     with pytest.raises(DataError):
