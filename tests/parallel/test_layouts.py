@@ -71,12 +71,13 @@ MOE_SIX = [(world, sizes) for world, sizes in EXPERTS if 6 % sizes.get("ep", 1) 
 LORA = LoraConfig(dim=4, alpha=8.0)
 CASES = {
     "qwen3": (Case("qwen3"), DENSE),
-    "llama": (Case("llama"), DENSE[:8]),
+    "llama": (Case("llama"), DENSE),
     "window": (Case("mistral_window"), DENSE[:11]),
     "odd heads": (Case("qwen3", architecture={"num_attention_heads": 6}), [(4, {"cp": 4}), (8, {"cp": 4, "tp": 2})]),
-    "qwen3_moe": (Case("qwen3_moe"), DENSE[1:8] + MOE_SIX),
+    "qwen3_moe": (Case("qwen3_moe"), DENSE[:12] + MOE_SIX + STAGES_OF_EXPERTS[2:]),
     "nano": (Case("nano"), DENSE + EXPERTS),
-    "super": (Case("super"), EXPERTS),
+    "super": (Case("super"), EXPERTS + DENSE[:4] + STAGES_OF_EXPERTS),
+    "empty experts": (Case("nano", lonely=True), [EXPERTS[0], (4, {"ep": 4}), (8, {"ep": 8})]),
     "lora": (Case("qwen3", lora=LORA), DENSE),
     "lora biased": (Case("llama", lora=LORA), DENSE[:6]),
     "lora nano": (Case("nano", lora=LORA), EXPERTS),

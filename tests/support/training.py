@@ -33,6 +33,7 @@ class Case:
     steps: int = 3
     train: dict[str, Any] = field(default_factory=dict)
     architecture: dict[str, Any] = field(default_factory=dict)
+    lonely: bool = False  # every token goes to the first two experts
 
     @property
     def dtype(self) -> torch.dtype:
@@ -85,6 +86,9 @@ def placed_model(case: Case, cfg: SftConfig, layout: Layout) -> DecoderModel:
             for parameter in whole.parameters():
                 if parameter.requires_grad:
                     parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    if case.lonely:
+        for correction in whole.buffers():
+            correction.copy_(torch.tensor([9.0, 9.0] + [0.0] * (len(correction) - 2)))
     whole.to(case.dtype)
     model.to(case.dtype)
     place(model, cfg, layout, torch.device("cpu"))
