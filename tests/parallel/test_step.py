@@ -1,6 +1,7 @@
 """What ranks tell each other in a step: bad rows by name, and shares of rows that leave nothing out."""
 
 import pytest
+import torch
 from support.ranks import run_ranks
 from support.training import Case, make_cfg, placed_model, training_rows
 
