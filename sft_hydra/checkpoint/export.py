@@ -67,7 +67,9 @@ def export(model: DecoderModel, cfg: SftConfig, tokenizer: ChatTokenizer, folder
         building = folder.with_name(folder.name + ".tmp")
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
-        writer = _Writer(model.config, cfg, tokenizer, building, folder, live)
+        # over several ranks the live model computes as it trains, alone it computes in fp32
+        computed = compute_dtype(cfg, model.device) if model.mesh.whole is not None else torch.float32
+        writer = _Writer(model.config, cfg, tokenizer, building, folder, live, computed)
         report = writer.adapter(tensors) if adapter else writer.model(tensors)
         shutil.rmtree(folder, ignore_errors=True)
         building.rename(folder)
@@ -112,6 +114,7 @@ class _Writer:
     building: Path
     folder: Path
     live: torch.Tensor
+    computed: torch.dtype  # what `live` was computed in
 
     def model(self, tensors: Tensors) -> ExportReport:
         from transformers import AutoModelForCausalLM
@@ -170,7 +173,7 @@ class _Writer:
         device = next(reloaded.parameters()).device
         exported = reloaded.eval()(input_ids=probe_ids(self.config)[None].to(device)).logits[0].float().cpu()
         max_diff = float((self.live - exported).abs().max())
-        allowed = TOLERANCE[dtype] * float(self.live.abs().max())
+        allowed = max(TOLERANCE[dtype], TOLERANCE[self.computed]) * float(self.live.abs().max())
         if not max_diff <= allowed:
             raise CheckpointError(
                 f"{self.folder}: the export does not agree with the trained model: logits differ by {max_diff:.2e}, "
