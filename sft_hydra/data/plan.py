@@ -38,6 +38,7 @@ NOT_IN_KEY = {
 }
 MADE = ("hub", "demo", "builtin")  # kinds of input that have no size in bytes
 SHARD_BYTES = 32 << 20
+BYTES_PER_MADE_ROW = 1000
 ROWS_PER_SHARD = 50_000  # where bytes say little: hub data sets and the demo
 
 
@@ -82,6 +83,7 @@ class Plan:
     now: str  # ISO time that templates see as the present
     inputs: list[dict[str, Any]]  # per file: source, path, identity
     judge_cache: Path
+    input_bytes: int  # about; of what is made, a guess
 
     @property
     def total_rows(self) -> int:
@@ -136,9 +138,11 @@ def read_request(cfg: SftConfig, tokenizer: ChatTokenizer) -> Request:
 def make_plan(cfg: SftConfig, request: Request, tokenizer: ChatTokenizer, library: str, now: str) -> Plan:
     """The whole plan. Counts the rows of all inputs."""
     shards: list[ShardPlan] = []
+    made_rows = 0
     for index, (source, listed) in enumerate(zip(request.sources, request.files, strict=True)):
         for ranges in _shard_ranges(source, listed, cfg.data):
             shards.append(ShardPlan(len(shards), index, ranges))
+            made_rows += shards[-1].rows if listed[0].kind in MADE else 0
     return Plan(
         key=request.key,
         sources=request.sources,
@@ -154,6 +158,7 @@ def make_plan(cfg: SftConfig, request: Request, tokenizer: ChatTokenizer, librar
         now=now,
         inputs=request.inputs,
         judge_cache=_judge_cache(cfg),
+        input_bytes=sum(_size(listed) for listed in request.files) + BYTES_PER_MADE_ROW * made_rows,
     )
 
 

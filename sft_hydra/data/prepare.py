@@ -35,6 +35,7 @@ from sft_hydra.errors import DataError, MissingPackedDataError
 from sft_hydra.paths import data_root
 
 PROBE_ROWS = 16  # of each source, on which fastokens must agree
+WORTH_A_WORKER = 48 << 20  # bytes of input that keep a worker busy for some seconds
 PROBE_CHARS = 2000  # of each of them
 
 
@@ -213,7 +214,9 @@ def _is_unicode(text: str) -> bool:
 
 
 def _workers(cfg: SftConfig, plan: Plan) -> int:
-    return min(cfg.data.num_workers or os.cpu_count() or 1, len(plan.shards))
+    """Processes to use: by default as many as have work for longer than they take to start."""
+    wanted = cfg.data.num_workers or min(os.cpu_count() or 1, 1 + plan.input_bytes // WORTH_A_WORKER)
+    return min(wanted, len(plan.shards))
 
 
 def _assign(plan: Plan, spools: list[Path]) -> list[Any]:

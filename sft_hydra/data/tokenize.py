@@ -78,6 +78,11 @@ def _load_fast(file: str, stamp: int) -> fastokens.Tokenizer:
     return fastokens.Tokenizer.from_file(file)
 
 
+def forget_tokenizers() -> None:
+    """Read tokenizers from disk again from now on (for benchmarks)."""
+    _load_fast.cache_clear()
+
+
 def start_fast(tokenizer: ChatTokenizer) -> BulkEncoder | None:
     """fastokens with this tokenizer; None if it cannot read it."""
     try:
