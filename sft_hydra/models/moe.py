@@ -97,8 +97,8 @@ class Experts(Mixer):
         if ranks.size == 1:
             return self._compute(x, counts)
         arriving = exchange_counts(counts, ranks).unflatten(0, (ranks.size, -1))  # from each rank, for each own expert
-        send = counts.unflatten(0, (ranks.size, -1)).sum(1).tolist()
-        receive = arriving.sum(1).tolist()
+        leaving = counts.unflatten(0, (ranks.size, -1))
+        send, receive = torch.stack([leaving.sum(1), arriving.sum(1)]).tolist()
         expert = torch.arange(arriving.numel(), device=x.device) % arriving.shape[1]
         order = expert.repeat_interleave(arriving.flatten()).argsort(stable=True)
         here = exchange_rows(x, send, receive, ranks)[order]

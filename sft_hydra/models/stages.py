@@ -109,7 +109,7 @@ class Pipeline:
         schedule = self._schedules[number]
         for stage in self.stages:
             stage.now = now
-        index = torch.arange(number, device=device)
+        index = torch.arange(number)  # on the CPU: reading it there waits for nothing
         nothing = (torch.zeros(number, device=device),) if self.stages[0].first else ()
         last: dict[str, Any] = {"target": index, "losses": []} if self.stages[-1].last else {}
         (schedule.step if backward else schedule.eval)(*nothing, index=index, **last)
