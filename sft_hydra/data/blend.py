@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sft_hydra.config.schema_data import DataConfig
 from sft_hydra.data.shards import PackedSet
-from sft_hydra.data.sources import sources_of
+from sft_hydra.data.sources import Source, sources_of
 from sft_hydra.errors import ConfigError
 
 
@@ -52,38 +52,38 @@ def plan_epoch(packed: PackedSet, data: DataConfig) -> list[SourceShare]:
     ]
 
 
-def _wishes(packed: PackedSet, data: DataConfig) -> tuple[NDArray[np.float64] | None, NDArray[np.float64]]:
-    """(weights or None, epochs) by source."""
-    epochs = np.ones(len(packed.sources))
-    try:
-        configs = {source.name: source.config for source in sources_of(data) if source.only is None}
-    except ConfigError:  # a packed set that stands for itself
-        return None, epochs
+def check_wishes(sources: list[Source]) -> None:
+    """Raises ConfigError unless weights and epochs of these sources say one clear thing."""
+    configs = {source.name: source.config for source in sources if source.only is None}
     weights = {name: config.weight for name, config in configs.items() if config.weight is not None}
+    epochs = {name: config.epochs for name, config in configs.items() if config.epochs is not None}
     problems = [
-        f"data: weight of {name} is {weight}, must be 0 or more" for name, weight in weights.items() if weight < 0
+        f"data: {what} of {name} is {value}, must be 0 or more"
+        for what, values in (("weight", weights), ("epochs", epochs))
+        for name, value in values.items()
+        if value < 0
     ]
     if weights and len(weights) < len(configs):
         problems.append(
             f"data: {', '.join(weights)} have a weight, {', '.join(sorted(set(configs) - set(weights)))} have none; "
             "give every source one, or none (then `epochs` counts)"
         )
-    problems += [
-        f"data: {name} has both weight and epochs; give one of them"
-        for name, config in configs.items()
-        if config.weight is not None and config.epochs is not None
-    ]
-    problems += [
-        f"data: epochs of {name} is {config.epochs}, must be 0 or more"
-        for name, config in configs.items()
-        if config.epochs is not None and config.epochs < 0
-    ]
+    if weights and not any(weights.values()):
+        problems.append("data: the weight of every source is 0")
+    problems += [f"data: {name} has both weight and epochs; give one of them" for name in weights if name in epochs]
     if problems:
         raise ConfigError(*problems)
-    for index, name in enumerate(packed.sources):
-        config = configs.get(name)
-        if config is not None and config.epochs is not None:
-            epochs[index] = config.epochs
-    if not weights or not set(weights) & set(packed.sources):
-        return None, epochs
-    return np.array([weights.get(name) or 0.0 for name in packed.sources]), epochs
+
+
+def _wishes(packed: PackedSet, data: DataConfig) -> tuple[NDArray[np.float64] | None, NDArray[np.float64]]:
+    """(weights or None, epochs) by source."""
+    try:
+        sources = sources_of(data)
+    except ConfigError:  # a packed set that stands for itself
+        return None, np.ones(len(packed.sources))
+    check_wishes(sources)
+    configs = {source.name: source.config for source in sources if source.only is None}
+    mine = [configs.get(name) for name in packed.sources]
+    epochs = np.array([1.0 if config is None or config.epochs is None else config.epochs for config in mine])
+    weights = np.array([0.0 if config is None or config.weight is None else config.weight for config in mine])
+    return (weights if weights.any() else None), epochs

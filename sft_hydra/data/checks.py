@@ -10,7 +10,7 @@ from sft_hydra.data.shards import PackedSet
 from sft_hydra.data.sources import files_of, sources_of
 from sft_hydra.data.spool import read_spool
 from sft_hydra.data.tokenizer import ChatTokenizer
-from sft_hydra.errors import DataError, SeqLengthMismatchError, TokenizerMismatchError
+from sft_hydra.errors import ConfigError, DataError, SeqLengthMismatchError, TokenizerMismatchError
 
 
 def check_fits(packed: PackedSet, cfg: SftConfig, tokenizer: ChatTokenizer) -> None:
@@ -42,7 +42,7 @@ def is_stale(packed: PackedSet, cfg: SftConfig, tokenizer: ChatTokenizer) -> boo
     recorded = {entry["path"] for entry in packed.metadata["inputs"]}
     try:
         wanted = {file.path for source in sources_of(cfg.data) for file in files_of(source)}
-    except DataError:  # the inputs are elsewhere: the packed set stands for itself
+    except (ConfigError, DataError):  # the inputs are elsewhere: the packed set stands for itself
         return False
     return bool(recorded & wanted) and read_request(cfg, tokenizer).key != packed.metadata["content_key"]
 

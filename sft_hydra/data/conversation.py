@@ -4,6 +4,7 @@ Invariant: what comes out has string contents, reasoning only where there is som
 arguments as objects; what went in is not lost: a row that does not fit is RowError with a reason.
 """
 
+import json
 import re
 from typing import Any
 
@@ -14,6 +15,7 @@ from sft_hydra.data.adapters import adapt
 from sft_hydra.errors import RowError
 from sft_hydra.records import Conversation, Message
 
+LONG_NUMBER = re.compile(r"\d{19}")  # perhaps more than 64 bits, which only the standard library keeps
 OPENED_REASONING = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 UNOPENED_REASONING = re.compile(r"(.*?)(?:\n</think>|</think>(?=\n|\Z))\s*", re.DOTALL)  # the prompt had opened it
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
@@ -133,6 +135,6 @@ def _wrap(tool: dict[str, Any]) -> dict[str, Any]:
 
 def _parse(text: str) -> Any:
     try:
-        return orjson.loads(text)
+        return json.loads(text) if LONG_NUMBER.search(text) else orjson.loads(text)
     except ValueError as problem:
         raise RowError("tool_arguments", f"not JSON: {problem}") from None

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from numpy.typing import NDArray
 
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.config.schema_data import DataFormat
+from sft_hydra.data.blend import plan_epoch
 from sft_hydra.data.plan import Plan
-from sft_hydra.data.shards import FORMAT_VERSION, SPLITS, make_durable
+from sft_hydra.data.shards import FORMAT_VERSION, SPLITS, PackedSet, make_durable
 from sft_hydra.data.splits import LEFT_OUT
 from sft_hydra.data.spool import read_spool
 from sft_hydra.data.tokenizer import ChatTokenizer
@@ -68,11 +70,14 @@ def write_set(
     metadata: dict[str, Any],
     format_: DataFormat,
 ) -> None:
-    """Row indexes, rejects.jsonl and, last, metadata.json."""
+    """Row indexes, rejects.jsonl and, last, metadata.json with the blend that the config asks for now."""
+    rows = {}
     for split in SPLITS:
         indexes = [entry["index"] for entry in entries if entry["split"] == split]
+        rows[split] = np.concatenate([np.zeros((0, 3), np.int64), *indexes])
         if indexes:
-            np.save(folder / split / "rows.npy", np.concatenate(indexes))
+            np.save(folder / split / "rows.npy", rows[split])
+    metadata["blend"] = [asdict(share) for share in plan_epoch(PackedSet(folder, metadata, rows), plan.data)]
     with open(folder / "rejects.jsonl", "wb") as stream:
         for spool in spools:
             stream.write((spool / "rejects.jsonl").read_bytes())

@@ -14,6 +14,7 @@ from typing import Any
 
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.config.schema_data import DataConfig
+from sft_hydra.data.blend import check_wishes
 from sft_hydra.data.shards import FORMAT_VERSION
 from sft_hydra.data.sources import (
     Bad,
@@ -114,6 +115,7 @@ def read_request(cfg: SftConfig, tokenizer: ChatTokenizer) -> Request:
     """Reads all input bytes once for their checksums. Raises ConfigError or DataError."""
     check_splits(cfg.data)
     sources = sources_of(cfg.data)
+    check_wishes(sources)
     files = [files_of(source) for source in sources]
     inputs = [
         {"source": source.name, "path": file.path, "identity": identity_of(file, source)}

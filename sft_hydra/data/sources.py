@@ -25,6 +25,7 @@ from sft_hydra.errors import ConfigError, DataError
 
 LINES = (".jsonl", ".json", ".ndjson")
 PACKED = (".gz", ".zst")
+LONG_NUMBER = re.compile(rb"\d{19}")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -299,6 +300,8 @@ def _read_lines(path: str, first: int, stop: int | None, offset: int) -> Iterato
             if number == 0:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             try:
+                if b'"tool' in line and LONG_NUMBER.search(line):
+                    raise ValueError("an integer of more than 64 bits may be in it")
                 yield number, orjson.loads(line)
             except ValueError as problem:
                 if line.strip():
@@ -306,7 +309,8 @@ def _read_lines(path: str, first: int, stop: int | None, offset: int) -> Iterato
 
 
 def _parse_slowly(line: bytes, problem: ValueError) -> Any:
-    """The standard library also takes NaN and lone surrogates, which occur in fields that do not matter."""
+    """The standard library keeps long integers, which may be arguments of tools, and takes NaN and lone surrogates, which
+    occur in fields that do not matter."""
     try:
         return json.loads(line)
     except (ValueError, RecursionError):

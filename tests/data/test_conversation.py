@@ -1,12 +1,15 @@
 """Rows of every format become the same conversations; what does not fit is told with a reason."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
-from support.chats import TOOL, assistant, call, system, user
+from support.chats import TOOL, assistant, call, system, user, write_jsonl
 
 from sft_hydra.config.schema_data import SourceConfig
 from sft_hydra.data.conversation import prune_nulls, to_conversation
+from sft_hydra.data.sources import Source, files_of, read_rows
 from sft_hydra.errors import RowError
 
 GREETING = [user("Hi"), assistant("Hello")]
@@ -72,6 +75,15 @@ def test_tool_calls_of_any_shape(function: dict[str, Any]) -> None:
     assert found["function"] == {"name": "f", "arguments": {"x": 1}}
 
 
+def test_long_integers_stay_what_they_are(tmp_path: Path) -> None:
+    number = 123456789012345678901234567890
+    for arguments in ({"id": number}, json.dumps({"id": number})):
+        row = {"messages": [user("x"), assistant("", tool_calls=[{"name": "f", "arguments": arguments}])]}
+        source = Source("s", SourceConfig(path=str(write_jsonl(tmp_path / "rows.jsonl", [row]))))
+        ((_, read),) = read_rows(files_of(source)[0], source, 0, None)
+        assert convert(read).messages[1]["tool_calls"][0]["function"]["arguments"] == {"id": number}
+
+
 @pytest.mark.parametrize("empty", [None, "", "  ", {}, "{}"])
 def test_calls_without_arguments(empty: Any) -> None:
     row = {"messages": [user("x"), assistant("", tool_calls=[{"name": "f", "arguments": empty}])]}
@@ -79,8 +91,6 @@ def test_calls_without_arguments(empty: Any) -> None:
 
 
 def test_tools_flat_wrapped_and_as_text() -> None:
-    import json
-
     flat = TOOL["function"]
     for tools in ([TOOL], [flat], json.dumps([TOOL])):
         assert convert({"messages": GREETING, "tools": tools}).tools == [TOOL]

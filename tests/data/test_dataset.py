@@ -113,6 +113,7 @@ def test_by_source_goes_through_one_source_after_the_other(base: Path) -> None:
         ({"small": {"weight": 1.0, "epochs": 2.0}}, "both weight and epochs"),
         ({"small": {"epochs": -1.0}}, "must be 0 or more"),
         ({name: {"epochs": 0.0} for name in SIZES}, "draws no training row"),
+        ({name: {"weight": 0.0} for name in SIZES}, "weight of every source is 0"),
     ],
 )
 def test_unclear_blends_are_told(base: Path, wishes: dict[str, dict[str, float]], match: str) -> None:

@@ -129,7 +129,8 @@ def test_workers_and_order_of_blend_weights_change_nothing(tmp_path: Path) -> No
         cfg.data.num_shards = 2
         results.append(contents(prepare(cfg).folder))
     assert results[0] == results[1]
-    cfg.data.sources["s0"].weight = 3.0
+    for weight, name in enumerate(paths, 1):
+        cfg.data.sources[name].weight = weight
     found = find(cfg)
     assert found is not None
 
