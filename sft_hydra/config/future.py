@@ -7,7 +7,14 @@ from sft_hydra.config.architecture import read_architecture
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.errors import ModelError
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "nemotron_h")  # values of model_type with a definition of ours
+FAMILIES = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "nemotron_h",
+)  # values of model_type with a definition of ours
 
 
 @dataclass(frozen=True, slots=True)
