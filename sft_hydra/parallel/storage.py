@@ -9,7 +9,9 @@ import torch
 from torch.distributed.tensor import DTensor, Partial, Replicate
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)  # it tells how it gathers, at length
+logging.getLogger("torch.distributed.tensor._redistribute").setLevel(
+    logging.ERROR
+)  # it tells how it gathers, at length
 
 
 def local(parameter: torch.Tensor) -> torch.Tensor:
