@@ -124,7 +124,7 @@ class ChatTokenizer:
     @property
     def bos_prefix(self) -> list[int]:
         """What the tokenizer itself puts before a text (a BOS, or nothing); templates print their own."""
-        return self.backend.encode("", add_special_tokens=True).ids if self.bos_id is not None else []
+        return [id_ for id_ in self.backend.encode("", add_special_tokens=True).ids if id_ == self.bos_id]
 
     def encode(self, text: str) -> list[int]:
         """Ids of a rendered text; control tokens in it are recognised, nothing is put before or after it."""

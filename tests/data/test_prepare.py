@@ -12,7 +12,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.chats import all_sequences, assistant, data_cfg, question, rejects, shapes, system, user, write_jsonl
+from support.chats import (
+    all_sequences,
+    assistant,
+    data_cfg,
+    question,
+    rejects,
+    sequences,
+    shapes,
+    system,
+    user,
+    write_jsonl,
+)
 
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.config.schema_data import DataFormat, Overlong, Prepare, SourceConfig
@@ -441,3 +452,18 @@ def test_every_shape_goes_all_the_way(tmp_path: Path, shape: str) -> None:
     packed = prepare(data_cfg(tmp_path / "out", rows=write_jsonl(tmp_path / "rows.jsonl", [shapes()[shape]])))
     assert packed.metadata["rejected"] == 0
     assert packed.metadata["trained_tokens"] > 0
+
+
+def test_the_order_of_sources_changes_no_split(tmp_path: Path) -> None:
+    paths = {
+        f"s{i}": write_jsonl(tmp_path / f"s{i}.jsonl", [question(n + 90 * i) for n in range(120)]) for i in range(3)
+    }
+    found = []
+    for names in (["s0", "s1", "s2"], ["s2", "s0", "s1"]):
+        packed = prepare(data_cfg(tmp_path / "".join(names), **{name: paths[name] for name in names}))
+        found.append({split: sequences(packed, split) for split in ("train", "valid", "test")})
+        sides = [{ids for ids, _ in found[-1][split]} for split in ("train", "valid", "test")]
+        assert not sides[0] & sides[1]
+        assert not sides[0] & sides[2]
+        assert not sides[1] & sides[2]
+    assert found[0] == found[1]

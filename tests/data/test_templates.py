@@ -11,6 +11,7 @@ from support.chats import assistant, call, conversation, result, served_prompts,
 
 from sft_hydra.config.schema_data import MultiTurn, Reasoning
 from sft_hydra.data.render import Renderer
+from sft_hydra.data.tokenizer import ChatTokenizer
 from sft_hydra.errors import DataError, RowError
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -210,3 +211,22 @@ def test_content_cannot_reach_out_of_the_sandbox() -> None:
 def test_passthrough_joins_contents_and_trains_the_assistant() -> None:
     (sequence,) = Renderer(None).sequences(conversation({"messages": [user("Q: x\n"), assistant("A: y")]}))
     assert list(zip(sequence.chunks, sequence.trained, strict=True)) == [("Q: x\n", False), ("A: y", True)]
+
+
+@pytest.mark.parametrize("name", ["qwen3", "nemotron3_nano"])
+def test_prompts_are_those_of_transformers(shared: Path, name: str) -> None:
+    from transformers import AutoTokenizer
+
+    folder = shared / "assets" / "tokenizers" / name
+    theirs = AutoTokenizer.from_pretrained(folder)
+    ours = ChatTokenizer(folder, (folder / "chat_template.jinja").read_text())
+    renderer = Renderer.of(ours)
+    assert (ours.eos_id, ours.pad_id, ours.vocab_size) == (theirs.eos_token_id, theirs.pad_token_id, len(theirs))
+    for talk in [*_real_conversations(shared, each=4), *(conversation(row) for row in shapes().values())]:
+        for thinking in (False, True):
+            before = talk.messages[: max(i for i, m in enumerate(talk.messages) if m["role"] == "assistant")]
+            text = renderer.prompt_text(before, talk.tools, thinking)
+            kwargs = {"add_generation_prompt": True, "enable_thinking": thinking}
+            assert text == theirs.apply_chat_template(before, tools=talk.tools, tokenize=False, **kwargs)
+            ids = theirs.apply_chat_template(before, tools=talk.tools, tokenize=True, return_dict=True, **kwargs)
+            assert ours.encode(text) == ids["input_ids"]
