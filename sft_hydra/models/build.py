@@ -11,7 +11,7 @@ import torch
 from sft_hydra.errors import ModelError
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.dense import dense_model
-from sft_hydra.models.lora import merged_state
+from sft_hydra.models.lora import merged_state, merged_tensors
 from sft_hydra.models.names import to_disk
 from sft_hydra.models.nemotron_h import nemotron_h_model
 
@@ -58,14 +58,17 @@ def build_model(architecture: dict[str, Any], device: torch.device | str, dtype:
     return model.to_empty(device=device)
 
 
-def as_transformers(model: DecoderModel) -> Any:
+def as_transformers(model: DecoderModel, gathered_dtype: torch.dtype = torch.float32) -> Any:
     """The transformers model with these weights, in eval mode: for generation. Ask again after the weights have changed.
 
     Parameters that both sides hold in the same form share their memory, so no second copy of a dense model exists;
-    what LoRA changes is merged into a copy. Of several ranks, all must ask; the first gets a model, the others None.
+    what LoRA changes is merged into a copy. Of several ranks, all must ask; the first gets a model of its own, in
+    `gathered_dtype`, the others None.
     """
-    state = merged_state(model)
-    return transformers_model(model.config, state).to(model.device) if model.mesh.rank == 0 else None
+    if model.mesh.layout.world == 1:
+        return transformers_model(model.config, merged_state(model))
+    state = {name: tensor.to(gathered_dtype) for name, tensor in merged_tensors(model)}
+    return transformers_model(model.config, state).to(model.device) if state else None
 
 
 def transformers_model(config: Any, state: dict[str, torch.Tensor]) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.data.tokenizer import ChatTokenizer, load_tokenizer
+from sft_hydra.engine.precision import compute_dtype
 from sft_hydra.engine.validate import validate
 from sft_hydra.evaluation.chat import Chat, Prompt, Sampling
 from sft_hydra.evaluation.exact_match import ExactMatchResult, load_items, run_exact_match
@@ -54,7 +55,7 @@ def evaluate_model(
     asked = cfg.eval.exact_match.path
     if asked is None and not cfg.eval.samples:
         return {}
-    theirs = as_transformers(model)
+    theirs = as_transformers(model, compute_dtype(cfg, model.device))
     if theirs is None:
         return {}
     chat = Chat(theirs, tokenizer, cfg)
