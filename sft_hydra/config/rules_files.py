@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sft_hydra.config.architecture import is_hub_id
+from sft_hydra.config.megatron import megatron_problem
 from sft_hydra.config.rules import DATA_RUNNERS, Rule
 from sft_hydra.config.schema import SftConfig
 
@@ -42,7 +43,9 @@ def model_exists(cfg: SftConfig) -> Iterator[str]:
     if not folder.is_dir():
         yield from _must_exist("model.path", path)
     elif not (folder / "config.json").is_file():
-        yield f"model.path={path} has no config.json: it is not a Hugging Face model folder{_megatron_hint(folder)}"
+        yield megatron_problem("model.path", path) or (
+            f"model.path={path} has no config.json: it is not a Hugging Face model folder"
+        )
 
 
 def tokenizer_exists(cfg: SftConfig) -> Iterator[str]:
@@ -54,7 +57,10 @@ def tokenizer_exists(cfg: SftConfig) -> Iterator[str]:
 
 
 def files_exist(cfg: SftConfig) -> Iterator[str]:
-    yield from _must_exist("checkpoint.load", cfg.checkpoint.load)
+    load = cfg.checkpoint.load
+    yield from _must_exist("checkpoint.load", load)
+    if load is not None and (problem := megatron_problem("checkpoint.load", load)):
+        yield problem
     yield from _must_exist("generate.prompt_file", cfg.generate.prompt_file)
     if cfg.eval.exact_match.path != "demo":
         yield from _must_exist("eval.exact_match.path", cfg.eval.exact_match.path)
@@ -89,12 +95,6 @@ def _must_exist(key: str, path: str | None) -> Iterator[str]:
     else:
         hint = f"; there is no folder {file.parent}"
     yield f"{key}={path}: not found{hint}"
-
-
-def _megatron_hint(folder: Path) -> str:
-    if (folder / "latest_checkpointed_iteration.txt").is_file() or any(folder.glob("iter_*")):
-        return "; a Megatron checkpoint: convert it to Hugging Face files first, for instance with Megatron-Bridge"
-    return ""
 
 
 FILE_RULES: tuple[Rule, ...] = (data_exists, model_exists, tokenizer_exists, files_exist, packed_set_fits)

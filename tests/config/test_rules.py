@@ -54,7 +54,11 @@ CASES = [
     (["data=blend", "data.blend=none.json"], "data.blend=none.json: not found"),
     (["model=hf", "model.path=./nothing"], "model.path=./nothing: not found"),
     (["model=hf", "model.path=empty"], "has no config.json"),
-    (["model=hf", "model.path=megatron"], "a Megatron checkpoint: convert it"),
+    (["model=hf", "model.path=megatron"], "checkpoint_format: model.path=megatron is a Megatron checkpoint (torch_dist)"),
+    (["model=hf", "model.path=megatron"], ".export_ckpt('megatron/iter_0000005', '<new folder>'), then model.path="),
+    (["model=hf", "model.path=iter_0000007"], "is a Megatron checkpoint (zarr)"),
+    (["model=hf", "model.path=ranks"], "is a Megatron checkpoint (one folder a rank)"),
+    (["checkpoint.load=megatron"], "checkpoint_format: checkpoint.load=megatron is a Megatron checkpoint"),
     (["model=hf", "model.path=broken"], "not a readable config.json"),
     (["tokenizer.path=./nothing"], "tokenizer.path=./nothing: not found"),
     (["tokenizer.chat_template=nothing.jinja"], "tokenizer.chat_template=nothing.jinja: not found"),
@@ -73,6 +77,9 @@ def files(empty_folder: Path) -> None:
         (empty_folder / name).mkdir()
     (empty_folder / "megatron" / "latest_checkpointed_iteration.txt").write_text("5")
     (empty_folder / "megatron" / "metadata.json").write_text("{}")
+    (empty_folder / "iter_0000007").mkdir()
+    (empty_folder / "iter_0000007" / "metadata.json").write_text('{"sharded_backend": "zarr"}')
+    (empty_folder / "ranks" / "mp_rank_00").mkdir(parents=True)
     (empty_folder / "broken" / "config.json").write_text("{")
     (empty_folder / "packed" / "metadata.json").write_text(json.dumps({"pack_size": 512}))
 

@@ -166,7 +166,7 @@ PROVOKED: dict[str, Callable[[], str]] = {
     "no tokenizer.json in": empty_tokenizer,
     "nor to be had from the hub": lambda: shown(f"runner=data_prep {DATA} tokenizer.path=nobody/nothing"),
     "it is not a Hugging Face model folder": no_config,
-    "a Megatron checkpoint": megatron,
+    "checkpoint_format": megatron,
     "only safetensors are read": pickles,
     "has no place in this model": stray_weight,
     "is not a complete checkpoint and holds none": no_checkpoint,
