@@ -91,7 +91,7 @@ def live_logits(model: DecoderModel, cfg: SftConfig) -> torch.Tensor | None:
     logits = None
     if hidden is not None:
         hidden = gather_tokens(gather_tokens(hidden, model.mesh.tp), model.mesh.cp)[:PROBE_TOKENS]
-        logits = (hidden @ gathered(model.head_weight).to(hidden).T).float().cpu()
+        logits = model.logits(hidden, gathered(model.head_weight)).float().cpu()
     if model.mesh.pp.size == 1:
         return logits if model.mesh.rank == 0 else None
     mine = logits if model.mesh.dp.rank == 0 and model.mesh.slice == 0 else None

@@ -4,7 +4,7 @@ import torch
 
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.engine.precision import compute_dtype
-from sft_hydra.models.decoder import DecoderModel
+from sft_hydra.models.decoder import DecoderModel, FamilyModel
 from sft_hydra.models.stages import Pipeline
 from sft_hydra.parallel.apply import Options, apply_layout
 from sft_hydra.parallel.layout import Layout
@@ -17,14 +17,17 @@ def place(model: DecoderModel, cfg: SftConfig, layout: Layout, device: torch.dev
     train = cfg.train
     if train.cpu_offload and device.type == "cuda" and layout.world == 1:
         start_group_of_one()  # FSDP is what moves weights between host and device
-    mesh = make_mesh(layout, device, heads=model.config.num_attention_heads // layout.tp)
+    heads = getattr(model.config, "num_attention_heads", 1)  # models without attention come through transformers
+    mesh = make_mesh(layout, device, heads=heads // layout.tp)
     model.mesh = mesh
     options = Options(compute_dtype(cfg, device), train.recompute.value, train.compile, train.cpu_offload)
     if layout.pp > 1:
+        assert isinstance(model, FamilyModel)
         model.pipeline = Pipeline(model, layout.vp)
-    apply_layout(model.roots, list(model.model.layers.values()), mesh, options)
+    apply_layout(model.roots, model.blocks, mesh, options)
     for root in model.roots:
         root.to_empty(device="cpu" if train.cpu_offload else device)
     for module in model.modules():  # only parameters travel
-        for name, buffer in module.named_buffers(recurse=False):
-            module.register_buffer(name, torch.empty_like(buffer, device=device))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, torch.empty_like(buffer, device=device))
+    model.compute_buffers()

@@ -15,17 +15,27 @@ CHUNK = 1024  # tokens whose logits exist at the same time
 
 
 def linear_cross_entropy(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, chunk: int = CHUNK
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    chunk: int = CHUNK,
+    *,
+    cap: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum over trained tokens of cross_entropy(hidden @ weight.T, targets), and the loss of each token.
+    """Sum over trained tokens of cross_entropy(softcapped(hidden @ weight.T, cap), targets), and the loss of each token.
 
     `hidden` (T, D), `weight` (V, D), `targets` (T,) with IGNORE_INDEX where nothing is learned. Returns a scalar with
     gradient, and (T,) without one, zero where nothing is learned; both fp32.
     """
     if not torch.is_grad_enabled():
         hidden, weight = hidden.detach(), weight.detach()  # the function below cannot see it and would make gradients
-    loss_sum, per_token = _LinearCrossEntropy.apply(hidden, weight, targets, chunk)
+    loss_sum, per_token = _LinearCrossEntropy.apply(hidden, weight, targets, chunk, cap)
     return loss_sum, per_token
+
+
+def softcapped(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """Logits drawn smoothly to within -cap and cap; None leaves them as they are."""
+    return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -33,7 +43,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, chunk: int
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, chunk: int, cap: float | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
@@ -43,13 +53,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for index in (targets != IGNORE_INDEX).nonzero()[:, 0].split(chunk):
                 inputs, labels = hidden[index], targets[index, None]
-                logits = F.linear(inputs, head).float()
+                logits = softcapped(F.linear(inputs, head).float(), cap)
                 log_sum = logits.logsumexp(-1, keepdim=True)
                 per_token[index] = (log_sum - logits.gather(1, labels))[:, 0]
                 if grad_hidden is None and grad_weight is None:
                     continue
+                slope = None if cap is None else 1 - (logits / cap).square()
                 grad = logits.sub_(log_sum).exp_()  # softmax minus one-hot
                 grad.scatter_add_(1, labels, torch.full_like(log_sum, -1.0))
+                if slope is not None:
+                    grad *= slope
                 grad = grad.to(hidden.dtype)
                 if grad_hidden is not None:
                     grad_hidden[index] = grad @ head
@@ -67,4 +80,4 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_hidden = grad_hidden * grad_sum.to(grad_hidden.dtype)
         if grad_weight is not None:
             grad_weight = (grad_weight * grad_sum).to(ctx.weight_dtype)
-        return grad_hidden, grad_weight, None, None
+        return grad_hidden, grad_weight, None, None, None

@@ -1,4 +1,5 @@
-"""The model that all families are: embedding, blocks, norm, head. Tokens lie packed in one dimension, T.
+"""What a model is to the rest of the house, `DecoderModel`, and the one that all our families are: embedding, blocks, norm,
+head. Tokens lie packed in one dimension, T.
 
 A block is a module with forward(hidden (T, D), Packed) -> (T, D). Families differ in their blocks only.
 """
@@ -8,52 +9,42 @@ from typing import Any
 import torch
 from torch import nn
 
-from sft_hydra.kernels.loss import linear_cross_entropy
+from sft_hydra.kernels.loss import linear_cross_entropy, softcapped
 from sft_hydra.models.layers import Linear, Packed, RMSNorm
 from sft_hydra.models.rotary import rotary_tables
 from sft_hydra.parallel.mesh import SINGLE
 
 EMBEDDING = "model.embed_tokens.weight"
-
-
-class Trunk(nn.Module):
-    """Everything but the head; parameters are named as in Hugging Face's base models."""
-
-    def __init__(self, vocab_size: int, hidden_size: int, blocks: list[nn.Module], norm_eps: float) -> None:
-        super().__init__()
-        self.embed_tokens = nn.Embedding(vocab_size, hidden_size)
-        self.layers = nn.ModuleDict({str(i): block for i, block in enumerate(blocks)})
-        self.norm = RMSNorm(hidden_size, norm_eps)
+HEAD = "lm_head.weight"
+Losses = tuple[torch.Tensor, torch.Tensor]
 
 
 class DecoderModel(nn.Module):
-    """`config` is the transformers config that it was built from; `lora_targets` the linear layers LoRA acts on unless
-    told otherwise."""
+    """A causal language model on packed tokens. Logits are `hidden @ head_weight.T`, softly capped if `logit_cap` is set.
 
-    def __init__(
-        self,
-        config: Any,
-        blocks: list[nn.Module],
-        *,
-        norm_eps: float,
-        rotary: bool,
-        lora_targets: tuple[str, ...],
-    ) -> None:
+    `config` is the transformers config that it was built from; `lora_targets` the linear layers LoRA acts on unless told
+    otherwise.
+    """
+
+    def __init__(self, config: Any, lora_targets: tuple[str, ...]) -> None:
         super().__init__()
         self.config = config
-        self.rotary = rotary
         self.lora_targets = lora_targets
+        self.logit_cap: float | None = None
+        self.embedding_name, self.head_name = EMBEDDING, HEAD
         self.adapter_scale = 0.0  # of LoRA, if there is any
         self.mesh = SINGLE  # the layout's, once there is one
         self.pipeline: Any = None  # models/stages.py, if the blocks are spread over several stages
-        self.model = Trunk(config.vocab_size, config.hidden_size, blocks, norm_eps)
-        tied = config.tie_word_embeddings
-        self.lm_head = None if tied else Linear(config.hidden_size, config.vocab_size, bias=False)
 
     @property
     def head_weight(self) -> torch.Tensor:
         """(vocab, hidden); the embedding itself where the two are tied."""
-        return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        raise NotImplementedError
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The layers in order: units of recompute and of FSDP."""
+        raise NotImplementedError
 
     @property
     def device(self) -> torch.device:
@@ -67,7 +58,16 @@ class DecoderModel(nn.Module):
 
     def is_copy(self, name: str) -> bool:
         """Whether this rank's parameter is the copy of one on another pipeline stage: the embedding as a tied head."""
-        return name == EMBEDDING and self.mesh.pp.rank > 0
+        return name == self.embedding_name and self.mesh.pp.rank > 0
+
+    def compute_buffers(self) -> None:
+        """Fill what is neither read from files nor drawn; called once there is memory for it."""
+
+    def hidden_states(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int
+    ) -> torch.Tensor:
+        """What `forward` gives without targets."""
+        raise NotImplementedError
 
     def forward(
         self,
@@ -76,17 +76,70 @@ class DecoderModel(nn.Module):
         cu_seqlens: torch.Tensor,
         max_seqlen: int,
         targets: torch.Tensor | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states (T, hidden_size) after the final norm; with `targets` (T,) the losses, see `finish`.
+    ) -> torch.Tensor | Losses:
+        """Hidden states (T, hidden_size) after the final norm; with `targets` (T,) the losses, see `losses`.
 
         `input_ids` (T,); `position_ids` (T,), from 0 in every document; `cu_seqlens` (documents + 1,) int32. Over several
         ranks: ids and targets of this rank's tokens, positions of its tensor-parallel group's, borders of the whole row.
         """
+        hidden = self.hidden_states(input_ids, position_ids, cu_seqlens, max_seqlen)
+        return hidden if targets is None else self.losses(hidden, targets)
+
+    def losses(self, hidden: torch.Tensor, targets: torch.Tensor) -> Losses:
+        """The sum of the losses of all trained tokens (with gradient) and the loss of each token (T,) (without)."""
+        if torch.is_autocast_enabled(hidden.device.type):
+            hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+        return linear_cross_entropy(hidden, self.head_weight, targets, cap=self.logit_cap)
+
+    def logits(self, hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+        """(T, vocab) of hidden states and the whole head."""
+        return softcapped(hidden @ head.to(hidden).T, self.logit_cap)
+
+
+class Trunk(nn.Module):
+    """Everything but the head; parameters are named as in Hugging Face's base models."""
+
+    def __init__(self, vocab_size: int, hidden_size: int, blocks: list[nn.Module], norm_eps: float) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(vocab_size, hidden_size)
+        self.layers = nn.ModuleDict({str(i): block for i, block in enumerate(blocks)})
+        self.norm = RMSNorm(hidden_size, norm_eps)
+
+
+class FamilyModel(DecoderModel):
+    """A model of our own layers."""
+
+    def __init__(
+        self,
+        config: Any,
+        blocks: list[nn.Module],
+        *,
+        norm_eps: float,
+        rotary: bool,
+        lora_targets: tuple[str, ...],
+    ) -> None:
+        super().__init__(config, lora_targets)
+        self.rotary = rotary
+        self.model = Trunk(config.vocab_size, config.hidden_size, blocks, norm_eps)
+        tied = config.tie_word_embeddings
+        self.lm_head = None if tied else Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    @property
+    def head_weight(self) -> torch.Tensor:
+        return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return list(self.model.layers.values())
+
+    def hidden_states(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int
+    ) -> torch.Tensor:
         packed = self.packed(position_ids, cu_seqlens, max_seqlen)
         hidden = self.model.embed_tokens(input_ids)
         for block in self.model.layers.values():
             hidden = block(hidden, packed)
-        return self.finish(hidden, targets)
+        return self.model.norm(hidden)
 
     def packed(self, position_ids: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int) -> Packed:
         """What all blocks share of a row."""
@@ -96,14 +149,7 @@ class DecoderModel(nn.Module):
         seq_idx = documents.repeat_interleave(cu_seqlens.diff(), output_size=tokens)
         return Packed(cu_seqlens, max_seqlen, seq_idx, rotary)
 
-    def finish(
-        self, hidden: torch.Tensor, targets: torch.Tensor | None
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """After the last block: the final norm, and with `targets` the sum of the losses of all trained tokens (with
-        gradient) and the loss of each token (T,) (without)."""
+    def finish(self, hidden: torch.Tensor, targets: torch.Tensor | None) -> torch.Tensor | Losses:
+        """After the last block: the final norm, and with `targets` the losses."""
         hidden = self.model.norm(hidden)
-        if targets is None:
-            return hidden
-        if torch.is_autocast_enabled(hidden.device.type):
-            hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
-        return linear_cross_entropy(hidden, self.head_weight, targets)
+        return hidden if targets is None else self.losses(hidden, targets)

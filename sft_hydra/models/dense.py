@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sft_hydra.models.attention import Attention
-from sft_hydra.models.decoder import DecoderModel
+from sft_hydra.models.decoder import FamilyModel
 from sft_hydra.models.layers import Packed, RMSNorm
 from sft_hydra.models.mlp import MLP
 from sft_hydra.models.moe import Experts, MoE, SoftmaxRouter
@@ -65,7 +65,7 @@ def _is_sparse(config: Any, layer: int) -> bool:
     return every and config.num_experts > 0 and layer not in config.mlp_only_layers
 
 
-def dense_model(config: Any) -> DecoderModel:
+def dense_model(config: Any) -> FamilyModel:
     """The model of a transformers config of one of these families."""
     check_rotary(config)
 
@@ -73,4 +73,4 @@ def dense_model(config: Any) -> DecoderModel:
     for layer in range(config.num_hidden_layers):
         attention, mlp = attention_of(config, layer), mlp_of(config, layer)
         blocks.append(DenseBlock(config.hidden_size, config.rms_norm_eps, attention, mlp))
-    return DecoderModel(config, blocks, norm_eps=config.rms_norm_eps, rotary=True, lora_targets=LORA_TARGETS)
+    return FamilyModel(config, blocks, norm_eps=config.rms_norm_eps, rotary=True, lora_targets=LORA_TARGETS)

@@ -7,7 +7,7 @@ from torch import nn
 
 from sft_hydra.errors import ModelError
 from sft_hydra.models.attention import Attention
-from sft_hydra.models.decoder import DecoderModel
+from sft_hydra.models.decoder import FamilyModel
 from sft_hydra.models.layers import Linear, Packed, RMSNorm
 from sft_hydra.models.mamba import Mamba
 from sft_hydra.models.mlp import MLP
@@ -31,7 +31,7 @@ class HybridBlock(nn.Module):
         return hidden + (self.mixer(normed, packed) if self.packed_mixer else self.mixer(normed))
 
 
-def nemotron_h_model(config: Any) -> DecoderModel:
+def nemotron_h_model(config: Any) -> FamilyModel:
     """The model of a transformers NemotronHConfig."""
     problems = []
     if config.n_group != 1:
@@ -46,7 +46,7 @@ def nemotron_h_model(config: Any) -> DecoderModel:
         blocks.append(
             HybridBlock(config.hidden_size, config.layer_norm_epsilon, _mixer(config, kind), packed_mixer=packed)
         )
-    return DecoderModel(config, blocks, norm_eps=config.layer_norm_epsilon, rotary=False, lora_targets=LORA_TARGETS)
+    return FamilyModel(config, blocks, norm_eps=config.layer_norm_epsilon, rotary=False, lora_targets=LORA_TARGETS)
 
 
 def _mixer(config: Any, kind: str) -> nn.Module:

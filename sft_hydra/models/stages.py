@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from sft_hydra.models.decoder import DecoderModel
+from sft_hydra.models.decoder import FamilyModel
 from sft_hydra.models.moe import MoE
 from sft_hydra.parallel.pipeline import balanced, make_schedule, stages_of_rank
 from sft_hydra.parallel.storage import held
@@ -48,7 +48,7 @@ class Pass:
 class Stage(nn.Module):
     """Consecutive blocks of a model, shared with it; the first stage has the embedding too, the last norm and head."""
 
-    def __init__(self, model: DecoderModel, layers: Sequence[str], *, first: bool, last: bool) -> None:
+    def __init__(self, model: FamilyModel, layers: Sequence[str], *, first: bool, last: bool) -> None:
         super().__init__()
         self.first, self.last = first, last
         self.blocks = nn.ModuleList(model.model.layers[layer] for layer in layers)
@@ -85,7 +85,7 @@ class Stage(nn.Module):
 class Pipeline:
     """This rank's stages of a model, and the schedules that run them."""
 
-    def __init__(self, model: DecoderModel, per_rank: int) -> None:
+    def __init__(self, model: FamilyModel, per_rank: int) -> None:
         self.model = model
         self.tied = model.lm_head is None
         self.stages = cut(model, per_rank)
@@ -134,7 +134,7 @@ class Pipeline:
         own += theirs
 
 
-def cut(model: DecoderModel, per_rank: int) -> list[Stage]:
+def cut(model: FamilyModel, per_rank: int) -> list[Stage]:
     """Leave of a model, still on the meta device, what this rank's stages need. Returns these stages."""
     trunk, total = model.model, model.mesh.pp.size * per_rank
     layers = list(trunk.layers)
