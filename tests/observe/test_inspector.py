@@ -30,7 +30,7 @@ def page(inspector: Path, open_page: Any) -> Any:
 def found(page: Any) -> int:
     """Conversations or rejected rows that fit the filters."""
     page.wait_for_timeout(200)
-    return int(page.locator("#found").inner_text().split()[0])
+    return int(page.locator("#found").text_content().split()[0])
 
 
 def read(page: Any, selector: str = "#detail .turns i") -> str:
@@ -165,6 +165,23 @@ def test_light_and_dark(inspector: Path, open_page: Any) -> None:
     assert light.evaluate(colour) != dark.evaluate(colour)
     dark.keyboard.press("d")
     assert light.evaluate(colour) == dark.evaluate(colour)
+
+
+def test_a_narrow_window_shows_the_filters_when_asked(page: Any) -> None:
+    page.set_viewport_size({"width": 420, "height": 800})
+    assert not page.locator("#filters").is_visible()
+    everything = found(page)
+    page.click("#filters-open")
+    page.fill("#search", "nowhere to be found")
+    assert found(page) == 0
+    page.keyboard.press("Escape")
+    assert not page.locator("#filters").is_visible()
+    page.keyboard.press("x")
+    page.keyboard.press("f")
+    assert found(page) == everything
+    page.click("#views button >> nth=2")
+    assert page.locator("#sources").is_visible()
+    assert not page.locator("#filters").is_visible()
 
 
 def test_ten_thousand_conversations_open_fast(

@@ -3,6 +3,7 @@ const VIEWS = ["conversations", "packs", "sources", "rejected"];
 
 function show(view) {
   state.view = view;
+  showFilters(false);
   card.hidden = true;
   for (const section of document.querySelectorAll("main > section")) section.hidden = section.dataset.view !== view;
   for (const tab of document.querySelectorAll("#views button")) tab.setAttribute("aria-selected", tab.dataset.view === view);
@@ -43,6 +44,13 @@ function changeTheme() {
   packs.draw(true);
 }
 
+// In a narrow window the filters lie over the view, and go when one reads on.
+function showFilters(open) {
+  document.body.classList.toggle("filtering", open);
+  find("#filters-open").setAttribute("aria-expanded", open);
+}
+const turnFilters = () => showFilters(!document.body.classList.contains("filtering"));
+
 const KEYMAP = {
   j: () => move(1), ArrowDown: () => move(1), k: () => move(-1), ArrowUp: () => move(-1),
   PageDown: () => move(10), PageUp: () => move(-10),
@@ -50,17 +58,17 @@ const KEYMAP = {
   l: () => sideways(1), ArrowRight: () => sideways(1), h: () => sideways(-1), ArrowLeft: () => sideways(-1),
   t: () => state.view === "conversations" && nextLearned(1), T: () => state.view === "conversations" && nextLearned(-1),
   "]": () => moveInRow(1), "[": () => moveInRow(-1),
-  "/": () => find("#search").focus(), x: clearFilters, b: () => document.body.classList.toggle("borders"), d: changeTheme,
+  "/": () => { showFilters(true); find("#search").focus(); }, f: turnFilters, x: clearFilters, b: () => document.body.classList.toggle("borders"), d: changeTheme,
   "?": () => find("#help").showModal(),
   Enter: () => state.view === "packs" && show("conversations"),
-  Escape: () => { card.hidden = true; },
+  Escape: () => { card.hidden = true; showFilters(false); },
 };
 
 addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || find("#help").open) return;
   const typed = event.target.closest("input, select, textarea");
   if (typed) {
-    if (event.key === "Escape" || (event.key === "Enter" && typed.id === "search")) { typed.blur(); event.preventDefault(); }
+    if (event.key === "Escape" || (event.key === "Enter" && typed.id === "search")) { typed.blur(); showFilters(false); event.preventDefault(); }
     return;
   }
   if (event.target.closest("button") && (event.key === "Enter" || event.key === " ")) return;
@@ -77,6 +85,7 @@ for (const tab of document.querySelectorAll("#views button")) {
   if (view in totals) tab.append(" ", make("small", { className: "dim" }, number.format(totals[view])));
   tab.onclick = () => show(view);
 }
+find("#filters-open").onclick = turnFilters;
 find("#theme").onclick = changeTheme;
 find("#help-open").onclick = () => find("#help").showModal();
 matchMedia("(prefers-color-scheme: dark)").onchange = () => { paints.clear(); packs.draw(true); };
