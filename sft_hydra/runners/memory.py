@@ -12,13 +12,17 @@ from sft_hydra.engine.precision import compute_dtype
 from sft_hydra.errors import OutOfMemoryError
 from sft_hydra.estimate import GIB, estimate_memory, savings
 
+NO_MEMORY = "can't allocate memory"  # what torch says of a machine's own memory, in a plain RuntimeError
+
 
 @contextmanager
 def out_of_memory_told(cfg: SftConfig, architecture: dict[str, Any], device: torch.device) -> Iterator[None]:
     """Raises OutOfMemoryError for torch's own, on whatever step it happened."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and NO_MEMORY not in str(error):
+            raise
         raise OutOfMemoryError(*_what_helps(cfg, architecture, device, str(error))) from error
 
 
@@ -29,6 +33,7 @@ def _what_helps(cfg: SftConfig, architecture: dict[str, Any], device: torch.devi
         f"{change} would save about {saved / GIB:.2f} GiB" for change, saved in savings(cfg, architecture, precision)
     ]
     reason = ". ".join(said.splitlines()[0].split(". ")[:3]).rstrip(".")  # what was asked for, what the device has
+    reason = reason[reason.find("DefaultCPUAllocator") :] if NO_MEMORY in reason else reason
     return [
         f"oom: {reason}; by the estimate this run takes {needed:.2f} GiB a rank",
         *helps,

@@ -170,6 +170,7 @@ PROVOKED: dict[str, Callable[[], str]] = {
     "only safetensors are read": pickles,
     "has no place in this model": stray_weight,
     "is not a complete checkpoint and holds none": no_checkpoint,
+    "oom": lambda: shown(f"{TRAIN} model.architecture.intermediate_size={10**13}"),  # no machine has room for it
     "is not finite in training rows": lambda: shown(
         f"{TRAIN} optimizer.lr=1e30 train.clip_grad=null train.train_iters=20"
     ),
