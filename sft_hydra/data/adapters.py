@@ -93,7 +93,7 @@ def _calls_of(value: Any) -> list[Any]:
 
 def _alpaca(row: dict[str, Any]) -> list[Message]:
     question = row.get("instruction")
-    if row.get("input"):
+    if isinstance(question, str) and isinstance(row.get("input"), str) and row["input"]:
         question = f"{question}\n\n{row['input']}"
     return [{"role": "user", "content": question}, {"role": "assistant", "content": row.get("output")}]
 

@@ -5,6 +5,7 @@ arguments as objects; what went in is not lost: a row that does not fit is RowEr
 """
 
 import json
+import math
 import re
 from typing import Any
 
@@ -30,6 +31,21 @@ def to_conversation(row: Any, source: SourceConfig, name: str, origin: str) -> C
     checked = [check_message(message) for message in messages]
     meta = row if isinstance(row, dict) else {}
     return Conversation(checked, _tools(tools), origin, name, meta)
+
+
+class NoNumber(float):
+    """NaN or an infinite number, which JSON does not have: a row that holds one where it matters is rejected."""
+
+
+def parse_leniently(text: str | bytes) -> Any:
+    """A JSON text by the standard library, which keeps long integers and lone surrogates; NaN and what is too large for
+    a float become NoNumber. Raises ValueError or RecursionError."""
+    return json.loads(text, parse_constant=NoNumber, parse_float=_finite)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else NoNumber(value)
 
 
 def prune_nulls(value: Any) -> Any:
@@ -73,8 +89,18 @@ def _text(content: Any, role: str) -> str:
             raise RowError("content", f"content parts that are not text: {', '.join(others)}")
         return "".join(part["text"] for part in content)
     if role == "tool":  # results are often given as the object that the tool returned
-        return orjson.dumps(content).decode()
+        return _as_json(content)
     raise RowError("content", f"content of a {role} message must be text, not {type(content).__name__}")
+
+
+def _as_json(value: Any) -> str:
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:  # an integer of more than 64 bits, half a surrogate pair, or no number
+        try:
+            return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        except ValueError:
+            raise RowError("content", "NaN or an infinite number in a result, which is no JSON") from None
 
 
 def _complete_assistant(message: Message) -> None:
@@ -126,6 +152,10 @@ def _tools(tools: Any) -> list[dict[str, Any]] | None:
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise RowError("tools", "tools must be a list of objects")
+    for tool in tools:
+        function = tool.get("function", tool)
+        if not isinstance(function, dict) or not isinstance(function.get("name", ""), str):
+            raise RowError("tools", "a tool must be an object whose name is text")
     return [tool if "function" in tool or "name" not in tool else _wrap(tool) for tool in tools]
 
 
@@ -135,6 +165,6 @@ def _wrap(tool: dict[str, Any]) -> dict[str, Any]:
 
 def _parse(text: str) -> Any:
     try:
-        return json.loads(text) if LONG_NUMBER.search(text) else orjson.loads(text)
+        return parse_leniently(text) if LONG_NUMBER.search(text) else orjson.loads(text)
     except ValueError as problem:
         raise RowError("tool_arguments", f"not JSON: {problem}") from None

@@ -11,8 +11,10 @@ from typing import Any
 
 import jsonschema
 import orjson
+from referencing import Registry
 
 from sft_hydra.config.schema_data import FilterConfig
+from sft_hydra.data.limits import LimitError, limited
 from sft_hydra.errors import ConfigError, RowError
 from sft_hydra.records import Conversation, Message
 
@@ -21,6 +23,7 @@ TOOL_CALL = "<tool_call>"
 TOOLS_HEADER = "# Tools"
 REPEATED_WORDS = 8  # a run of this many words...
 REPEATED_SHARE = 0.3  # ...that fills more than this share of an answer is pathological
+SCHEMA_SECONDS = 2.0  # to check the arguments of one call
 SHORT_ANSWER = 64  # answers of fewer words are never called repetitive
 
 
@@ -76,14 +79,17 @@ class Filters:
                 raise RowError("tools", f"a result refers to call {refers!r}, which nobody made")
 
     def _check_arguments(self, tool: dict[str, Any], arguments: dict[str, Any]) -> None:
-        validator = self._validator(tool.get("parameters"))
-        if validator is None:
-            return
         try:
-            problems = list(validator.iter_errors(arguments))
-            wrong = {problem.path[0] for problem in problems if problem.path}
-            if not problems or validator.is_valid(_spelled_out(arguments, wrong)):
-                return
+            with limited(SCHEMA_SECONDS):
+                validator = self._validator(tool.get("parameters"))
+                if validator is None:
+                    return
+                problems = list(validator.iter_errors(arguments))
+                wrong = {problem.path[0] for problem in problems if problem.path}
+                if not problems or validator.is_valid(_spelled_out(arguments, wrong)):
+                    return
+        except LimitError:
+            raise RowError("tool_schema", f"the schema of {tool.get('name')!r} takes too long to check") from None
         except Exception:  # a schema that the library does not understand says nothing about the row
             return
         raise RowError("tool_schema", f"arguments of {tool.get('name')!r}: {problems[0].message[:200]}")
@@ -97,7 +103,7 @@ class Filters:
                 self.validators.clear()
             if "properties" not in schema and "type" not in schema:  # a bare map of properties
                 schema = {"type": "object", "properties": schema}
-            self.validators[key] = jsonschema.Draft202012Validator(schema)
+            self.validators[key] = jsonschema.Draft202012Validator(schema, registry=Registry())
         return self.validators[key]
 
 

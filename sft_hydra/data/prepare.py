@@ -198,11 +198,18 @@ def _plan(cfg: SftConfig, request: Request, tokenizer: ChatTokenizer, partial: P
 def _choose_library(request: Request, tokenizer: ChatTokenizer) -> str:
     with ThreadPoolExecutor(1) as background:  # both libraries take their time to read a tokenizer
         loading = background.submit(start_fast, tokenizer)
-        rows = [json.dumps(row, ensure_ascii=False, default=str) for row in first_rows(request, PROBE_ROWS)]
+        rows = [_text_of(row) for row in first_rows(request, PROBE_ROWS)]
         texts = [text for row in rows if _is_unicode(text := row[:PROBE_CHARS])]
         assert tokenizer.backend
         fast = loading.result()
     return choose_library(tokenizer, fast, [*texts, tokenizer.template or ""])
+
+
+def _text_of(row: Any) -> str:
+    try:
+        return json.dumps(row, ensure_ascii=False, default=str)
+    except RecursionError:  # it will be rejected
+        return ""
 
 
 def _is_unicode(text: str) -> bool:

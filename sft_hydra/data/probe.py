@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sft_hydra.data.habits import Habits
+from sft_hydra.data.limits import LimitError, limited
 from sft_hydra.data.shape import shape_messages
 from sft_hydra.data.template import ChatTemplate, Scan
 from sft_hydra.errors import DataError
@@ -28,6 +29,7 @@ TOOLS = [
 ]
 
 
+@limited()
 def learn(template: ChatTemplate) -> Habits:
     """Probe a template. Raises DataError when it cannot render a question with its answer."""
     habits = Habits()
@@ -74,6 +76,8 @@ def _render(
     shaped = shape_messages(messages, habits)
     try:
         return template.render(shaped, _tools(messages), thinking, prompt)
+    except LimitError:
+        raise
     except Exception:  # a template may raise whatever its expressions raise
         return None
 
@@ -88,6 +92,8 @@ def _learn_contents(template: ChatTemplate, habits: Habits) -> None:
         shaped = shape_messages([user(1), assistant(1)], habits)
         try:
             text = template.render(shaped, None, False)
+        except LimitError:
+            raise
         except Exception as raised:  # a template may raise whatever its expressions raise
             problem = raised
             continue

@@ -15,6 +15,7 @@ from jinja2 import nodes
 from sft_hydra.config.schema_data import DataConfig, MultiTurn, Reasoning
 from sft_hydra.data.conversation import check_message
 from sft_hydra.data.habits import Habits
+from sft_hydra.data.limits import LimitError, limited
 from sft_hydra.data.locate import Locator, NotLocatedError, RenderedSequence
 from sft_hydra.data.probe import KEEP_REASONING, learn, same_turns
 from sft_hydra.data.shape import shape_messages
@@ -24,6 +25,8 @@ from sft_hydra.data.tokenizer import ChatTokenizer
 from sft_hydra.data.vet import literals
 from sft_hydra.errors import DataError, RowError
 from sft_hydra.records import Conversation, Message
+
+MOST_WORK = 2_000_000  # messages to render for one conversation: some ten seconds
 
 
 class Renderer:
@@ -107,7 +110,10 @@ class Renderer:
         modes = [keep and bool(message.get("reasoning_content")) for message in conversation.messages]
         thinking = keep and any("reasoning_content" in message for message in conversation.messages)
         try:
-            found = self._sequences(messages, conversation.tools, thinking, wanted, modes)
+            with limited():
+                found = self._sequences(messages, conversation.tools, thinking, wanted, modes)
+        except LimitError as problem:
+            raise RowError("template_limit", str(problem)) from None
         except (RowError, DataError):
             raise
         except Exception as problem:  # a template may raise whatever its expressions raise
@@ -133,6 +139,7 @@ class Renderer:
             cut = user_turns(messages)
         elif not thinking and self._must_split(messages, tools):
             cut = user_turns(messages, greeting=True)
+        _check_work(stop for stop, _ in cut)
         out: list[RenderedSequence] = []
         for stop, first in cut:
             turns = [index for index in range(first, stop) if wanted[index]]
@@ -172,6 +179,7 @@ class Renderer:
         if not self.habits.marked:
             return True
         ends = [stop for stop, _ in user_turns(messages, greeting=True)]
+        _check_work(ends)
         return not same_turns(self.template, messages, tools, ends[:-1])
 
     def _is_plain(self, message: Message) -> bool:
@@ -202,6 +210,7 @@ class Renderer:
         self, messages: list[Message], tools: list[Any] | None, thinking: bool, turns: list[int], modes: list[bool]
     ) -> list[RenderedSequence]:
         assert self.locator is not None
+        _check_work(turns)
         return [self.locator.alone(messages[: turn + 1], tools, thinking, modes[turn]) for turn in turns]
 
     def _shape(self, messages: Iterable[Message]) -> list[Message]:
@@ -220,6 +229,15 @@ def user_turns(messages: Sequence[Message], greeting: bool = False) -> list[tupl
     if (greeting or not users) and any(message["role"] == "assistant" for message in messages[:first]):
         turns.insert(0, (first, 0))
     return turns
+
+
+def _check_work(ends: Iterable[int]) -> None:
+    """Raises RowError when texts that end at these messages are too many and too long to be rendered one by one."""
+    if (work := sum(ends)) > MOST_WORK:
+        raise RowError(
+            "too_many_turns",
+            f"its turns need a text of their own each, together of {work:,} messages (of {MOST_WORK:,})",
+        )
 
 
 def _is_learned(message: Message) -> bool:

@@ -16,6 +16,8 @@ from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from sft_hydra.data.limits import power, times
+
 DICT_NAMES = frozenset(dir(dict))
 SAFE_STR_METHODS = frozenset(
     [
@@ -46,7 +48,13 @@ class GenerationTag(Extension):
 
 
 class FastSandbox(ImmutableSandboxedEnvironment):
-    """`ImmutableSandboxedEnvironment` with short cuts for plain dicts, strings and loop variables."""
+    """`ImmutableSandboxedEnvironment` with short cuts for plain dicts, strings and loop variables, and with arithmetic
+    that cannot hang."""
+
+    intercepted_binops = frozenset(["*", "**"])
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        return times(left, right) if operator == "*" else power(left, right)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         kind = type(obj)

@@ -20,12 +20,13 @@ import orjson
 from sft_hydra.config.schema_data import DataConfig, SourceConfig
 from sft_hydra.data import spelling
 from sft_hydra.data.benchmarks_as_chats import trees
-from sft_hydra.data.conversation import prune_nulls
+from sft_hydra.data.conversation import parse_leniently, prune_nulls
 from sft_hydra.errors import ConfigError, DataError
 
 LINES = (".jsonl", ".json", ".ndjson")
 PACKED = (".gz", ".zst")
-LONG_NUMBER = re.compile(rb"\d{19}")
+DIGITS_AS_ZEROS = bytes(ord("0" if chr(byte) in "0123456789" else " ") for byte in range(256))
+LONG_NUMBER = b"0" * 19
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -300,7 +301,7 @@ def _read_lines(path: str, first: int, stop: int | None, offset: int) -> Iterato
             if number == 0:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             try:
-                if b'"tool' in line and LONG_NUMBER.search(line):
+                if b'"tool' in line and LONG_NUMBER in line.translate(DIGITS_AS_ZEROS):  # quicker than a pattern
                     raise ValueError("an integer of more than 64 bits may be in it")
                 yield number, orjson.loads(line)
             except ValueError as problem:
@@ -309,10 +310,9 @@ def _read_lines(path: str, first: int, stop: int | None, offset: int) -> Iterato
 
 
 def _parse_slowly(line: bytes, problem: ValueError) -> Any:
-    """The standard library keeps long integers, which may be arguments of tools, and takes NaN and lone surrogates, which
-    occur in fields that do not matter."""
+    """Long integers may be arguments of tools; NaN and lone surrogates occur in fields that do not matter."""
     try:
-        return json.loads(line)
+        return parse_leniently(line)
     except (ValueError, RecursionError):
         return Bad(str(problem))
 
@@ -320,8 +320,8 @@ def _parse_slowly(line: bytes, problem: ValueError) -> Any:
 def _read_array(path: str) -> list[Any]:
     with open_bytes(path) as stream:
         try:
-            return list(json.loads(stream.read()))
-        except ValueError as problem:
+            return list(parse_leniently(stream.read()))
+        except (ValueError, RecursionError) as problem:
             raise DataError(f"{path}: not a JSON array ({problem})") from None
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+MOST_CHARS = 2000  # of a detail that tells why a row was rejected
 ROW = np.dtype([("hash", "<u8"), ("range", "<i4"), ("number", "<i8")])
 
 
@@ -58,8 +59,9 @@ class SpoolWriter:
         self.lengths.append(lengths)
         self.row_of.append(row_of)
 
-    def reject(self, **entry: Any) -> None:
-        self.rejects.write(orjson.dumps(entry) + b"\n")
+    def reject(self, **entry: str) -> None:
+        written = {key: _printable(text) for key, text in entry.items()}
+        self.rejects.write(orjson.dumps(written) + b"\n")
 
     def close(self) -> None:
         for stream in (self.ids, self.mask, self.rejects):
@@ -71,6 +73,11 @@ class SpoolWriter:
         (self.temporary / "counts.json").write_text(json.dumps(self.counts))
         shutil.rmtree(self.folder, ignore_errors=True)
         os.replace(self.temporary, self.folder)
+
+
+def _printable(text: str) -> str:
+    """A text that any file takes: halves of surrogate pairs are spelled out, and what is very long is cut."""
+    return (text if len(text) <= MOST_CHARS else f"{text[:MOST_CHARS]}...").encode("utf-8", "backslashreplace").decode()
 
 
 def read_spool(folder: Path) -> Spool:

@@ -13,8 +13,10 @@ from typing import Any
 
 from jinja2 import Template, TemplateError, nodes
 
+from sft_hydra.data.limits import limited
 from sft_hydra.data.sandbox import make_environment
 from sft_hydra.data.tool_blocks import take_out_blocks
+from sft_hydra.errors import DataError
 from sft_hydra.records import Message
 
 NONCE = f"\x1f{secrets.token_hex(8)}"
@@ -54,7 +56,11 @@ class ChatTemplate:
         self.environment.filters["open_mark"] = lambda value: self._mark("o", value)
         self.environment.filters["close_mark"] = lambda value: self._mark("c", value)
         self.indices: dict[int, int] = {}  # id(message) -> its index, for the render that is going on
-        self.plain = self.environment.from_string(source)
+        try:
+            with limited():
+                self.plain = self.environment.from_string(source)
+        except (TemplateError, RecursionError, ValueError, ArithmeticError) as problem:
+            raise DataError(f"tokenizer.chat_template: no Jinja template ({problem})") from None
         self.marked: Template | None = None
         self.marking: Marking | None = None
 
@@ -63,7 +69,8 @@ class ChatTemplate:
     ) -> str:
         """The text as a server renders it; `prompt` adds the generation prompt. Raises jinja2.TemplateError or what
         the template's expressions raise."""
-        return self.plain.render(self._context(messages, tools, thinking, prompt))
+        with limited():
+            return self.plain.render(self._context(messages, tools, thinking, prompt))
 
     def scan(
         self, messages: Sequence[Message], tools: Sequence[Any] | None, thinking: bool, prompt: bool = False
@@ -72,7 +79,8 @@ class ChatTemplate:
         assert self.marked is not None
         self.indices = {id(message): index for index, message in enumerate(messages)}
         try:
-            raw = self.marked.render(self._context(messages, tools, thinking, prompt))
+            with limited():
+                raw = self.marked.render(self._context(messages, tools, thinking, prompt))
         finally:
             self.indices = {}
         return _split_marks(raw)
@@ -91,7 +99,9 @@ class ChatTemplate:
 
     def compile(self, tree: nodes.Template) -> Template:
         tree.set_environment(self.environment)
-        return Template.from_code(self.environment, self.environment.compile(tree), self.environment.make_globals(None))
+        with limited():
+            code = self.environment.compile(tree)
+        return Template.from_code(self.environment, code, self.environment.make_globals(None))
 
     def markings(self) -> list[Marking]:
         """All ways of marking worth a try, simplest first: one loop (the largest body is nearly always the one over the

@@ -77,7 +77,7 @@ class ShardTokenizer:
         while chunk := list(islice(rows, JUDGED_TOGETHER)):
             worth = []
             for _, row in chunk:
-                with suppress(RowError):
+                with suppress(RowError, RecursionError):
                     worth.append(self.check(row, source, ""))
             self.judge.ask(worth)
             yield from chunk
@@ -140,6 +140,9 @@ class _Batch:
                     self.worker.guard.encode(sequence.text)  # type: ignore[union-attr]
         except RowError as problem:
             self.reject(origin, problem.reason, problem.detail)
+            return
+        except RecursionError:
+            self.reject(origin, "nesting", "objects or lists are nested too deeply")
             return
         self.owners += [len(self.rows)] * len(sequences)
         self.rows.append((digest, index, number, origin))
@@ -228,9 +231,11 @@ def content_hash(conversation: Conversation) -> int:
     what = [conversation.messages, conversation.tools]
     try:
         data = orjson.dumps(what, option=orjson.OPT_SORT_KEYS)
-    except TypeError:  # an integer of more than 64 bits, or half a surrogate pair
+    except TypeError:  # an integer of more than 64 bits, half a surrogate pair, or no number
         try:
-            data = json.dumps(what, sort_keys=True, ensure_ascii=False).encode()
+            data = json.dumps(what, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
         except UnicodeEncodeError:
             raise RowError("unicode", "holds half a surrogate pair, which is no Unicode text") from None
+        except ValueError:
+            raise RowError("number", "holds NaN or an infinite number, which is no JSON") from None
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")

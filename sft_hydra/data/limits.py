@@ -1,0 +1,81 @@
+"""Time and memory that one conversation may cost: `limited()` around what strangers wrote, and `power` and `times` for
+numbers in templates, which no signal interrupts.
+
+Invariant: a template or tool schema that loops or grows without end is a LimitError after seconds, in a process that
+goes on. The sandbox says what a template may touch, this says how much it may take.
+"""
+
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from sft_hydra.errors import DataError
+
+SECONDS = 20.0  # of this process's own work; the slowest honest conversations take a second
+BYTES = 4 << 30  # more than the process had
+PREFIX = "the chat template, or what it is given,"
+BITS = 1 << 16  # of an integer that a template computes
+
+_active = False
+
+
+class LimitError(DataError):
+    """Something took too long, or too much memory."""
+
+
+@contextmanager
+def limited(seconds: float | None = None) -> Iterator[None]:
+    """Raises LimitError when what is inside works for more than `seconds` (SECONDS) or takes more than BYTES. In threads other than the first nothing is
+    limited, because signals reach only that one; inside another `limited` that one holds."""
+    global _active
+    if _active or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _active = True
+    handler = signal.signal(signal.SIGVTALRM, _stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds or SECONDS)
+    memory = _limit_memory()
+    try:
+        yield
+    except MemoryError:
+        raise LimitError(f"{PREFIX} takes more than {BYTES >> 30} GiB of memory") from None
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, handler)
+        if memory is not None:
+            resource.setrlimit(resource.RLIMIT_AS, memory)
+        _active = False
+
+
+def _stop(*_: Any) -> NoReturn:
+    raise LimitError(f"{PREFIX} works for too long")
+
+
+def _limit_memory() -> tuple[int, int] | None:
+    """The limits that were in force; None where the system has no such limit."""
+    if sys.platform != "linux":
+        return None
+    with open("/proc/self/statm", "rb") as stream:
+        size = int(stream.read().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = size + BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (wanted if soft == resource.RLIM_INFINITY else min(soft, wanted), hard))
+    return soft, hard
+
+
+def power(base: Any, exponent: Any) -> Any:
+    """`base ** exponent`, which no signal interrupts, unless it is too large."""
+    if isinstance(base, int) and isinstance(exponent, int) and base.bit_length() * exponent > BITS:
+        raise LimitError(f"{PREFIX} computes a number of too many digits")
+    return base**exponent
+
+
+def times(left: Any, right: Any) -> Any:
+    """`left * right`, unless it is a number of too many digits."""
+    if isinstance(left, int) and isinstance(right, int) and left.bit_length() + right.bit_length() > BITS:
+        raise LimitError(f"{PREFIX} computes a number of too many digits")
+    return left * right
