@@ -5,7 +5,6 @@ Invariant: the template text held here is the very one that prepares data, promp
 
 import hashlib
 import json
-import re
 import shutil
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,6 +18,7 @@ from sft_hydra.config.schema import SftConfig
 from sft_hydra.data.probe import end_of_turn_texts, learn
 from sft_hydra.data.template import ChatTemplate
 from sft_hydra.errors import ConfigError, DataError
+from sft_hydra.hub import folder_of
 
 BUNDLED = Path(__file__).resolve().parent.parent / "demo" / "tokenizer"
 FILES = (
@@ -163,18 +163,8 @@ def load_tokenizer(cfg: SftConfig) -> ChatTokenizer:
 
 
 def _folder_of(path: str, revision: str | None) -> Path:
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
-        raise ConfigError(f"tokenizer.path={path}: no such folder (and not a hub id of the form owner/name)")
-    from huggingface_hub import snapshot_download
-
     patterns = [*FILES, TEMPLATE_FILE, "config.json"]
-    try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
-    except Exception as problem:  # network, permission, unknown id: all told the same way
-        raise DataError(f"tokenizer.path={path}: neither a folder nor to be had from the hub ({problem})") from None
+    return folder_of("tokenizer.path", path, patterns, revision=revision, error=DataError)
 
 
 def _template_of(choice: str | None, folder: Path) -> str | None:
