@@ -6,7 +6,7 @@ Formulas are written out in the docstrings; all sizes are bytes unless a name sa
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sft_hydra.config.future import not_built_yet
+from sft_hydra.config.architecture import common_names
 from sft_hydra.config.schema import LoraConfig, Precision, Recompute, SftConfig
 from sft_hydra.config.world import ranks_per_node, run_layout
 from sft_hydra.parallel.layout import Layout, layout_problems
@@ -31,7 +31,8 @@ class Parameters:
 
 
 def count_parameters(arch: dict[str, Any]) -> Parameters:
-    """Counts from the fields of config.json, dense and Nemotron-H."""
+    """Counts from the fields of config.json, dense and Nemotron-H; of other families about so many."""
+    arch = common_names(arch)
     if arch.get("model_type") == "nemotron_h":
         return _count_nemotron_h(arch)
     return _count_dense(arch)
@@ -125,6 +126,7 @@ def estimate_memory(cfg: SftConfig, arch: dict[str, Any], layout: Layout, precis
     """Weights: fp32 masters, or bf16 where frozen. Gradients fp32, Adam 8 bytes, both of what is trained; all spread over
     the FSDP shards. In bf16 the largest layer is gathered once more. Activations: one micro-batch, about
     `layers x (8 hidden + 4 attention + 3 ffn)` numbers a token, or one input per layer under full recompute."""
+    arch = common_names(arch)
     params = count_parameters(arch)
     trained = trainable_parameters(params, cfg.peft)
     width = 2 if precision is Precision.bf16 else 4
@@ -149,6 +151,7 @@ def estimate_memory(cfg: SftConfig, arch: dict[str, Any], layout: Layout, precis
 def flops_per_token(arch: dict[str, Any], seq_length: int, *, frozen_base: bool = False) -> float:
     """Model FLOPs of one training token: 6 per active matrix parameter (4 if the base is frozen) plus causal attention
     over a whole row, 6 * layers * attention_width * seq_length. The embedding look-up is free; the head is not."""
+    arch = common_names(arch)
     params = count_parameters(arch)
     lookup = arch["vocab_size"] * arch["hidden_size"]
     tied = bool(arch.get("tie_word_embeddings"))
@@ -178,8 +181,7 @@ def savings(cfg: SftConfig, arch: dict[str, Any], precision: Precision) -> list[
     found = []
     for text, changed in changes.items():
         layout = run_layout(changed, arch)
-        refused = set(not_built_yet(replace(changed, dry_run=False))) - set(not_built_yet(replace(cfg, dry_run=False)))
-        if refused or any(layout_problems(layout, arch, changed.seq_length)):
+        if any(layout_problems(layout, arch, changed.seq_length)):
             continue
         saved = now - estimate_memory(changed, arch, layout, precision).total
         if saved > now / 100:

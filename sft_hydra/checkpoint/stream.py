@@ -13,26 +13,17 @@ from safetensors import safe_open
 
 from sft_hydra.checkpoint.shards import INDEX, SINGLE
 from sft_hydra.errors import ModelError
+from sft_hydra.hub import folder_of
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.lora import is_adapter
-from sft_hydra.models.names import carried, from_disk, ignorable, shape_on_disk, stored
+from sft_hydra.models.names import carried, from_disk, shape_on_disk, stored
 from sft_hydra.parallel.comm import objects_of_ranks
 from sft_hydra.parallel.storage import held
 
 
 def local_folder(path: str, revision: str | None = None) -> Path:
     """The folder of a model: `path` itself, or the cached download of that hub id."""
-    if Path(path).is_dir():
-        return Path(path)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=["*.safetensors", "*.json"]))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(
-            f"model.path: {path} is neither a folder nor a model that can be downloaded: {error}"
-        ) from error
+    return folder_of("model.path", path, ["*.safetensors", "*.json"], revision=revision, error=ModelError)
 
 
 @torch.no_grad()
@@ -40,6 +31,8 @@ def load_weights(model: DecoderModel, path: str, revision: str | None = None) ->
     """Fill the model from safetensors. ModelError lists all names that are missing, left over or of another shape."""
     folder = local_folder(path, revision)
     files = _tensor_files(folder)
+    prefix = "" if any(name.startswith(model.prefix) for name in files) else model.prefix
+    files = {prefix + name: file for name, file in files.items()}
     targets = {
         name: (tensor, stored(model.config, name, tensor.shape))
         for name, tensor in model.state_dict().items()
@@ -48,11 +41,11 @@ def load_weights(model: DecoderModel, path: str, revision: str | None = None) ->
     own = {name for _, place in targets.values() for name in place.names}
     needed = {name for names in objects_of_ranks(own, model.mesh) for name in names}
     problems = [f"{folder}: {name} is missing" for name in sorted(needed - files.keys())]
-    left_over = sorted(name for name in files.keys() - needed if not ignorable(model.config, name))
+    left_over = sorted(name for name in files.keys() - needed if not model.ignores(name))
     problems += [f"{folder}: {name} has no place in this model" for name in left_over]
     if problems:
         raise ModelError(*problems[:20], *([f"... and {len(problems) - 20} more"] if len(problems) > 20 else []))
-    reader = _Reader(files)
+    reader = _Reader(files, prefix)
     for name, (tensor, place) in targets.items():
         there = shape_on_disk(place, reader.get)
         if there != tuple(tensor.shape):
@@ -84,10 +77,10 @@ def _tensor_files(folder: Path) -> dict[str, Path]:
 
 
 class _Reader:
-    """Opens every file once."""
+    """Opens every file once. Names begin with `prefix`, which the files lack."""
 
-    def __init__(self, files: dict[str, Path]) -> None:
-        self.files = files
+    def __init__(self, files: dict[str, Path], prefix: str = "") -> None:
+        self.files, self.prefix = files, prefix
         self.handles: dict[Path, Any] = {}
 
     def get(self, name: str) -> Any:
@@ -95,4 +88,4 @@ class _Reader:
         file = self.files[name]
         if file not in self.handles:
             self.handles[file] = safe_open(file, framework="pt")
-        return self.handles[file].get_slice(name)
+        return self.handles[file].get_slice(name.removeprefix(self.prefix))

@@ -10,6 +10,15 @@ from typing import Any
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.errors import ModelError
 
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "nemotron_h")  # model_type of those we define ourselves
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+OTHER_NAMES = {
+    "hidden_size": ("n_embd", "d_model"),
+    "num_hidden_layers": ("n_layer", "num_layers", "n_layers"),
+    "num_attention_heads": ("n_head", "num_heads", "n_heads"),
+    "intermediate_size": ("n_inner", "ffn_dim", "d_ff", "ffn_hidden_size"),
+}  # of sizes, in older families
+
 
 def read_architecture(cfg: SftConfig) -> dict[str, Any]:
     """Fields of config.json; empty if neither the files are at hand nor hints are given.
@@ -50,3 +59,27 @@ def is_hub_id(path: str) -> bool:
     return (
         bool(slash and owner and name) and "/" not in name and owner not in (".", "..", "~") and not Path(path).exists()
     )
+
+
+def is_generic(cfg: SftConfig, architecture: dict[str, Any]) -> bool:
+    """Whether the model trains through the transformers implementation instead of our own."""
+    family = architecture.get("model_type")
+    return cfg.model.generic or (family is not None and family not in FAMILIES)
+
+
+def is_mixture(architecture: dict[str, Any]) -> bool:
+    """Whether there are several experts to choose from."""
+    return any((architecture.get(key) or 0) > 1 for key in EXPERT_COUNTS)
+
+
+def common_names(architecture: dict[str, Any]) -> dict[str, Any]:
+    """The same with the sizes of every model under their usual names; what an older family leaves out has its usual value."""
+    named = dict(architecture)
+    for name, others in OTHER_NAMES.items():
+        known = [architecture[other] for other in (name, *others) if architecture.get(other) is not None]
+        if known:
+            named[name] = known[0]
+    named.setdefault("num_attention_heads", 1)
+    if not is_mixture(named) and "hidden_size" in named:
+        named.setdefault("intermediate_size", 4 * named["hidden_size"])
+    return named

@@ -7,11 +7,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sft_hydra.config.future import not_built_yet
 from sft_hydra.config.inherit import inherit
 from sft_hydra.config.keys import hint, is_filled, unknown_keys
 from sft_hydra.config.resume import adopt_run, resume_problems
 from sft_hydra.config.rules import RULES, rule_problems
+from sft_hydra.config.rules_eval import EVAL_RULES
 from sft_hydra.config.rules_files import FILE_RULES
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.errors import ConfigError
@@ -46,7 +46,7 @@ def resolve(
     cfg.run_dir = str(Path(cfg.output_dir) / cfg.name / label)
     cfg, contradictions = adopt_run(cfg, typed)
     problems += contradictions
-    problems += rule_problems(cfg, (*RULES, *FILE_RULES, not_built_yet))
+    problems += rule_problems(cfg, (*RULES, *EVAL_RULES, *FILE_RULES))
     if not problems:
         problems += resume_problems(cfg)
     if problems:

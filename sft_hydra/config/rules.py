@@ -1,13 +1,13 @@
 """Rules between keys: each is a small generator whose texts name the key, its value and the fix.
 
-Rules that look at files are in rules_files.py; what is not built yet is the table in future.py.
+Rules that look at files are in rules_files.py.
 """
 
 import re
 from collections.abc import Callable, Iterator
 from itertools import chain
 
-from sft_hydra.config.architecture import read_architecture
+from sft_hydra.config.architecture import FAMILIES, is_generic, is_mixture, read_architecture
 from sft_hydra.config.saved import flatten
 from sft_hydra.config.schema import Runner, SftConfig
 from sft_hydra.config.world import rows_per_step, run_layout
@@ -23,11 +23,12 @@ AT_LEAST_ONE = (
     "train.global_batch_size", "train.global_batch_tokens", "train.micro_batch_size", "train.train_samples",
     "train.log_interval", "train.num_threads", "checkpoint.interval", "checkpoint.keep_last", "data.sample",
     "data.num_workers", "data.num_shards", "data.max_doc_tokens", "eval.batch_size", "eval.sample_tokens", "eval.tokens",
+    "eval.max_items", "eval.max_new_tokens", "eval.chatcore_max_categorical", "eval.chatcore_max_generative",
     "eval.exact_match.max_items", "eval.exact_match.max_new_tokens", "generate.max_new_tokens", "inspect.count", "inspect.conversations",
     "peft.dim", "parallel.tp", "parallel.pp", "parallel.cp", "parallel.ep", "parallel.dp_replicate", "optimizer.ns_steps",
 )  # fmt: skip
 NOT_NEGATIVE = (
-    "seed", "eval.every", "data.max_bad_rows", "optimizer.lr", "optimizer.matrix_lr", "optimizer.embedding_lr",
+    "seed", "eval.every", "eval.chatcore_every", "eval.num_fewshot", "data.max_bad_rows", "optimizer.lr", "optimizer.matrix_lr", "optimizer.embedding_lr",
     "optimizer.unembedding_lr", "optimizer.weight_decay", "optimizer.eps", "optimizer.init_lr_frac", "scheduler.warmup_iters",
     "scheduler.warmup_samples", "scheduler.decay_iters", "scheduler.decay_samples", "scheduler.min_lr", "train.epochs",
     "train.clip_grad", "generate.temperature", "model.init_std", "data.split.train", "data.split.valid", "data.split.test",
@@ -185,6 +186,27 @@ def layout(cfg: SftConfig) -> Iterator[str]:
         )
 
 
+def generic_model(cfg: SftConfig) -> Iterator[str]:
+    """What models cannot do that train through the transformers implementation."""
+    try:
+        architecture = read_architecture(cfg)
+    except ModelError:
+        return  # model_is_said says so
+    if not is_generic(cfg, architecture):
+        return
+    family = architecture.get("model_type", "of this model")
+    why = f"model_type {family} trains through the transformers implementation (our own: {', '.join(FAMILIES)})"
+    if cfg.model.path is None:
+        yield f"{why}, which has no random start here: set model.path"
+    if is_mixture(architecture):
+        yield f"{why}, which is for dense models: of mixtures of experts there are qwen3_moe and nemotron_h"
+    for key in ("tp", "pp", "cp", "ep"):
+        if (size := getattr(cfg.parallel, key)) is not None and size > 1:
+            yield f"parallel.{key}={size}: {why}, which FSDP alone spreads over ranks; leave parallel.{key} out"
+    if cfg.train.compile:
+        yield f"train.compile=true: {why}, which is not compiled; leave it out"
+
+
 def lora_targets(cfg: SftConfig) -> Iterator[str]:
     peft = cfg.peft
     if peft is not None and peft.target_modules and peft.exclude_modules:
@@ -223,7 +245,7 @@ def _at_most_one(cfg: SftConfig, section: str, names: tuple[str, ...]) -> Iterat
 
 RULES: tuple[Rule, ...] = (
     numbers_in_range, known_words, run_name, model_is_said, data_is_said, splits_sum_to_one, length_of_training, batch_size,
-    schedule, layout, lora_targets, optimizer_warm_start, no_secrets,
+    schedule, layout, generic_model, lora_targets, optimizer_warm_start, no_secrets,
 )  # fmt: skip
 
 

@@ -1,7 +1,9 @@
 """The world of a run: how many ranks there are and how they are laid out. Set by the user, never guessed from hardware."""
 
+from dataclasses import replace
 from typing import Any
 
+from sft_hydra.config.architecture import is_generic
 from sft_hydra.config.schema import ClusterKind, Runner, SftConfig
 from sft_hydra.parallel.layout import Layout, plan_layout
 
@@ -23,6 +25,8 @@ def ranks_of_runner(cfg: SftConfig) -> tuple[int, int]:
 def run_layout(cfg: SftConfig, architecture: dict[str, Any]) -> Layout:
     """The layout of this run: what `parallel.*` says, the rest planned."""
     sizes = cfg.parallel
+    if is_generic(cfg, architecture):  # nothing but data parallelism, see rules.py
+        sizes = replace(sizes, tp=sizes.tp or 1, pp=sizes.pp or 1, cp=sizes.cp or 1, ep=sizes.ep or 1)
     return plan_layout(
         architecture,
         cfg.seq_length,

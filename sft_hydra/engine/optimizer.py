@@ -11,6 +11,7 @@ from torch import nn
 
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.config.schema_optim import Muon, Optimizer
+from sft_hydra.models.decoder import DecoderModel
 
 Named = list[tuple[str, nn.Parameter]]
 
@@ -58,23 +59,25 @@ class OptimizerSet:
         self._owner[parameter].state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
 
 
-def build_optimizer(model: nn.Module, cfg: SftConfig) -> OptimizerSet:
+def build_optimizer(model: DecoderModel, cfg: SftConfig) -> OptimizerSet:
     """The optimizer that `cfg.optimizer` asks for, over all parameters that require a gradient."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     optimizer = cfg.optimizer
     if not isinstance(optimizer, Muon):
-        return OptimizerSet([_adamw([(optimizer.lr, named)], optimizer)])
-    matrices = [p for name, p in named if _is_hidden_matrix(name, p)]
-    embedding = [(name, p) for name, p in named if _is_embedding(name)]
-    head = [(name, p) for name, p in named if _is_head(name)]
-    rest = [(n, p) for n, p in named if not (_is_hidden_matrix(n, p) or _is_embedding(n) or _is_head(n))]
+        return OptimizerSet([_adamw([(optimizer.lr, named)], optimizer, model.embedding_name)])
+    embedding = [(name, p) for name, p in named if name == model.embedding_name]
+    head = [(name, p) for name, p in named if name == model.head_name != model.embedding_name]
+    hidden = [(name, p) for name, p in named if name not in (model.embedding_name, model.head_name)]
+    matrices = [p for _, p in hidden if p.ndim == 2]
+    rest = [(name, p) for name, p in hidden if p.ndim != 2]
     parts: list[torch.optim.Optimizer] = []
     if matrices:
         parts.append(_muon(matrices, optimizer))
     if embedding or head or rest:
         embedding_lr = optimizer.lr if optimizer.embedding_lr is None else optimizer.embedding_lr
         head_lr = optimizer.lr if optimizer.unembedding_lr is None else optimizer.unembedding_lr
-        parts.append(_adamw([(optimizer.lr, rest), (embedding_lr, embedding), (head_lr, head)], optimizer))
+        rated = [(optimizer.lr, rest), (embedding_lr, embedding), (head_lr, head)]
+        parts.append(_adamw(rated, optimizer, model.embedding_name))
     return OptimizerSet(parts)
 
 
@@ -89,26 +92,15 @@ def _muon(matrices: list[nn.Parameter], optimizer: Muon) -> torch.optim.Muon:
     )
 
 
-def _adamw(rated: list[tuple[float, Named]], optimizer: Optimizer) -> torch.optim.AdamW:
-    """AdamW over parameters with their rates; matrices and everything else are groups apart, because of the decay."""
+def _adamw(rated: list[tuple[float, Named]], optimizer: Optimizer, embedding: str) -> torch.optim.AdamW:
+    """AdamW over parameters with their rates; matrices and everything else are groups apart, because of the decay, which
+    spares the parameter `embedding`."""
     groups = []
     for lr, named in rated:
-        decayed = [p for name, p in named if p.ndim > 1 and not _is_embedding(name)]
-        plain = [p for name, p in named if p.ndim == 1 or _is_embedding(name)]
+        decayed = [p for name, p in named if p.ndim > 1 and name != embedding]
+        plain = [p for name, p in named if p.ndim == 1 or name == embedding]
         for parameters, decay in ((decayed, optimizer.weight_decay), (plain, 0.0)):
             if parameters:
                 groups.append({"params": parameters, "lr": lr * optimizer.init_lr_frac, "weight_decay": decay})
     beta1, beta2 = optimizer.betas
     return torch.optim.AdamW(groups, betas=(beta1, beta2), eps=optimizer.eps, fused=True)
-
-
-def _is_embedding(name: str) -> bool:
-    return name == "model.embed_tokens.weight"
-
-
-def _is_head(name: str) -> bool:
-    return name.startswith("lm_head.")
-
-
-def _is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
-    return parameter.ndim == 2 and not _is_embedding(name) and not _is_head(name)

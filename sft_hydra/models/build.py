@@ -11,6 +11,7 @@ import torch
 from sft_hydra.errors import ModelError
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.dense import dense_model
+from sft_hydra.models.generic import generic_model
 from sft_hydra.models.lora import merged_state, merged_tensors
 from sft_hydra.models.names import to_disk
 from sft_hydra.models.nemotron_h import nemotron_h_model
@@ -29,13 +30,12 @@ KEEP_FP32 = ("A_log", "dt_bias", "D", "e_score_correction_bias")  # in every pre
 
 def read_config(architecture: dict[str, Any]) -> Any:
     """The transformers config of the fields of a config.json, with transformers' own defaults for what they leave out."""
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig, __version__
 
     family = architecture.get("model_type")
-    if family not in FAMILIES:
+    if family not in CONFIG_MAPPING:
         raise ModelError(
-            f"model_type {family!r} has no implementation here; there are: {', '.join(sorted(FAMILIES))}. "
-            "Any other causal language model of transformers trains with model=hf model.path=..."
+            f"model_type {family!r} is not known to transformers {__version__}; a model that brings its own code is not run"
         )
     return AutoConfig.for_model(**{key: _decode(value) for key, value in architecture.items()})
 
@@ -47,15 +47,33 @@ def _decode(value: Any) -> Any:
     return [_decode(item) for item in value] if isinstance(value, list) else value
 
 
-def build_model(architecture: dict[str, Any], device: torch.device | str, dtype: torch.dtype) -> DecoderModel:
-    """The model of a config.json, on `device`, its weights not yet set: fill them by init_weights or load_weights."""
+def build_model(
+    architecture: dict[str, Any],
+    device: torch.device | str,
+    dtype: torch.dtype,
+    *,
+    generic: bool = False,
+    packed: bool = True,
+) -> DecoderModel:
+    """The model of a config.json, on `device`, its weights not yet set: fill them by init_weights or load_weights.
+
+    A family that is not ours, or any with `generic`, is the transformers implementation; `packed` says whether its rows
+    hold several conversations.
+    """
     config = read_config(architecture)
+    model: DecoderModel
     with torch.device("meta"):
-        model = FAMILIES[config.model_type](config).to(dtype)
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if name.rpartition(".")[2] in KEEP_FP32:
-            tensor.data = tensor.data.float()
-    return model.to_empty(device=device)
+        if generic or config.model_type not in FAMILIES:
+            model = generic_model(config, packed=packed)
+        else:
+            model = FAMILIES[config.model_type](config)
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(torch.float32 if name.rpartition(".")[2] in KEEP_FP32 else dtype)
+    if torch.device(device).type != "meta":
+        model.to_empty(device=device)
+        model.compute_buffers()
+    return model
 
 
 def as_transformers(model: DecoderModel, gathered_dtype: torch.dtype = torch.float32) -> Any:

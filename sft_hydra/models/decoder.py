@@ -11,6 +11,7 @@ from torch import nn
 
 from sft_hydra.kernels.loss import linear_cross_entropy, softcapped
 from sft_hydra.models.layers import Linear, Packed, RMSNorm
+from sft_hydra.models.names import ignorable
 from sft_hydra.models.rotary import rotary_tables
 from sft_hydra.parallel.mesh import SINGLE
 
@@ -31,7 +32,8 @@ class DecoderModel(nn.Module):
         self.config = config
         self.lora_targets = lora_targets
         self.logit_cap: float | None = None
-        self.embedding_name, self.head_name = EMBEDDING, HEAD
+        self.embedding_name, self.head_name = EMBEDDING, HEAD  # of the parameters; the same where they are tied
+        self.prefix = ""  # that names of all but the head may lack on disk
         self.adapter_scale = 0.0  # of LoRA, if there is any
         self.mesh = SINGLE  # the layout's, once there is one
         self.pipeline: Any = None  # models/stages.py, if the blocks are spread over several stages
@@ -59,6 +61,10 @@ class DecoderModel(nn.Module):
     def is_copy(self, name: str) -> bool:
         """Whether this rank's parameter is the copy of one on another pipeline stage: the embedding as a tied head."""
         return name == self.embedding_name and self.mesh.pp.rank > 0
+
+    def ignores(self, name: str) -> bool:
+        """Whether a tensor of this name on disk has no place in the model and needs none."""
+        return ignorable(self.config, name)
 
     def compute_buffers(self) -> None:
         """Fill what is neither read from files nor drawn; called once there is memory for it."""
@@ -122,6 +128,7 @@ class FamilyModel(DecoderModel):
         self.rotary = rotary
         self.model = Trunk(config.vocab_size, config.hidden_size, blocks, norm_eps)
         tied = config.tie_word_embeddings
+        self.head_name = EMBEDDING if tied else HEAD
         self.lm_head = None if tied else Linear(config.hidden_size, config.vocab_size, bias=False)
 
     @property

@@ -24,10 +24,10 @@ from sft_hydra.parallel.storage import fill, local
 from sft_hydra.parallel.whole import whole_tensors
 
 ALIASES = {
-    "linear_qkv": ("q_proj", "k_proj", "v_proj"),
-    "linear_proj": ("o_proj",),
-    "linear_fc1": ("gate_proj", "up_proj"),
-    "linear_fc2": ("down_proj",),
+    "linear_qkv": ("q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value"),
+    "linear_proj": ("o_proj", "dense"),
+    "linear_fc1": ("gate_proj", "up_proj", "gate_up_proj", "fc1", "c_fc", "dense_h_to_4h"),
+    "linear_fc2": ("down_proj", "fc2", "c_proj", "dense_4h_to_h"),
 }
 
 
@@ -75,8 +75,11 @@ def apply_lora(model: DecoderModel, lora: LoraConfig, seed: int) -> list[Coverag
 
 def add_adapters(model: DecoderModel, lora: LoraConfig) -> list[Coverage]:
     """Freeze the model and give the chosen linear layers adapters, in place, without values yet."""
+    head = model.head_weight
     layers = {
-        name: module for name, module in model.named_modules() if isinstance(module, Linear) and name != "lm_head"
+        name: module
+        for name, module in model.named_modules()
+        if type(module) in (Linear, nn.Linear) and module.weight is not head
     }
     chosen = choose(list(layers), lora, model.lora_targets)
     model.adapter_scale = scale_of(lora)
@@ -153,7 +156,7 @@ def _initial_a(shape: torch.Size, kind: str, generator: torch.Generator) -> torc
     return values.normal_(0.0, 1 / shape[0], generator=generator)
 
 
-def _coverage(layers: dict[str, Linear], chosen: set[str], dim: int) -> list[Coverage]:
+def _coverage(layers: dict[str, nn.Linear], chosen: set[str], dim: int) -> list[Coverage]:
     kinds: dict[str, list[str]] = {}
     for name in layers:
         kinds.setdefault(re.sub(r"\.\d+(?=\.)", ".*", name), []).append(name)

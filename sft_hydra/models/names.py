@@ -2,15 +2,19 @@
 
 Llama-like families have none. Differences of the others: routed experts are one stacked tensor here and one tensor per
 expert on disk; rows of Mamba's in_proj and conv1d lie group by group here and kind by kind on disk; Nemotron-H calls its
-trunk `backbone`, and has no name for the parameters of the scan together.
+trunk `backbone`, and has no name for the parameters of the scan together. Families that are not ours compute with the names
+that transformers has; where their files have others, transformers' own table says which.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate
 from typing import Any
 
 import torch
+
+from sft_hydra.config.architecture import FAMILIES
 
 Ranges = tuple[tuple[int, int], ...]
 TRUNK = {"model.embed_tokens.": "backbone.embeddings.", "model.norm.": "backbone.norm_f.", "model.": "backbone."}
@@ -47,13 +51,33 @@ def disk_name(config: Any, name: str) -> str:
         for ours, theirs in TRUNK.items():
             if name.startswith(ours):
                 return theirs + name.removeprefix(ours)
+    if config.model_type not in FAMILIES:
+        for step in reversed(conversions(config.model_type)):
+            name, _ = step.reverse_transform().rename_source_key(name)
     return name
+
+
+@cache
+def conversions(family: str) -> tuple[Any, ...]:
+    """What transformers does to names and tensors of a family's files when it loads them, in this order."""
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    of_class = get_checkpoint_conversion_mapping(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family])
+    return tuple(of_class or get_checkpoint_conversion_mapping(family) or ())
+
+
+def only_renamed(family: str) -> bool:
+    """Whether a model of this family computes with the very tensors that its files hold, perhaps under other names."""
+    from transformers.core_model_loading import WeightRenaming
+
+    return all(type(step) is WeightRenaming for step in conversions(family))
 
 
 def disk_rows(config: Any, name: str) -> Ranges | None:
     """Rows on disk, in our order, of a parameter whose order differs; None where it is the same."""
     layer = name.split(".")[-2]
-    if layer not in ("in_proj", "conv1d") or name.endswith("lora_A"):
+    if config.model_type != "nemotron_h" or layer not in ("in_proj", "conv1d") or name.endswith("lora_A"):
         return None
     inner = config.mamba_num_heads * config.mamba_head_dim
     states = config.n_groups * config.ssm_state_size

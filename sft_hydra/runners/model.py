@@ -14,13 +14,16 @@ from sft_hydra.checkpoint import state as checkpoints
 from sft_hydra.checkpoint.stream import load_weights, local_folder
 from sft_hydra.config.architecture import read_architecture
 from sft_hydra.config.schema import Device, SftConfig
+from sft_hydra.config.schema_data import Packing
 from sft_hydra.data.tokenizer import ChatTokenizer
 from sft_hydra.engine.placement import place
 from sft_hydra.engine.precision import compute_dtype
 from sft_hydra.errors import ConfigError, TokenizerMismatchError
 from sft_hydra.models.build import build_model
 from sft_hydra.models.decoder import DecoderModel
+from sft_hydra.models.generic import GenericModel
 from sft_hydra.models.initial import init_weights
+from sft_hydra.models.isolation import check_isolation
 from sft_hydra.models.lora import Coverage, add_adapters, init_adapters
 from sft_hydra.parallel.layout import Layout
 from sft_hydra.parallel.ranks import this_rank
@@ -73,7 +76,8 @@ def new_model(cfg: SftConfig, tokenizer: ChatTokenizer, device: torch.device, la
     architecture = model_architecture(cfg, tokenizer)
     # Trained weights are fp32 masters; a frozen base is kept in the precision it is used in.
     dtype = torch.float32 if cfg.peft is None else compute_dtype(cfg, device)
-    model = build_model(architecture, "meta", dtype)
+    packed = cfg.data.packing is not Packing.none
+    model = build_model(architecture, "meta", dtype, generic=cfg.model.generic, packed=packed)
     coverage = add_adapters(model, cfg.peft) if cfg.peft is not None else []
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     place(model, cfg, layout or Layout(), device)
@@ -89,6 +93,8 @@ def new_model(cfg: SftConfig, tokenizer: ChatTokenizer, device: torch.device, la
         step = find_checkpoint(cfg.checkpoint.load)
         checkpoints.load(step, model, None)
         origin = str(step)
+    if isinstance(model, GenericModel) and packed:
+        check_isolation(model, compute_dtype(cfg, device))
     parameters, trained = sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
     return RunModel(model, origin, parameters, trained, coverage)
 

@@ -1,0 +1,107 @@
+"""Families of transformers that are not ours, through transformers' own layers: packed rows equal conversations alone.
+
+Every case is a real family with random weights, of two kinds: what packs, and what must be refused.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from support.generic import FAMILIES, LEAKING, generic
+from support.packed import PACKINGS, alone, gradients, logits_of, make_row, oracle_gradients, oracle_of, relative
+
+from sft_hydra.config.architecture import FAMILIES as OURS
+from sft_hydra.engine.batch import make_batch
+from sft_hydra.engine.microbatches import forward_loss
+from sft_hydra.errors import ModelError
+from sft_hydra.models import build
+from sft_hydra.models.isolation import check_isolation
+
+ROWS = [make_row(PACKINGS["many_tiny"], seed=1), make_row([5, 17], seed=2)]
+
+
+def equals_alone(model: Any, folder: Any) -> None:
+    """Logits, loss and all gradients are those of the transformers model that sees one conversation at a time."""
+    oracle = oracle_of(model)
+    batch = make_batch(ROWS, "cpu")
+    expected_logits, expected_loss = alone(oracle, ROWS)
+    assert relative(logits_of(model, batch), expected_logits) < 1e-5
+    loss, _ = forward_loss(model, batch)
+    assert relative(loss, expected_loss) < 1e-6
+    loss.backward()
+    expected_loss.backward()
+    expected, actual = oracle_gradients(oracle, folder), gradients(model)
+    assert actual.keys() == expected.keys()
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    for name, gradient in actual.items():
+        # without rotary positions, a bias of keys changes nothing: its gradient is rounding
+        rounding = name.endswith("k_proj.bias") and float(gradient.abs().max()) < 1e-6 * largest
+        assert rounding or relative(gradient, expected[name]) < 1e-5, name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_equals_alone(family: str, tmp_path: Any) -> None:
+    model = generic(family)
+    check_isolation(model, torch.float32)
+    equals_alone(model, tmp_path)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gpt2", "phi3"])
+def test_other_conversations_are_bit_identical_when_one_changes(family: str) -> None:
+    model, row = generic(family), make_row(PACKINGS["many_tiny"], seed=3)
+    start, end = int(row.seq_start_id[4]), int(row.seq_start_id[5])
+    with torch.no_grad():
+        before = logits_of(model, make_batch([row], "cpu"))
+        row.input_ids[start:end] = row.input_ids[start:end][::-1]
+        after = logits_of(model, make_batch([row], "cpu"))
+    assert torch.equal(before[:start], after[:start])
+    assert torch.equal(before[end:], after[end:])
+    assert not torch.equal(before[start:end], after[start:end])
+
+
+@pytest.mark.parametrize("family", LEAKING)
+def test_what_leaks_is_refused_and_trains_without_packing(family: str, tmp_path: Any) -> None:
+    with pytest.raises(ModelError, match=r"data\.packing=none"):
+        check_isolation(generic(family), torch.float32)
+    equals_alone(generic(family, packed=False), tmp_path)
+
+
+def test_a_packed_model_that_mixes_tokens_is_found_out() -> None:
+    """What the probe is for: a layer that passes on what came before, in a family that is otherwise fine."""
+    model = generic("olmo2")
+    block = model.blocks[1]
+    plain = block.forward
+    block.forward = lambda hidden, *args, **kwargs: plain(hidden + 1e-3 * hidden.roll(1, 1), *args, **kwargs)
+    with pytest.raises(ModelError, match="'olmo2' lets conversations of a packed row see each other"):
+        check_isolation(model, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "said"),
+    [
+        ("phi", {}, "the head has a bias"),
+        ("gpt_oss", {"num_local_experts": 4}, "mixture of experts"),
+        ("gemma3", {}, "reads more than text"),
+        ("qwen3_5_text", {}, "does not compute with the tensors that its files hold"),
+        ("llama", {"is_causal": False}, "masks attention in a way of its own"),
+        ("t5", {}, "no causal language model"),
+        ("no_such_family", {}, "not known to transformers"),
+    ],
+)
+def test_what_cannot_be_trained_exactly_is_refused(family: str, fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        check_isolation(generic(family, **fields), torch.float32)
+
+
+def test_families_of_ours_are_those_the_config_knows() -> None:
+    assert set(OURS) == set(build.FAMILIES)
+
+
+def test_dropout_of_a_config_is_off() -> None:
+    model = generic("gpt2", resid_pdrop=0.5, attn_pdrop=0.5, embd_pdrop=0.5).train()
+    batch = make_batch(ROWS, "cpu")
+    assert torch.equal(logits_of(model, batch), logits_of(model, batch))
+
+
+def test_our_own_families_through_transformers(tmp_path: Any) -> None:
+    equals_alone(generic("qwen3", tie_word_embeddings=True), tmp_path)
