@@ -94,7 +94,9 @@ def _users_folders(flags: Sequence[str], texts: Sequence[str]) -> list[str]:
 def _unreadable(text: str, error: HydraException) -> str:
     if "=" not in text and not text.startswith("~"):
         return f"{text}: not an override; settings are written key=value, like runner=train"
-    return f"{text}: not readable ({str(error).splitlines()[0]}); quote special characters: \"key='...'\""
+    key, _, value = text.partition("=")
+    quoted = f"'{key}=[\"...\", \"...\"]'" if value.startswith("[") else f"\"{key}='...'\""
+    return f"{text}: not readable ({str(error).splitlines()[0]}); quote a text with special characters: {quoted}"
 
 
 def _compose_groups(loader: ConfigLoaderImpl, groups: Sequence[Override]) -> tuple[DictConfig | None, list[str]]:
