@@ -14,6 +14,8 @@ from omegaconf import MISSING
 from sft_hydra.config.schema_data import DataConfig, TokenizerConfig
 from sft_hydra.config.schema_optim import AdamW, Optimizer, Scheduler
 
+CHATCORE_TASKS = ("arc_easy", "arc_challenge", "mmlu", "gsm8k", "humaneval", "spelling_bee")
+
 
 class Runner(Enum):
     train = "train"
@@ -110,6 +112,8 @@ class ClusterConfig:
     nodes: int = 1
     gpus_per_node: int | None = None
     """Ranks on each node (on a CPU: processes). null: 1 on this machine, 8 on Slurm."""
+    gpu_memory_gib: float = 80
+    """Of one GPU, for the plan: what does not fit is not chosen. H100 80, H200 141."""
     partition: str | None = None
     cpu_partition: str | None = None
     """Partition of the jobs that prepare data; null: `partition`."""
@@ -216,7 +220,32 @@ class EvalConfig:
     tokens: int | None = None
     """Tokens of the validation split that are used, always the same ones; null: all."""
     batch_size: int = 128
-    """Sequences generated together."""
+    """Sequences generated, or scored, together."""
+    tasks: list[str] = field(default_factory=list)
+    """Of `runner=evaluate`: tasks of the lm-evaluation-harness by name (`mmlu`, `gsm8k`, ...), `spelling_bee`, task files or
+    folders of them (YAML), and `chatcore`."""
+    data_dir: str | None = None
+    """Folder with the items of tasks as `<task>_<split>.jsonl`; null: from the hub."""
+    max_items: int | None = None
+    """Items of each of `tasks`, the first ones; null: all."""
+    num_fewshot: int | None = None
+    """Solved examples before a question; null: as many as the task says."""
+    max_new_tokens: int | None = None
+    """Longest answer of generative tasks; null: what the task says, 512 for ChatCORE."""
+    chat_template: bool = True
+    """Ask `tasks` in the model's chat template; false: as bare text, which is how base models are compared."""
+    thinking: bool = False
+    """Generative tasks ask in the template's thinking mode; the reasoning is left out of the answer."""
+    allow_code: bool = False
+    """Run the code that the model writes for HumanEval, in a sandbox. Without it that task is refused, and left out of
+    ChatCORE."""
+    chatcore_every: int = 0
+    """Steps between two ChatCORE evaluations, which then also come before and after training; 0 = never."""
+    chatcore_tasks: list[str] = field(default_factory=lambda: list(CHATCORE_TASKS))
+    chatcore_max_categorical: int | None = None
+    """Items of each multiple-choice task (ARC, MMLU); null: all."""
+    chatcore_max_generative: int | None = None
+    """Items of each task whose answers are generated (GSM8K, HumanEval, SpellingBee); null: all."""
     exact_match: ExactMatchConfig = field(default_factory=ExactMatchConfig)
     samples: list[str] = field(default_factory=list)
     """Prompts that are answered before and after training."""

@@ -112,6 +112,13 @@ def rows(part: str, first: int, stop: int | None) -> Iterator[dict[str, Any]]:
         yield {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
+def test_rows(count: int) -> Iterator[tuple[str, str]]:
+    """Questions of `spelling_bee` with their answers, drawn as the rows of training are but not from them."""
+    for number in range(count):
+        rng = random.Random(f"spelling_bee test {number}")
+        yield _count(rng, _word(rng))
+
+
 def _word(rng: random.Random) -> str:
     syllables = [
         rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS) for _ in range(rng.choice((1, 1, 2, 2, 3)))

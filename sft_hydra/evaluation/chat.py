@@ -3,6 +3,7 @@
 Invariant: control-token text inside what users and tools wrote reaches the model as ordinary text, as in training.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,9 +45,11 @@ class Chat:
         self.renderer = Renderer.of(tokenizer, cfg.data)
         self.guard = Guard(tokenizer)
 
-    def answer(self, prompts: list[Prompt], sampling: Sampling) -> list[str]:
+    def answer(
+        self, prompts: list[Prompt], sampling: Sampling, after_batch: Callable[[int], None] = lambda done: None
+    ) -> list[str]:
         """The text of the next assistant turn of each; a <think> that the prompt itself opens is part of it."""
-        texts = [self.renderer.prompt_text(prompt.messages, prompt.tools, prompt.thinking) for prompt in prompts]
+        texts = [self._text(prompt) for prompt in prompts]
         new_ids = generate(
             self.hf_model,
             [self._encode(prompt, text) for prompt, text in zip(prompts, texts, strict=True)],
@@ -56,6 +59,7 @@ class Chat:
             top_p=sampling.top_p,
             batch_size=self.cfg.eval.batch_size,
             seed=self.cfg.seed,
+            after_batch=after_batch,
         )
         opened = ["<think>" if text.rstrip().endswith("<think>") else "" for text in texts]
         return [start + self.tokenizer.decode(ids) for start, ids in zip(opened, new_ids, strict=True)]
@@ -74,6 +78,13 @@ class Chat:
                 talks[i] += [message, *results]
             waiting = [i for i in waiting if talks[i][-1]["role"] == "tool"]
         return [talk[len(prompt.messages) :] for talk, prompt in zip(talks, prompts, strict=True)]
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """What the model sees before it answers."""
+        return self._encode(prompt, self._text(prompt))
+
+    def _text(self, prompt: Prompt) -> str:
+        return self.renderer.prompt_text(prompt.messages, prompt.tools, prompt.thinking)
 
     def _encode(self, prompt: Prompt, text: str) -> list[int]:
         conversation = Conversation(prompt.messages, prompt.tools, "prompt", "prompt")

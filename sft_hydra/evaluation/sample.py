@@ -3,9 +3,27 @@
 Invariant: with temperature 0 the answer to a prompt does not depend on what else is in its batch.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+TAIL = 8  # tokens beyond the length of a stop text (in characters) that are looked at: one token may end after it
+
+
+@dataclass(frozen=True, slots=True)
+class StopTexts:
+    """Texts that end an answer; what follows them in it is the caller's to cut."""
+
+    texts: tuple[str, ...]
+    decode: Callable[[list[int]], str]
+
+    def are_in(self, new_ids: list[int]) -> bool:
+        """Whether one of them is among the last tokens."""
+        longest = max(map(len, self.texts), default=0)
+        end = self.decode(new_ids[-longest - TAIL :])
+        return any(text in end for text in self.texts)
 
 
 @torch.no_grad()
@@ -19,10 +37,12 @@ def generate(
     top_p: float = 1.0,
     batch_size: int = 128,
     seed: int = 0,
+    stop_texts: StopTexts | None = None,
+    after_batch: Callable[[int], None] = lambda done: None,
 ) -> list[list[int]]:
     """New ids of every prompt, up to and without the first of `stop_ids`. `temperature` 0 is greedy.
 
-    Prompts of similar length go together, padded on the left.
+    Prompts of similar length go together, padded on the left. `after_batch` is told how many a batch has answered.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: list[list[int]] = [[] for _ in prompts]
@@ -31,14 +51,21 @@ def generate(
         for first in range(0, len(order), batch_size):
             chosen = order[first : first + batch_size]
             batch = [prompts[i] for i in chosen]
-            new_ids = _generate_batch(hf_model, batch, max_new_tokens, stop_ids, temperature, top_p)
+            new_ids = _generate_batch(hf_model, batch, max_new_tokens, stop_ids, temperature, top_p, stop_texts)
             for i, ids in zip(chosen, new_ids, strict=True):
                 answers[i] = _until_stop(ids, set(stop_ids))
+            after_batch(len(chosen))
     return answers
 
 
 def _generate_batch(
-    hf_model: Any, prompts: list[list[int]], max_new_tokens: int, stop_ids: list[int], temperature: float, top_p: float
+    hf_model: Any,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    stop_ids: list[int],
+    temperature: float,
+    top_p: float,
+    stop_texts: StopTexts | None,
 ) -> list[list[int]]:
     from transformers import GenerationConfig
 
@@ -55,7 +82,17 @@ def _generate_batch(
         use_cache=True,
         **sampling,
     )
-    output = hf_model.generate(input_ids=input_ids, attention_mask=attention_mask, generation_config=config)
+
+    def is_done(ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        done = [stop_texts is not None and stop_texts.are_in(row) for row in ids[:, longest:].tolist()]
+        return torch.tensor(done, device=ids.device)
+
+    output = hf_model.generate(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        generation_config=config,
+        stopping_criteria=[is_done] if stop_texts is not None else None,
+    )
     return output[:, longest:].tolist()
 
 

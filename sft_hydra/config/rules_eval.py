@@ -1,0 +1,40 @@
+"""Rules about `eval`: what is asked for must be there and allowed, before any model is loaded."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from sft_hydra.config.rules import Rule
+from sft_hydra.config.schema import CHATCORE_TASKS, Runner, SftConfig
+
+
+def chatcore_is_known(cfg: SftConfig) -> Iterator[str]:
+    for task in cfg.eval.chatcore_tasks:
+        if task not in CHATCORE_TASKS:
+            yield f"eval.chatcore_tasks: {task} is none of {', '.join(CHATCORE_TASKS)}"
+    if not cfg.eval.chatcore_tasks:
+        yield f"eval.chatcore_tasks is empty; there are: {', '.join(CHATCORE_TASKS)}"
+    elif cfg.eval.chatcore_tasks == ["humaneval"] and not cfg.eval.allow_code:
+        yield "eval.chatcore_tasks=[humaneval] needs eval.allow_code=true: it runs code that the model writes"
+
+
+def tasks_are_there(cfg: SftConfig) -> Iterator[str]:
+    if cfg.runner is not Runner.evaluate:
+        return
+    for task in cfg.eval.tasks:
+        if ("/" in task or task.endswith((".yaml", ".yml"))) and not Path(task).expanduser().exists():
+            yield f"eval.tasks: {task}: no such file or folder"
+    if "humaneval" in cfg.eval.tasks and not cfg.eval.allow_code:
+        yield (
+            "eval.tasks: humaneval runs code that the model writes; eval.allow_code=true runs it in a sandbox "
+            "(no network, no files, limited time and memory), or leave it out"
+        )
+    if len(set(cfg.eval.tasks)) < len(cfg.eval.tasks):
+        yield f"eval.tasks={cfg.eval.tasks} names a task twice"
+
+
+def data_dir_is_there(cfg: SftConfig) -> Iterator[str]:
+    if cfg.eval.data_dir is not None and not Path(cfg.eval.data_dir).expanduser().is_dir():
+        yield f"eval.data_dir={cfg.eval.data_dir}: no such folder"
+
+
+EVAL_RULES: tuple[Rule, ...] = (chatcore_is_known, tasks_are_there, data_dir_is_there)

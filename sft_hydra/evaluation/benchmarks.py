@@ -1,0 +1,110 @@
+"""Well-known benchmarks as rows of their hub schema: from a folder of local files, else from the hub.
+
+Invariant: what was asked for is found or refused by name; a benchmark is never replaced by less without a word.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from sft_hydra.config.schema_data import SourceConfig
+from sft_hydra.data.benchmarks_as_chats import LETTERS
+from sft_hydra.data.sources import Bad, Source, files_of, read_rows
+from sft_hydra.errors import DataError
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".parquet")
+SHORT = {"validation": "val"}  # what files call a split for short
+STAND_INS = {"test": ("test", "validation", "")}  # "": a file without a split in its name
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """Where a benchmark is on the hub, the fields that its rows must have, and how variants of them become these."""
+
+    hub: str
+    subset: str | None
+    fields: tuple[str, ...]
+    completed: Callable[[dict[str, Any]], dict[str, Any]] = lambda row: row
+
+
+def _mmlu(row: dict[str, Any]) -> dict[str, Any]:
+    """The number of the right choice, where its letter is given."""
+    answer = row.get("answer")
+    return {**row, "answer": LETTERS.index(answer)} if isinstance(answer, str) and answer in [*LETTERS] else row
+
+
+def _gsm8k(row: dict[str, Any]) -> dict[str, Any]:
+    """The hub's `answer` is the way to the number and the number; some files have the way as `solution`."""
+    return {**row, "answer": row["solution"]} if isinstance(row.get("solution"), str) else row
+
+
+ARC = "allenai/ai2_arc"
+BENCHMARKS = {
+    "mmlu": Benchmark("cais/mmlu", "all", ("question", "choices", "answer", "subject"), _mmlu),
+    "arc_easy": Benchmark(ARC, "ARC-Easy", ("question", "choices", "answerKey")),
+    "arc_challenge": Benchmark(ARC, "ARC-Challenge", ("question", "choices", "answerKey")),
+    "gsm8k": Benchmark("openai/gsm8k", "main", ("question", "answer"), _gsm8k),
+    "humaneval": Benchmark("openai/openai_humaneval", None, ("prompt", "test", "entry_point")),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    rows: list[dict[str, Any]]
+    origin: str
+    """File or hub id that they were read from."""
+
+
+@lru_cache(maxsize=32)
+def read_benchmark(name: str, split: str, data_dir: str | None) -> Rows:
+    """Rows of one split of a benchmark, or of any other task's `<name>_<split>.jsonl` in `data_dir`.
+
+    In place of a local `test` file, `validation` or one without a split serves; `origin` says which. DataError if there
+    is none, or a row lacks a field.
+    """
+    known = BENCHMARKS.get(name)
+    if data_dir is not None:
+        file = _local_file(name, split, data_dir)
+        config, origin = SourceConfig(path=str(file)), file.name
+    else:
+        assert known is not None
+        config, origin = SourceConfig(path=known.hub, subset=known.subset, split=split), known.hub
+    source = Source(name, config)
+    rows = []
+    for file in files_of(source):
+        for number, row in read_rows(file, source, 0, None):
+            rows.append(_checked(row, known, f"{file.path}:{number + 1}"))
+    if not rows:
+        raise DataError(f"{origin}: no rows")
+    return Rows(rows, origin)
+
+
+def _local_file(name: str, split: str, data_dir: str) -> Path:
+    folder = Path(data_dir).expanduser()
+    splits = STAND_INS.get(split, (split,))
+    stems = [
+        f"{name}_{word}" if word else name for part in splits for word in dict.fromkeys((part, SHORT.get(part, part)))
+    ]
+    for stem in stems:
+        for suffix in SUFFIXES:
+            if (folder / f"{stem}{suffix}").is_file():
+                return folder / f"{stem}{suffix}"
+    use = "eval.num_fewshot=0 needs no examples" if split != "test" else "leave the task out"
+    raise DataError(
+        f"eval.data_dir={data_dir}: no file with the {split} split of {name}; looked for {', '.join(stems)} (.jsonl, also "
+        f".gz, .zst; .json, .parquet). Put it there, set eval.data_dir=null to load from the hub, or {use}"
+    )
+
+
+def _checked(row: Any, known: Benchmark | None, origin: str) -> dict[str, Any]:
+    if isinstance(row, Bad) or not isinstance(row, dict):
+        raise DataError(f"{origin}: not a JSON object")
+    if known is None:
+        return row
+    row = known.completed(row)
+    missing = [field for field in known.fields if field not in row]
+    if missing:
+        raise DataError(f"{origin}: a row of {known.hub} has {', '.join(known.fields)}; missing: {', '.join(missing)}")
+    return row

@@ -1,0 +1,183 @@
+"""What `eval.tasks` names, as tasks of the lm-evaluation-harness: its own (on hub data or on local files), ours
+(`humaneval` in a sandbox, `spelling_bee`), and a user's YAML files.
+
+Imports lm_eval; load it through harness.py. Invariant: no task runs code that a model wrote but in our sandbox.
+"""
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import datasets
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.tasks import TaskManager
+
+from sft_hydra.config.schema import EvalConfig
+from sft_hydra.errors import ConfigError, DataError
+from sft_hydra.evaluation.benchmarks import BENCHMARKS, read_benchmark
+from sft_hydra.evaluation.chatcore_tasks import SPELLING_NUMBER, last_number, spelling_questions
+from sft_hydra.evaluation.sandbox import run_program
+
+HUMANEVAL_STOPS = ["\nclass", "\ndef", "\n#", "\nif", "\nprint"]
+HUMANEVAL_ASKED = (
+    "Write a solution to the following problem and make sure that it passes the tests:\n```python\n{{ prompt }}\n```\n"
+)
+HUMANEVAL_STARTED = "Here is the completed function:\n```python\n{{ prompt }}\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """One entry of `eval.tasks`; most have one task, `mmlu` has 57."""
+
+    name: str
+    tasks: list[ConfigurableTask]
+    origin: str
+    """Where its items come from."""
+
+
+def load_suites(wanted: EvalConfig) -> list[Suite]:
+    """Raises ConfigError or DataError for what is not known, not to be had or not allowed."""
+    return [_suite(name, wanted) for name in wanted.tasks if name != "chatcore"]
+
+
+def _suite(name: str, wanted: EvalConfig) -> Suite:
+    path = Path(name).expanduser()
+    if name == "humaneval":
+        return _humaneval(wanted)
+    if name == "spelling_bee":
+        return Suite(name, [ConfigurableTask(config=_spelling_bee())], "made here")
+    if path.is_dir():
+        manager = TaskManager(include_path=str(path), include_defaults=False)
+        return _loaded(path.name, manager, manager.all_subtasks)
+    if path.is_file():
+        return _loaded(path.stem, TaskManager(include_defaults=False), [str(path)])
+    manager = _all_tasks()
+    if name not in manager.task_index:
+        near = difflib.get_close_matches(name, manager.all_tasks, n=3)
+        raise ConfigError(
+            f"eval.tasks: {name} is no task of the lm-evaluation-harness and no file"
+            + (f"; did you mean {', '.join(near)}?" if near else "")
+        )
+    leaves = list(dict.fromkeys(_leaves(name, manager)))
+    _refuse_code(name, [manager.task_index[leaf].cfg or {} for leaf in leaves])
+    if wanted.data_dir is None:
+        return _loaded(name, manager, [name])
+    found = [_local_task(manager.task_index[leaf].cfg or {}, wanted) for leaf in leaves]
+    return Suite(name, [task for task, _ in found], ", ".join(dict.fromkeys(origin for _, origin in found)))
+
+
+@cache
+def _all_tasks() -> TaskManager:
+    """Reads the harness's thousands of YAML files, which takes seconds."""
+    return TaskManager()
+
+
+def _leaves(name: str, manager: TaskManager) -> Iterator[str]:
+    """Names of the tasks that a task, group or tag of the harness stands for."""
+    entry = manager.task_index[name]
+    members = sorted(entry.tags) if entry.kind.name == "TAG" else (entry.cfg or {}).get("task")
+    if entry.kind.name not in ("TAG", "GROUP"):
+        yield name
+    elif isinstance(members, list) and all(isinstance(member, str) for member in members):
+        for member in members:
+            yield from _leaves(member, manager)
+    else:
+        raise ConfigError(f"eval.tasks: {name} is a group with settings of its own; name its tasks one by one")
+
+
+def _loaded(name: str, manager: TaskManager, specs: list[str]) -> Suite:
+    try:
+        tasks = list(manager.load(specs)["tasks"].values())
+    except Exception as problem:  # network, a YAML file that is none, Python code in it: the library has many kinds
+        raise DataError(f"eval.tasks: {name} cannot be loaded ({type(problem).__name__}: {problem})") from None
+    if not tasks:
+        raise ConfigError(f"eval.tasks: {name} holds no task")
+    _refuse_code(name, [{"unsafe_code": getattr(task, "UNSAFE_CODE", False)} for task in tasks])
+    return Suite(name, tasks, ", ".join(dict.fromkeys(str(task.DATASET_PATH) for task in tasks)))
+
+
+def _refuse_code(name: str, configs: list[dict[str, Any]]) -> None:
+    if any(config.get("unsafe_code") for config in configs):
+        raise ConfigError(
+            f"eval.tasks: {name} runs code that the model writes, outside of any sandbox; of such tasks only humaneval "
+            "is supported here. The export in hf/ can be given to lm_eval itself"
+        )
+
+
+def _local_task(config: dict[str, Any], wanted: EvalConfig) -> tuple[ConfigurableTask, str]:
+    """A task of the harness on rows of `eval.data_dir`, and the file that its items come from."""
+    name, subset = str(config["task"]), config.get("dataset_name")
+    if "dataset_path" not in config or "!function" in str(config) or ".py" in str(config):
+        raise ConfigError(
+            f"eval.tasks: {name} is partly Python, which reads its own data; leave eval.data_dir out for it"
+        )
+    known = [key for key, benchmark in BENCHMARKS.items() if benchmark.hub == config["dataset_path"]]
+    stem = next((key for key in known if BENCHMARKS[key].subset == subset), known[0] if known else name)
+
+    def read(split: str) -> tuple[datasets.Dataset, str]:
+        found = read_benchmark(stem, split, wanted.data_dir)
+        rows = [row for row in found.rows if stem != "mmlu" or subset in (None, "all", row["subject"])]
+        if not rows:
+            raise DataError(f"eval.data_dir: {found.origin} has no rows for {name}")
+        return datasets.Dataset.from_list(rows), found.origin
+
+    tested = "test" if config.get("test_split") else "validation"
+    items, origin = read(tested)
+    splits = {config.get(f"{tested}_split"): items}
+    shots = wanted.num_fewshot if wanted.num_fewshot is not None else config.get("num_fewshot") or 0
+    fewshot = config.get("fewshot_split") or config.get("training_split") or config.get("validation_split")
+    if shots and fewshot not in splits and "samples" not in (config.get("fewshot_config") or {}):
+        splits[fewshot] = read(str(fewshot))[0]
+    there = {
+        key: None for key in ("training_split", "validation_split", "fewshot_split") if config.get(key) not in splits
+    }
+    return ConfigurableTask(config={**config, **there, "custom_dataset": lambda **_: splits}), origin
+
+
+def _humaneval(wanted: EvalConfig) -> Suite:
+    """`humaneval` of the harness, in chats `humaneval_instruct`; what passes is found in our sandbox."""
+    found = read_benchmark("humaneval", "test", wanted.data_dir)
+    chat = wanted.chat_template
+    config = {
+        "task": "humaneval",
+        "custom_dataset": lambda **_: {"test": datasets.Dataset.from_list(found.rows)},
+        "test_split": "test",
+        "output_type": "generate_until",
+        "num_fewshot": 0,
+        "doc_to_text": HUMANEVAL_ASKED if chat else "{{prompt}}",
+        "doc_to_target": "{{test}}\ncheck({{entry_point}})",
+        **({"gen_prefix": HUMANEVAL_STARTED} if chat else {}),
+        "generation_kwargs": {"until": HUMANEVAL_STOPS, "max_gen_toks": 1024, "do_sample": False},
+        "process_results": _passes,
+        "metric_list": [{"metric": "pass@1", "aggregation": "mean", "higher_is_better": True}],
+    }
+    return Suite("humaneval", [ConfigurableTask(config=config)], found.origin)
+
+
+def _passes(row: dict[str, Any], answers: list[str]) -> dict[str, float]:
+    code = answers[0].partition("```")[0]
+    program = f"{row['prompt']}{code}\n{row['test']}\ncheck({row['entry_point']})\n"
+    return {"pass@1": float(run_program(program) == "passed")}
+
+
+def _spelling_bee() -> dict[str, Any]:
+    rows = [{"question": question.text, "answer": question.expected} for question in spelling_questions()]
+    return {
+        "task": "spelling_bee",
+        "custom_dataset": lambda **_: {"test": datasets.Dataset.from_list(rows)},
+        "test_split": "test",
+        "output_type": "generate_until",
+        "num_fewshot": 0,
+        "doc_to_text": "{{question}}",
+        "doc_to_target": "{{answer}}",
+        "generation_kwargs": {"until": [], "max_gen_toks": 256, "do_sample": False},
+        "process_results": _same_number,
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    }
+
+
+def _same_number(row: dict[str, Any], answers: list[str]) -> dict[str, float]:
+    return {"exact_match": float(last_number(SPELLING_NUMBER, answers[0]) == row["answer"])}
