@@ -34,7 +34,7 @@ CASES = [
     (["peft=lora", "peft.target_modules=q_proj"], "peft.target_modules=q_proj is not a list like [a,b]"),
     (["train"], "train: not an override; settings are written key=value, like runner=train"),
     (["a b=[1"], "not readable"),
-    (["generate.prompts=[Why?, How?]"], """quote a text with special characters: 'generate.prompts=["...", "..."]'"""),
+    (['generate.prompts=[Why "so"?]'], """quote a text with special characters: 'generate.prompts=["...", "..."]'"""),
     (["name=what's up"], """quote a text with special characters: "name='...'\""""),
     (["--lr", "seed=1"], "--lr: no such flag; settings are written key=value, here optimizer.lr=..."),
     (["--experimental-rerun=x.pickle"], "--experimental-rerun: no such flag"),
