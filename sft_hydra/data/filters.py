@@ -23,7 +23,7 @@ TOOL_CALL = "<tool_call>"
 TOOLS_HEADER = "# Tools"
 REPEATED_WORDS = 8  # a run of this many words...
 REPEATED_SHARE = 0.3  # ...that fills more than this share of an answer is pathological
-SCHEMA_SECONDS = 2.0  # to check the arguments of one call
+SCHEMA_SECONDS = 1.0  # to check the arguments of one call
 SHORT_ANSWER = 64  # answers of fewer words are never called repetitive
 
 

@@ -133,4 +133,4 @@ def all_sequences(packed: PackedSet) -> list[tuple[tuple[int, ...], tuple[int, .
 
 
 def rejects(packed: PackedSet) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (packed.folder / "rejects.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (packed.folder / "rejects.jsonl").read_bytes().splitlines()]
