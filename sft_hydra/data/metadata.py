@@ -23,7 +23,13 @@ PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
 
 
 def build_metadata(
-    plan: Plan, tokenizer: ChatTokenizer, cfg: SftConfig, spools: list[Path], splits: list[Any], entries: list[Any]
+    plan: Plan,
+    tokenizer: ChatTokenizer,
+    library: str,
+    cfg: SftConfig,
+    spools: list[Path],
+    splits: list[Any],
+    entries: list[Any],
 ) -> dict[str, Any]:
     """The content of metadata.json but for the timings. Raises DataError if nothing is left to train on."""
     per_split = {split: _totals([e for e in entries if e["split"] == split], plan.seq_length) for split in SPLITS}
@@ -50,7 +56,7 @@ def build_metadata(
             "path": cfg.tokenizer.path or cfg.model.path or "demo",
             "fingerprint": tokenizer.fingerprint,
             "vocab_size": tokenizer.vocab_size,
-            "library": plan.library,
+            "library": library,
             "end_of_turn_ids": tokenizer.end_of_turn_ids,
             "template": tokenizer.template,
             "template_kwargs": tokenizer.template_kwargs,

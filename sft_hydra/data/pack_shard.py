@@ -57,9 +57,10 @@ def _write(
         order = sequences[np.concatenate([np.array(members) for members in bins])]
         columns = gather(spool, order, np.array([len(members) for members in bins]), starts, shard.source)
         writer.write(columns)
-        trained = np.concatenate([[0], np.cumsum(columns.loss_mask, dtype=np.int64)])[columns.token_offsets]
         tokens = np.diff(columns.token_offsets).astype(np.int64)
-        parts.append(np.stack([tokens, np.diff(trained), np.full(len(tokens), shard.source)], axis=1))
+        rows = np.split(columns.loss_mask.view(bool), columns.token_offsets[1:-1])
+        trained = [np.count_nonzero(row) for row in rows]
+        parts.append(np.stack([tokens, trained, np.full(len(tokens), shard.source)], axis=1))
     writer.close()
     return np.concatenate(parts)
 

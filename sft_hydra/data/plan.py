@@ -80,7 +80,6 @@ class Plan:
     template: str | None
     template_kwargs: dict[str, Any]
     added: list[AddedToken]
-    library: str
     now: str  # ISO time that templates see as the present
     inputs: list[dict[str, Any]]  # per file: source, path, identity
     judge_cache: Path
@@ -137,7 +136,7 @@ def read_request(cfg: SftConfig, tokenizer: ChatTokenizer) -> Request:
     return Request(hashlib.sha256(text.encode()).hexdigest()[:16], sources, files, inputs)
 
 
-def make_plan(cfg: SftConfig, request: Request, tokenizer: ChatTokenizer, library: str, now: str) -> Plan:
+def make_plan(cfg: SftConfig, request: Request, tokenizer: ChatTokenizer, now: str) -> Plan:
     """The whole plan. Counts the rows of all inputs."""
     shards: list[ShardPlan] = []
     made_rows = 0
@@ -156,7 +155,6 @@ def make_plan(cfg: SftConfig, request: Request, tokenizer: ChatTokenizer, librar
         template=tokenizer.template,
         template_kwargs=tokenizer.template_kwargs,
         added=tokenizer.added,
-        library=library,
         now=now,
         inputs=request.inputs,
         judge_cache=_judge_cache(cfg),

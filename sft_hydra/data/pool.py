@@ -1,122 +1,186 @@
-"""Workers for both halves of a preparation: in this process for one, else a pool of processes with one queue of reports.
+"""Who does the shards of a preparation, in both halves: this process, and helpers beside it if more are wanted.
 
-Invariant: which worker does a shard changes nothing in it. Processes are spawned, because forking one that has threads
-(tokenizers, torch) can hang it.
+Each takes the next shard from one counter, so that nobody waits for the slowest and a helper that starts late costs nothing.
+Invariant: which process does a shard changes nothing in it. Helpers are spawned, because forking a process that has
+threads (tokenizers, torch) can hang it.
 """
 
 import multiprocessing
 import os
-import queue
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from sft_hydra.data.pack_shard import pack_shard
 from sft_hydra.data.plan import Plan, ShardPlan
-from sft_hydra.data.tokenize_shard import ShardTokenizer
+from sft_hydra.data.tokenize_shard import Done, Report, ShardTokenizer
 
-Report = Callable[[int, int, int, int], None]
-
-_worker: "ShardTokenizer | None" = None  # of this process
-_plan: Plan | None = None
-_reports: Any = None
+Take = Callable[[], int]  # the place in the list of the next shard to do
+EVERYTHING = 1 << 40  # no shard is left from here on
 
 
 class Pool:
-    """`tokenize` and `pack` do their half for many shards; use it as a context manager."""
+    """`tokenize` and `pack` do their half for many shards; use it as a context manager. `library` is the one that
+    encodes, when it has been chosen."""
 
-    def __init__(self, plan: Plan, workers: int, report: Report) -> None:
+    def __init__(self, plan: Plan, library: Future[str], workers: int, report: Report) -> None:
         self.plan = plan
-        self.workers = workers
-        self.report = report
+        self.library = library
+        self.helpers = workers - 1
+        self.told = report
         self.pool: ProcessPoolExecutor | None = None
+        self.futures: list[Future[Any]] = []
 
     def __enter__(self) -> "Pool":
-        if self.workers > 1:
+        if self.helpers:
             context = multiprocessing.get_context("spawn")
-            self.reports = context.Queue()
-            self.pool = ProcessPoolExecutor(self.workers, context, _start, (self.plan, self.reports))
+            self.reports = context.SimpleQueue()
+            self.taken = context.Value("q", 0)
+            self.pool = ProcessPoolExecutor(self.helpers, context, _start_helper, (self.plan, self.taken, self.reports))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.pool is not None:
-            self.pool.shutdown(wait=True, cancel_futures=True)
-            self.reports.close()
+            with self.taken.get_lock():
+                self.taken.value = EVERYTHING
+            self._wait()
+            self.pool.shutdown(wait=True)
 
-    def tokenize(self, shards: list[ShardPlan], partial: Path, done: Callable[[], None]) -> None:
+    def tokenize(self, shards: list[ShardPlan], partial: Path, done: Done) -> None:
         """Write the spools of these shards."""
-        if self.pool is None:
-            worker = ShardTokenizer(self.plan) if shards else None
-            for shard in shards:
-                assert worker is not None
-                worker.run(shard, spool_folder(partial, shard.number), self.report)
-                done()
+        if not shards:
             return
-        largest_first = sorted(shards, key=lambda shard: -shard.rows)
-        self._gather(
-            {self.pool.submit(_tokenize, shard.number, partial): shard.number for shard in largest_first}, done
-        )
+        numbers = [shard.number for shard in sorted(shards, key=lambda shard: -shard.rows)]
+        if self.pool is not None:
+            for _ in range(self.helpers):
+                self.pool.submit(_warm_up)
+        worker = ShardTokenizer(self.plan, self.library.result)
+        try:
+            take = self._share(lambda: (_tokenize, numbers, partial, self.library.result()), done)
+            _tokenize_shards(worker, numbers, partial, take, self._report, done)
+            self._wait()
+        finally:
+            worker.close()
 
-    def pack(self, splits: list[Any], partial: Path, done: Callable[[], None]) -> list[Any]:
+    def pack(self, splits: list[Any], partial: Path, done: Done) -> list[Any]:
         """Write the Parquet shards; their metadata entries in the order of the plan."""
-        numbers = range(len(self.plan.shards))
+        numbers = [shard.number for shard in sorted(self.plan.shards, key=lambda shard: -shard.rows)]
+        take = self._share(lambda: (_pack, numbers, splits, partial), done)
+        results = _pack_shards(self.plan, numbers, splits, partial, take, done)
+        for found in self._wait():
+            results.update(found)
+        return [entry for number in sorted(results) for entry in results[number]]
+
+    def _share(self, work: Callable[[], tuple[Any, ...]], done: Done) -> Take:
+        """Let the helpers begin; how this process takes its shards."""
+        self.done = done
         if self.pool is None:
-            found = []
-            for number in numbers:
-                found += pack_one(self.plan, number, splits[number], partial)
-                done()
-            return found
-        futures = {self.pool.submit(_pack, number, splits[number], partial): number for number in numbers}
-        results = self._gather(futures, done)
-        return [entry for number in numbers for entry in results[number]]
+            return count().__next__
+        self.taken.value = 0
+        self.futures = [self.pool.submit(*work()) for _ in range(self.helpers)]
+        return self._take
 
-    def _gather(self, futures: dict[Future[Any], int], done: Callable[[], None]) -> dict[int, Any]:
-        results: dict[int, Any] = {}
-        pending = set(futures)
+    def _take(self) -> int:
+        self._look_after()
+        return _next(self.taken)
+
+    def _report(self, *more: int) -> None:
+        self.told(*more)
+        self._look_after()
+
+    def _look_after(self) -> None:
+        """Pass on what helpers report. Raises what one of them raised."""
+        while self.futures and not self.reports.empty():
+            more = self.reports.get()
+            if more:
+                self.told(*more)
+            else:
+                self.done()
+        for future in self.futures:
+            if future.done():
+                future.result()
+
+    def _wait(self) -> list[Any]:
+        """What the helpers return."""
+        pending = set(self.futures)
         while pending:
-            finished, pending = wait(pending, timeout=0.1, return_when=FIRST_COMPLETED)
-            self._drain()
-            for future in finished:
-                results[futures[future]] = future.result()
-                done()
-        self._drain()
+            pending = wait(pending, timeout=0.05).not_done
+            self._look_after()
+        results = [future.result() for future in self.futures]
+        self.futures = []
         return results
-
-    def _drain(self) -> None:
-        while True:
-            try:
-                self.report(*self.reports.get_nowait())
-            except queue.Empty:
-                return
 
 
 def spool_folder(partial: Path, number: int) -> Path:
     return partial / "spool" / f"shard_{number:06d}"
 
 
-def pack_one(plan: Plan, number: int, splits: Any, partial: Path) -> list[Any]:
-    return pack_shard(plan, plan.shards[number], spool_folder(partial, number), splits, partial)
+def _tokenize_shards(
+    worker: ShardTokenizer, numbers: list[int], partial: Path, take: Take, report: Report, done: Done
+) -> None:
+    while (place := take()) < len(numbers):
+        number = numbers[place]
+        worker.run(worker.plan.shards[number], spool_folder(partial, number), report, done)
+    worker.finish()
 
 
-def _start(plan: Plan, reports: Any) -> None:
-    global _plan, _reports
+def _pack_shards(
+    plan: Plan, numbers: list[int], splits: list[Any], partial: Path, take: Take, done: Done
+) -> dict[int, list[Any]]:
+    results = {}
+    while (place := take()) < len(numbers):
+        number = numbers[place]
+        results[number] = pack_shard(plan, plan.shards[number], spool_folder(partial, number), splits[number], partial)
+        done()
+    return results
+
+
+def _next(taken: Any) -> int:
+    with taken.get_lock():
+        taken.value += 1
+        return int(taken.value) - 1
+
+
+class _Helper:
+    """The state of a helper process."""
+
+    plan: Plan
+    taken: Any
+    reports: Any
+    library: Future[str]
+    worker: ShardTokenizer | None = None
+
+
+def _start_helper(plan: Plan, taken: Any, reports: Any) -> None:
     os.environ["RAYON_NUM_THREADS"] = "1"  # one process per core already
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _plan, _reports = plan, reports
+    _Helper.plan, _Helper.taken, _Helper.reports = plan, taken, reports
 
 
-def _tokenize(number: int, partial: Path) -> None:
-    global _worker
-    assert _plan is not None
-    if _worker is None:
-        _worker = ShardTokenizer(_plan)
-    _worker.run(_plan.shards[number], spool_folder(partial, number), lambda *more: _reports.put(more))
+def _warm_up() -> None:
+    """Read template and tokenizer while this process's parent finds out which library to use."""
+    if _Helper.worker is None:
+        _Helper.library = Future()
+        _Helper.worker = ShardTokenizer(_Helper.plan, _Helper.library.result)
 
 
-def _pack(number: int, splits: Any, partial: Path) -> list[Any]:
-    assert _plan is not None
-    return pack_one(_plan, number, splits, partial)
+def _tokenize(numbers: list[int], partial: Path, library: str) -> None:
+    _warm_up()
+    assert _Helper.worker is not None
+    if not _Helper.library.done():
+        _Helper.library.set_result(library)
+    reports = _Helper.reports
+    _tokenize_shards(_Helper.worker, numbers, partial, _take, lambda *more: reports.put(more), lambda: reports.put(()))
+
+
+def _pack(numbers: list[int], splits: list[Any], partial: Path) -> dict[int, list[Any]]:
+    return _pack_shards(_Helper.plan, numbers, splits, partial, _take, lambda: _Helper.reports.put(()))
+
+
+def _take() -> int:
+    return _next(_Helper.taken)

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -23,20 +23,18 @@ import numpy as np
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.config.schema_data import Prepare
 from sft_hydra.data.checks import check_fits, check_rejects, is_stale
+from sft_hydra.data.choose import choose
 from sft_hydra.data.metadata import build_metadata, write_set
-from sft_hydra.data.plan import Plan, Request, first_rows, make_plan, read_request
+from sft_hydra.data.plan import Plan, Request, make_plan, read_request
 from sft_hydra.data.pool import Pool, spool_folder
 from sft_hydra.data.progress import OnProgress, Reporter
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.data.splits import assign
-from sft_hydra.data.tokenize import choose_library, start_fast
 from sft_hydra.data.tokenizer import ChatTokenizer, load_tokenizer
 from sft_hydra.errors import DataError, MissingPackedDataError
 from sft_hydra.paths import data_root
 
-PROBE_ROWS = 16  # of each source, on which fastokens must agree
 WORTH_A_WORKER = 48 << 20  # bytes of input that keep a worker busy for some seconds
-PROBE_CHARS = 2000  # of each of them
 
 
 def find(cfg: SftConfig) -> PackedSet | None:
@@ -83,11 +81,12 @@ def prepare_part(cfg: SftConfig, on_progress: OnProgress | None = None) -> None:
     _refuse_strangers(folder)
     if _open(folder, cfg) is not None:
         return
-    with _lock(folder):
-        plan = _plan(cfg, request, tokenizer, partial)
+    with _lock(folder), ThreadPoolExecutor(1) as background:
+        plan, library = _plan(cfg, request, tokenizer, partial, background)
+        library.result()
     mine = [s for s in plan.shards[cfg.data.part :: cfg.data.num_parts] if not spool_folder(partial, s.number).is_dir()]
     progress = Reporter(plan, on_progress)
-    with Pool(plan, _workers(cfg, plan), progress.add) as pool:
+    with Pool(plan, library, _workers(cfg, plan), progress.add) as pool:
         pool.tokenize(mine, partial, progress.stage("tokenize"))
 
 
@@ -153,20 +152,21 @@ def _make(
     began: float,
 ) -> None:
     partial = folder.with_name(folder.name + ".partial")
-    plan = _plan(cfg, request, tokenizer, partial)
-    planned = time.monotonic()
-    spools = [spool_folder(partial, shard.number) for shard in plan.shards]
-    progress = Reporter(plan, on_progress)
-    with Pool(plan, _workers(cfg, plan), progress.add) as pool:
-        left = [shard for shard, spool in zip(plan.shards, spools, strict=True) if not spool.is_dir()]
-        pool.tokenize(left, partial, progress.stage("tokenize"))
-        tokenized = time.monotonic()
-        check_rejects(plan, spools)
-        splits = _assign(plan, spools)
-        for split in ("train", "valid", "test"):  # packing is quick: a half-packed try starts it again
-            shutil.rmtree(partial / split, ignore_errors=True)
-        entries = pool.pack(splits, partial, progress.stage("pack"))
-    metadata = build_metadata(plan, tokenizer, cfg, spools, splits, entries)
+    with ThreadPoolExecutor(1) as background:
+        plan, library = _plan(cfg, request, tokenizer, partial, background)
+        planned = time.monotonic()
+        spools = [spool_folder(partial, shard.number) for shard in plan.shards]
+        progress = Reporter(plan, on_progress)
+        with Pool(plan, library, _workers(cfg, plan), progress.add) as pool:
+            left = [shard for shard, spool in zip(plan.shards, spools, strict=True) if not spool.is_dir()]
+            pool.tokenize(left, partial, progress.stage("tokenize"))
+            tokenized = time.monotonic()
+            check_rejects(plan, spools)
+            splits = _assign(plan, spools)
+            for split in ("train", "valid", "test"):  # packing is quick: a half-packed try starts it again
+                shutil.rmtree(partial / split, ignore_errors=True)
+            entries = pool.pack(splits, partial, progress.stage("pack"))
+    metadata = build_metadata(plan, tokenizer, library.result(), cfg, spools, splits, entries)
     done = time.monotonic()
     metadata["timings"] = {
         "plan_seconds": planned - began,
@@ -180,48 +180,32 @@ def _make(
     _publish(partial, folder)
 
 
-def _plan(cfg: SftConfig, request: Request, tokenizer: ChatTokenizer, partial: Path) -> Plan:
-    """The plan; finished work of another plan is thrown away, that of the same plan and its time are kept."""
+def _plan(
+    cfg: SftConfig, request: Request, tokenizer: ChatTokenizer, partial: Path, background: ThreadPoolExecutor
+) -> tuple[Plan, Future[str]]:
+    """The plan, and the library that encodes when it is known; finished work of another plan is thrown away, that of the
+    same plan, its library and its time are kept."""
     record = partial / "plan.json"
     said = json.loads(record.read_text()) if record.is_file() else {}
-    if said.get("key") != request.key or (cfg.data.force and cfg.data.num_parts is None):
-        shutil.rmtree(partial, ignore_errors=True)
-        library = _choose_library(request, tokenizer)
-        said = {"key": request.key, "library": library, "now": datetime.now().isoformat(timespec="seconds")}
-        (partial / "spool").mkdir(parents=True)
+    if said.get("key") == request.key and not (cfg.data.force and cfg.data.num_parts is None):
+        return make_plan(cfg, request, tokenizer, said["now"]), background.submit(lambda: str(said["library"]))
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "spool").mkdir(parents=True)
+    now = datetime.now().isoformat(timespec="seconds")
+
+    def choose_once() -> str:
+        library = choose(request, tokenizer)
         temporary = record.with_suffix(".tmp")
-        temporary.write_text(json.dumps(said))
-        os.replace(temporary, record)
-    return make_plan(cfg, request, tokenizer, said["library"], said["now"])
+        temporary.write_text(json.dumps({"key": request.key, "library": library, "now": now}))
+        os.replace(temporary, record)  # before any spool is whole, because that waits for the library
+        return library
 
-
-def _choose_library(request: Request, tokenizer: ChatTokenizer) -> str:
-    with ThreadPoolExecutor(1) as background:  # both libraries take their time to read a tokenizer
-        loading = background.submit(start_fast, tokenizer)
-        rows = [_text_of(row) for row in first_rows(request, PROBE_ROWS)]
-        texts = [text for row in rows if _is_unicode(text := row[:PROBE_CHARS])]
-        assert tokenizer.backend
-        fast = loading.result()
-    return choose_library(tokenizer, fast, [*texts, tokenizer.template or ""])
-
-
-def _text_of(row: Any) -> str:
-    try:
-        return json.dumps(row, ensure_ascii=False, default=str)
-    except RecursionError:  # it will be rejected
-        return ""
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    library = background.submit(choose_once)
+    return make_plan(cfg, request, tokenizer, now), library
 
 
 def _workers(cfg: SftConfig, plan: Plan) -> int:
-    """Processes to use: by default as many as have work for longer than they take to start."""
+    """Processes to use, this one included: by default as many as have work for longer than they take to start."""
     wanted = cfg.data.num_workers or min(os.cpu_count() or 1, 1 + plan.input_bytes // WORTH_A_WORKER)
     return min(wanted, len(plan.shards))
 

@@ -8,6 +8,7 @@ agrees id for id with the `tokenizers` library; which one ran is written down.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Lock
 
 import fastokens
 import numpy as np
@@ -58,9 +59,10 @@ class BulkEncoder:
 
     def __init__(self, tokenizer: ChatTokenizer, library: str) -> None:
         self.tokenizer = tokenizer
-        self.fast = (
-            _load_fast(str(tokenizer.file), tokenizer.file.stat().st_mtime_ns) if library == "fastokens" else None
-        )
+        self.fast: fastokens.Tokenizer | None = None
+        if library == "fastokens":
+            with _reading:  # a second thread that wants the same one waits for it
+                self.fast = _load_fast(str(tokenizer.file), tokenizer.file.stat().st_mtime_ns)
 
     def encode(self, texts: list[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Flat ids and `len(texts) + 1` offsets."""
@@ -71,6 +73,9 @@ class BulkEncoder:
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum([len(row) for row in rows], out=offsets[1:])
         return np.fromiter((id_ for row in rows for id_ in row), np.int32, int(offsets[-1])), offsets
+
+
+_reading = Lock()
 
 
 @lru_cache(maxsize=1)

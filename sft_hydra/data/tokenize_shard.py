@@ -1,5 +1,6 @@
-"""First half of a shard's work: rows -> checked, rendered, tokenized sequences in a spool (`ShardTokenizer.run`).
+"""First half of a shard's work: rows -> checked and rendered -> tokenized sequences in a spool (`ShardTokenizer.run`).
 
+Rows are read, checked and rendered here, while a thread beside encodes and writes those before them (batch.py).
 Owns what happens to a row on the way: every row read ends as sequences or as a line in rejects.jsonl, and is counted.
 """
 
@@ -12,64 +13,91 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 
-from sft_hydra.config.schema_data import Overlong
+from sft_hydra.data.background import Background
+from sft_hydra.data.batch import Batch, SpoolFiller
 from sft_hydra.data.conversation import to_conversation
 from sft_hydra.data.filters import Filters
-from sft_hydra.data.guard import WORD
+from sft_hydra.data.guard import WORD, Guard
 from sft_hydra.data.judge import Judge
 from sft_hydra.data.plan import Plan, ShardPlan
 from sft_hydra.data.render import RenderedSequence, Renderer
 from sft_hydra.data.skeleton import SkeletonError
 from sft_hydra.data.sources import Bad, Source, read_rows
 from sft_hydra.data.spool import SpoolWriter
-from sft_hydra.data.tokenize import SequenceEncoder, TokenBatch
+from sft_hydra.data.tokenize import SequenceEncoder, start_fast
 from sft_hydra.data.tokenizer import ChatTokenizer
-from sft_hydra.errors import DataError, RowError
+from sft_hydra.errors import RowError
 from sft_hydra.records import Conversation
 
 JUDGED_TOGETHER = 256  # rows
 BATCH_CHARS = 2_000_000  # text encoded at once: enough to be quick, little enough to stay small
+AHEAD = 8  # batches that are rendered before they are encoded, while the tokenizer is being read
 
 Report = Callable[[int, int, int, int], None]  # more rows, tokens, trained tokens, rejects
+Done = Callable[[], None]
 
 
 class ShardTokenizer:
-    """Does the first half for any shard of one plan."""
+    """Does the first half for any shard of one plan. `library` says which one encodes, as soon as that is known."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, library: Callable[[], str]) -> None:
         self.plan = plan
         tokenizer = ChatTokenizer(plan.tokenizer_folder, plan.template, plan.template_kwargs)
         tokenizer.added = plan.added  # read once, when the plan was made
+        self.background = Background(AHEAD)
+        self.encoder = self.background.start(lambda: _make_encoder(tokenizer, library))
         self.renderer = Renderer.of(tokenizer, plan.data, datetime.fromisoformat(plan.now))
         self.filters = Filters(plan.data.filters)
         judge = plan.data.filters.judge
         self.judge = Judge(judge, plan.judge_cache) if judge.model else None
-        prefix = tokenizer.bos_prefix if plan.template is None else []
-        self.encoder = SequenceEncoder(tokenizer, plan.library, prefix)
         trusted = plan.data.allow_special_in_content or plan.template is None
-        self.guard = None if trusted else self.encoder.guard
+        self.guard = None if trusted else Guard(tokenizer)
 
-    def run(self, shard: ShardPlan, folder: Path, report: Report) -> None:
-        """Write the shard's spool to `folder`."""
+    def run(self, shard: ShardPlan, folder: Path, report: Report, done: Done) -> None:
+        """Read and render the shard's rows; its spool is in `folder` when `done` is called, in a later `run` or `finish`."""
         try:
-            self._run(shard, folder, report)
+            self._run(shard, folder, report, done)
         except SkeletonError:  # the quick way is not for this template after all
             self.renderer.skeletons = None
-            self._run(shard, folder, report)
+            self._run(shard, folder, report, done)
 
-    def _run(self, shard: ShardPlan, folder: Path, report: Report) -> None:
+    def finish(self) -> None:
+        """Wait until all spools are written."""
+        self.background.finish()
+
+    def close(self) -> None:
+        self.background.close()
+
+    def _run(self, shard: ShardPlan, folder: Path, report: Report, done: Done) -> None:
         writer = SpoolWriter(folder)
         source = self.plan.sources[shard.source]
-        batch = _Batch(self, writer, source, report)
+        filler = SpoolFiller(self.plan, source, writer)
+
+        def flush(batch: Batch) -> None:
+            self.background.submit(lambda: filler.fill(self.encoder.result(), batch), lambda counts: report(*counts))
+
+        batch = Batch()
         for index, part in enumerate(shard.ranges):
             rows = read_rows(part.file, source, part.first, part.stop, part.offset)
             for number, row in self._judged(rows, source) if self.judge else rows:
-                batch.add(row, index, number, f"{part.file.path}:{number + 1}")
-        batch.flush()
-        writer.close()
+                self._add(batch, row, source, (index, number, f"{part.file.path}:{number + 1}"))
+                if batch.chars > BATCH_CHARS:
+                    flush(batch)
+                    batch = Batch()
+        flush(batch)
+        self.background.submit(writer.close, lambda _: done())
+
+    def _add(self, batch: Batch, row: Any, source: Source, place: tuple[int, int, str]) -> None:
+        batch.read += 1
+        try:
+            conversation, sequences = self.convert(row, source, place[2])
+            batch.add((content_hash(conversation), *place), sequences)
+        except RowError as problem:
+            batch.rejects.append((place[2], problem.reason, problem.detail))
+        except RecursionError:
+            batch.rejects.append((place[2], "nesting", "objects or lists are nested too deeply"))
 
     def _judged(self, rows: Iterator[tuple[int, Any]], source: Source) -> Iterator[tuple[int, Any]]:
         """The same rows, when the judge has been asked about those that the filters keep, many at a time."""
@@ -111,119 +139,10 @@ class ShardTokenizer:
         return found
 
 
-class _Batch:
-    """Rows until they are encoded together."""
-
-    def __init__(self, worker: ShardTokenizer, writer: SpoolWriter, source: Source, report: Report) -> None:
-        self.worker = worker
-        self.writer = writer
-        self.source = source
-        self.report = report
-        self.data = worker.plan.data
-        self.clear()
-
-    def clear(self) -> None:
-        self.sequences: list[RenderedSequence] = []
-        self.owners: list[int] = []  # index into self.rows, per sequence
-        self.rows: list[tuple[int, int, int, str]] = []  # hash, range, number, origin
-        self.chars = 0
-        self.read = 0
-        self.rejected = 0
-
-    def add(self, row: Any, index: int, number: int, origin: str) -> None:
-        self.read += 1
-        try:
-            conversation, sequences = self.worker.convert(row, self.source, origin)
-            digest = content_hash(conversation)
-            for sequence in sequences:
-                if sequence.guarded:
-                    self.worker.guard.encode(sequence.text)  # type: ignore[union-attr]
-        except RowError as problem:
-            self.reject(origin, problem.reason, problem.detail)
-            return
-        except RecursionError:
-            self.reject(origin, "nesting", "objects or lists are nested too deeply")
-            return
-        self.owners += [len(self.rows)] * len(sequences)
-        self.rows.append((digest, index, number, origin))
-        self.sequences += sequences
-        self.chars += sum(len(chunk) for sequence in sequences for chunk in sequence.chunks)
-        if self.chars > BATCH_CHARS:
-            self.flush()
-
-    def reject(self, origin: str, reason: str, detail: str) -> None:
-        self.rejected += 1
-        self.writer.counts[f"rejected/{reason}"] += 1
-        self.writer.reject(origin=origin, source=self.source.name, reason=reason, detail=detail)
-
-    def flush(self) -> None:
-        counts = self.writer.counts
-        counts["rows"] += self.read
-        batch = self.worker.encoder.encode(self.sequences)
-        counts["guarded"] += sum(sequence.guarded for sequence in self.sequences)
-        counts["left_out"] += sum(sequence.left_out for sequence in self.sequences)
-        counts["bare_headers"] += sum(sequence.bare_headers for sequence in self.sequences)
-        kept = self._lengths(batch)
-        owners = np.array(self.owners, np.int64)
-        survivors = np.unique(owners[kept > 0])
-        new_row = np.full(len(self.rows) + 1, -1, np.int64)
-        new_row[survivors] = np.arange(len(survivors)) + len(self.writer.rows)
-        self.writer.rows += [self.rows[row][:3] for row in survivors.tolist()]
-        ids, mask = batch.input_ids, batch.loss_mask
-        if (kept != batch.lengths).any():
-            starts = np.cumsum(batch.lengths) - batch.lengths
-            inside = np.arange(len(ids)) - np.repeat(starts, batch.lengths) < np.repeat(kept, batch.lengths)
-            ids, mask = ids[inside], mask[inside]
-        self.writer.add(ids, mask, kept[kept > 0], new_row[owners[kept > 0]])
-        self.report(self.read, len(ids), int(mask.sum()), self.rejected)
-        self.clear()
-
-    def _lengths(self, batch: TokenBatch) -> Any:
-        """Tokens of each sequence that stay: 0 for those that do not fit the policies."""
-        causes: list[tuple[int, str, str]] = []
-        kept = batch.lengths.copy()
-        limit = min(self.data.max_doc_tokens or self.worker.plan.seq_length, self.worker.plan.seq_length)
-        starts = np.cumsum(batch.lengths) - batch.lengths
-        for index in np.flatnonzero(batch.lengths > limit).tolist():
-            row, length, start = self.owners[index], int(batch.lengths[index]), int(starts[index])
-            mask = batch.loss_mask[start : start + length]
-            kept[index], reason = self._fit(mask)
-            if not kept[index]:
-                causes.append((row, reason, f"{length} tokens, seq_length is {self.worker.plan.seq_length}"))
-        survivors = {self.owners[index] for index in np.flatnonzero(kept).tolist()}
-        lost: set[int] = set()
-        for row, reason, detail in causes:
-            if row in survivors:
-                self.writer.counts[f"dropped_sequences/{reason}"] += 1
-                self.writer.reject(
-                    origin=self.rows[row][3], source=self.source.name, reason=reason, detail=f"one sequence of {detail}"
-                )
-            elif row not in lost:
-                lost.add(row)
-                self.reject(self.rows[row][3], reason, detail)
-        return kept
-
-    def _fit(self, mask: Any) -> tuple[int, str]:
-        """How many tokens of a sequence stay, and the reason if none do."""
-        length, seq_length = len(mask), self.worker.plan.seq_length
-        if self.data.max_doc_tokens and length > self.data.max_doc_tokens:
-            length = self.data.max_doc_tokens
-            self.writer.counts["truncated"] += 1
-        if length > seq_length and self.data.overlong is Overlong.error:
-            raise DataError(
-                f"source {self.source.name}: a sequence of {length} tokens does not fit seq_length={seq_length}. "
-                "Raise seq_length or choose data.overlong=split_turns, drop or truncate."
-            )
-        if length > seq_length and self.data.overlong is Overlong.drop:
-            return 0, "overlong"
-        if length > seq_length and self.data.overlong is Overlong.truncate:
-            length = seq_length
-            self.writer.counts["truncated"] += 1
-        if length > seq_length:  # split_turns: up to the last turn that ends inside
-            ends = np.flatnonzero(np.diff(mask[: seq_length + 1].astype(np.int8)) == -1) + 1
-            self.writer.counts["cut_at_turn"] += len(ends) > 0
-            return (int(ends[-1]), "") if len(ends) else (0, "overlong")
-        return (length, "") if mask[:length].any() else (0, "truncated")
+def _make_encoder(tokenizer: ChatTokenizer, library: Callable[[], str]) -> SequenceEncoder:
+    start_fast(tokenizer)  # it takes a second, in which `library` may become known
+    prefix = tokenizer.bos_prefix if tokenizer.template is None else []
+    return SequenceEncoder(tokenizer, library(), prefix)
 
 
 def content_hash(conversation: Conversation) -> int:
