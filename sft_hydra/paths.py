@@ -115,6 +115,11 @@ class RunPaths:
         return self.root / "evaluation.json"
 
     @property
+    def answers(self) -> Path:
+        """Folder: what the model answered in benchmarks, a folder per moment (`before`, `training`, ...), a file per task."""
+        return self.root / "answers"
+
+    @property
     def summary(self) -> Path:
         return self.root / "summary.json"
 

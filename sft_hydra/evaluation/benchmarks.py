@@ -66,8 +66,8 @@ def read_benchmark(name: str, split: str, data_dir: str | None) -> Rows:
     """
     known = BENCHMARKS.get(name)
     if data_dir is not None:
-        file = _local_file(name, split, data_dir)
-        config, origin = SourceConfig(path=str(file)), file.name
+        local = _local_file(name, split, data_dir)
+        config, origin = SourceConfig(path=str(local)), local.name
     else:
         assert known is not None
         config, origin = SourceConfig(path=known.hub, subset=known.subset, split=split), known.hub

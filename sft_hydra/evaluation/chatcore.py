@@ -4,6 +4,7 @@ Questions are asked as chats, in the model's own template. Of a multiple choice 
 answers are generated. Invariant: how many items of how many were asked is part of the result.
 """
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -90,7 +91,7 @@ def _score(
 ) -> TaskScore:
     categorical = questions[0].choices > 0
     limit = wanted.chatcore_max_categorical if categorical else wanted.chatcore_max_generative
-    asked = questions[:limit]
+    asked = questions if limit is None else _sample(questions, limit)
     done, total = 0, sum(max(question.choices, 1) for question in asked)
 
     def after_batch(count: int) -> None:
@@ -136,6 +137,11 @@ def _write(chat: Chat, questions: list[Question], wanted: EvalConfig, after_batc
 
 def _prompt(question: Question, thinking: bool) -> Prompt:
     return Prompt([{"role": "user", "content": question.text}], thinking=thinking)
+
+
+def _sample(questions: list[Question], limit: int) -> list[Question]:
+    """Always the same ones, from all over the task."""
+    return random.Random(0).sample(questions, min(limit, len(questions)))
 
 
 def _mean(values: list[float]) -> float:

@@ -14,6 +14,7 @@ from sft_hydra.config.schema import SftConfig
 from sft_hydra.errors import ConfigError
 from sft_hydra.evaluation.chat import Chat
 
+FEWSHOT_SEED = 1234  # the harness's own
 USUAL = ("Custom kwargs can be passed", "num_fewshot")  # in warnings about what is meant to be so here
 GUESSED = ("acc", "acc_norm", "acc_bytes")  # metrics of a multiple choice that guessing scores on too
 RIGHT = ("exact_match", "pass@1")  # shares of right answers that guessing does not get
@@ -51,7 +52,7 @@ def run_harness(
 ) -> HarnessResult:
     """All tasks of the config. `note` gets what the library says about them. ConfigError without the library."""
     try:
-        from lm_eval import simple_evaluate
+        from lm_eval import evaluate
 
         from sft_hydra.evaluation.harness_model import HarnessModel
         from sft_hydra.evaluation.harness_tasks import load_suites
@@ -70,13 +71,12 @@ def run_harness(
             for suite in suites:
                 generates = suite.tasks[0].OUTPUT_TYPE == "generate_until"
                 model = HarnessModel(chat, thinking=wanted.thinking and generates, on_progress=on_progress)
-                chosen = {task.task_name: _chosen(task, wanted.max_items, len(suite.tasks)) for task in suite.tasks}
-                found = simple_evaluate(
-                    model=model,
-                    tasks=suite.tasks,
-                    num_fewshot=wanted.num_fewshot,
-                    samples=chosen,
-                    log_samples=True,
+                for task in suite.tasks:
+                    _set_fewshot(task, wanted.num_fewshot)
+                found = evaluate(
+                    lm=model,
+                    task_dict={"tasks": {task.task_name: task for task in suite.tasks}},
+                    samples=_chosen(suite.tasks, wanted.max_items),
                     apply_chat_template=wanted.chat_template,
                     fewshot_as_multiturn=wanted.chat_template,
                 )
@@ -101,10 +101,20 @@ class _Noted(logging.Handler):
             self.note(f"lm-eval: {record.getMessage()}")
 
 
-def _chosen(task: Any, max_items: int | None, tasks: int) -> list[int]:
+def _set_fewshot(task: Any, wanted: int | None) -> None:
+    """As the harness does: a task that says 0 examples keeps to it, one that says nothing gets none."""
+    own = task.get_config("num_fewshot")
+    if own is None or (own and wanted is not None):
+        task.set_config(key="num_fewshot", value=wanted or 0)
+    task.set_fewshot_seed(seed=FEWSHOT_SEED)
+
+
+def _chosen(tasks: list[Any], max_items: int | None) -> dict[str, list[int]] | None:
     """Numbers of the items that are asked: the first, each task of a suite its share of `max_items`, at least one."""
-    there = len(task.eval_docs)
-    return list(range(there if max_items is None else min(there, max(1, round(max_items / tasks)))))
+    if max_items is None:
+        return None
+    share = max(1, round(max_items / len(tasks)))
+    return {task.task_name: list(range(min(share, len(task.eval_docs)))) for task in tasks}
 
 
 def _scores(name: str, found: dict[str, Any], of: int, origin: str) -> list[Score]:

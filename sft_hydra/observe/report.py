@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_hydra.observe import pages
+from sft_hydra.observe.benchmark_tables import chatcore_table, harness_examples, harness_rows
 from sft_hydra.observe.charts import Points, Series, line_chart, smooth
 from sft_hydra.observe.metrics import read_metrics
 from sft_hydra.observe.picture import write_picture
@@ -66,6 +67,9 @@ def write_report(paths: RunPaths) -> Path:
         tasks=tasks,
         moments=moments,
         misses=[json.dumps(m, indent=1, ensure_ascii=False) for m in run.evaluation.get("after", {}).get("misses", [])],
+        chatcore_table=chatcore_table(run.evaluation),
+        harness_rows=harness_rows(run.evaluation),
+        harness_examples=harness_examples(run.evaluation),
         samples=run.samples,
         before={sample["prompt"]: sample["text"] for sample in run.samples.get("before", [])},
         sources=sources,
@@ -90,6 +94,7 @@ def _charts(run: RunRecord) -> list[dict[str, Any]]:
         ("Loss", [Series("training", smooth(loss)), Series("validation", run.points("val/loss"))], loss),
         ("Loss by source", _by_source(run, "loss/", smoothed=True), []),
         ("Validation loss by source", _by_source(run, "val/loss/", smoothed=False), []),
+        ("ChatCORE and accuracy of its tasks", _chatcore(run), []),
         *((title, [Series(key, run.points(key))], []) for title, key in CURVES),
     ]
     charts = []
@@ -106,6 +111,11 @@ def _charts(run: RunRecord) -> list[dict[str, Any]]:
 def _by_source(run: RunRecord, prefix: str, *, smoothed: bool) -> list[Series]:
     curves = [(key.removeprefix(prefix), run.points(key)) for key in run.keys(prefix)]
     return [Series(name, smooth(points) if smoothed else points) for name, points in curves]
+
+
+def _chatcore(run: RunRecord) -> list[Series]:
+    keys = [key for key in run.keys("eval/chatcore") if key != "eval/chatcore_categorical"]
+    return [Series(key.removeprefix("eval/chatcore/").removeprefix("eval/"), run.points(key)) for key in keys]
 
 
 def _tasks(evaluation: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -127,6 +137,8 @@ def _tiles(run: RunRecord) -> list[tuple[str, str]]:
     before, after = (run.evaluation.get(moment, {}).get("average") for moment in ("before", "after"))
     if before is not None and after is not None:
         tiles.append(("exact match", f"{before:.2f} → {after:.2f}"))
+    if values := run.points("eval/chatcore"):
+        tiles.append(("ChatCORE", f"{values[0][1]:.3f} → {values[-1][1]:.3f}"))
     if run.steps:
         tokens = sum(line["tokens"] for line in run.steps)
         tiles.append((f"tokens in {run.steps[-1]['step']:,} steps", f"{tokens:,}"))

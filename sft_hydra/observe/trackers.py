@@ -15,7 +15,9 @@ from typing import Any, Protocol
 
 from sft_hydra.errors import TrackerError
 
-OWN_NAMES = ("val/", "eval/", "chatcore")  # of metrics.jsonl; all else is about training
+OWN_NAMES = ("val/", "eval/")  # of metrics.jsonl; all else is about training
+CHATCORE = "eval/chatcore"
+CHATCORE_NAMES = {"chatcore": "chatcore_metric", "chatcore_categorical": "chatcore_cat"}  # as nanochat calls them
 MLFLOW_PARAMS = 100  # of one request
 MLFLOW_LENGTH = 500  # of a parameter's value, in any version
 
@@ -72,11 +74,14 @@ class Trackers:
 
 def tracked_values(record: Mapping[str, Any]) -> dict[str, float]:
     """The values of a line of metrics.jsonl under the names that trackers show."""
-    return {
-        name if name.startswith(OWN_NAMES) else f"train/{name}": value
-        for name, value in record.items()
-        if name != "step" and value is not None
-    }
+    return {_tracked_name(name): value for name, value in record.items() if name != "step" and value is not None}
+
+
+def _tracked_name(name: str) -> str:
+    if name.startswith(CHATCORE):
+        name = name.removeprefix("eval/")
+        return CHATCORE_NAMES.get(name, name)
+    return name if name.startswith(OWN_NAMES) else f"train/{name}"
 
 
 class WeightsAndBiases:

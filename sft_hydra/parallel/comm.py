@@ -7,12 +7,15 @@ gradients to whose they are, and no gradient is ever averaged.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from sft_hydra.parallel.mesh import Group, Mesh
+
+PATIENCE = timedelta(days=1)
 
 if hasattr(dist, "all_gather_single"):  # torch 2.13 renamed them
     all_gather, reduce_scatter = dist.all_gather_single, dist.reduce_scatter_single
@@ -142,6 +145,16 @@ def wait_for_all() -> None:
     """Until every rank is here, on the CPU."""
     if dist.is_initialized():
         dist.all_reduce(torch.zeros(1))
+
+
+@contextmanager
+def first_rank_at_leisure() -> Iterator[None]:
+    """A body in which the first rank has work for longer than a collective may take; the others wait at its end."""
+    group = dist.new_group(backend="gloo", timeout=PATIENCE) if dist.is_initialized() else None
+    yield
+    if group is not None:
+        dist.all_reduce(torch.zeros(1), group=group)
+        dist.destroy_process_group(group)
 
 
 @contextmanager

@@ -1,4 +1,5 @@
-"""runner=evaluate: how well the run's model does on held-out conversations; also what training says before and after.
+"""runner=evaluate: how well the run's model does on held-out conversations and on benchmarks; also what training says
+before, meanwhile and after.
 
 Owns evaluation.json (one entry per moment: `before`, `after`, `evaluate`) and samples.json.
 """
@@ -18,7 +19,11 @@ from sft_hydra.evaluation.given import DEMO, load_tools
 from sft_hydra.models.build import as_transformers
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.observe.console import Console
+from sft_hydra.observe.report import write_report
+from sft_hydra.parallel.comm import first_rank_at_leisure
+from sft_hydra.parallel.stop import StoppedError
 from sft_hydra.paths import RunPaths
+from sft_hydra.runners import benchmarks
 from sft_hydra.runners.data_prep import prepared_set
 from sft_hydra.runners.model import start_machine, trained_model
 from sft_hydra.runners.token_bytes import token_bytes
@@ -28,7 +33,8 @@ KEPT_MISSES = 5  # per task, in evaluation.json
 
 
 def run(cfg: SftConfig) -> dict[str, float]:
-    """Validation loss and exact match of the run's latest checkpoint (else of the model it would start from)."""
+    """Validation loss, exact match and `eval.tasks` of the run's latest checkpoint (else of the model it would start
+    from)."""
     assert cfg.run_dir is not None
     paths = RunPaths(Path(cfg.run_dir))
     with Console(paths.log) as console:
@@ -42,7 +48,11 @@ def run(cfg: SftConfig) -> dict[str, float]:
         if scores:
             console.table("validation", ["", "loss"], [(name, f"{value:.4f}") for name, value in scores.items()])
         _keep(paths.evaluation, "evaluate", {"model": built.origin, **scores})
-        return {**scores, **evaluate_model(built.model, cfg, tokenizer, console, paths=paths, when="evaluate")}
+        scores |= evaluate_model(built.model, cfg, tokenizer, console, paths=paths, when="evaluate")
+        scores |= _evaluate_tasks(built.model, cfg, tokenizer, console, paths)
+        if paths.metrics.is_file():  # of a training: its page shows what was found
+            write_report(paths)
+        return scores
 
 
 def evaluate_model(
@@ -72,6 +82,46 @@ def evaluate_model(
         _keep(paths.samples, when, answers)
         for answer in answers:
             console.say(f"{answer['prompt']}  ->  {_on_one_line(answer['text'])}")
+    return scores
+
+
+def evaluate_chatcore(
+    model: DecoderModel, cfg: SftConfig, tokenizer: ChatTokenizer, console: Console, *, paths: RunPaths, when: str
+) -> dict[str, float]:
+    """ChatCORE while training; `before` and `after` it is kept as an entry, too. Of several ranks, which all must call, the
+    first does it and the others wait for as long as it takes. Empty for these, and after a signal to stop."""
+    theirs = as_transformers(model, compute_dtype(cfg, model.device))
+    with first_rank_at_leisure():
+        if theirs is None:
+            return {}
+        try:
+            chat, brief = Chat(theirs, tokenizer, cfg), when == "training"
+            scores, entry = benchmarks.chatcore(chat, cfg, console, paths.answers / when, brief)
+        except StoppedError:
+            console.say("ChatCORE is left: a signal to stop came")
+            return {}
+        if not brief:
+            _keep(paths.evaluation, when, entry)
+        return scores
+
+
+def _evaluate_tasks(
+    model: DecoderModel, cfg: SftConfig, tokenizer: ChatTokenizer, console: Console, paths: RunPaths
+) -> dict[str, float]:
+    """`eval.tasks`, as far as they are asked for."""
+    if not cfg.eval.tasks:
+        return {}
+    chat, folder = Chat(as_transformers(model), tokenizer, cfg), paths.answers / "evaluate"
+    scores: dict[str, float] = {}
+    for asked, ask in (
+        ("chatcore" in cfg.eval.tasks, benchmarks.chatcore),
+        (any(task != "chatcore" for task in cfg.eval.tasks), benchmarks.harness),
+    ):
+        if asked:
+            found, entry = ask(chat, cfg, console, folder)
+            scores |= found
+            _keep(paths.evaluation, "evaluate", entry)
+    console.say(f"answers    {folder}")
     return scores
 
 

@@ -37,7 +37,7 @@ from sft_hydra.parallel.ranks import this_rank
 from sft_hydra.parallel.stop import StoppedError, finish_step_on_interrupt
 from sft_hydra.paths import RunPaths, find_checkpoint, read_progress
 from sft_hydra.runners.data_prep import prepared_set
-from sft_hydra.runners.evaluate import evaluate_model
+from sft_hydra.runners.evaluate import evaluate_chatcore, evaluate_model
 from sft_hydra.runners.memory import out_of_memory_told
 from sft_hydra.runners.model import RunModel, checkpoint_folder, model_architecture, new_model, start_machine
 from sft_hydra.runners.summary import Clock, say_next_steps, write_summary
@@ -66,6 +66,8 @@ class Training:
     """Of every metric, its last value."""
     validated: int | None = None
     """Step of the last validation."""
+    questioned: int | None = None
+    """Step of the last ChatCORE."""
 
     @property
     def model(self) -> DecoderModel:
@@ -188,6 +190,8 @@ def _check_best(cfg: SftConfig, packed: PackedSet) -> None:
     known = ["loss", *(f"loss/{source}" for source in packed.sources)]
     if packed.num_rows("valid"):
         known += ["val/loss", "val/bpb", *(f"val/loss/{source}" for source in packed.sources)]
+    if cfg.eval.chatcore_every:
+        known += ["eval/chatcore", *(f"eval/chatcore/{task}" for task in cfg.eval.chatcore_tasks)]
     best = cfg.checkpoint.keep_best
     if best is not None and best not in known:
         raise ConfigError(f"checkpoint.keep_best={best} is not measured while training; there are: {', '.join(known)}")
@@ -205,8 +209,12 @@ def _fit(training: Training) -> None:
             saves = last or _is_due(cfg, result.step)
             if not last and cfg.eval.every and result.step % cfg.eval.every == 0:
                 _validate(training)
+            if not last and cfg.eval.chatcore_every and result.step % cfg.eval.chatcore_every == 0:
+                _ask_chatcore(training, "training")
             if saves and (cfg.checkpoint.keep_best or "").startswith("val/"):
                 _validate(training)
+            if saves and (cfg.checkpoint.keep_best or "").startswith("eval/chatcore"):
+                _ask_chatcore(training, "after" if last else "training")
             if saves:
                 saver.save(training.model, training.optimizer, state, training.latest)
 
@@ -282,6 +290,19 @@ def _evaluate(training: Training, when: str) -> None:
     """Validation, exact match and sample answers, before or after training; kept in the run's folder."""
     _validate(training)
     scores = evaluate_model(
+        training.model, training.cfg, training.tokenizer, training.console, paths=training.paths, when=when
+    )
+    if scores:
+        training.record(scores)
+    _ask_chatcore(training, when)
+
+
+def _ask_chatcore(training: Training, when: str) -> None:
+    """ChatCORE of this step, if the config asks for it and it is not known yet."""
+    if not training.cfg.eval.chatcore_every or training.questioned == training.state.step:
+        return
+    training.questioned = training.state.step
+    scores = evaluate_chatcore(
         training.model, training.cfg, training.tokenizer, training.console, paths=training.paths, when=when
     )
     if scores:

@@ -79,7 +79,7 @@ class _Recorder:
 
     device = torch.device("cpu")
 
-    def generate(self, input_ids, attention_mask, generation_config):
+    def generate(self, input_ids, attention_mask, generation_config, stopping_criteria):
         self.prompts = [row[mask.bool()].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)]
         stop = torch.tensor([generation_config.eos_token_id[:1]]).expand(len(input_ids), 1)
         return torch.cat([input_ids, stop], 1)

@@ -131,12 +131,21 @@ def test_a_resumed_run_goes_on_in_the_same_runs(run: Path) -> None:
 
 
 def test_names_of_metrics() -> None:
-    line = {"step": 3, "loss": 1.0, "loss/code": 2.0, "mfu": None, "val/bpb": 0.5, "chatcore/MMLU": 0.3}
+    line = {
+        "step": 3,
+        "loss": 1.0,
+        "loss/code": 2.0,
+        "mfu": None,
+        "val/bpb": 0.5,
+        "eval/chatcore": 0.2,
+        "eval/chatcore/mmlu": 0.3,
+    }
     assert tracked_values(line) == {
         "train/loss": 1.0,
         "train/loss/code": 2.0,
         "val/bpb": 0.5,
-        "chatcore/MMLU": 0.3,
+        "chatcore_metric": 0.2,
+        "chatcore/mmlu": 0.3,
     }
 
 
