@@ -76,7 +76,7 @@ class LoraConfig:
     dropout_position: str = "pre"
     """`pre` (on the input) or `post` (on the update)."""
     target_modules: list[str] | None = None
-    """Module names, wildcards allowed (`*.q_proj`). null: the family's linear layers. `linear_qkv`, `linear_proj`,
+    """Module names, wildcards allowed (`*.q_proj`). null or []: the family's linear layers. `linear_qkv`, `linear_proj`,
     `linear_fc1`, `linear_fc2`, `in_proj`, `out_proj` are accepted as aliases."""
     exclude_modules: list[str] | None = None
     """Everything linear but these. Not together with `target_modules`."""

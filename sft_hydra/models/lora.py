@@ -82,6 +82,11 @@ def add_adapters(model: DecoderModel, lora: LoraConfig) -> list[Coverage]:
         if type(module) in (Linear, nn.Linear) and module.weight is not head
     }
     chosen = choose(list(layers), lora, model.lora_targets)
+    if not chosen:
+        raise ConfigError(
+            f"peft: nothing of this model can be adapted (model_type {model.config.model_type}, "
+            f"{len(layers)} linear layers beside the head); use peft=null"
+        )
     model.adapter_scale = scale_of(lora)
     model.requires_grad_(False)
     for name in chosen:
@@ -108,14 +113,14 @@ def choose(names: list[str], lora: LoraConfig, defaults: tuple[str, ...]) -> lis
     """Names of the linear layers that get an adapter. ConfigError for patterns that match none of them."""
     if lora.match_all_linear:
         return names
-    if lora.target_modules is not None and lora.exclude_modules is not None:
+    if lora.target_modules and lora.exclude_modules:
         raise ConfigError(
             "peft.target_modules and peft.exclude_modules are both set: give the targets, or what is left out of all"
         )
-    if lora.exclude_modules is not None:
+    if lora.exclude_modules:
         excluded = _matching(names, lora.exclude_modules, "peft.exclude_modules")
         return [name for name in names if name not in excluded]
-    if lora.target_modules is None:
+    if not lora.target_modules:
         return [name for name in names if name.rpartition(".")[2] in defaults]
     targets = _matching(names, lora.target_modules, "peft.target_modules")
     return [name for name in names if name in targets]

@@ -39,6 +39,7 @@ CASES = [
     (["name=../b"], "name='../b' cannot be a run's folder"),
     (["name=/a/b"], "name='/a/b' cannot be a run's folder"),
     (["name=data"], "`data` holds prepared data"),
+    (["model=tiny", "model.generic=true"], "which has no random start here: set model.path"),
     (["model=hf"], "model=hf needs model.path=<folder or hub id>"),
     (["data=jsonl"], "data=jsonl names no source; it needs data.path=<file.jsonl>"),
     (["data=blend"], "data=blend names no source; it needs data.blend=<blend.json>"),
@@ -117,3 +118,18 @@ def test_a_secret_is_never_repeated(resolved: Resolved) -> None:
 )  # fmt: skip
 def test_what_is_right_passes(argv: list[str], resolved: Resolved) -> None:
     assert resolved(*argv).run_dir
+
+
+def test_models_that_train_through_transformers(problems: Callable[..., list[str]]) -> None:
+    """All that cannot be is said at once, before anything is loaded."""
+    asked = ["parallel.tp=2", "parallel.cp=2", "cluster.gpus_per_node=4", "train.compile=true"]
+    experts = ["model.architecture.model_type=gpt_oss", "+model.architecture.num_local_experts=4"]
+    said = "\n".join(problems(*experts, *asked))
+    for text in (
+        "which has no random start here: set model.path",
+        "which is for dense models: of mixtures of experts there are qwen3_moe and nemotron_h",
+        "parallel.tp=2: model_type gpt_oss trains through the transformers implementation",
+        "leave parallel.cp out",
+        "train.compile=true: model_type gpt_oss",
+    ):
+        assert text in said

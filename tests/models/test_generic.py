@@ -11,11 +11,13 @@ from support.generic import FAMILIES, LEAKING, generic
 from support.packed import PACKINGS, alone, gradients, logits_of, make_row, oracle_gradients, oracle_of, relative
 
 from sft_hydra.config.architecture import FAMILIES as OURS
+from sft_hydra.config.schema import LoraConfig
 from sft_hydra.engine.batch import make_batch
 from sft_hydra.engine.microbatches import forward_loss
-from sft_hydra.errors import ModelError
+from sft_hydra.errors import ConfigError, ModelError
 from sft_hydra.models import build
 from sft_hydra.models.isolation import check_isolation
+from sft_hydra.models.lora import LoraLinear, add_adapters
 
 ROWS = [make_row(PACKINGS["many_tiny"], seed=1), make_row([5, 17], seed=2)]
 
@@ -105,3 +107,15 @@ def test_dropout_of_a_config_is_off() -> None:
 
 def test_our_own_families_through_transformers(tmp_path: Any) -> None:
     equals_alone(generic("qwen3", tie_word_embeddings=True), tmp_path)
+
+
+def test_a_model_without_linear_layers_takes_no_adapters() -> None:
+    with pytest.raises(ConfigError, match=r"nothing of this model can be adapted \(model_type gpt2, 0 linear layers"):
+        add_adapters(generic("gpt2"), LoraConfig())
+
+
+@pytest.mark.parametrize(("targets", "count"), [(None, 14), (["linear_qkv"], 6), (["*.0.*_proj"], 7), ([], 14)])
+def test_adapters_go_where_the_config_says(targets: list[str] | None, count: int) -> None:
+    model = generic("gemma2")
+    add_adapters(model, LoraConfig(target_modules=targets))
+    assert sum(isinstance(module, LoraLinear) for module in model.modules()) == count

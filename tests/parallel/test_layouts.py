@@ -94,6 +94,10 @@ CASES = {
     "per sequence": (Case("nano", train={"calculate_per_token_loss": False}), EXPERTS[:3]),
     "recompute": (Case("nano", train={"recompute": Recompute.full}), EXPERTS[:4]),
     "recompute half": (Case("super", train={"recompute": Recompute.selective}), EXPERTS[:4]),
+    "gemma2": (Case("gemma2"), [(2, {}), (4, {"dp_replicate": 2}), (3, {})]),
+    "cohere": (Case("cohere"), [(2, {}), (4, {"dp_replicate": 2})]),
+    "lora phi3": (Case("phi3", lora=LORA), [(2, {}), (4, {"dp_replicate": 2})]),
+    "recompute granite": (Case("granite", train={"recompute": Recompute.full}), [(2, {})]),
     "offload": (Case("qwen3", train={"cpu_offload": True}), DENSE[:3]),
 }
 QUICK = [
@@ -106,6 +110,8 @@ QUICK = [
     "odd heads",
     "more ranks than rows",
     "recompute",
+    "gemma2",
+    "lora phi3",
 ]
 
 

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from support.packed import ARCHITECTURES, make_model, make_row
+from support.generic import FAMILIES as GENERIC
+from support.generic import generic
+from support.packed import ARCHITECTURES, RowList, make_model, make_row
 
 from sft_hydra.config.schema import LoraConfig, ModelConfig, SftConfig
 from sft_hydra.config.schema_optim import AdamW, Scheduler
@@ -17,7 +19,6 @@ from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.lora import add_adapters
 from sft_hydra.parallel.layout import Layout
 from sft_hydra.parallel.storage import fill, gathered
-from sft_hydra.records import PackedRow
 
 SEQ_LENGTH = 96
 WIDE = {key: {"mamba_num_heads": 16, "n_groups": 4, "n_routed_experts": 8} for key in ("nano", "super")}
@@ -38,8 +39,8 @@ class Case:
     @property
     def dtype(self) -> torch.dtype:
         """fp64 where all layers compute in the dtype of their weights: rounding, in which layouts differ, is then far
-        below what a mistake makes. Nemotron-H's scan and router are fp32."""
-        return torch.float32 if self.family in ("nano", "super") else torch.float64
+        below what a mistake makes. Nemotron-H's scan and router are fp32, and so are norms of transformers' models."""
+        return torch.float32 if self.family in ("nano", "super", *GENERIC) else torch.float64
 
 
 @dataclass
@@ -51,9 +52,9 @@ class Outcome:
     parameters: dict[str, torch.Tensor]
 
 
-def training_rows() -> list[PackedRow]:
+def training_rows() -> RowList:
     """Rows of uneven conversations; one of them trains nothing, one only its last tokens."""
-    rows = [make_row(LENGTHS[i % len(LENGTHS)], seed=i) for i in range(40)]
+    rows = RowList(make_row(LENGTHS[i % len(LENGTHS)], seed=i) for i in range(40))
     rows[2].loss_mask[:] = 0
     rows[3].loss_mask[:-4] = 0
     return rows
@@ -75,8 +76,12 @@ def make_cfg(case: Case) -> SftConfig:
 
 def placed_model(case: Case, cfg: SftConfig, layout: Layout) -> DecoderModel:
     """The case's model under a layout, with the weights of the one that `make_model` makes."""
-    architecture = ARCHITECTURES[case.family] | WIDE.get(case.family, {}) | case.architecture
-    whole = make_model(architecture)
+    if case.family in GENERIC:
+        architecture = {"model_type": case.family, **GENERIC[case.family]}
+        whole: DecoderModel = generic(case.family)
+    else:
+        architecture = ARCHITECTURES[case.family] | WIDE.get(case.family, {}) | case.architecture
+        whole = make_model(architecture)
     model = build_model(architecture, "meta", torch.float32)
     if case.lora is not None:
         add_adapters(whole, case.lora)
@@ -93,7 +98,7 @@ def placed_model(case: Case, cfg: SftConfig, layout: Layout) -> DecoderModel:
     model.to(case.dtype)
     place(model, cfg, layout, torch.device("cpu"))
     values = whole.state_dict()
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+    for name, tensor in model.state_dict(keep_vars=True).items():
         fill(tensor, values[name])
     return model
 
