@@ -3,7 +3,7 @@
 A file of its own, so that reading a `resolved.yaml` registers nothing.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from sft_hydra.config.schema import LoraConfig, SftConfig
 from sft_hydra.config.schema_optim import OPTIMIZERS, Optimizer
 from sft_hydra.errors import ConfigError
 
+PLAIN_OF_HYDRA = frozenset({"mode", "sweeper"})  # what an experiment may say of Hydra itself
 PLUGIN = "hydra_plugins.sft_hydra_launcher.launcher"
 
 
@@ -53,4 +54,24 @@ def _read(path: Path) -> dict[Any, Any]:
         raise ConfigError(f"experiment={path}: not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(node, dict):
         raise ConfigError(f"experiment={path}: holds no mapping of keys to values")
+    if problems := [
+        f"experiment={path}: {key} could start other code; an experiment holds values" for key in _code(node)
+    ]:
+        raise ConfigError(*problems)
     return node
+
+
+def _code(node: dict[Any, Any]) -> Iterator[str]:
+    """Keys of an experiment file by which Hydra would call what they name: files are passed on, commands are one's own."""
+    hydra = node.get("hydra", {})
+    if not isinstance(hydra, dict) or not PLAIN_OF_HYDRA.issuperset(hydra):
+        yield f"hydra.{'|'.join(map(str, hydra.keys() - PLAIN_OF_HYDRA))}" if isinstance(hydra, dict) else "hydra"
+    yield from _calls(node)
+
+
+def _calls(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        yield from (key for key in ("_target_", "()") if key in node)
+    if isinstance(node, dict | list):
+        for child in node.values() if isinstance(node, dict) else node:
+            yield from _calls(child)

@@ -108,6 +108,8 @@ class Skeletons:
                     continue
                 first, last = text[0], text[-1]
                 if first.isspace() or last.isspace():
+                    if text.isspace():  # an answer of white space alone is not learned
+                        return None
                     if not (first in EDGES or first.isprintable()) or not (last in EDGES or last.isprintable()):
                         return None
                     shape.append("starts blank" if first in EDGES else "")

@@ -195,7 +195,15 @@ def _own_template(folder: Path) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as problem:
+        raise DataError(f"{path}: cannot be read ({problem})") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: holds no JSON object")
+    return found
 
 
 def _token_text(value: Any) -> str | None:
