@@ -3,6 +3,7 @@
 Rules that look at files are in rules_files.py.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -46,10 +47,15 @@ ALLOWED = {
 }
 READABLE_FORMATS = ("auto", "openai", "prompt_completion", "sharegpt", "alpaca", "squad", "oasst", "mmlu", "gsm8k")
 
-SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY)", re.IGNORECASE)
+SECRET_NAME = re.compile(
+    r"(TOKEN(?!IZ)|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY)", re.IGNORECASE
+)
 SECRET_VALUE = re.compile(
     r"\b(hf_\w{30,}|sk-[\w-]{20,}|gh[pousr]_\w{30,}|github_pat_\w{30,}|glpat-[\w-]{20,}|AKIA[0-9A-Z]{16}|nvapi-[\w-]{20,})"
+    r"|://[^/\s:@]+:[^/\s@]+@"  # a password in an address
 )
+SECRET_CHARS = 16  # of a variable with such a name, from which on its value is not taken for an ordinary word
+VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 
 def numbers_in_range(cfg: SftConfig) -> Iterator[str]:
@@ -225,13 +231,31 @@ def optimizer_warm_start(cfg: SftConfig) -> Iterator[str]:
 
 def no_secrets(cfg: SftConfig) -> Iterator[str]:
     """A config is written to disk and shown in reports: secrets travel by name only."""
+    known = [
+        value
+        for name, value in os.environ.items()
+        if SECRET_NAME.search(name) and len(value) >= SECRET_CHARS and value[0] not in "/~."  # no path
+    ]
     for key, value in flatten(cfg).items():
         if key == "run_dir":  # made of others
             continue
         variable = key.removeprefix("cluster.env.")
-        if (variable != key and SECRET_NAME.search(variable)) or SECRET_VALUE.search(str(value)):
+        named = variable != key and SECRET_NAME.search(variable)
+        if named or SECRET_VALUE.search(str(value)) or any(secret in str(value) for secret in known):
             name = variable if variable != key else "NAME"
             yield f"{key} looks like a secret; export it in your shell and name it: cluster.env_pass=[...,{name}]"
+
+
+def one_line_each(cfg: SftConfig) -> Iterator[str]:
+    """What reaches a batch script must not reach out of its line, nor be more than the name of a variable."""
+    values = {key: value for key, value in flatten(cfg).items() if key.startswith("cluster.") or key == "output_dir"}
+    for key, value in values.items():
+        if key == "cluster.setup":
+            continue  # lines of shell, on purpose
+        if any(sign in str(part) for part in (value if isinstance(value, list) else [value]) for sign in "\n\r\0"):
+            yield f"{key}={value!r} must be one line"
+    for key, names in (("cluster.env", [*cfg.cluster.env]), ("cluster.env_pass", cfg.cluster.env_pass)):
+        yield from (f"{key}: {name!r} is no name of a variable" for name in names if not VARIABLE.fullmatch(name))
 
 
 def _at_most_one(cfg: SftConfig, section: str, names: tuple[str, ...]) -> Iterator[str]:
@@ -246,6 +270,7 @@ def _at_most_one(cfg: SftConfig, section: str, names: tuple[str, ...]) -> Iterat
 RULES: tuple[Rule, ...] = (
     numbers_in_range, known_words, run_name, model_is_said, data_is_said, splits_sum_to_one, length_of_training, batch_size,
     schedule, layout, generic_model, lora_targets, optimizer_warm_start, no_secrets,
+    one_line_each,
 )  # fmt: skip
 
 
