@@ -36,6 +36,12 @@ class TrainRows:
         epoch, inside = divmod(global_row, self.rows_per_epoch)
         return self.packed.row("train", int(self._epoch(epoch)[inside]))
 
+    def costs(self, numbers: range) -> list[float]:
+        """What attention costs in these rows, see `PackedSet.row_squares`."""
+        places = (divmod(number, self.rows_per_epoch) for number in numbers)
+        squares = self.packed.row_squares("train")
+        return [float(squares[self._epoch(epoch)[inside]]) for epoch, inside in places]
+
     def indices(self, epoch: int) -> NDArray[np.int64]:
         """Packed rows of an epoch in their order, (rows_per_epoch,)."""
         return self._epoch(epoch)

@@ -15,6 +15,7 @@ from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,8 @@ class PackedSet:
         }
         self._files: dict[str, tuple[parquet.ParquetFile, NDArray[np.int64]]] = {}
         self._groups: OrderedDict[tuple[str, int], PackedColumns] = OrderedDict()
+        self._squares: dict[str, NDArray[np.int64]] = {}
+        self._reading = Lock()  # training reads ahead in a thread
 
     @classmethod
     def open(cls, folder: Path | str, trust_foreign: bool = False) -> "PackedSet":
@@ -163,12 +166,36 @@ class PackedSet:
         """Index into `sources` of each packed row, (rows,)."""
         return self._rows[split][:, 2]
 
+    def row_squares(self, split: str) -> NDArray[np.int64]:
+        """Sum of the squared lengths of each packed row's sequences, (rows,). Reads where sequences start, of all rows."""
+        if split not in self._squares:
+            shards = [self._starts_of(shard["file"]) for shard in self._shards[split]]
+            counts = np.concatenate([np.zeros(0, np.int64), *(counts for counts, _ in shards)])
+            starts = np.concatenate([np.zeros(0, np.int64), *(starts for _, starts in shards)])
+            tokens, ends = self.row_tokens(split), counts.cumsum()
+            follows = np.append(starts[1:], 0)
+            follows[ends - 1] = tokens  # the last sequence of a row ends with it
+            squares = np.append(0, np.square(follows - starts).cumsum())
+            self._squares[split] = squares[ends] - squares[ends - counts]
+        return self._squares[split]
+
+    def _starts_of(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Number of sequences of each row of a shard, and where these start, end to end."""
+        file = parquet.ParquetFile(self.folder / name)
+        if "seq_start_id" not in file.schema_arrow.names:  # a foreign set: a row is one sequence
+            rows = file.metadata.num_rows
+            return np.ones(rows, np.int64), np.zeros(rows, np.int64)
+        column = file.read(["seq_start_id"]).column("seq_start_id").combine_chunks()
+        counts = np.diff(column.offsets.to_numpy()).astype(np.int64)
+        return counts, column.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
+
     def row(self, split: str, index: int) -> PackedRow:
         """Packed row `index` of a split. Raises IndexError beyond the last."""
         if not 0 <= index < self.num_rows(split):
             raise IndexError(f"{split} row {index} of {self.num_rows(split)}")
         number = int(np.searchsorted(self._firsts[split], index, side="right")) - 1
-        columns, inside = self._group(self._shards[split][number]["file"], index - int(self._firsts[split][number]))
+        with self._reading:
+            columns, inside = self._group(self._shards[split][number]["file"], index - int(self._firsts[split][number]))
         a, b = columns.token_offsets[inside : inside + 2]
         c, d = columns.sequence_offsets[inside : inside + 2]
         return PackedRow(

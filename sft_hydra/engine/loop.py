@@ -15,8 +15,9 @@ from sft_hydra.config.schema import SftConfig
 from sft_hydra.config.world import rows_per_step
 from sft_hydra.engine.batch import Batch
 from sft_hydra.engine.gradients import clip_gradients
-from sft_hydra.engine.microbatches import Rows, forward_backward, load_batches, split_rows
+from sft_hydra.engine.microbatches import TrainingRows, forward_backward, load_batches, share_rows
 from sft_hydra.engine.optimizer import OptimizerSet
+from sft_hydra.engine.read_ahead import ReadAhead
 from sft_hydra.engine.schedule import rate_factor
 from sft_hydra.errors import NonFiniteLossError
 from sft_hydra.models.decoder import DecoderModel
@@ -52,7 +53,7 @@ class StepResult:
 def fit(
     model: DecoderModel,
     optimizer: OptimizerSet,
-    rows: Rows,
+    rows: TrainingRows,
     state: TrainState,
     cfg: SftConfig,
     total_steps: int,
@@ -61,21 +62,41 @@ def fit(
     should_stop: Callable[[], bool],
 ) -> None:
     """Train from `state` up to `total_steps`, or until `should_stop()` is true after a step. Updates `state` in place."""
-    while state.step < total_steps:
-        result = optimizer_step(model, optimizer, rows, state, cfg, total_steps)
-        after_step(result)
-        if should_stop():
-            return
+
+    def own_rows(steps_ahead: int) -> list[int]:
+        micro_batches = share_rows(rows, rows_of_step(state, cfg, steps_ahead), cfg.train.micro_batch_size, model.mesh)
+        return [number for numbers in micro_batches for number in numbers]
+
+    with ReadAhead(rows) as ahead:
+        ahead.expect(own_rows(0))
+        while state.step < total_steps:
+            if state.step + 1 < total_steps:
+                ahead.expect(own_rows(1))
+            result = optimizer_step(model, optimizer, ahead, state, cfg, total_steps)
+            after_step(result)
+            if should_stop():
+                return
+
+
+def rows_of_step(state: TrainState, cfg: SftConfig, steps_ahead: int = 0) -> range:
+    """Numbers of the rows that all ranks together take in the next step, or in one after it."""
+    first = state.rows_consumed + steps_ahead * rows_per_step(cfg)
+    return range(first, first + rows_per_step(cfg))
 
 
 def optimizer_step(
-    model: DecoderModel, optimizer: OptimizerSet, rows: Rows, state: TrainState, cfg: SftConfig, total_steps: int
+    model: DecoderModel,
+    optimizer: OptimizerSet,
+    rows: TrainingRows,
+    state: TrainState,
+    cfg: SftConfig,
+    total_steps: int,
 ) -> StepResult:
     """One update from the next `rows_per_step(cfg)` rows. NonFiniteLossError before the update if a loss is not finite."""
     started = time.perf_counter()
     mesh = model.mesh
-    numbers = range(state.rows_consumed, state.rows_consumed + rows_per_step(cfg))
-    micro_batches = split_rows(numbers, cfg.train.micro_batch_size, mesh)
+    numbers = rows_of_step(state, cfg)
+    micro_batches = share_rows(rows, numbers, cfg.train.micro_batch_size, mesh)
     batches = load_batches(rows, micro_batches, model, cfg)
     tokens, trained_tokens, trained_sequences = count_all(batches, mesh)
     count = max(1, trained_tokens if cfg.train.calculate_per_token_loss else trained_sequences)
@@ -135,15 +156,21 @@ def source_sums(batches: list[Batch], token_losses: list[torch.Tensor], mesh: Me
     return {i: (total, int(n)) for i, (total, n) in enumerate(zip(totals[:number], totals[number:], strict=True)) if n}
 
 
-def _not_finite(losses: list[torch.Tensor], micro_batches: list[range], mesh: Mesh) -> NonFiniteLossError:
+def _not_finite(losses: list[torch.Tensor], micro_batches: list[list[int]], mesh: Mesh) -> NonFiniteLossError:
     """Names the rows, of all ranks, whose loss is not finite; all rows of the step if it is the gradient."""
     bad = [numbers for numbers, loss in zip(micro_batches, losses, strict=True) if not torch.isfinite(loss)]
     everywhere = [numbers for part in objects_of_ranks(bad, mesh) for numbers in part]
     what = "loss" if everywhere else "gradient"
     everywhere = everywhere or [numbers for part in objects_of_ranks(micro_batches, mesh) for numbers in part]
-    ordered = sorted({(numbers[0], numbers[-1]) for numbers in everywhere if numbers})
-    names = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in ordered)
+    names = spelled({number for numbers in everywhere for number in numbers})
     return NonFiniteLossError(
         f"the {what} is not finite in training rows {names}; the model was not updated. Lower optimizer.lr, or look at "
         "the rows with runner=inspect"
     )
+
+
+def spelled(numbers: set[int]) -> str:
+    """{3, 4, 5, 9} is 3-5, 9."""
+    ends = [number for number in sorted(numbers) if number + 1 not in numbers]
+    starts = [number for number in sorted(numbers) if number - 1 not in numbers]
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))

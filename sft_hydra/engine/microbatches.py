@@ -4,6 +4,7 @@ Owns that layouts do not show: every data-parallel rank runs the same number of 
 padding only, and what they sum up to is what one process would have computed.
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from sft_hydra.config.schema import SftConfig
+from sft_hydra.engine.balance import balanced_shares
 from sft_hydra.engine.batch import Batch, make_batch
 from sft_hydra.engine.precision import autocast
 from sft_hydra.models.decoder import DecoderModel
@@ -25,6 +27,19 @@ class Rows(Protocol):
     def __getitem__(self, index: int, /) -> PackedRow: ...
 
 
+class TrainingRows(Rows, Protocol):
+    def costs(self, numbers: range, /) -> Sequence[float]:
+        """What attention costs in each of these rows: the sum of their squared lengths. Asked for if ranks share them."""
+
+
+def share_rows(rows: TrainingRows, numbers: range, size: int, mesh: Mesh) -> list[list[int]]:
+    """Row numbers of this rank's micro-batches of a training step: an even share of `numbers` by number and cost."""
+    if mesh.dp.size == 1:
+        return [list(part) for part in split_rows(numbers, size, mesh)]
+    shares = balanced_shares(rows.costs(numbers), mesh.dp.size, size)
+    return [[numbers[i] for i in part] for part in shares[mesh.dp.rank]]
+
+
 def split_rows(numbers: range, size: int, mesh: Mesh) -> list[range]:
     """Row numbers of this rank's micro-batches of `size` rows: an even, contiguous share of `numbers`."""
     share = -(-len(numbers) // mesh.dp.size)
@@ -32,7 +47,9 @@ def split_rows(numbers: range, size: int, mesh: Mesh) -> list[range]:
     return [own[i : i + size] for i in range(0, share, size)]
 
 
-def load_batches(rows: Rows, micro_batches: list[range], model: DecoderModel, cfg: SftConfig) -> list[Batch]:
+def load_batches(
+    rows: Rows, micro_batches: Sequence[Sequence[int]], model: DecoderModel, cfg: SftConfig
+) -> list[Batch]:
     """This rank's part of each micro-batch, on its device."""
     mesh, device = model.mesh, model.device
     multiple = mesh.cp.size * mesh.tp.size

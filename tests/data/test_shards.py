@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
@@ -28,6 +29,16 @@ def test_the_schema_is_what_packed_readers_take(questions: Questions) -> None:
     assert file.metadata.num_row_groups > 1
     assert all(file.metadata.row_group(i).num_rows <= ROW_GROUP for i in range(file.metadata.num_row_groups))
     assert file.metadata.row_group(0).column(0).compression == "ZSTD"
+
+
+def test_squares_of_lengths_are_those_of_the_rows(questions: Questions) -> None:
+    packed = prepare(questions(3000))
+    assert len(packed.metadata["shards"]) > 1
+    for split in ("train", "valid"):
+        rows = [packed.row(split, i) for i in range(packed.num_rows(split))]
+        expected = [int(np.square(np.diff(row.seq_start_id, append=len(row.input_ids))).sum()) for row in rows]
+        assert len(set(expected)) > 1
+        assert packed.row_squares(split).tolist() == expected
 
 
 def test_row_by_row_as_a_stranger_reads_it(questions: Questions) -> None:

@@ -123,6 +123,14 @@ def make_row(lengths: list[int], seed: int = 0, vocab: int = VOCAB, num_sources:
     )
 
 
+class RowList(list[PackedRow]):
+    """Rows as training over several ranks wants them: with what they cost."""
+
+    def costs(self, numbers: range) -> list[float]:
+        lengths = (np.diff(self[n].seq_start_id, append=len(self[n].input_ids)) for n in numbers)
+        return [float(np.square(each).sum()) for each in lengths]
+
+
 def make_model(architecture: dict[str, Any], seed: int = 0) -> DecoderModel:
     """A model whose every parameter and buffer is random, norms and biases too."""
     model = build_model(architecture, "cpu", torch.float32)
