@@ -13,7 +13,7 @@ from sft_hydra.config.schema import SftConfig
 from sft_hydra.config.schema_data import DataFormat
 from sft_hydra.data.blend import plan_epoch
 from sft_hydra.data.plan import Plan
-from sft_hydra.data.shards import FORMAT_VERSION, SPLITS, PackedSet, make_durable
+from sft_hydra.data.shards import FORMAT_VERSION, SPLITS, PackedSet, checksum, make_durable
 from sft_hydra.data.splits import LEFT_OUT
 from sft_hydra.data.spool import read_spool
 from sft_hydra.data.tokenizer import ChatTokenizer
@@ -83,6 +83,7 @@ def write_set(
         rows[split] = np.concatenate([np.zeros((0, 3), np.int64), *indexes])
         if indexes:
             np.save(folder / split / "rows.npy", rows[split])
+            metadata["splits"][split]["rows_sha256"] = checksum(folder / split / "rows.npy")
     metadata["blend"] = [asdict(share) for share in plan_epoch(PackedSet(folder, metadata, rows), plan.data)]
     with open(folder / "rejects.jsonl", "wb") as stream:
         for spool in spools:

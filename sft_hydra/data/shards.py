@@ -82,6 +82,7 @@ class ShardWriter:
             use_dictionary=["loss_mask.list.element"],
             column_encoding={"input_ids.list.element": "BYTE_STREAM_SPLIT"},
             write_statistics=False,
+            write_page_checksum=True,
         )
 
     def write(self, columns: PackedColumns) -> None:
@@ -148,6 +149,8 @@ class PackedSet:
         rows = {}
         for split in SPLITS:
             index = folder / split / "rows.npy"
+            if index.is_file() and checksum(index) != metadata["splits"][split]["rows_sha256"]:
+                raise DataError(f"{index}: not what was written. Prepare again with data.force=true, or copy it anew")
             rows[split] = np.load(index, allow_pickle=False) if index.is_file() else np.zeros((0, 3), np.int64)
         return cls(folder, metadata, rows)
 
@@ -202,13 +205,24 @@ class PackedSet:
             columns.input_ids[a:b], columns.loss_mask[a:b], columns.seq_start_id[c:d], columns.source_id[c:d]
         )
 
+    def _open_shard(self, name: str) -> parquet.ParquetFile:
+        try:
+            return parquet.ParquetFile(self.folder / name, page_checksum_verification=True)
+        except (OSError, pa.ArrowException) as problem:
+            raise self._broken(name, problem) from None
+
+    def _broken(self, name: str, problem: object) -> DataError:
+        return DataError(
+            f"{self.folder / name}: not what was written ({problem}). Prepare again with data.force=true, or copy it anew"
+        )
+
     def verify(self) -> list[str]:
         """Files whose checksum is not the one in the metadata."""
         return [s["file"] for s in self.metadata["shards"] if checksum(self.folder / s["file"]) != s["sha256"]]
 
     def _group(self, name: str, row: int) -> tuple[PackedColumns, int]:
         if name not in self._files:
-            file = parquet.ParquetFile(self.folder / name)
+            file = self._open_shard(name)
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
             self._files[name] = file, np.cumsum([0, *sizes])
         file, firsts = self._files[name]
@@ -217,7 +231,10 @@ class PackedSet:
         if key in self._groups:
             self._groups.move_to_end(key)
         else:
-            self._groups[key] = columns_of(file.read_row_group(group))
+            try:
+                self._groups[key] = columns_of(file.read_row_group(group))
+            except (OSError, pa.ArrowException) as problem:
+                raise self._broken(name, problem) from None
             if len(self._groups) > CACHED_GROUPS:
                 self._groups.popitem(last=False)
         return self._groups[key], row - int(firsts[group])
