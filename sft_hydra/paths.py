@@ -3,6 +3,7 @@
 This file alone knows the names inside `outputs/`.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,11 @@ def find_checkpoint(path: str | Path) -> Path:
     )
 
 
+def state_digest(checkpoint: Path) -> str:
+    """sha256 of a checkpoint's `state.json`; stands in its mark."""
+    return hashlib.sha256((checkpoint / STATE).read_bytes()).hexdigest()
+
+
 def read_progress(checkpoint: Path) -> dict[str, Any]:
     """What `state.json` says: `state` (as TrainState), `adapters_only`, `optimizer`, the `sizes` and `rates` in use, and
     the `metrics` of that moment."""
@@ -55,6 +61,9 @@ def read_progress(checkpoint: Path) -> dict[str, Any]:
         progress = json.loads((checkpoint / STATE).read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{checkpoint / STATE} cannot be read: {error}") from error
+    mark = checkpoint / COMPLETE
+    if mark.is_file() and (written := mark.read_text()) and written != state_digest(checkpoint):
+        raise CheckpointError(f"{checkpoint / STATE} is not what was written: its checksum differs")
     found = progress.get("format")
     if found != CHECKPOINT_FORMAT:
         raise CheckpointError(f"{checkpoint} has format {found}; this version reads format {CHECKPOINT_FORMAT}")

@@ -1,11 +1,13 @@
 """Tensors that are spread over ranks, on disk: every rank writes the parts that it holds, any layout reads what it needs.
 
 Format: `<kind>-<rank>.safetensors`. The header's `parts` says, in JSON, where each part begins in its tensor and how large
-the whole tensor is; so the files of a folder describe themselves, and no rank ever holds more than its part.
+the whole tensor is, with a checksum of its bytes; so the files of a folder describe themselves, and no rank ever holds more
+than its part. What is read is what was written, or CheckpointError.
 """
 
 import json
 import math
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,10 +41,28 @@ def part_of(tensor: torch.Tensor) -> Part:
 def write_parts(folder: Path, kind: str, rank: int, parts: dict[str, Part]) -> Path:
     """Write the file of one rank."""
     file = folder / f"{kind}-{rank:05d}.safetensors"
-    header = {name: {"start": part.start, "whole": part.whole} for name, part in parts.items()}
-    values = {name: part.values.contiguous() for name, part in parts.items()}
+    values = {name: part.values.cpu().contiguous() for name, part in parts.items()}
+    header = {
+        name: {"start": part.start, "whole": part.whole, "crc32": _crc32(values[name])} for name, part in parts.items()
+    }
     save_file(values, file, metadata={"parts": json.dumps(header)})
     return file
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """Where one part of a tensor is: in which file, which rows and columns, with which checksum."""
+
+    path: Path
+    handle: Any
+    where: Where
+    crc32: int
+
+    def read(self, name: str) -> torch.Tensor:
+        values: torch.Tensor = self.handle.get_tensor(name)
+        if _crc32(values) != self.crc32:
+            raise CheckpointError(f"{self.path}: {name} is not what was written: its checksum differs")
+        return values
 
 
 class PartFiles:
@@ -51,14 +71,17 @@ class PartFiles:
     def __init__(self, folder: Path, kind: str) -> None:
         self.folder, self.kind = folder, kind
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self._places: dict[str, list[tuple[Any, Where]]] = {}
+        self._places: dict[str, list[_File]] = {}
         for path in sorted(folder.glob(f"{kind}-*.safetensors")):
             file = _open(path)
-            for name, place in json.loads(file.metadata()["parts"]).items():
-                sizes = file.get_slice(name).get_shape()
-                where = tuple(slice(start, start + size) for start, size in zip(place["start"], sizes, strict=True))
-                self.shapes[name] = tuple(place["whole"])
-                self._places.setdefault(name, []).append((file, where))
+            try:
+                for name, place in json.loads(file.metadata()["parts"]).items():
+                    sizes = file.get_slice(name).get_shape()
+                    where = tuple(slice(start, start + size) for start, size in zip(place["start"], sizes, strict=True))
+                    self.shapes[name] = tuple(place["whole"])
+                    self._places.setdefault(name, []).append(_File(path, file, where, place["crc32"]))
+            except (KeyError, TypeError, ValueError, SafetensorError) as error:
+                raise CheckpointError(f"{path} is no part of a checkpoint of this version: {error!r}") from error
 
     def problems(self, wanted: dict[str, tuple[int, ...]], everywhere: Iterable[str]) -> list[str]:
         """What keeps `wanted`, names and shapes, from being read; `everywhere`, the names that all ranks together want."""
@@ -75,11 +98,12 @@ class PartFiles:
         """Fill what this rank holds of a tensor."""
         target, where = held(tensor)
         filled = 0
-        for file, place in self._places[name]:
+        for file in self._places[name]:
+            place = file.where
             common = [_overlap(a, b) for a, b in zip(where, place, strict=True)]
             if any(index.start >= index.stop for index in common):
                 continue
-            values = file.get_slice(name)[_within(common, place)] if place else file.get_tensor(name)
+            values = file.read(name)[_within(common, place)]
             target[_within(common, where)] = values.to(target.device)
             filled += values.numel()
         if filled != target.numel():
@@ -95,6 +119,10 @@ def _overlap(a: slice, b: slice) -> slice:
 def _within(common: list[slice], place: Where) -> Where:
     """`common`, counted from the start of `place`."""
     return tuple(slice(c.start - p.start, c.stop - p.start) for c, p in zip(common, place, strict=True))
+
+
+def _crc32(values: torch.Tensor) -> int:
+    return zlib.crc32(values.reshape(-1).view(torch.uint8).numpy())
 
 
 def _open(path: Path) -> Any:

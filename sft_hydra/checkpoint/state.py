@@ -27,7 +27,7 @@ from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.lora import is_adapter
 from sft_hydra.parallel.comm import objects_of_ranks
 from sft_hydra.parallel.storage import holds_first_copy
-from sft_hydra.paths import CHECKPOINT_FORMAT, COMPLETE, STATE, complete_checkpoints, read_progress
+from sft_hydra.paths import CHECKPOINT_FORMAT, COMPLETE, STATE, complete_checkpoints, read_progress, state_digest
 
 MODEL, OPTIMIZER = "model", "optimizer"
 SCORES = ("eval/", "chatcore")  # metrics of which more is better; of all others, less
@@ -159,7 +159,7 @@ def write_snapshot(folder: Path, snapshot: Snapshot, group: dist.ProcessGroup | 
         _remove(final)
         building.rename(final)
         _flush(folder)
-        (final / COMPLETE).touch()
+        (final / COMPLETE).write_text(state_digest(final))
         _flush(final)
         for old in superfluous(folder, snapshot.keep_last, snapshot.keep_best):
             _remove(old)
