@@ -71,7 +71,7 @@ def test_lora_saves_adapters_only(make_cfg, rows, tmp_path):
     train(model, moments, state, cfg, rows, 1)
     checkpoint = save(tmp_path, model, moments, state, cfg)
     adapters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert (checkpoint / "model-00000.safetensors").stat().st_size < 4 * adapters + 8000
+    assert (checkpoint / "model-00000.safetensors").stat().st_size < 4 * adapters + 12_000
     with pytest.raises(CheckpointError, match="adapters only"):
         load(checkpoint, make_model(ARCHITECTURES["qwen3"]), None)
 
