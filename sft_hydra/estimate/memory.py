@@ -1,0 +1,174 @@
+"""Memory of one rank at the peak of a training step, and what would lessen it.
+
+Owns the sum of it: what is there at the loss, when all activations are, inside the backward pass, and at its end; the peak is
+the largest of the three. tests/launch/test_estimate_memory.py holds it against what torch allocates.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sft_hydra.config.schema import Device, LoraConfig, Precision, Recompute, SftConfig
+from sft_hydra.config.schema_optim import Muon
+from sft_hydra.config.world import ranks_per_node, rows_per_step, run_layout
+from sft_hydra.estimate.activations import FP32, Keeping, kept_by_mixer, norm
+from sft_hydra.estimate.parameters import adapter_parameters, expert_parameters, mixer_parameters
+from sft_hydra.estimate.sizes import Sizes, sizes_of
+from sft_hydra.parallel.layout import Layout, layout_problems
+
+GIB = 2**30
+ALONE = Layout()
+HEAD_CHUNK_TOKENS = 1024  # rows of logits that exist at one time (kernels/loss.py)
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes on one rank: the most of each part, and the most of all at one time."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    total: int
+
+
+def estimate_memory(cfg: SftConfig, arch: dict[str, Any], layout: Layout, precision: Precision) -> Memory:
+    """The parts, in bytes:
+
+    - weights: 4 for each that is trained, those that LoRA leaves alone in the precision of compute, spread over the ranks of
+      FSDP; and copies to compute with: on one rank in bf16 those that autocast makes, over several the embedding, the head
+      and two blocks that FSDP has gathered (of a pipeline: the whole stage)
+    - gradients: 4 for each that is trained, spread alike; over several ranks one block's before and while they are summed
+    - optimizer: 8 for each (AdamW), 4 for matrices of Muon
+    - activations: of one micro-batch what all blocks keep (activations.py), of a pipeline's first stage of as many
+      micro-batches as are under way; blocks that are computed again keep their input, and one of them all
+    - logits: fp32 `min(tokens, 1024) x vocabulary`, two of them or, from the second chunk on, three; the head's gradient and,
+      under autocast, its copy
+
+    `total` is less than their sum: logits are gone in the backward pass, and a step of one micro-batch has no gradients
+    while it has all activations. Blocks that are compiled, and models of other families, are only about so.
+    """
+    s, how, train = sizes_of(arch), _keeping(cfg, layout, precision), cfg.train
+    table = s.vocab * s.hidden
+    weights, learnt = _stored(s, layout, how)
+    gradients, optimizer = FP32 * learnt, _optimizer(cfg, s, layout, learnt)
+    if train.cpu_offload:
+        weights = gradients = optimizer = 0
+    copies, block, sums = _computed_with(s, layout, how)
+    tokens = cfg.seq_length * train.micro_batch_size // (layout.cp * layout.tp)
+    micro_batches = -(-rows_per_step(cfg) // (layout.dp * train.micro_batch_size))
+    kept, again = (tokens * size for size in _kept(s, layout, how, train.recompute, micro_batches))
+    logits = _logits(s, tokens, how)
+    earlier = gradients if micro_batches > 1 else 0
+    head = FP32 * table if how.full else 0
+    peaks = (
+        kept + logits + earlier,
+        kept + again + head + block + sums + earlier,
+        gradients + 2 * head + block + sums,
+    )
+    return Memory(
+        weights=weights + copies + block,
+        gradients=gradients + sums,
+        optimizer=optimizer,
+        activations=kept + again,
+        logits=logits,
+        total=weights + copies + optimizer + max(peaks),
+    )
+
+
+def _keeping(cfg: SftConfig, layout: Layout, precision: Precision) -> Keeping:
+    width = 2 if precision is Precision.bf16 else FP32
+    full = cfg.peft is None
+    return Keeping(
+        width=width,
+        stream=FP32 if full and layout.world == 1 else width,
+        full=full,
+        lora=0 if cfg.peft is None else cfg.peft.dim,
+        on_cpu=cfg.device is Device.cpu,
+        tp=layout.tp,
+    )
+
+
+def _stored(s: Sizes, layout: Layout, how: Keeping) -> tuple[int, int]:
+    """Bytes of the weights that a rank stores, and how many parameters it trains."""
+    blocks = sum(_block(s, mixers) for mixers in s.blocks) // layout.pp
+    own = (blocks + _tables(s, layout)) // layout.shards
+    if how.full:
+        return FP32 * own, own
+    adapters = adapter_parameters(s) * how.lora // (layout.pp * layout.shards)
+    return how.width * own + FP32 * adapters, adapters
+
+
+def _tables(s: Sizes, layout: Layout) -> int:
+    """Parameters of embedding and head on one stage."""
+    return s.vocab * s.hidden * (1 if s.tied or layout.pp > 1 else 2)
+
+
+def _block(s: Sizes, mixers: tuple[str, ...], layout: Layout = ALONE) -> int:
+    """Parameters of one block that a rank computes with."""
+    split = sum(mixer_parameters(s, mixer) // layout.tp for mixer in mixers if mixer != "moe")
+    whole = sum(mixer_parameters(s, mixer) for mixer in mixers if mixer == "moe")
+    return split + whole + mixers.count("moe") * s.experts * expert_parameters(s) // layout.ep
+
+
+def _computed_with(s: Sizes, layout: Layout, how: Keeping) -> tuple[int, int, int]:
+    """Bytes of weights beside those that are stored: for the whole step, for one block, and gradients of one block."""
+    blocks = [_block(s, mixers, layout) for mixers in s.blocks]
+    if layout.world == 1:
+        return (how.width * sum(blocks) if how.casts else 0), 0, 0
+    tables = how.width * _tables(s, layout)
+    if layout.pp > 1:
+        own = sum(blocks) // layout.pp
+        return tables + how.width * own, 0, FP32 * own if how.full else 0
+    return tables, 2 * how.width * max(blocks), (how.width + FP32) * max(blocks) if how.full else 0
+
+
+def _optimizer(cfg: SftConfig, s: Sizes, layout: Layout, learnt: int) -> int:
+    if not isinstance(cfg.optimizer, Muon) or cfg.peft is not None:
+        return 2 * FP32 * learnt
+    return 2 * FP32 * learnt - FP32 * (learnt - _tables(s, layout) // layout.shards)
+
+
+def _kept(s: Sizes, layout: Layout, how: Keeping, recompute: Recompute, micro_batches: int) -> tuple[int, int]:
+    """Bytes a token that are kept of all blocks, and of the block that is computed again."""
+    blocks = [sum(kept_by_mixer(s, mixer, how) for mixer in mixers) for mixers in s.blocks]
+    every = {Recompute.none: len(blocks) + 1, Recompute.selective: 2, Recompute.full: 1}[recompute]
+    again = blocks[every - 1 :: every]
+    kept = sum(blocks) - sum(again) + len(again) * how.stream * s.hidden
+    kept = kept * min(layout.pp, micro_batches) // layout.pp
+    rotary = 0 if s.mamba_heads else 2 * FP32 * s.head_dim * layout.tp
+    last = norm(s.hidden, how, how.stream) + 2 * how.width * s.hidden
+    return kept + rotary + last, max(again, default=0)
+
+
+def _logits(s: Sizes, tokens: int, how: Keeping) -> int:
+    chunk = min(tokens, HEAD_CHUNK_TOKENS)
+    chunks = 3 if tokens > chunk else 2
+    table = s.vocab * s.hidden
+    return FP32 * chunks * chunk * s.vocab + (FP32 * table if how.full else 0) + (how.width * table if how.casts else 0)
+
+
+def savings(cfg: SftConfig, arch: dict[str, Any], precision: Precision) -> list[tuple[str, int]]:
+    """(what to set, bytes that it saves a rank) of each change that would help, by the estimate; what helps most first."""
+    train, gpus = cfg.train, 2 * ranks_per_node(cfg)
+    changes: dict[str, SftConfig] = {
+        f"cluster.gpus_per_node={gpus}": replace(cfg, cluster=replace(cfg.cluster, gpus_per_node=gpus)),
+        f"seq_length={cfg.seq_length // 2}": replace(cfg, seq_length=cfg.seq_length // 2),
+    }
+    if train.micro_batch_size > 1:
+        half = train.micro_batch_size // 2
+        changes[f"train.micro_batch_size={half}"] = replace(cfg, train=replace(train, micro_batch_size=half))
+    if train.recompute is not Recompute.full:
+        changes["train.recompute=full"] = replace(cfg, train=replace(train, recompute=Recompute.full))
+    if cfg.peft is None:
+        changes["peft=lora"] = replace(cfg, peft=LoraConfig())
+    now = estimate_memory(cfg, arch, run_layout(cfg, arch), precision).total
+    found = []
+    for text, changed in changes.items():
+        layout = run_layout(changed, arch)
+        if any(layout_problems(layout, arch, changed.seq_length)):
+            continue
+        saved = now - estimate_memory(changed, arch, layout, precision).total
+        if saved > now / 100:
+            found.append((text, saved))
+    return sorted(found, key=lambda change: -change[1])
