@@ -1,4 +1,8 @@
-"""LoRA adapters in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`."""
+"""LoRA adapters in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`.
+
+Owns the difference between our adapters and PEFT's: rows of some layers lie in another order, and adapters of all routed
+experts of a layer, three-dimensional here, are two-dimensional there and adapt a parameter instead of a module.
+"""
 
 import json
 import math
@@ -13,27 +17,30 @@ from sft_hydra.models.names import disk_rows, rows_from_disk, rows_to_disk
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+EXPERTS = ".experts."
+LAST_EXPERTS = ".experts.down_proj"  # PEFT wraps the parameters of a module in turn, the first innermost
+
+Tensors = dict[str, torch.Tensor]
 
 
-def write_adapter(config: Any, adapters: dict[str, torch.Tensor], lora: LoraConfig, base: str, folder: Path) -> int:
+def write_adapter(config: Any, adapters: Tensors, lora: LoraConfig, base: str, folder: Path) -> int:
     """Write adapters, named as ours, for the base model at `base` (a folder or hub id). Returns the number of tensors."""
+    layers = {name.rpartition(".")[0] for name in adapters}
     tensors = {}
     for name, factor in adapters.items():
-        rows = disk_rows(config, name)
-        tensors[f"{PREFIX}{name}.weight"] = (
-            factor.detach().cpu().contiguous() if rows is None else rows_to_disk(factor.detach().cpu(), rows)
-        )
+        tensors[_peft_name(name, layers)] = _to_peft(config, name, factor.detach().cpu())
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    layers = {name.rpartition(".")[0] for name in adapters}
+    parameters = sorted(layer for layer in layers if EXPERTS in layer)
     description = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         "r": lora.dim,
         "lora_alpha": lora.alpha,
-        "lora_dropout": lora.dropout,
+        "lora_dropout": 0.0 if parameters else lora.dropout,  # PEFT has none on parameters, and serving has none at all
         "use_rslora": lora.rank_stabilized,
-        "target_modules": sorted(layers),
+        "target_modules": sorted(layers.difference(parameters)),
+        "target_parameters": parameters or None,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
@@ -42,23 +49,51 @@ def write_adapter(config: Any, adapters: dict[str, torch.Tensor], lora: LoraConf
     return len(tensors)
 
 
-def limits(config: Any, adapters: dict[str, torch.Tensor]) -> str | None:
+def _peft_name(name: str, layers: set[str]) -> str:
+    """The name in PEFT's file of one of our adapter's matrices; `layers` are all that have adapters."""
+    layer, _, factor = name.rpartition(".")
+    if EXPERTS in layer:
+        experts = layer.rpartition(".")[0]
+        both = sum(other.startswith(experts + ".") for other in layers) > 1
+        layer = f"{experts}.base_layer" if both and not layer.endswith(LAST_EXPERTS) else experts
+    return f"{PREFIX}{layer}.{factor}.weight"
+
+
+def _to_peft(config: Any, name: str, factor: torch.Tensor) -> torch.Tensor:
+    if factor.ndim == 3:  # A (experts, dim, in), B (experts, out, dim)
+        return (factor.flatten(0, 1) if name.endswith("lora_A") else factor.permute(1, 2, 0).flatten(1)).contiguous()
+    rows = disk_rows(config, name)
+    return factor.contiguous() if rows is None else rows_to_disk(factor, rows)
+
+
+def _from_peft(config: Any, name: str, factor: torch.Tensor, experts: int) -> torch.Tensor:
+    if EXPERTS in name:
+        if name.endswith("lora_A"):
+            return factor.unflatten(0, (experts, -1))
+        return factor.unflatten(1, (-1, experts)).permute(2, 0, 1)
+    rows = disk_rows(config, name)
+    return factor if rows is None else rows_from_disk(factor, rows)
+
+
+def limits(config: Any, adapters: Tensors) -> str | None:
     """What of adapters, named as ours, the peft library cannot load; None: it loads them all."""
     if config.model_type == "nemotron_h" and any(".out_proj." in name for name in adapters):
         return "the peft library refuses adapters on Mamba's out_proj; export.merge=true writes the merged model"
     return None
 
 
-def merge_adapter(config: Any, folder: Path, base: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def merge_adapter(config: Any, folder: Path, base: Tensors) -> Tensors:
     """The base's weights (named and ordered as ours) with the adapter in `folder` merged in, from its files alone."""
     adapter = json.loads((folder / CONFIG).read_text())
     scale = adapter["lora_alpha"] / (math.sqrt(adapter["r"]) if adapter["use_rslora"] else adapter["r"])
     factors = load_file(folder / WEIGHTS)
+    layers = {*adapter["target_modules"], *(adapter["target_parameters"] or ())}
     merged = dict(base)
-    for name in adapter["target_modules"]:
-        weight = base[f"{name}.weight"]
-        a, b = (factors[f"{PREFIX}{name}.{factor}.weight"] for factor in ("lora_A", "lora_B"))
-        rows = disk_rows(config, f"{name}.lora_B")
-        b = b if rows is None else rows_from_disk(b, rows)
-        merged[f"{name}.weight"] = (weight.float() + scale * (b @ a).to(weight.device)).to(weight.dtype)
+    for layer in sorted(layers):
+        weight = base[f"{layer}.weight"]
+        a, b = (
+            _from_peft(config, name, factors[_peft_name(name, layers)], len(weight))
+            for name in (f"{layer}.lora_A", f"{layer}.lora_B")
+        )
+        merged[f"{layer}.weight"] = (weight.float() + scale * (b @ a).to(weight.device)).to(weight.dtype)
     return merged

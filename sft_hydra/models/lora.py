@@ -1,4 +1,4 @@
-"""LoRA: y = W x + scale * B (A x) on chosen linear layers; the base is frozen.
+"""LoRA on chosen linear layers (models/lora_layers.py); the base is frozen.
 
 Owns which layers are chosen (`apply_lora` answers with a coverage table; a pattern that matches nothing is an error) and
 how an adapter becomes part of the weight (`merged_state`).
@@ -11,16 +11,17 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from sft_hydra.config.schema import LoraConfig
 from sft_hydra.errors import ConfigError
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.layers import Linear
+from sft_hydra.models.lora_layers import Adapter, LoraGroupedLinear, LoraLinear, scale_of
+from sft_hydra.models.moe import GroupedLinear
 from sft_hydra.models.streams import stream
 from sft_hydra.parallel.comm import objects_of_ranks
-from sft_hydra.parallel.storage import fill, local
+from sft_hydra.parallel.storage import fill
 from sft_hydra.parallel.whole import whole_tensors
 
 ALIASES = {
@@ -29,6 +30,7 @@ ALIASES = {
     "linear_fc1": ("gate_proj", "up_proj", "gate_up_proj", "fc1", "c_fc", "dense_h_to_4h"),
     "linear_fc2": ("down_proj", "fc2", "c_proj", "dense_4h_to_h"),
 }
+EXPERTS = ".experts."  # in names of what belongs to routed experts: adapted only where a pattern asks for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,31 +43,6 @@ class Coverage:
     trainable: int  # parameters of the adapters
 
 
-class LoraLinear(Linear):
-    """A linear layer with an adapter: lora_A (dim, in) and lora_B (out, dim), both fp32."""
-
-    def __init__(self, base: nn.Linear, lora: LoraConfig) -> None:
-        with torch.device("meta"):
-            super().__init__(base.in_features, base.out_features, bias=base.bias is not None)
-        self.weight = base.weight
-        self.bias = base.bias
-        device = base.weight.device
-        self.lora_A = nn.Parameter(torch.empty(lora.dim, base.in_features, dtype=torch.float32, device=device))
-        self.lora_B = nn.Parameter(torch.empty(base.out_features, lora.dim, dtype=torch.float32, device=device))
-        self.scale = scale_of(lora)
-        self.a_init = lora.a_init
-        self.dropout = lora.dropout
-        self.dropout_first = lora.dropout_position == "pre"
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        dropped = F.dropout(x, self.dropout, self.training) if self.dropout_first else x
-        inner = F.linear(dropped, local(self.lora_A).to(x.dtype))
-        update = F.linear(inner, local(self.lora_B).to(x.dtype)) * self.scale
-        if not self.dropout_first:
-            update = F.dropout(update, self.dropout, self.training)
-        return super().forward(x) + update
-
-
 def apply_lora(model: DecoderModel, lora: LoraConfig, seed: int) -> list[Coverage]:
     """`add_adapters`, then `init_adapters`: for a model that has its weights."""
     coverage = add_adapters(model, lora)
@@ -76,12 +53,13 @@ def apply_lora(model: DecoderModel, lora: LoraConfig, seed: int) -> list[Coverag
 def add_adapters(model: DecoderModel, lora: LoraConfig) -> list[Coverage]:
     """Freeze the model and give the chosen linear layers adapters, in place, without values yet."""
     head = model.head_weight
-    layers = {
-        name: module
-        for name, module in model.named_modules()
-        if type(module) in (Linear, nn.Linear) and module.weight is not head
-    }
-    chosen = choose(list(layers), lora, model.lora_targets)
+    layers: dict[str, nn.Linear | GroupedLinear] = {}
+    for name, module in model.named_modules():
+        if type(module) in (Linear, nn.Linear, GroupedLinear) and module.weight is not head:
+            assert isinstance(module, nn.Linear | GroupedLinear)
+            layers[name] = module
+    usual = [name for name in layers if EXPERTS not in name and name.rpartition(".")[2] in model.lora_targets]
+    chosen = choose(list(layers), lora, usual)
     if not chosen:
         raise ConfigError(
             f"peft: nothing of this model can be adapted (model_type {model.config.model_type}, "
@@ -91,7 +69,9 @@ def add_adapters(model: DecoderModel, lora: LoraConfig) -> list[Coverage]:
     model.requires_grad_(False)
     for name in chosen:
         parent, _, leaf = name.rpartition(".")
-        model.get_submodule(parent).register_module(leaf, LoraLinear(layers[name], lora))
+        layer = layers[name]
+        adapted = LoraGroupedLinear(layer, lora) if isinstance(layer, GroupedLinear) else LoraLinear(layer, lora)
+        model.get_submodule(parent).register_module(leaf, adapted)
     return _coverage(layers, set(chosen), lora.dim)
 
 
@@ -99,18 +79,14 @@ def add_adapters(model: DecoderModel, lora: LoraConfig) -> list[Coverage]:
 def init_adapters(model: DecoderModel, seed: int) -> None:
     """Adapters that change nothing yet: every A is drawn from (seed, its name), every B is zero."""
     for name, module in model.named_modules():
-        if isinstance(module, LoraLinear):
+        if isinstance(module, Adapter):
             fill(module.lora_A, _initial_a(module.lora_A.shape, module.a_init, stream(seed, f"{name}.lora_A")))
             module.lora_B.zero_()
 
 
-def scale_of(lora: LoraConfig) -> float:
-    """What the product of an adapter's matrices is multiplied with."""
-    return lora.alpha / (math.sqrt(lora.dim) if lora.rank_stabilized else lora.dim)
-
-
-def choose(names: list[str], lora: LoraConfig, defaults: tuple[str, ...]) -> list[str]:
-    """Names of the linear layers that get an adapter. ConfigError for patterns that match none of them."""
+def choose(names: list[str], lora: LoraConfig, usual: list[str]) -> list[str]:
+    """Which of these linear layers get an adapter; `usual` are those where nothing is said. ConfigError for patterns that
+    match none of them."""
     if lora.match_all_linear:
         return names
     if lora.target_modules and lora.exclude_modules:
@@ -121,7 +97,7 @@ def choose(names: list[str], lora: LoraConfig, defaults: tuple[str, ...]) -> lis
         excluded = _matching(names, lora.exclude_modules, "peft.exclude_modules")
         return [name for name in names if name not in excluded]
     if not lora.target_modules:
-        return [name for name in names if name.rpartition(".")[2] in defaults]
+        return usual
     targets = _matching(names, lora.target_modules, "peft.target_modules")
     return [name for name in names if name in targets]
 
@@ -152,8 +128,10 @@ def _fits(name: str, pattern: str) -> bool:
 
 
 def _initial_a(shape: torch.Size, kind: str, generator: torch.Generator) -> torch.Tensor:
-    """Values of A (dim, in)."""
+    """Values of A ([experts,] dim, in)."""
     values = torch.empty(shape)
+    if len(shape) == 3:  # of every expert
+        return torch.stack([_initial_a(expert.shape, kind, generator) for expert in values])
     if kind == "xavier":
         return nn.init.xavier_normal_(values, generator=generator)
     if kind == "kaiming":
@@ -161,16 +139,22 @@ def _initial_a(shape: torch.Size, kind: str, generator: torch.Generator) -> torc
     return values.normal_(0.0, 1 / shape[0], generator=generator)
 
 
-def _coverage(layers: dict[str, nn.Linear], chosen: set[str], dim: int) -> list[Coverage]:
+def _coverage(layers: dict[str, nn.Linear | GroupedLinear], chosen: set[str], dim: int) -> list[Coverage]:
     kinds: dict[str, list[str]] = {}
     for name in layers:
         kinds.setdefault(re.sub(r"\.\d+(?=\.)", ".*", name), []).append(name)
     table = []
     for kind, names in kinds.items():
         adapted = [layers[name] for name in names if name in chosen]
-        trainable = sum(dim * (layer.in_features + layer.out_features) for layer in adapted)
+        trainable = sum(dim * _features(layer) for layer in adapted)
         table.append(Coverage(kind, len(adapted), len(names), trainable))
     return table
+
+
+def _features(layer: nn.Linear | GroupedLinear) -> int:
+    """Inputs and outputs, of all experts together."""
+    count = layer.num_experts if isinstance(layer, GroupedLinear) else 1
+    return count * (layer.in_features + layer.out_features)
 
 
 @torch.no_grad()

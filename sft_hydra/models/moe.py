@@ -62,6 +62,7 @@ class GroupedLinear(nn.Module):
 
     def __init__(self, num_experts: int, in_features: int, out_features: int) -> None:
         super().__init__()
+        self.num_experts, self.in_features, self.out_features = num_experts, in_features, out_features
         self.weight = nn.Parameter(torch.empty(num_experts, out_features, in_features))
 
     def forward(self, x: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:

@@ -121,6 +121,8 @@ def test_bf16_source_stays_bf16(make_cfg, tokenizer, tmp_path):
         ("qwen3", LoraConfig(dim=4, alpha=6.0, rank_stabilized=True)),
         ("nano", LoraConfig(dim=4)),
         ("nano", LoraConfig(dim=4, target_modules=["in_proj", "linear_qkv"])),
+        ("nano", LoraConfig(dim=4, target_modules=["q_proj", "up_proj", "down_proj"])),
+        ("qwen3_moe", LoraConfig(dim=4, alpha=6.0, target_modules=["linear_qkv", "*.experts.*"])),
     ],
 )
 def test_adapter_loads_in_peft_with_equal_logits(make_cfg, tokenizer, row, tmp_path, family, lora):

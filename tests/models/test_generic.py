@@ -17,7 +17,8 @@ from sft_hydra.engine.microbatches import forward_loss
 from sft_hydra.errors import ConfigError, ModelError
 from sft_hydra.models import build
 from sft_hydra.models.isolation import check_isolation
-from sft_hydra.models.lora import LoraLinear, add_adapters
+from sft_hydra.models.lora import add_adapters
+from sft_hydra.models.lora_layers import LoraLinear
 
 ROWS = [make_row(PACKINGS["many_tiny"], seed=1), make_row([5, 17], seed=2)]
 

@@ -5,15 +5,18 @@ import dataclasses
 import pytest
 import torch
 from peft import LoraConfig as PeftConfig
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file
 from support.packed import ARCHITECTURES, alone, logits_of, make_model, make_row, oracle_of, relative
 
+from sft_hydra.checkpoint.adapter import write_adapter
 from sft_hydra.config.schema import LoraConfig
 from sft_hydra.engine.batch import make_batch
 from sft_hydra.engine.microbatches import forward_loss
 from sft_hydra.errors import ConfigError
 from sft_hydra.models.build import as_transformers
-from sft_hydra.models.lora import LoraLinear, apply_lora
+from sft_hydra.models.lora import apply_lora
+from sft_hydra.models.lora_layers import Adapter, LoraLinear
 from sft_hydra.models.names import disk_rows, rows_to_disk
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -68,6 +71,54 @@ def test_gradients_equal_the_peft_librarys(family, targets, rank_stabilized):
     for name, (mine, other) in pairs.items():
         assert relative(on_disk(model, name, mine.grad), other.grad) < 1e-5, name
     assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
+
+
+@pytest.mark.parametrize(
+    ("family", "targets", "parameters"),
+    [
+        ("qwen3_moe", ["q_proj"], ["experts.gate_up_proj", "experts.down_proj"]),
+        ("nano", ["shared_experts.up_proj"], ["experts.up_proj", "experts.down_proj"]),
+        ("super", ["q_proj"], ["experts.down_proj"]),
+    ],
+)
+def test_gradients_of_routed_experts_equal_the_peft_librarys(family, targets, parameters, tmp_path):
+    lora = LoraConfig(dim=4, alpha=6.0, target_modules=[*targets, *parameters])
+    model = make_model(ARCHITECTURES[family])
+    base = oracle_of(model)
+    apply_lora(model, lora, seed=0)
+    randomise(model)
+    count = write_adapter(model.config, adapters(model), lora, "base", tmp_path)
+    assert count == len(adapters(model))
+    oracle = PeftModel.from_pretrained(base, tmp_path, is_trainable=True)
+    rows = [make_row([8, 1, 30], seed=4)]
+    loss, _ = forward_loss(model, make_batch(rows, "cpu"))
+    loss.backward()
+    expected = alone(oracle, rows)[1]
+    expected.backward()
+    assert relative(loss, expected) < 1e-6
+    write_adapter(model.config, {name: p.grad for name, p in adapters(model).items()}, lora, "base", tmp_path)
+    mine = load_file(tmp_path / "adapter_model.safetensors")
+    theirs = {n.replace(".default", ""): p.grad for n, p in oracle.named_parameters() if p.requires_grad}
+    assert mine.keys() == theirs.keys()
+    assert any(".experts." in name for name in mine)
+    for name, gradient in theirs.items():
+        assert relative(mine[name], gradient) < 1e-5, name
+    assert relative(alone(as_transformers(model), rows)[0], logits_of(model, make_batch(rows, "cpu"))) < 1e-5
+
+
+def test_routed_experts_are_adapted_where_a_pattern_asks_for_it():
+    def adapted(lora):
+        model = make_model(ARCHITECTURES["nano"])
+        apply_lora(model, lora, seed=0)
+        return {name.partition(".mixer.")[2] for name, m in model.named_modules() if isinstance(m, Adapter)}
+
+    routed = {"experts.up_proj", "experts.down_proj"}
+    assert not routed & adapted(LoraConfig())
+    assert not routed & adapted(LoraConfig(target_modules=[]))
+    for asked in (["up_proj", "down_proj"], ["*.experts.*"], ["linear_fc1", "linear_fc2"]):
+        assert routed <= adapted(LoraConfig(target_modules=asked))
+    assert routed <= adapted(LoraConfig(match_all_linear=True))
+    assert not routed & adapted(LoraConfig(exclude_modules=["*.experts.*"]))
 
 
 def test_merged_equals_unmerged_and_leaves_the_model_alone():

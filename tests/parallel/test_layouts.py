@@ -1,5 +1,7 @@
 """Every layout trains like one process: losses, norms, gradients and weights of three optimizer steps."""
 
+import dataclasses
+
 import pytest
 from support.packed import relative
 from support.ranks import run_ranks
@@ -69,6 +71,7 @@ def interleaved(shapes):
 
 MOE_SIX = [(world, sizes) for world, sizes in EXPERTS if 6 % sizes.get("ep", 1) == 0]
 LORA = LoraConfig(dim=4, alpha=8.0)
+EXPERTS_LORA = dataclasses.replace(LORA, target_modules=["q_proj", "*.experts.*"])
 CASES = {
     "qwen3": (Case("qwen3"), DENSE),
     "llama": (Case("llama"), DENSE),
@@ -81,6 +84,8 @@ CASES = {
     "lora": (Case("qwen3", lora=LORA), DENSE),
     "lora biased": (Case("llama", lora=LORA), DENSE[:6]),
     "lora nano": (Case("nano", lora=LORA), EXPERTS),
+    "lora experts": (Case("nano", lora=EXPERTS_LORA), EXPERTS + DENSE[:4]),
+    "lora experts gated": (Case("qwen3_moe", lora=EXPERTS_LORA), MOE_SIX[:6]),
     "pipeline": (Case("qwen3"), STAGES),
     "pipeline untied": (Case("llama"), STAGES[:3]),
     "pipeline nano": (Case("nano"), STAGES_OF_EXPERTS),
@@ -112,6 +117,7 @@ QUICK = [
     "recompute",
     "gemma2",
     "lora phi3",
+    "lora experts",
 ]
 
 
