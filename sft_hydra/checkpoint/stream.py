@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from sft_hydra.checkpoint.shards import INDEX, SINGLE
 from sft_hydra.errors import ModelError
@@ -65,13 +65,13 @@ def carried_tensors(config: Any, folder: Path) -> Iterator[tuple[str, torch.Tens
 def _tensor_files(folder: Path) -> dict[str, Path]:
     """Which file every tensor is in."""
     if (folder / INDEX).is_file():
-        weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
+        weight_map = _weight_map(folder / INDEX)
         absent = sorted({file for file in weight_map.values() if not (folder / file).is_file()})
         if absent:
             raise ModelError(*(f"{folder / file}, named in {INDEX}, does not exist" for file in absent))
         return {name: folder / file for name, file in weight_map.items()}
     if (folder / SINGLE).is_file():
-        with safe_open(folder / SINGLE, framework="pt") as file:
+        with _open(folder / SINGLE) as file:
             return dict.fromkeys(file.keys(), folder / SINGLE)
     raise ModelError(f"{folder} has no {SINGLE} and no {INDEX}: only safetensors are read (torch's pickles are not)")
 
@@ -87,5 +87,27 @@ class _Reader:
         """What slices into the tensor of this name."""
         file = self.files[name]
         if file not in self.handles:
-            self.handles[file] = safe_open(file, framework="pt")
-        return self.handles[file].get_slice(name.removeprefix(self.prefix))
+            self.handles[file] = _open(file)
+        try:
+            return self.handles[file].get_slice(name.removeprefix(self.prefix))
+        except SafetensorError as error:
+            raise ModelError(f"{file}: {name}, which the index says is in it, cannot be read: {error}") from error
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor -> file, all in the folder of the index."""
+    try:
+        found = dict(json.loads(index.read_text())["weight_map"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{index}: not a readable index of tensors ({error!r})") from error
+    outside = sorted({str(file) for file in found.values() if not isinstance(file, str) or Path(file).name != file})
+    if outside:
+        raise ModelError(*(f"{index} names {file}, which is no file beside it" for file in outside))
+    return found
+
+
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"{file} cannot be read as safetensors: {error}") from error

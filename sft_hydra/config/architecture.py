@@ -4,6 +4,7 @@ Torch-free, and never over the network: a hub id is looked up in the local cache
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,11 @@ from sft_hydra.config.schema import SftConfig
 from sft_hydra.errors import ModelError
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "nemotron_h")  # model_type of those we define ourselves
+MOST = {
+    "num_hidden_layers": 10_000,
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "head_dim"), 100_000),
+    **dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size"), 100_000_000),
+}  # of sizes: what is beyond is a mistake, or meant to exhaust a machine
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 OTHER_NAMES = {
     "hidden_size": ("n_embd", "d_model"),
@@ -34,7 +40,16 @@ def read_architecture(cfg: SftConfig) -> dict[str, Any]:
         raise ModelError(f"{file}: not a readable config.json ({error})") from error
     if not isinstance(fields, dict) or "model_type" not in fields:
         raise ModelError(f"{file}: has no model_type, so it describes no model")
+    if problems := [f"{file}: {problem}" for problem in _wrong_sizes(fields)]:
+        raise ModelError(*problems)
     return fields
+
+
+def _wrong_sizes(fields: dict[str, Any]) -> Iterator[str]:
+    for key, most in MOST.items():
+        size = fields.get(key)
+        if isinstance(size, bool | str | float) or (isinstance(size, int) and not 1 <= size <= most):
+            yield f"{key}={str(size)[:40]} must be a whole number from 1 to {most:,}"
 
 
 def config_file(path: str | None, revision: str | None = None) -> Path | None:
