@@ -23,6 +23,7 @@ from sft_hydra.data.benchmarks_as_chats import trees
 from sft_hydra.data.conversation import parse_leniently, prune_nulls
 from sft_hydra.errors import ConfigError, DataError
 
+NUMBERS = ("weight", "epochs")  # of an entry of a blend; all else is text
 LINES = (".jsonl", ".json", ".ndjson")
 PACKED = (".gz", ".zst")
 DIGITS_AS_ZEROS = bytes(ord("0" if chr(byte) in "0123456789" else " ") for byte in range(256))
@@ -104,9 +105,16 @@ def _read_blend(path: Path) -> list[Source]:
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise ConfigError(f'data.blend={path}: not a JSON file {{"datasets": [...]}} ({problem!r})') from None
     known = set(SourceConfig.__dataclass_fields__)
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ConfigError(f"data.blend={path}: `datasets` must be a list of objects")
     problems, found = [], []
     for number, entry in enumerate(entries):
         options = {key: value for key, value in entry.items() if key != "name"}
+        problems += [
+            f"{path}: datasets[{number}].{key}={value!r} must be {'a number' if key in NUMBERS else 'text'}"
+            for key, value in entry.items()
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float if key in NUMBERS else str))
+        ]
         unknown = sorted(set(options) - known)
         if unknown:
             problems.append(
