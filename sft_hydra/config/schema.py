@@ -174,8 +174,8 @@ class TrainConfig:
     clip_grad: float | None = 1.0
     """Largest norm of the gradient; null: no clipping."""
     recompute: Recompute = Recompute.none
-    """Activation checkpointing: `full` computes the activations of every block again in the backward pass, `selective`
-    those of every other block."""
+    """Activation checkpointing: what blocks compute again in the backward pass. `full`: everything; `selective`: what is
+    cheap, everything but matrix products and attention."""
     cpu_offload: bool = False
     compile: bool = False
     log_interval: int = 10

@@ -50,7 +50,7 @@ def ssd(
 
     decay = _decay(steps, documents)  # (c, G, R, l, s)
     scores = torch.einsum("clgn,csgn->cgls", queries, keys)
-    y = torch.einsum("cgrls,csgrp->clgrp", scores[:, :, None] * decay, inputs)
+    y = list(torch.einsum("cgrls,csgrp->clgrp", scores[:, :, None] * decay, inputs).unbind(0))
     # what a chunk adds to the state of the document at its end
     added = torch.einsum("csgn,cgrs,csgrp->cgrpn", keys, decay[..., -1, :], inputs)
 
@@ -63,8 +63,8 @@ def ssd(
             y[i] = y[i] + reached * goes_on[:, None, None, None]
             state = state * (from_start[i, -1] * goes_on[-1])[..., None, None]
         state = state + added[i]
-    y = y.flatten(0, 1)[:length].flatten(1, 2)
-    return (y + values * D[:, None]).to(x.dtype)
+    scanned = torch.cat(y)[:length].flatten(1, 2)
+    return (scanned + values * D[:, None]).to(x.dtype)
 
 
 def _decay(steps: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Lays a model out over the ranks. Owns the order, which is the order of `apply_layout`:
 
 1. split: weights of mixers become DTensors over the tensor or expert ranks (storage only; layers compute with plain tensors)
-2. recompute: blocks forget their activations and compute them again in the backward pass
+2. recompute: blocks forget activations and compute them again in the backward pass (recompute.py)
 3. compile: each block by itself
 4. shard: every parameter is spread over the ranks that share its gradient, gathered block by block; gradients are summed
 
@@ -10,7 +10,6 @@ The model may still be on the meta device; nothing here needs a weight.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,10 +17,10 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
-from torch.utils.checkpoint import checkpoint
 
 from sft_hydra.parallel.mesh import Mesh
 from sft_hydra.parallel.mixer import KeepFp32, Mixer
+from sft_hydra.parallel.recompute import recompute
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +28,7 @@ class Options:
     """What `train.*` says about memory and precision."""
 
     dtype: torch.dtype = torch.float32  # that blocks compute in; stored weights keep theirs
-    recompute: str = "none"  # none, selective (every other block), full
+    recompute: str = "none"  # none, selective, full
     compile: bool = False
     cpu_offload: bool = False
 
@@ -40,9 +39,8 @@ def apply_layout(roots: Sequence[nn.Module], blocks: Sequence[nn.Module], mesh: 
     for mixer in mixers:
         mixer.join(mesh)
         _split(mixer, mesh)
-    every = {"none": len(blocks) + 1, "selective": 2, "full": 1}[options.recompute]
-    for block in blocks[every - 1 :: every]:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+    for block in blocks:
+        recompute(block, options.recompute)
     if options.compile:
         for block in blocks:
             block.compile(dynamic=False)
