@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import re
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,14 +21,12 @@ import orjson
 from sft_hydra.config.schema_data import DataConfig, SourceConfig
 from sft_hydra.data import spelling
 from sft_hydra.data.benchmarks_as_chats import trees
-from sft_hydra.data.conversation import parse_leniently, prune_nulls
+from sft_hydra.data.conversation import has_long_number, parse_leniently, prune_nulls
 from sft_hydra.errors import ConfigError, DataError
 
 NUMBERS = ("weight", "epochs")  # of an entry of a blend; all else is text
 LINES = (".jsonl", ".json", ".ndjson")
 PACKED = (".gz", ".zst")
-DIGITS_AS_ZEROS = bytes(ord("0" if chr(byte) in "0123456789" else " ") for byte in range(256))
-LONG_NUMBER = b"0" * 19
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -113,7 +112,8 @@ def _read_blend(path: Path) -> list[Source]:
         problems += [
             f"{path}: datasets[{number}].{key}={value!r} must be {'a number' if key in NUMBERS else 'text'}"
             for key, value in entry.items()
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float if key in NUMBERS else str))
+            if value is not None
+            and (isinstance(value, bool) or not isinstance(value, int | float if key in NUMBERS else str))
         ]
         unknown = sorted(set(options) - known)
         if unknown:
@@ -204,7 +204,7 @@ def open_bytes(file: Path | str) -> Iterator[IO[bytes]]:
         else:
             with open(file, "rb", buffering=1 << 20) as stream:
                 yield stream
-    except (OSError, EOFError) as problem:
+    except (OSError, EOFError, zlib.error) as problem:
         raise DataError(f"{file}: cannot be read ({problem})") from None
 
 
@@ -309,7 +309,7 @@ def _read_lines(path: str, first: int, stop: int | None, offset: int) -> Iterato
             if number == 0:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             try:
-                if b'"tool' in line and LONG_NUMBER in line.translate(DIGITS_AS_ZEROS):  # quicker than a pattern
+                if b'"tool' in line and has_long_number(line):
                     raise ValueError("an integer of more than 64 bits may be in it")
                 yield number, orjson.loads(line)
             except ValueError as problem:
@@ -334,12 +334,19 @@ def _read_array(path: str) -> list[Any]:
 
 
 def _parquet(path: str) -> Any:
-    import pyarrow
     from pyarrow import parquet
 
-    try:
+    with _told_as_parquet(path):
         return parquet.ParquetFile(path)
-    except (OSError, pyarrow.ArrowException) as problem:
+
+
+@contextmanager
+def _told_as_parquet(path: str) -> Iterator[None]:
+    import pyarrow
+
+    try:
+        yield
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as problem:
         raise DataError(f"{path}: cannot be read as Parquet ({problem})") from None
 
 
@@ -351,12 +358,13 @@ def _read_parquet(path: str, first: int, stop: int | None) -> Iterator[tuple[int
         if number + size <= first or (stop is not None and number >= stop):
             number += size
             continue
-        for batch in table.iter_batches(batch_size=512, row_groups=[group]):
-            if number + batch.num_rows > first and (stop is None or number < stop):
-                for offset, row in enumerate(batch.to_pylist(), number):
-                    if offset >= first and (stop is None or offset < stop):
-                        yield offset, prune_nulls(row)
-            number += batch.num_rows
+        with _told_as_parquet(path):
+            for batch in table.iter_batches(batch_size=512, row_groups=[group]):
+                if number + batch.num_rows > first and (stop is None or number < stop):
+                    for offset, row in enumerate(batch.to_pylist(), number):
+                        if offset >= first and (stop is None or offset < stop):
+                            yield offset, prune_nulls(row)
+                number += batch.num_rows
 
 
 def _hub(path: str, config: SourceConfig) -> Any:
