@@ -118,22 +118,22 @@ def _chosen(tasks: list[Any], max_items: int | None) -> dict[str, list[int]] | N
 
 
 def _scores(name: str, found: dict[str, Any], of: int, origin: str) -> list[Score]:
-    """The figures of a suite: means over its tasks, weighted by their items."""
+    """The figures of a suite: means over the tasks that have them, weighted by their items."""
     counts = {task: len({row["doc_id"] for row in rows}) for task, rows in found["samples"].items()}
-    items = sum(counts.values())
-    keys = [key for key in next(iter(found["results"].values())) if "," in key and "_stderr," not in key]
+    results = found["results"]
+    keys = [key for task in counts for key in results[task] if "," in key and "_stderr," not in key]
     scores = []
-    for key in keys:
+    for key in dict.fromkeys(keys):
         metric, _, filtered = key.partition(",")
-        values = {task: found["results"][task][key] for task in counts}
-        errors = [found["results"][task].get(f"{metric}_stderr,{filtered}") for task in counts]
-        value = sum(values[task] * count for task, count in counts.items()) / items
+        sizes = {task: count for task, count in counts.items() if key in results[task]}
+        items = sum(sizes.values())
+        errors = {task: results[task].get(f"{metric}_stderr,{filtered}") for task in sizes}
         stderr = None
-        if all(isinstance(error, float) for error in errors):
-            pairs = zip(errors, counts.values(), strict=True)
-            stderr = sum((error * count) ** 2 for error, count in pairs) ** 0.5 / items
+        if all(isinstance(error, float) for error in errors.values()):
+            stderr = sum((errors[task] * size) ** 2 for task, size in sizes.items()) ** 0.5 / items
+        value = float(sum(results[task][key] * size for task, size in sizes.items()) / items)
         shown = metric if filtered == "none" else f"{metric} ({filtered})"
-        scores.append(Score(name, shown, float(value), stderr, _baseline(metric, found), items, of, origin))
+        scores.append(Score(name, shown, value, stderr, _baseline(metric, found), items, of, origin))
     return scores
 
 

@@ -6,7 +6,7 @@ Imports lm_eval; load it through harness.py. Invariant: no task runs code that a
 
 import difflib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,19 @@ class Suite:
 
 def load_suites(wanted: EvalConfig) -> list[Suite]:
     """Raises ConfigError or DataError for what is not known, not to be had or not allowed."""
-    return [_suite(name, wanted) for name in wanted.tasks if name != "chatcore"]
+    suites: list[Suite] = []
+    for name in wanted.tasks:
+        folder = Path(name).expanduser()
+        if folder.is_dir():
+            manager = TaskManager(include_path=str(folder), include_defaults=False)
+            whole = _loaded(name, manager, manager.all_subtasks)
+            suites += [Suite(task.task_name, [task], str(task.DATASET_PATH)) for task in whole.tasks]
+        elif name != "chatcore":
+            suites.append(_suite(name, wanted))
+    names = [suite.name for suite in suites]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"eval.tasks: {', '.join(twice)} is there twice; give the task another name")
+    return suites
 
 
 def _suite(name: str, wanted: EvalConfig) -> Suite:
@@ -49,11 +61,9 @@ def _suite(name: str, wanted: EvalConfig) -> Suite:
         return _humaneval(wanted)
     if name == "spelling_bee":
         return Suite(name, [ConfigurableTask(config=_spelling_bee())], "made here")
-    if path.is_dir():
-        manager = TaskManager(include_path=str(path), include_defaults=False)
-        return _loaded(path.name, manager, manager.all_subtasks)
     if path.is_file():
-        return _loaded(path.stem, TaskManager(include_defaults=False), [str(path)])
+        found = _loaded(name, TaskManager(include_defaults=False), [str(path)])
+        return replace(found, name=found.tasks[0].task_name if len(found.tasks) == 1 else path.stem)
     manager = _all_tasks()
     if name not in manager.task_index:
         near = difflib.get_close_matches(name, manager.all_tasks, n=3)
@@ -65,8 +75,8 @@ def _suite(name: str, wanted: EvalConfig) -> Suite:
     _refuse_code(name, [manager.task_index[leaf].cfg or {} for leaf in leaves])
     if wanted.data_dir is None:
         return _loaded(name, manager, [name])
-    found = [_local_task(manager.task_index[leaf].cfg or {}, wanted) for leaf in leaves]
-    return Suite(name, [task for task, _ in found], ", ".join(dict.fromkeys(origin for _, origin in found)))
+    local = [_local_task(manager.task_index[leaf].cfg or {}, wanted) for leaf in leaves]
+    return Suite(name, [task for task, _ in local], ", ".join(dict.fromkeys(origin for _, origin in local)))
 
 
 @cache

@@ -1,5 +1,7 @@
 """Our model asked by the lm-evaluation-harness answers as the harness's own Hugging Face backend does, item by item."""
 
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 from sft_hydra.config.schema import EvalConfig, SftConfig
 from sft_hydra.config.schema_data import TokenizerConfig
 from sft_hydra.data.tokenizer import ChatTokenizer, load_tokenizer
+from sft_hydra.errors import ConfigError, DataError
 from sft_hydra.evaluation.chat import Chat
 from sft_hydra.evaluation.harness import HarnessResult, run_harness
 from sft_hydra.models.build import as_transformers, build_model
@@ -54,10 +57,11 @@ def run(model: tuple[Any, ChatTokenizer], cfg: SftConfig) -> HarnessResult:
     return run_harness(Chat(*model, cfg), cfg, lambda done, total, what: None, lambda text: None)
 
 
-def their_samples(folder: Path, name: str, wanted: EvalConfig) -> list[dict[str, Any]]:
+def their_samples(folder: Path, items: int, wanted: EvalConfig) -> list[dict[str, Any]]:
     """The same items, asked through the harness's own backend from a folder."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
 
     from sft_hydra.evaluation.harness_tasks import load_suites
 
@@ -66,7 +70,8 @@ def their_samples(folder: Path, name: str, wanted: EvalConfig) -> list[dict[str,
     found = simple_evaluate(
         model=backend,
         tasks=suite.tasks,
-        limit=ITEMS[name] // len(suite.tasks),
+        task_manager=TaskManager(include_defaults=False),
+        limit=items // len(suite.tasks),
         num_fewshot=0,
         gen_kwargs={"max_gen_toks": NEW_TOKENS},
         apply_chat_template=True,
@@ -75,24 +80,16 @@ def their_samples(folder: Path, name: str, wanted: EvalConfig) -> list[dict[str,
     return [row for rows in found["samples"].values() for row in rows]
 
 
-@pytest.mark.parametrize("name", ITEMS)
-def test_answers_equal_those_of_the_hugging_face_backend(
-    name: str, qwen: tuple[Any, ChatTokenizer], shared: Path, tmp_path: Path
-) -> None:
-    qwen[0].save_pretrained(tmp_path)
-    qwen[1].save_files(tmp_path)
+def assert_equal_answers(model: tuple[Any, ChatTokenizer], name: str, items: int, folder: Path, data: Path) -> None:
+    model[0].save_pretrained(folder)
+    model[1].save_files(folder)
     cfg = asked(
-        tasks=[name],
-        data_dir=str(shared / "assets/eval"),
-        max_items=ITEMS[name],
-        num_fewshot=0,
-        max_new_tokens=NEW_TOKENS,
-        allow_code=True,
+        tasks=[name], data_dir=str(data), max_items=items, num_fewshot=0, max_new_tokens=NEW_TOKENS, allow_code=True
     )
-    ours = run(qwen, cfg).answers[name]
-    theirs = their_samples(tmp_path, name, cfg.eval)
+    ours = run(model, cfg).answers[name]
+    theirs = their_samples(folder, items, cfg.eval)
     assert len(ours) == len(theirs)
-    assert len({answer["question"] for answer in ours}) == ITEMS[name]
+    assert len({answer["question"] for answer in ours}) == items
     for our, their in zip(ours, theirs, strict=True):
         assert our["question"] == their["arguments"][0][0]
         if "log_likelihoods" in our:
@@ -102,3 +99,115 @@ def test_answers_equal_those_of_the_hugging_face_backend(
         else:
             assert our["answer"] == their["resps"][0][0]
             assert our["answer"]
+        assert {metric: our[metric] for metric in their["metrics"]} == {m: their[m] for m in their["metrics"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "items"), [("arc_challenge", 12), ("gsm8k", 8), ("humaneval", 3), ("spelling_bee", 8)]
+)
+def test_answers_equal_those_of_the_hugging_face_backend(
+    name: str, items: int, small: tuple[Any, ChatTokenizer], shared: Path, tmp_path: Path
+) -> None:
+    assert_equal_answers(small, name, items, tmp_path, shared / "assets/eval")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "items"), ITEMS.items())
+def test_a_hundred_answers_with_the_tokenizer_of_qwen3(
+    name: str, items: int, qwen: tuple[Any, ChatTokenizer], shared: Path, tmp_path: Path
+) -> None:
+    assert_equal_answers(qwen, name, items, tmp_path, shared / "assets/eval")
+
+
+CHOICE = """
+task: fruit
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: answer
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+WRITTEN = """
+task: echo
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "Say {{{{choices[0]}}}}"
+doc_to_target: "{{{{choices[0]}}}}"
+generation_kwargs: {{until: [], max_gen_toks: 4, do_sample: false}}
+metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
+"""
+
+
+@pytest.fixture
+def own_tasks(tmp_path: Path) -> Path:
+    """A folder with two task files of a user's."""
+    rows = [{"question": f"Which is number {n}?", "choices": [f"{n}", "stone", "sea"], "answer": 0} for n in range(5)]
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    for name, text in (("fruit", CHOICE), ("echo", WRITTEN)):
+        (folder / f"{name}.yaml").write_text(text.format(file=tmp_path / "items.jsonl"))
+    return folder
+
+
+def test_task_files_of_a_user_alone_and_as_a_folder(small: tuple[Any, ChatTokenizer], own_tasks: Path) -> None:
+    found = run(small, asked(tasks=[str(own_tasks / "fruit.yaml")], max_items=4))
+    (fruit,) = found.scores
+    assert (fruit.metric, fruit.items, fruit.of) == ("acc", 4, 5)
+    assert fruit.baseline == pytest.approx(1 / 3)
+    assert fruit.centred == pytest.approx((fruit.value - 1 / 3) / (2 / 3))
+    assert fruit.value == sum(answer["acc"] for answer in found.answers["fruit"]) / 4
+    together = run(small, asked(tasks=[str(own_tasks)]))
+    assert {(score.task, score.metric) for score in together.scores} == {("fruit", "acc"), ("echo", "exact_match")}
+    assert all(score.items == score.of for score in together.scores)
+
+
+def test_bare_text_and_a_template_ask_differently(small: tuple[Any, ChatTokenizer], own_tasks: Path) -> None:
+    task = str(own_tasks / "fruit.yaml")
+    bare, chat = (run(small, asked(tasks=[task], chat_template=chosen)).answers["fruit"][0] for chosen in (False, True))
+    assert bare["question"] == "Which is number 0?"
+    assert bare["choices"][1] == " stone"
+    assert chat["question"] == Chat(*small, SftConfig()).renderer.prompt_text(
+        [{"role": "user", "content": "Which is number 0?"}]
+    )
+
+
+def test_examples_before_a_question_are_turns_of_the_chat(small: tuple[Any, ChatTokenizer], shared: Path) -> None:
+    wanted = {"tasks": ["mmlu_anatomy"], "data_dir": str(shared / "assets/eval"), "max_items": 1}
+    (answer,) = run(small, asked(num_fewshot=2, **wanted)).answers["mmlu_anatomy"]
+    assert answer["question"].count("<|im_start|>user") == 3
+    with pytest.raises(DataError, match=r"train split of gsm8k.*gsm8k_train.*eval.num_fewshot=0"):
+        run(small, asked(**wanted | {"tasks": ["gsm8k"]}))
+
+
+def test_prompts_that_are_too_long_are_counted(small: tuple[Any, ChatTokenizer], own_tasks: Path) -> None:
+    task, longest = str(own_tasks / "fruit.yaml"), small[0].config.max_position_embeddings
+    small[0].config.max_position_embeddings = 8
+    try:
+        assert run(small, asked(tasks=[task])).shortened == 15
+    finally:
+        small[0].config.max_position_embeddings = longest
+
+
+def test_what_cannot_be_asked_is_refused(
+    small: tuple[Any, ChatTokenizer], own_tasks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match=r"gsm8kk is no task .*did you mean gsm8k"):
+        run(small, asked(tasks=["gsm8kk"]))
+    with pytest.raises(ConfigError, match="mbpp runs code that the model writes, outside of any sandbox"):
+        run(small, asked(tasks=["mbpp"]))
+    file = own_tasks / "echo.yaml"
+    file.write_text(file.read_text().replace("do_sample: false", "num_beams: 4"))
+    with pytest.raises(ConfigError, match="num_beams=4, which is not supported"):
+        run(small, asked(tasks=[str(file)]))
+    file.write_text("task: [")
+    with pytest.raises(DataError, match=r"echo.yaml cannot be loaded \(ParserError"):
+        run(small, asked(tasks=[str(file)]))
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(ConfigError, match=r"pip install 'sft_hydra\[eval\]'"):
+        run(small, asked(tasks=["gsm8k"]))

@@ -29,15 +29,29 @@ def train(folder, name, *overrides):
     return losses, {line["step"]: line["val/loss"] for line in lines if "val/loss" in line}, done.stdout
 
 
+def chatcore(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["eval/chatcore/arc_easy"] for line in lines if "eval/chatcore" in line}
+
+
 def same(actual, expected):
     assert actual[0] == pytest.approx(expected[0], rel=1e-5)
     assert actual[1] == pytest.approx(expected[1], rel=1e-5)
 
 
 def test_two_ranks_train_validate_evaluate_and_export_like_one(tmp_path):
-    one = train(tmp_path, "one", "export.auto=false", "eval.exact_match.path=null")
-    two = train(tmp_path, "two", "cluster.gpus_per_node=2")
+    row = {
+        "question": "Which is a fruit?",
+        "choices": {"text": ["stone", "apple"], "label": ["A", "B"]},
+        "answerKey": "B",
+    }
+    (tmp_path / "arc_easy.jsonl").write_text(json.dumps(row))
+    asked = ["eval.chatcore_every=2", "eval.chatcore_tasks=[arc_easy]", f"eval.data_dir={tmp_path}"]
+    one = train(tmp_path, "one", "export.auto=false", "eval.exact_match.path=null", *asked)
+    two = train(tmp_path, "two", "cluster.gpus_per_node=2", *asked)
     same(two, one)
+    assert chatcore(tmp_path / "two") == chatcore(tmp_path / "one")
+    assert list(chatcore(tmp_path / "two")) == [0, 2, 4]
     assert list(one[0]) == [1, 2, 3, 4]
     run = tmp_path / "two"
     assert {"before", "after"} <= json.loads((run / "evaluation.json").read_text()).keys()
