@@ -6,10 +6,10 @@ together with FSDP they leave whole layers without gradient and say nothing (a t
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleInterleaved1F1B
 
 from sft_hydra.parallel.mesh import Mesh
 
@@ -42,10 +42,10 @@ def stages_of_rank(mesh: Mesh, per_rank: int) -> list[int]:
     return [mesh.pp.rank + turn * mesh.pp.size for turn in range(per_rank)]
 
 
-def make_schedule(
-    modules: Sequence[nn.Module], mesh: Mesh, device: torch.device, micro_batches: int
-) -> Schedule1F1B | ScheduleInterleaved1F1B:
-    """The schedule over this rank's stages. What the last stage puts out is the loss."""
+def make_schedule(modules: Sequence[nn.Module], mesh: Mesh, device: torch.device, micro_batches: int) -> Any:
+    """torch's schedule over this rank's stages. What the last stage puts out is the loss."""
+    from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleInterleaved1F1B  # slow to import
+
     numbers = stages_of_rank(mesh, len(modules))
     total = mesh.pp.size * len(modules)
     stages = [
