@@ -164,7 +164,7 @@ class DataConfig:
     sample: int | None = None
     """First rows read of each source, before filters."""
     num_workers: int | None = None
-    """Processes; null: one per core, fewer for little data. Changes nothing but the time it takes."""
+    """Processes at most; null: one per core. Little data gets fewer. Changes nothing but the time it takes."""
     num_shards: int | None = None
     """Shards per source; null: by the size of the input."""
     num_parts: int | None = None

@@ -3,12 +3,15 @@
 Invariant: the only place where the mask is rolled: stored[j] = trained(j + 1) inside each sequence, its last 0.
 """
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sft_hydra.data.background import Background
 from sft_hydra.data.pack import pack
 from sft_hydra.data.plan import Plan, ShardPlan
 from sft_hydra.data.shards import SPLITS, PackedColumns, ShardWriter, checksum
@@ -17,52 +20,69 @@ from sft_hydra.data.spool import Spool, read_spool
 WINDOW_TOKENS = 32 << 20  # sequences are packed this many tokens at a time, so that memory stays bounded
 
 
-def pack_shard(plan: Plan, shard: ShardPlan, spool_folder: Path, splits: NDArray[np.int8], folder: Path) -> list[Any]:
+def pack_shard(
+    plan: Plan,
+    shard: ShardPlan,
+    spool_folder: Path,
+    splits: NDArray[np.int8],
+    folder: Path,
+    background: Background,
+    then: Callable[[list[Any]], None],
+) -> None:
     """Write the shard's rows of each split. `splits` (rows,): index into SPLITS, or -1 for a row left out.
-    Returns metadata entries with the row index under `index`."""
+    `then` gets metadata entries with the row index under `index`, when `background` has written the files."""
     spool = read_spool(spool_folder)
     starts = np.cumsum(spool.lengths) - spool.lengths
     of_sequence = splits[spool.row_of] if len(spool.row_of) else np.zeros(0, np.int8)
-    entries = []
+    entries: list[Any] = []
     for number, split in enumerate(SPLITS):
         chosen = np.flatnonzero(of_sequence == number)
         if len(chosen):
-            path = folder / split / f"shard_{shard.number:06d}.parquet"
-            index = _write(plan, shard, spool, chosen, starts, path)
-            entries.append(
-                {
-                    "file": f"{split}/{path.name}",
-                    "split": split,
-                    "source": shard.source,
-                    "rows": len(index),
-                    "sequences": len(chosen),
-                    "tokens": int(index[:, 0].sum()),
-                    "trained_tokens": int(index[:, 1].sum()),
-                    "bytes": path.stat().st_size,
-                    "sha256": checksum(path),
-                    "index": index,
-                }
-            )
-    return entries
+            writer = ShardWriter(folder / split / f"shard_{shard.number:06d}.parquet")
+            parts = []
+            for columns in _pack(plan, shard, spool, chosen, starts):
+                parts.append(_index(columns, shard.source))
+                background.submit(partial(writer.write, columns), _nothing)
+            finish = partial(_finish, writer, split, shard.source, len(chosen), np.concatenate(parts))
+            background.submit(finish, entries.append)
+    background.submit(lambda: entries, then)
 
 
-def _write(
-    plan: Plan, shard: ShardPlan, spool: Spool, chosen: NDArray[np.int64], starts: NDArray[np.int64], path: Path
-) -> NDArray[np.int64]:
-    writer = ShardWriter(path)
+def _nothing(_: None) -> None: ...
+
+
+def _pack(
+    plan: Plan, shard: ShardPlan, spool: Spool, chosen: NDArray[np.int64], starts: NDArray[np.int64]
+) -> Iterator[PackedColumns]:
     window = np.cumsum(spool.lengths[chosen]) // WINDOW_TOKENS
-    parts = []
     for sequences in np.split(chosen, np.flatnonzero(np.diff(window)) + 1):
         bins = pack(spool.lengths[sequences], plan.seq_length, plan.data.packing, plan.seed)
         order = sequences[np.concatenate([np.array(members) for members in bins])]
-        columns = gather(spool, order, np.array([len(members) for members in bins]), starts, shard.source)
-        writer.write(columns)
-        tokens = np.diff(columns.token_offsets).astype(np.int64)
-        rows = np.split(columns.loss_mask.view(bool), columns.token_offsets[1:-1])
-        trained = [np.count_nonzero(row) for row in rows]
-        parts.append(np.stack([tokens, trained, np.full(len(tokens), shard.source)], axis=1))
+        yield gather(spool, order, np.array([len(members) for members in bins]), starts, shard.source)
+
+
+def _index(columns: PackedColumns, source: int) -> NDArray[np.int64]:
+    """Tokens, trained tokens and source of each packed row, (rows, 3)."""
+    tokens = np.diff(columns.token_offsets).astype(np.int64)
+    rows = np.split(columns.loss_mask.view(bool), columns.token_offsets[1:-1])
+    trained = [np.count_nonzero(row) for row in rows]
+    return np.stack([tokens, trained, np.full(len(tokens), source)], axis=1)
+
+
+def _finish(writer: ShardWriter, split: str, source: int, sequences: int, index: NDArray[np.int64]) -> dict[str, Any]:
     writer.close()
-    return np.concatenate(parts)
+    return {
+        "file": f"{split}/{writer.path.name}",
+        "split": split,
+        "source": source,
+        "rows": len(index),
+        "sequences": sequences,
+        "tokens": int(index[:, 0].sum()),
+        "trained_tokens": int(index[:, 1].sum()),
+        "bytes": writer.path.stat().st_size,
+        "sha256": checksum(writer.path),
+        "index": index,
+    }
 
 
 def gather(

@@ -205,9 +205,9 @@ def _plan(
 
 
 def _workers(cfg: SftConfig, plan: Plan) -> int:
-    """Processes to use, this one included: by default as many as have work for longer than they take to start."""
-    wanted = cfg.data.num_workers or min(os.cpu_count() or 1, 1 + plan.input_bytes // WORTH_A_WORKER)
-    return min(wanted, len(plan.shards))
+    """Processes to use, this one included: as many as have work for longer than they take to start."""
+    allowed = cfg.data.num_workers or os.cpu_count() or 1
+    return min(allowed, 1 + plan.input_bytes // WORTH_A_WORKER, len(plan.shards))
 
 
 def _assign(plan: Plan, spools: list[Path]) -> list[Any]:

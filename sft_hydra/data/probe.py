@@ -51,6 +51,16 @@ def learn(template: ChatTemplate) -> Habits:
     return habits
 
 
+@limited()
+def learn_closings(template: ChatTemplate) -> Habits:
+    """What `learn` finds out about the ends of turns, and no more."""
+    habits = Habits()
+    _learn_contents(template, habits)
+    _learn_arguments(template, habits)
+    _learn_closings(template, habits)
+    return habits
+
+
 def user(number: int) -> Message:
     return {"role": "user", "content": f"Quser{number}"}
 

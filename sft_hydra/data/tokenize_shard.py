@@ -44,16 +44,21 @@ class ShardTokenizer:
 
     def __init__(self, plan: Plan, library: Callable[[], str]) -> None:
         self.plan = plan
-        tokenizer = ChatTokenizer(plan.tokenizer_folder, plan.template, plan.template_kwargs)
+        self.library = library
+        self.tokenizer = tokenizer = ChatTokenizer(plan.tokenizer_folder, plan.template, plan.template_kwargs)
         tokenizer.added = plan.added  # read once, when the plan was made
         self.background = Background(AHEAD)
-        self.encoder = self.background.start(lambda: _make_encoder(tokenizer, library))
+        self.encoder: SequenceEncoder | None = None  # made and used in the background
         self.renderer = Renderer.of(tokenizer, plan.data, datetime.fromisoformat(plan.now))
         self.filters = Filters(plan.data.filters)
         judge = plan.data.filters.judge
         self.judge = Judge(judge, plan.judge_cache) if judge.model else None
         trusted = plan.data.allow_special_in_content or plan.template is None
         self.guard = None if trusted else Guard(tokenizer)
+
+    def warm_up(self) -> None:
+        """Begin to read the tokenizer, which takes a second."""
+        self.background.start(lambda: start_fast(self.tokenizer))
 
     def run(self, shard: ShardPlan, folder: Path, report: Report, done: Done) -> None:
         """Read and render the shard's rows; its spool is in `folder` when `done` is called, in a later `run` or `finish`."""
@@ -76,7 +81,7 @@ class ShardTokenizer:
         filler = SpoolFiller(self.plan, source, writer)
 
         def flush(batch: Batch) -> None:
-            self.background.submit(lambda: filler.fill(self.encoder.result(), batch), lambda counts: report(*counts))
+            self.background.submit(lambda: filler.fill(self._encoder(), batch), lambda counts: report(*counts))
 
         batch = Batch()
         for index, part in enumerate(shard.ranges):
@@ -98,6 +103,12 @@ class ShardTokenizer:
             batch.rejects.append((place[2], problem.reason, problem.detail))
         except RecursionError:
             batch.rejects.append((place[2], "nesting", "objects or lists are nested too deeply"))
+
+    def _encoder(self) -> SequenceEncoder:
+        if self.encoder is None:
+            prefix = self.tokenizer.bos_prefix if self.plan.template is None else []
+            self.encoder = SequenceEncoder(self.tokenizer, self.library(), prefix)
+        return self.encoder
 
     def _judged(self, rows: Iterator[tuple[int, Any]], source: Source) -> Iterator[tuple[int, Any]]:
         """The same rows, when the judge has been asked about those that the filters keep, many at a time."""
@@ -137,12 +148,6 @@ class ShardTokenizer:
         for sequence in found:
             sequence.guarded = WORD in sequence.text
         return found
-
-
-def _make_encoder(tokenizer: ChatTokenizer, library: Callable[[], str]) -> SequenceEncoder:
-    start_fast(tokenizer)  # it takes a second, in which `library` may become known
-    prefix = tokenizer.bos_prefix if tokenizer.template is None else []
-    return SequenceEncoder(tokenizer, library(), prefix)
 
 
 def content_hash(conversation: Conversation) -> int:

@@ -129,7 +129,8 @@ def test_the_same_again_is_no_work_and_any_change_is_a_new_set(questions: Questi
     assert again.folder == first.folder
 
 
-def test_workers_and_order_of_blend_weights_change_nothing(tmp_path: Path) -> None:
+def test_workers_and_order_of_blend_weights_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sft_hydra.data.prepare.WORTH_A_WORKER", 1)
     paths = {
         f"s{i}": write_jsonl(tmp_path / f"s{i}.jsonl", [question(n + 1000 * i) for n in range(150)]) for i in range(3)
     }
@@ -352,7 +353,9 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from support.chats import data_cfg
+from sft_hydra.data import prepare as room
 from sft_hydra.data.prepare import prepare
+room.WORTH_A_WORKER = 1
 if __name__ == "__main__":
     cfg = data_cfg(Path(sys.argv[2]), rows=sys.argv[3])
     cfg.data.num_workers, cfg.data.num_shards = int(sys.argv[4]), 6
@@ -467,3 +470,35 @@ def test_the_order_of_sources_changes_no_split(tmp_path: Path) -> None:
         assert not sides[0] & sides[2]
         assert not sides[1] & sides[2]
     assert found[0] == found[1]
+
+
+def test_an_error_in_any_process_ends_the_preparation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, questions: Questions
+) -> None:
+    monkeypatch.setattr("sft_hydra.data.prepare.WORTH_A_WORKER", 1)
+    cfg = questions(400)
+    cfg.seq_length, cfg.data.overlong = 8, Overlong.error
+    cfg.data.num_workers, cfg.data.num_shards = 3, 12
+    with pytest.raises(DataError, match="does not fit seq_length=8"):
+        prepare(cfg)
+    assert multiprocessing.active_children() == []
+
+
+def test_little_data_gets_one_process(questions: Questions, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = questions(50)
+    cfg.data.num_workers, cfg.data.num_shards = 8, 4
+    monkeypatch.setattr("sft_hydra.data.pool.ProcessPoolExecutor", None)  # would be an error
+    assert prepare(cfg).metadata["rows"] == 50
+
+
+def test_progress_counts_every_row_and_shard_of_all_processes(
+    questions: Questions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sft_hydra.data.prepare.WORTH_A_WORKER", 1)
+    cfg = questions(300)
+    cfg.data.num_workers, cfg.data.num_shards = 2, 6
+    seen: list[Progress] = []
+    packed = prepare(cfg, seen.append)
+    assert [p.shards for p in seen if p.stage == "pack"][-1] == 6
+    assert max(p.shards for p in seen if p.stage == "tokenize") == 6
+    assert (seen[-1].rows, seen[-1].tokens) == (300, packed.metadata["tokens"])
