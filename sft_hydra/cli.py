@@ -13,6 +13,7 @@ from sft_hydra.config.completion import complete
 from sft_hydra.config.compose import compose
 from sft_hydra.config.resolve import resolve
 from sft_hydra.config.world import ranks_of_runner
+from sft_hydra.launch.planner import planned
 from sft_hydra.launch.ranks import run_here
 from sft_hydra.parallel.ranks import this_rank
 from sft_hydra.paths import RunPaths
@@ -47,7 +48,7 @@ def command(argv: Sequence[str]) -> int:
         print(describe(cfg))
         return 0
     if ranks_of_runner(cfg) != (1, 1):
-        return run_here(cfg)
+        return run_here(planned(cfg))
     saved.save(cfg, RunPaths(Path(str(cfg.run_dir))).config(cfg.runner.value))
     run_rank(cfg)
     return 0

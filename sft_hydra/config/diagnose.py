@@ -95,7 +95,7 @@ def _unreadable(text: str, error: HydraException) -> str:
     if "=" not in text and not text.startswith("~"):
         return f"{text}: not an override; settings are written key=value, like runner=train"
     key, _, value = text.partition("=")
-    quoted = f"'{key}=[\"...\", \"...\"]'" if value.startswith("[") else f"\"{key}='...'\""
+    quoted = f'\'{key}=["...", "..."]\'' if value.startswith("[") else f"\"{key}='...'\""
     return f"{text}: not readable ({str(error).splitlines()[0]}); quote a text with special characters: {quoted}"
 
 

@@ -11,9 +11,9 @@ from itertools import chain
 from sft_hydra.config.architecture import FAMILIES, is_generic, is_mixture, read_architecture
 from sft_hydra.config.saved import flatten
 from sft_hydra.config.schema import Runner, SftConfig
-from sft_hydra.config.world import rows_per_step, run_layout
+from sft_hydra.config.world import possible_layouts, rows_per_step, run_layout
 from sft_hydra.errors import ModelError
-from sft_hydra.parallel.layout import layout_problems
+from sft_hydra.parallel.layout import layout_problems, num_experts
 
 Rule = Callable[[SftConfig], Iterator[str]]
 
@@ -32,7 +32,7 @@ NOT_NEGATIVE = (
     "seed", "eval.every", "eval.chatcore_every", "eval.num_fewshot", "data.max_bad_rows", "optimizer.lr", "optimizer.matrix_lr", "optimizer.embedding_lr",
     "optimizer.unembedding_lr", "optimizer.weight_decay", "optimizer.eps", "optimizer.init_lr_frac", "scheduler.warmup_iters",
     "scheduler.warmup_samples", "scheduler.decay_iters", "scheduler.decay_samples", "scheduler.min_lr", "train.epochs",
-    "train.clip_grad", "generate.temperature", "model.init_std", "data.split.train", "data.split.valid", "data.split.test",
+    "train.clip_grad", "train.router_aux_loss", "train.router_bias_update_rate", "generate.temperature", "model.init_std", "data.split.train", "data.split.valid", "data.split.test",
 )  # fmt: skip
 FRACTIONS = (
     "scheduler.warmup_ratio", "scheduler.decay_ratio", "scheduler.min_lr_frac", "peft.dropout", "generate.top_p",
@@ -178,17 +178,18 @@ def layout(cfg: SftConfig) -> Iterator[str]:
         return  # model_is_said says so
     plan = run_layout(cfg, architecture)
     problems = list(layout_problems(plan, architecture, cfg.seq_length))
-    yield from problems
+    rows = rows_per_step(cfg)
+    if cfg.runner is Runner.train and not problems and rows % plan.dp:
+        problems = [
+            f"train.global_batch_size={rows} is not a multiple of the data-parallel size {plan.dp}; "
+            f"use train.global_batch_size={-(-rows // plan.dp) * plan.dp}"
+        ]
+    if not any(possible_layouts(cfg, architecture)):  # else sizes that are null will be chosen so that it can be
+        yield from problems
     if plan.tp > 1 and not cfg.parallel.sequence_parallel:
         yield (
             "parallel.sequence_parallel=false: tensor-parallel ranks always hold different tokens between layers here; "
             "leave it at true"
-        )
-    rows = rows_per_step(cfg)
-    if cfg.runner is Runner.train and not problems and rows % plan.dp:
-        yield (
-            f"train.global_batch_size={rows} is not a multiple of the data-parallel size {plan.dp}; "
-            f"use train.global_batch_size={-(-rows // plan.dp) * plan.dp}"
         )
 
 
@@ -211,6 +212,27 @@ def generic_model(cfg: SftConfig) -> Iterator[str]:
             yield f"parallel.{key}={size}: {why}, which FSDP alone spreads over ranks; leave parallel.{key} out"
     if cfg.train.compile:
         yield f"train.compile=true: {why}, which is not compiled; leave it out"
+
+
+def routers(cfg: SftConfig) -> Iterator[str]:
+    """Even use of experts can be asked for where there are routers of that kind."""
+    try:
+        architecture = read_architecture(cfg)
+    except ModelError:
+        return  # model_is_said says so
+    asked = {
+        "router_aux_loss": (cfg.train.router_aux_loss, "qwen3_moe", "softmax"),
+        "router_bias_update_rate": (cfg.train.router_bias_update_rate, "nemotron_h", "sigmoid"),
+    }
+    for key, (value, family, kind) in asked.items():
+        if not value:
+            continue
+        if architecture.get("model_type") != family or not num_experts(architecture):
+            yield f"train.{key}={value:g} is for mixtures of experts with {kind} routers ({family}), which this model is not"
+        elif run_layout(cfg, architecture).pp > 1:
+            yield f"train.{key}={value:g} does not go with pipeline stages; set parallel.pp=1"
+    if cfg.train.router_bias_update_rate and cfg.peft is not None:
+        yield "train.router_bias_update_rate trains the base, which peft=lora freezes; drop one of them"
 
 
 def lora_targets(cfg: SftConfig) -> Iterator[str]:
@@ -269,7 +291,7 @@ def _at_most_one(cfg: SftConfig, section: str, names: tuple[str, ...]) -> Iterat
 
 RULES: tuple[Rule, ...] = (
     numbers_in_range, known_words, run_name, model_is_said, data_is_said, splits_sum_to_one, length_of_training, batch_size,
-    schedule, layout, generic_model, lora_targets, optimizer_warm_start, no_secrets,
+    schedule, layout, generic_model, routers, lora_targets, optimizer_warm_start, no_secrets,
     one_line_each,
 )  # fmt: skip
 

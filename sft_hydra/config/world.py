@@ -1,11 +1,13 @@
-"""The world of a run: how many ranks there are and how they are laid out. Set by the user, never guessed from hardware."""
+"""The world of a run: how many ranks there are and how they can be laid out. Set by the user, never guessed from hardware."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 from sft_hydra.config.architecture import is_generic
 from sft_hydra.config.schema import ClusterKind, Runner, SftConfig
-from sft_hydra.parallel.layout import Layout, plan_layout
+from sft_hydra.parallel.layout import Layout, layout_problems, num_experts, plan_layout
 
 SLURM_GPUS_PER_NODE = 8  # where a profile says nothing
 DEFAULT_ROWS = 8  # train.global_batch_size where nothing is said
@@ -23,7 +25,7 @@ def ranks_of_runner(cfg: SftConfig) -> tuple[int, int]:
 
 
 def run_layout(cfg: SftConfig, architecture: dict[str, Any]) -> Layout:
-    """The layout of this run: what `parallel.*` says, the rest planned."""
+    """The layout of this run: what `parallel.*` says. What it leaves null is the plain choice; launch/planner.py weighs."""
     sizes = cfg.parallel
     if is_generic(cfg, architecture):  # nothing but data parallelism, see rules.py
         sizes = replace(sizes, tp=sizes.tp or 1, pp=sizes.pp or 1, cp=sizes.cp or 1, ep=sizes.ep or 1)
@@ -39,6 +41,25 @@ def run_layout(cfg: SftConfig, architecture: dict[str, Any]) -> Layout:
         dp_replicate=sizes.dp_replicate,
         vp=sizes.vp,
     )
+
+
+def possible_layouts(cfg: SftConfig, architecture: dict[str, Any]) -> Iterator[Layout]:
+    """Every layout of the run's world that the model, the rows and the batch allow; what `parallel.*` says stands."""
+    nodes, ranks = cfg.cluster.nodes, ranks_per_node(cfg)
+    said, world = cfg.parallel, nodes * ranks
+    most = 1 if is_generic(cfg, architecture) else world
+    experts = most if num_experts(architecture) else 1
+    sizes = [(said.tp, min(most, ranks)), (said.pp, most), (said.cp, most), (said.ep, experts)]
+    for tp, pp, cp, ep in product(*([size] if size else _divisors(most) for size, most in sizes)):
+        if world % (tp * pp * cp):
+            continue
+        layout = Layout(nodes, ranks, tp, pp, cp, ep, said.dp_replicate, said.vp)
+        if rows_per_step(cfg) % layout.dp == 0 and not any(layout_problems(layout, architecture, cfg.seq_length)):
+            yield layout
+
+
+def _divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]
 
 
 def rows_per_step(cfg: SftConfig) -> int:

@@ -2,7 +2,7 @@
 
 from sft_hydra.config.architecture import read_architecture
 from sft_hydra.config.schema import Precision, Runner, SftConfig
-from sft_hydra.config.world import rows_per_step, run_layout
+from sft_hydra.config.world import rows_per_step
 from sft_hydra.data import prepare
 from sft_hydra.data.dataset import TrainRows
 from sft_hydra.data.shards import PackedSet
@@ -18,24 +18,35 @@ from sft_hydra.estimate import (
     savings,
     trainable_parameters,
 )
+from sft_hydra.launch.planner import USABLE, Choice, choose, with_layout
 from sft_hydra.parallel.layout import LONG_ROW, Layout
 
-DEVICES = ((130, "any GPU of today has"), (72, "80 GB GPUs (H100, A100) have"), (36, "a 40 GB GPU (A100) has"))  # GiB
 FEW_ROWS = 10_000  # conversations; below this the usual advice is LoRA and smaller batches
 
 
 def describe(cfg: SftConfig) -> str:
     """Text of the plan, one `name  value` line each, advice last."""
     arch = read_architecture(cfg)
-    layout = run_layout(cfg, arch)
+    layout, weighed = choose(cfg, arch)
+    cfg = with_layout(cfg, layout)
     packed = _packed_set(cfg)
     lines = [("run", str(cfg.run_dir)), ("runner", cfg.runner.value), *_model_lines(cfg, arch)]
     lines += _data_lines(cfg, packed)
     if cfg.runner is Runner.train:
-        lines += [("layout", layout.describe()), *_work_lines(cfg, arch, layout, packed)]
+        lines += [("layout", layout.describe()), *_choice_lines(cfg, weighed), *_work_lines(cfg, arch, layout, packed)]
     width = max(len(name) for name, _ in lines)
     text = [f"{name:<{width}}  {value}" for name, value in lines]
     return "\n".join(text + [f"advice: {line}" for line in _advice(cfg, arch, layout, packed)])
+
+
+def _choice_lines(cfg: SftConfig, weighed: list[Choice]) -> list[tuple[str, str]]:
+    """Why this layout, and what comes next."""
+    if len(weighed) < 2:
+        return []
+    fitting = sum(choice.fits for choice in weighed)
+    why = "the fastest" if fitting else "what takes least memory"
+    head = f"{why} of {len(weighed)} that can be, {fitting} of them fit cluster.gpu_memory_gib={cfg.cluster.gpu_memory_gib:g}"
+    return [("chosen", f"{head}; {weighed[0].describe()}"), *(("then", choice.describe()) for choice in weighed[1:4])]
 
 
 def _packed_set(cfg: SftConfig) -> PackedSet | None:
@@ -85,7 +96,7 @@ def _work_lines(cfg: SftConfig, arch: dict, layout: Layout, packed: PackedSet | 
     memory = estimate_memory(cfg, arch, layout, precision)
     parts = ("weights", "gradients", "optimizer", "activations", "logits")
     detail = ", ".join(f"{part} {getattr(memory, part) / GIB:.2f}" for part in parts)
-    lines.append(("memory", f"about {memory.total / GIB:.1f} GiB a rank in {precision.value}: {detail}"))
+    lines.append(("memory", f"about {memory.total / GIB:.1f} GiB a rank at the peak in {precision.value}: {detail}"))
     flops = flops_per_token(arch, cfg.seq_length, frozen_base=cfg.peft is not None)
     step_flops = flops * rows * cfg.seq_length
     lines.append(("compute", f"{flops / 1e9:.2f} GFLOP a token, {step_flops / 1e12:.1f} TFLOP a step"))
@@ -115,7 +126,8 @@ def _advice(cfg: SftConfig, arch: dict, layout: Layout, packed: PackedSet | None
         )
     if cfg.seq_length > LONG_ROW and layout.cp == 1:
         lines.append(
-            f"seq_length={cfg.seq_length} is over {LONG_ROW:,}: use context parallelism (parallel.cp=2 or more)"
+            f"seq_length={cfg.seq_length} is over {LONG_ROW:,}: should a rank run out of memory, use context parallelism "
+            "(parallel.cp=2 or more)"
         )
     if arch.get("model_type") == "nemotron_h" and (arch.get("num_hidden_layers") or 0) > 80 and layout.world < 32:
         lines.append("Super trains fully from about 32 GPUs: parallel.tp=8 parallel.pp=4 parallel.cp=1, 4 nodes of 8")
@@ -127,11 +139,13 @@ def _advice(cfg: SftConfig, arch: dict, layout: Layout, packed: PackedSet | None
 def _memory_advice(cfg: SftConfig, arch: dict, layout: Layout) -> list[str]:
     precision = cfg.train.precision or Precision.bf16
     needed = estimate_memory(cfg, arch, layout, precision).total / GIB
-    too_small = next((text for size, text in DEVICES if needed > size), None)
-    if too_small is None:
+    if needed <= USABLE * cfg.cluster.gpu_memory_gib:
         return []
     helps = [f"{change} saves {saved / GIB:.1f} GiB" for change, saved in savings(cfg, arch, precision)]
-    return [f"{needed:.0f} GiB a rank is more than {too_small}: {', '.join(helps) or 'it needs more nodes'}"]
+    return [
+        f"{needed:.0f} GiB a rank is too much for cluster.gpu_memory_gib={cfg.cluster.gpu_memory_gib:g}: "
+        f"{', '.join(helps) or 'it needs more nodes'}"
+    ]
 
 
 def _count(number: int) -> str:

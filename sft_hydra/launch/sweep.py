@@ -12,6 +12,7 @@ from sft_hydra.config.resolve import name_parts, resolve, to_dataclasses
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.config.sweep import distinct_labels, job_label, sweep_problem
 from sft_hydra.errors import ConfigError
+from sft_hydra.launch.planner import planned
 from sft_hydra.paths import RunPaths
 
 
@@ -42,7 +43,7 @@ def resolve_jobs(
     for config, texts, label in zip(composed, overrides, labels, strict=True):
         try:
             cfg = resolve(config, texts, launcher=launcher, default_name=common_name, label=label)
-            jobs.append(Job(cfg, list(texts), label))
+            jobs.append(Job(planned(cfg), list(texts), label))
         except ConfigError as error:
             problems += [f"{label}: {problem}" if label else problem for problem in error.problems]
     folders = Counter(str(job.paths.root) for job in jobs)
