@@ -1,4 +1,5 @@
-"""The recipes of `conf/experiment` say what the published documents say, which are read here; each plans, and twins train."""
+"""The recipes of `conf/experiment` say what the published documents say, which are read here, and each plans. That
+twins of them train is in tests/runners."""
 
 import json
 import re
@@ -11,7 +12,6 @@ import pytest
 from sft_hydra.cli import command
 from sft_hydra.config.saved import flatten
 from sft_hydra.config.schema import SftConfig
-from sft_hydra.observe.metrics import read_metrics
 
 Resolved = Callable[..., SftConfig]
 
@@ -137,9 +137,13 @@ def test_nanochat(document, values, earlier) -> None:
         "final-lr-frac": "scheduler.min_lr_frac",
         "eval-every": "eval.every",
         "eval-tokens": "eval.tokens",
+        "chatcore-every": "eval.chatcore_every",
+        "chatcore-max-sample": "eval.chatcore_max_generative",
         "load-optimizer": "checkpoint.load_optimizer",
     }.items():
         assert ours[key] == number(rf'--{flag}\n\w+\ndefault:"(\S+)"', text), flag
+    assert number(r'--chatcore-max-cat\n\w+\ndefault:"(\S+)"', text) == -1  # no limit
+    assert ours["eval.chatcore_max_categorical"] is None
     assert ours["optimizer.weight_decay"] == number(r"SFT uses weight_decay=(\d\.\d)", text)
     assert ours["checkpoint.interval"] is None  # "Only the final checkpoint is saved"
     # "None = inherit": what the checkpoint was trained with
@@ -194,38 +198,3 @@ def test_a_recipe_for_slurm_plans_without_a_network(
     shown = capsys.readouterr().out
     for line in ("parameters", "layout", "steps", "memory", "compute", "time", "#SBATCH --nodes="):
         assert line in shown
-
-
-@pytest.fixture(scope="module")
-def small_qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    folder = tmp_path_factory.mktemp("qwen")
-    sizes = {"vocab_size": 4096, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "head_dim": 16}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 40960}
-    Qwen3ForCausalLM(Qwen3Config(**sizes, **heads)).save_pretrained(folder)
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("recipe", "data"),
-    [
-        (["experiment=qwen3_magpie", "train.precision=fp32"], ["data.sources.magpie.path={chats}"]),
-        (["experiment=nemo_rl", "model=qwen3_0_6b"], ["data=jsonl", "data.path={chats}"]),
-    ],
-    ids=["qwen3_magpie", "nemo_rl"],
-)
-def test_a_twin_trains(recipe: list[str], data: list[str], small_qwen: Path, empty_folder: Path) -> None:
-    """The recipe with only model, files and length overridden."""
-    with (empty_folder / "chats.jsonl").open("w") as file:
-        for number in range(200):
-            talk = [{"from": "human", "value": f"Say {number}."}, {"from": "gpt", "value": f"{number} it is."}]
-            chat = [{"role": "user", "content": f"Say {number}."}, {"role": "assistant", "content": f"{number} it is."}]
-            file.write(json.dumps({"conversations": talk} if "magpie" in recipe[0] else {"messages": chat}) + "\n")
-    length = ["train.train_samples=null", "train.train_iters=2"] if "magpie" in recipe[0] else ["train.train_iters=2"]
-    arguments = [*recipe, *(text.format(chats="chats.jsonl") for text in data), *length]
-    assert command([
-        *arguments, f"model.path={small_qwen}", "tokenizer.path=demo", "name=twin", "train.global_batch_size=2",
-        "data.num_workers=1", "export.auto=false",
-    ]) == 0  # fmt: skip
-    assert [line["step"] for line in read_metrics(Path("outputs/twin/metrics.jsonl")) if "loss" in line] == [1, 2]
