@@ -225,7 +225,7 @@ def routers(cfg: SftConfig) -> Iterator[str]:
         "router_bias_update_rate": (cfg.train.router_bias_update_rate, "nemotron_h", "sigmoid"),
     }
     for key, (value, family, kind) in asked.items():
-        if not value:
+        if value <= 0:
             continue
         if architecture.get("model_type") != family or not num_experts(architecture):
             yield f"train.{key}={value:g} is for mixtures of experts with {kind} routers ({family}), which this model is not"

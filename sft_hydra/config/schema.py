@@ -171,6 +171,12 @@ class TrainConfig:
     """null: bf16 on CUDA, fp32 on a CPU. Master weights and reductions are fp32 either way."""
     calculate_per_token_loss: bool = True
     """True: loss sum / trained tokens of the global batch. false: loss sum / conversations with a trained token."""
+    router_aux_loss: float = 0.0
+    """Mixture of experts with softmax routers (Qwen3-MoE): factor of the loss that has experts used evenly, over all tokens
+    of the global batch. 0 = off."""
+    router_bias_update_rate: float = 0.0
+    """Mixture of experts with sigmoid routers (Nemotron-H): how far a step moves the bias of each expert, up if it got fewer
+    tokens than its layer's mean, down if more. 0 = frozen."""
     clip_grad: float | None = 1.0
     """Largest norm of the gradient; null: no clipping."""
     recompute: Recompute = Recompute.none

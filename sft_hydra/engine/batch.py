@@ -24,6 +24,11 @@ class Batch:
     num_trained: int  # targets that are learned
     num_trained_sequences: int  # documents with at least one of them
 
+    def num_real(self, mesh: Mesh) -> int:
+        """How many of this rank's tokens, which are the first of them, are no padding."""
+        own = len(self.input_ids)
+        return min(max(self.num_tokens - mesh.slice * own, 0), own)
+
     def part(self, mesh: Mesh, device: torch.device) -> "Batch":
         """What one rank needs of it, on its device: ids, targets and sources of its own slice of the tokens, positions of
         its tensor-parallel group's, borders and counts of all. T must be a multiple of the number of slices."""

@@ -18,6 +18,7 @@ from sft_hydra.engine.gradients import clip_gradients
 from sft_hydra.engine.microbatches import TrainingRows, forward_backward, load_batches, share_rows
 from sft_hydra.engine.optimizer import OptimizerSet
 from sft_hydra.engine.read_ahead import ReadAhead
+from sft_hydra.engine.routers import move_biases, set_balancing_loss, watch_routers
 from sft_hydra.engine.schedule import rate_factor
 from sft_hydra.errors import NonFiniteLossError
 from sft_hydra.models.decoder import DecoderModel
@@ -48,6 +49,7 @@ class StepResult:
     trained_tokens: int
     seconds: float
     source_losses: dict[int, float] = field(default_factory=dict)  # mean over the source's trained tokens
+    router_aux_loss: float | None = None  # how unevenly experts are used, if train.router_aux_loss asks for it
 
 
 def fit(
@@ -67,6 +69,7 @@ def fit(
         micro_batches = share_rows(rows, rows_of_step(state, cfg, steps_ahead), cfg.train.micro_batch_size, model.mesh)
         return [number for numbers in micro_batches for number in numbers]
 
+    watch_routers(model, cfg)
     with ReadAhead(rows) as ahead:
         ahead.expect(own_rows(0))
         while state.step < total_steps:
@@ -101,9 +104,12 @@ def optimizer_step(
     tokens, trained_tokens, trained_sequences = count_all(batches, mesh)
     count = max(1, trained_tokens if cfg.train.calculate_per_token_loss else trained_sequences)
 
-    torch.manual_seed(dropout_seed(cfg.seed, state.step, mesh))
+    seed = dropout_seed(cfg.seed, state.step, mesh)
     model.train()
     optimizer.zero_grad()
+    torch.manual_seed(seed)
+    router_aux_loss = set_balancing_loss(model, batches, cfg)
+    torch.manual_seed(seed)
     losses, token_losses = forward_backward(model, batches, count, cfg)
     grad_norm = clip_gradients(model, cfg.train.clip_grad)
     loss = sum_over_ranks([float(torch.stack(losses).sum())], mesh)[0]
@@ -112,6 +118,7 @@ def optimizer_step(
 
     optimizer.set_rate(rate_factor(state.step, total_steps, cfg))
     optimizer.step()
+    move_biases(model, cfg.train.router_bias_update_rate)
     state.step += 1
     state.rows_consumed += len(numbers)
     state.tokens += tokens
@@ -125,6 +132,7 @@ def optimizer_step(
         trained_tokens=trained_tokens,
         seconds=time.perf_counter() - started,
         source_losses={source: total / n for source, (total, n) in source_sums(batches, token_losses, mesh).items()},
+        router_aux_loss=router_aux_loss,
     )
 
 

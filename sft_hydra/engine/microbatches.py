@@ -111,4 +111,6 @@ def _losses(results: dict[int, Any], batches: list[Batch]) -> tuple[list[torch.T
 
 def forward_loss(model: DecoderModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum of the losses of the batch's trained tokens, and the loss of every token (t,)."""
+    for balance in model.balances:
+        balance.real = batch.num_real(model.mesh)
     return model(batch.input_ids, batch.position_ids, batch.cu_seqlens, batch.max_seqlen, batch.targets)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from sft_hydra.kernels.loss import linear_cross_entropy, softcapped
+from sft_hydra.models.balance import Balance
 from sft_hydra.models.layers import Linear, Packed, RMSNorm
 from sft_hydra.models.names import ignorable
 from sft_hydra.models.rotary import rotary_tables
@@ -35,6 +36,7 @@ class DecoderModel(nn.Module):
         self.embedding_name, self.head_name = EMBEDDING, HEAD  # of the parameters; the same where they are tied
         self.prefix = ""  # that names of all but the head may lack on disk
         self.adapter_scale = 0.0  # of LoRA, if there is any
+        self.balances: list[Balance] = []  # of routers whose experts are to be used evenly
         self.mesh = SINGLE  # the layout's, once there is one
         self.pipeline: Any = None  # models/stages.py, if the blocks are spread over several stages
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sft_hydra.kernels.grouped import grouped_linear
+from sft_hydra.models.balance import Balance
 from sft_hydra.models.layers import activation
 from sft_hydra.parallel.comm import exchange_counts, exchange_rows
 from sft_hydra.parallel.mixer import KeepFp32, Mixer
@@ -25,11 +26,15 @@ class SoftmaxRouter(KeepFp32):
         self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
         self.top_k = top_k
         self.normalise = normalise
+        self.balance: Balance | None = None
 
     def forward(self, x: torch.Tensor) -> Routing:
         with torch.autocast(x.device.type, enabled=False):
             probabilities = F.linear(x.float(), self.weight.float()).softmax(-1)
-        weights, experts = probabilities.topk(self.top_k, dim=-1)
+        experts = probabilities.topk(self.top_k, dim=-1).indices
+        if self.balance is not None:
+            probabilities = self.balance.see(probabilities, experts)
+        weights = probabilities.gather(1, experts)
         if self.normalise:
             weights = weights / weights.sum(-1, keepdim=True)
         return experts, weights
@@ -46,11 +51,14 @@ class SigmoidRouter(KeepFp32):
         self.top_k = top_k
         self.normalise = normalise
         self.scale = scale
+        self.balance: Balance | None = None
 
     def forward(self, x: torch.Tensor) -> Routing:
         with torch.autocast(x.device.type, enabled=False):
             scores = F.linear(x.float(), self.weight.float()).sigmoid()
         experts = (scores + self.e_score_correction_bias).topk(self.top_k, dim=-1).indices
+        if self.balance is not None:
+            scores = self.balance.see(scores, experts)
         weights = scores.gather(1, experts)
         if self.normalise:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)

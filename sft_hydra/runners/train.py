@@ -255,6 +255,8 @@ def _record(training: Training, result: StepResult, progress: Steps) -> None:
         "mfu": _mfu(training, speed),
         "memory_gib": _memory(training.model.device),
     }
+    if result.router_aux_loss is not None:
+        values["router_aux_loss"] = result.router_aux_loss
     for source, loss in result.source_losses.items():
         values[f"loss/{training.packed.sources[source]}"] = loss
     training.record(values)

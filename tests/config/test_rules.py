@@ -39,6 +39,18 @@ CASES = [
     (["name=../b"], "name='../b' cannot be a run's folder"),
     (["name=/a/b"], "name='/a/b' cannot be a run's folder"),
     (["name=data"], "`data` holds prepared data"),
+    (["train.router_aux_loss=0.01"], "train.router_aux_loss=0.01 is for mixtures of experts with softmax routers (qwen3_moe)"),
+    (["model=tiny_nemotron_h", "train.router_aux_loss=0.01"], "softmax routers (qwen3_moe), which this model is not"),
+    (["train.router_bias_update_rate=0.01"], "is for mixtures of experts with sigmoid routers (nemotron_h)"),
+    (["train.router_aux_loss=-1"], "train.router_aux_loss=-1.0 must be 0 or more"),
+    (
+        ["model=tiny_nemotron_h", "train.router_bias_update_rate=0.01", "peft=lora"],
+        "trains the base, which peft=lora freezes; drop one of them",
+    ),
+    (
+        ["model=tiny_nemotron_h", "train.router_bias_update_rate=0.01", "parallel.pp=2", "cluster.gpus_per_node=2", DRY],
+        "does not go with pipeline stages; set parallel.pp=1",
+    ),
     (["model=tiny", "model.generic=true"], "which has no random start here: set model.path"),
     (["model=hf"], "model=hf needs model.path=<folder or hub id>"),
     (["data=jsonl"], "data=jsonl names no source; it needs data.path=<file.jsonl>"),

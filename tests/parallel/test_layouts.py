@@ -86,6 +86,8 @@ CASES = {
     "lora nano": (Case("nano", lora=LORA), EXPERTS),
     "lora experts": (Case("nano", lora=EXPERTS_LORA), EXPERTS + DENSE[:4]),
     "lora experts gated": (Case("qwen3_moe", lora=EXPERTS_LORA), MOE_SIX[:6]),
+    "balancing loss": (Case("qwen3_moe", train={"router_aux_loss": 0.5}), [(4, {"cp": 2, "ep": 2}), *MOE_SIX, (3, {})]),
+    "moving bias": (Case("nano", train={"router_bias_update_rate": 0.02}), [(4, {"cp": 2, "ep": 4}), *EXPERTS[:8]]),
     "pipeline": (Case("qwen3"), STAGES),
     "pipeline untied": (Case("llama"), STAGES[:3]),
     "pipeline nano": (Case("nano"), STAGES_OF_EXPERTS),
@@ -118,6 +120,8 @@ QUICK = [
     "gemma2",
     "lora phi3",
     "lora experts",
+    "balancing loss",
+    "moving bias",
 ]
 
 
@@ -152,4 +156,5 @@ def same_results(outcome: Outcome, expected: Outcome) -> None:
         assert result.loss == pytest.approx(other.loss, rel=1e-6)
         assert result.grad_norm == pytest.approx(other.grad_norm, rel=1e-5)
         assert result.source_losses == pytest.approx(other.source_losses, rel=1e-5)
+        assert (result.router_aux_loss or 0.0) == pytest.approx(other.router_aux_loss or 0.0, rel=1e-6)
         assert (result.tokens, result.trained_tokens) == (other.tokens, other.trained_tokens)

@@ -45,7 +45,7 @@ class Case:
 
 @dataclass
 class Outcome:
-    """Of one rank: results of all steps, gradients after the first, parameters after the last (whole, this stage's)."""
+    """Of one rank: results of all steps, gradients after the first, parameters and buffers after the last (whole, this stage's)."""
 
     results: list[StepResult]
     gradients: dict[str, torch.Tensor]
@@ -124,4 +124,4 @@ def train(case: Case, layout: Layout) -> Outcome:
         after_step=after_step,
         should_stop=lambda: False,
     )
-    return Outcome(results, gradients, {n: gathered(p) for n, p in model.named_parameters()})
+    return Outcome(results, gradients, {n: gathered(tensor) for n, tensor in model.state_dict().items()})
