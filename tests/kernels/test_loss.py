@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from support.memory import peak_bytes
 from support.packed import relative
 
 from sft_hydra.kernels.loss import linear_cross_entropy
@@ -61,3 +62,21 @@ def test_bf16_loss_is_summed_in_fp32(problem):
     expected = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
     assert loss.dtype == torch.float32
     assert relative(loss, expected) < 1e-6
+
+
+def test_memory_does_not_grow_with_vocabulary_times_tokens():
+    """Beyond inputs and their gradients, a few chunks of logits are all there ever is, however long the row."""
+    width, vocab, chunk = 16, 4000, 64
+
+    def beyond(tokens):
+        hidden = torch.randn(tokens, width, requires_grad=True)
+        weight = torch.randn(vocab, width, requires_grad=True)
+        targets = torch.randint(0, vocab, (tokens,))
+        peak = peak_bytes(lambda: linear_cross_entropy(hidden, weight, targets, chunk)[0].backward())
+        return peak - 4 * (2 * weight.numel() + 3 * hidden.numel())
+
+    short, long = beyond(256), beyond(2048)
+    logits_of_a_chunk = 4 * chunk * vocab
+    assert short < 5 * logits_of_a_chunk
+    assert long < short + 0.5 * logits_of_a_chunk
+    assert peak_bytes(lambda: torch.randn(2048, vocab)) > 8 * long  # what whole logits alone would take
