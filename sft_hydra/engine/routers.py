@@ -36,13 +36,13 @@ def watch_routers(model: DecoderModel, cfg: SftConfig) -> None:
 
 def set_balancing_loss(model: DecoderModel, batches: list[Batch], cfg: SftConfig) -> float | None:
     """Make the coming backward passes add the gradient of `train.router_aux_loss` times the balancing loss of these batches
-    (all of a step). Returns that loss, without its factor; None if it is off."""
+    (all of a step). Returns that loss, without its factor; None if it is off. Counts begin anew, whatever came between."""
     balances = model.balances
-    if not cfg.train.router_aux_loss or not balances:
-        return None
     for balance in balances:
         balance.forget()
         balance.pull = None
+    if not cfg.train.router_aux_loss or not balances:
+        return None
     forward_only(model, batches, cfg)
     experts = len(balances[0].counts)
     own = torch.stack([balance.counts.double() for balance in balances]).sum(0).tolist()
@@ -62,7 +62,6 @@ def move_biases(model: DecoderModel, rate: float) -> None:
     routers = [module for module in model.modules() if isinstance(module, SigmoidRouter)]
     own = torch.stack([balance.counts.double() for balance in model.balances])
     counts = torch.tensor(sum_over_ranks(own.flatten().tolist(), model.mesh), dtype=torch.float64).view(own.shape)
-    for router, count, balance in zip(routers, counts, model.balances, strict=True):
+    for router, count in zip(routers, counts, strict=True):
         bias = router.e_score_correction_bias
         bias += rate * (count.mean() - count).sign().to(bias)
-        balance.forget()

@@ -11,6 +11,9 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss
 
 from sft_hydra.config.schema import Recompute
 from sft_hydra.engine.batch import make_batch
+from sft_hydra.engine.loop import TrainState, fit
+from sft_hydra.engine.microbatches import forward_only, load_batches
+from sft_hydra.engine.optimizer import build_optimizer
 from sft_hydra.models.moe import SigmoidRouter
 from sft_hydra.models.names import to_disk
 from sft_hydra.parallel.layout import Layout
@@ -75,3 +78,23 @@ def test_a_bias_moves_by_what_its_experts_got():
         assert relative(moved, RATE * (counts.double().mean() - counts).sign().float()) < 1e-4
     still = train(replace(BIAS, train={}), Layout()).parameters
     assert all(torch.equal(still[key], model.state_dict()[key]) for key in still if key.endswith("correction_bias"))
+
+
+def test_validation_between_steps_counts_for_nothing():
+    def biases(*, validates):
+        cfg, rows, state = make_cfg(replace(BIAS, steps=2)), training_rows(), TrainState()
+        model = placed_model(BIAS, cfg, Layout())
+        others = load_batches(rows, [range(20, 30)], model, cfg)
+        fit(
+            model,
+            build_optimizer(model, cfg),
+            rows,
+            state,
+            cfg,
+            2,
+            after_step=lambda _: forward_only(model, others, cfg) if validates else None,
+            should_stop=lambda: False,
+        )
+        return torch.cat(list(model.buffers()))
+
+    assert torch.equal(biases(validates=True), biases(validates=False))
