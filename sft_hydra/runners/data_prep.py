@@ -1,8 +1,9 @@
 """runner=data_prep: make the packed set, with progress that a person can follow and a table per source at the end."""
 
+from contextlib import closing
 from pathlib import Path
 
-from sft_hydra.config.schema import SftConfig
+from sft_hydra.config.schema import LoggerConfig, SftConfig
 from sft_hydra.data.blend import plan_epoch
 from sft_hydra.data.prepare import obtain, prepare, prepare_part
 from sft_hydra.data.progress import Progress
@@ -14,9 +15,11 @@ COLUMNS = ("source", "rows", "kept", "rejected", "tokens", "trained", "p50", "p9
 
 
 def run(cfg: SftConfig) -> None:
-    """Prepare what `data` asks for, or say that it is there already; with `data.part`, only that share of it."""
+    """Prepare what `data` asks for, or say that it is there already, and tell the trackers; with `data.part`, only that share
+    of it."""
     assert cfg.run_dir is not None
-    with Console(RunPaths(Path(cfg.run_dir)).log) as console:
+    paths = RunPaths(Path(cfg.run_dir))
+    with Console(paths.log) as console:
         if cfg.data.part is not None:
             with console.work(f"tokenizing part {cfg.data.part} of {cfg.data.num_parts}") as work:
                 prepare_part(cfg, lambda progress: _show(work, progress))
@@ -24,6 +27,16 @@ def run(cfg: SftConfig) -> None:
         with console.work("preparing data") as work:
             packed = prepare(cfg, lambda progress: _show(work, progress))
         _tell(console, cfg, packed)
+        if cfg.logger != LoggerConfig():
+            _track(cfg, paths, console, packed)
+
+
+def _track(cfg: SftConfig, paths: RunPaths, console: Console, packed: PackedSet) -> None:
+    """The packed set as an artifact that this run has made. Trainings that use it name the same, whence the lineage."""
+    from sft_hydra.runners.tracking import data_artifact, open_trackers  # with torch, which preparing does without
+
+    with closing(open_trackers(cfg, paths, console, resume_step=0)) as trackers:
+        trackers.made(data_artifact(cfg, packed))
 
 
 def prepared_set(cfg: SftConfig, console: Console) -> PackedSet:

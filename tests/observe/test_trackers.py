@@ -116,6 +116,28 @@ def test_wandb_offline_has_metrics_config_and_artifacts(run: Path) -> None:
     assert all(reference.startswith("file://") for reference in contents.values())  # pointed at, not uploaded
 
 
+def test_preparing_data_leaves_the_artifact_that_training_uses(run: Path) -> None:
+    assert command([
+        *SMALL, "name=prepared", "runner=data_prep", f"output_dir={run.parent}", "logger=[wandb,mlflow]",
+        "logger.wandb.mode=offline", f"logger.mlflow.tracking_uri=sqlite:///{run.parent}/runs.db",
+    ]) == 0  # fmt: skip
+    records = wandb_records(run.parent / "prepared")
+    (made,), (used, _) = records["artifact"], wandb_records(run)["artifact"]
+    assert (made.type, made.name, made.digest) == ("dataset", "demo-data", used.digest)
+    facts = json.loads(made.metadata)
+    assert facts == json.loads(used.metadata)
+    assert sum(facts["blend"].values()) == pytest.approx(1, abs=1e-5)
+    assert facts["rejects"].keys() == {"drill", "train"}
+    assert {entry.path for entry in made.manifest.contents} >= {"metadata.json", "folder/metadata.json"}
+    assert "history" not in records
+
+    from mlflow.tracking import MlflowClient
+
+    number = json.loads((run.parent / "prepared/trackers.json").read_text())["mlflow"]
+    tags = MlflowClient(f"sqlite:///{run.parent}/runs.db").get_run(number).data.tags
+    assert json.loads(tags["dataset.content_key"]) == facts["content_key"]
+
+
 def test_a_resumed_run_goes_on_in_the_same_runs(run: Path) -> None:
     from mlflow.tracking import MlflowClient
 
