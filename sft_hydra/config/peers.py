@@ -78,6 +78,9 @@ PEER_NAMES: dict[str, str] = {
     "gsm8k_epochs": "data.sources.gsm8k.epochs",
     "eval_every": "eval.every",
     "eval_tokens": "eval.tokens",
+    "chatcore_every": "eval.chatcore_every",
+    "chatcore_max_cat": "eval.chatcore_max_categorical",
+    "chatcore_max_sample": "eval.chatcore_max_generative",
     "device_type": "device",
     "run": "name",
     # NeMo RL

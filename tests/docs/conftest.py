@@ -31,7 +31,7 @@ FILES = (
     "questions.jsonl",
     "template.jinja",
 )
-FOLDERS = ("packed", "earlier/step_500", "my_model")
+FOLDERS = ("packed", "earlier/step_500", "my_model", "items", "tasks")
 PROGRESS = (
     '{"format": 1, "sizes": {"seq_length": 4096, "global_batch_size": 8, "micro_batch_size": 1}, "rates": {"lr": 1e-5}}'
 )
