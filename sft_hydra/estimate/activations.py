@@ -34,6 +34,26 @@ def kept_by_mixer(s: Sizes, mixer: str, how: Keeping) -> int:
     return {"attention": _attention, "mamba": _mamba, "mlp": _mlp, "moe": _moe}[mixer](s, how)
 
 
+def kept_under_selective(s: Sizes, mixer: str, how: Keeping) -> int:
+    """Of one mixer whose block is computed again but for its products (parallel/recompute.py): their outputs. An adapted
+    layer has two, and one between its matrices."""
+    inner, gates = s.inner * how.width, 2 if s.gated else 1
+    out = how.width * s.hidden
+    if mixer == "attention":
+        products = how.width * (s.q + 2 * s.kv) + out * how.tp
+        return products * (2 if how.lora else 1) + how.width * s.q + FP32 * s.heads + _adapters(4, how)
+    if mixer == "mamba":
+        scan = s.groups * s.chunk + 2 * s.mamba_inner + s.mamba_inner * s.state // s.chunk
+        projection = how.width * s.mamba_in * (2 if how.lora else 1)
+        return projection + FP32 * scan + out * how.tp + _adapters(1, how)
+    if mixer == "mlp":
+        return (inner * gates + out * how.tp) * (2 if how.lora else 1) + _adapters(gates + 1, how)
+    routed = s.chosen * how.width * (s.expert_inner * gates + s.latent)
+    around = how.width * s.latent + out if s.latent != s.hidden else 0
+    shared = (how.width * s.shared_inner + out) * (2 if how.lora else 1) if s.shared_inner else 0
+    return FP32 * s.experts + routed + around + shared
+
+
 def norm(size: int, how: Keeping, width: int) -> int:
     """Its input. On a CPU an fp32 copy of it, or itself, and what the weight is multiplied with, if that is trained."""
     return FP32 * size * (2 if how.full else 1) if how.on_cpu else width * size

@@ -10,7 +10,7 @@ from typing import Any
 from sft_hydra.config.schema import Device, LoraConfig, Precision, Recompute, SftConfig
 from sft_hydra.config.schema_optim import Muon
 from sft_hydra.config.world import ranks_per_node, rows_per_step, run_layout
-from sft_hydra.estimate.activations import FP32, Keeping, kept_by_mixer, norm
+from sft_hydra.estimate.activations import FP32, Keeping, kept_by_mixer, kept_under_selective, norm
 from sft_hydra.estimate.parameters import adapter_parameters, expert_parameters, mixer_parameters
 from sft_hydra.estimate.sizes import Sizes, sizes_of
 from sft_hydra.parallel.layout import Layout, layout_problems
@@ -41,7 +41,7 @@ def estimate_memory(cfg: SftConfig, arch: dict[str, Any], layout: Layout, precis
     - gradients: 4 for each that is trained, spread alike; over several ranks one block's before and while they are summed
     - optimizer: 8 for each (AdamW), 4 for matrices of Muon
     - activations: of one micro-batch what all blocks keep (activations.py), of a pipeline's first stage of as many
-      micro-batches as are under way; blocks that are computed again keep their input, and one of them all
+      micro-batches as are under way; blocks that are computed again keep their input (and the outputs of products, if selective), and one of them all
     - logits: fp32 `min(tokens, 1024) x vocabulary`, two of them or, from the second chunk on, three; the head's gradient and,
       under autocast, its copy
 
@@ -131,14 +131,16 @@ def _optimizer(cfg: SftConfig, s: Sizes, layout: Layout, learnt: int) -> int:
 
 def _kept(s: Sizes, layout: Layout, how: Keeping, recompute: Recompute, micro_batches: int) -> tuple[int, int]:
     """Bytes a token that are kept of all blocks, and of the block that is computed again."""
-    blocks = [sum(kept_by_mixer(s, mixer, how) for mixer in mixers) for mixers in s.blocks]
-    every = {Recompute.none: len(blocks) + 1, Recompute.selective: 2, Recompute.full: 1}[recompute]
-    again = blocks[every - 1 :: every]
-    kept = sum(blocks) - sum(again) + len(again) * how.stream * s.hidden
+    all_of = [sum(kept_by_mixer(s, mixer, how) for mixer in mixers) for mixers in s.blocks]
+    kept, again = sum(all_of), 0
+    if recompute is not Recompute.none:
+        kept, again = len(all_of) * how.stream * s.hidden, max(all_of)
+    if recompute is Recompute.selective:
+        kept += sum(kept_under_selective(s, mixer, how) for mixers in s.blocks for mixer in mixers)
     kept = kept * min(layout.pp, micro_batches) // layout.pp
     rotary = 0 if s.mamba_heads else 2 * FP32 * s.head_dim * layout.tp
     last = norm(s.hidden, how, how.stream) + 2 * how.width * s.hidden
-    return kept + rotary + last, max(again, default=0)
+    return kept + rotary + last, again
 
 
 def _logits(s: Sizes, tokens: int, how: Keeping) -> int:

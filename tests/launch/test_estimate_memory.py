@@ -29,6 +29,7 @@ HYBRID: dict[str, Any] = {
 }  # fmt: skip
 BF16 = {"precision": Precision.bf16}
 AGAIN = {"recompute": Recompute.full}
+SELECTIVE = {"recompute": Recompute.selective}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,8 @@ MORE = {
     "hybrid": Case(HYBRID),
     "hybrid, bf16": Case(HYBRID, 2048, train=BF16),
     "hybrid, recompute": Case(HYBRID, 2048, train=AGAIN),
-    "hybrid, every other block": Case(HYBRID, train={"recompute": Recompute.selective}),
+    "hybrid, selective": Case(HYBRID, train=SELECTIVE),
+    "dense, LoRA, selective": Case(DENSE, lora=LoraConfig(dim=16), train=SELECTIVE),
     "hybrid, FSDP2": Case(HYBRID, ranks=2),
     "hybrid, EP2": Case(HYBRID, ranks=2, parallel={"ep": 2}, train=BF16),
     "hybrid, LoRA, TP2": Case(HYBRID, 2048, lora=LoraConfig(), ranks=2, parallel={"tp": 2}),

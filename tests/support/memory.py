@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from support.packed import make_row
+from support.packed import RowList, make_row
 from torch.profiler import ProfilerActivity, profile
 
 from sft_hydra.config.schema import SftConfig
@@ -44,7 +44,7 @@ def peak_bytes(work: Callable[[], object]) -> int:
 def training_peak(cfg: SftConfig) -> int:
     """Of this rank: `peak_bytes` of making the model of `cfg.model.architecture` and two optimizer steps of full rows."""
     architecture, device = cfg.model.architecture, torch.device("cpu")
-    rows = [make_row([cfg.seq_length], seed=seed, vocab=architecture["vocab_size"]) for seed in range(8)]
+    rows = RowList(make_row([cfg.seq_length], seed=seed, vocab=architecture["vocab_size"]) for seed in range(8))
     for row in rows:
         row.loss_mask[:-1] = 1
 
