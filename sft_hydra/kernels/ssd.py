@@ -1,10 +1,13 @@
 """Mamba2 on packed tokens: the causal convolution and the state space scan, both of which start anew in every document.
 
-Owns the isolation of documents in the convolution and in the carried state. This is the reference, exact on any device.
+Owns the isolation of documents in the convolution and in the carried state. What is here is exact on any device; on CUDA
+the kernels of ssd_fused.py take its place where they are installed.
 """
 
 import torch
 import torch.nn.functional as F
+
+from sft_hydra.kernels.ssd_fused import fused_conv_silu, fused_ssd, fuses_convolution, fuses_scan
 
 
 def causal_conv_silu(
@@ -14,6 +17,8 @@ def causal_conv_silu(
 
     `weight` (C, K), `bias` (C,) or None, `seq_idx` (T,) the number of each token's document, not decreasing.
     """
+    if fuses_convolution(x, weight):
+        return fused_conv_silu(x, weight, bias, seq_idx)
     taps = weight.shape[1]
     values = x.float()
     out = values * weight[:, -1]
@@ -40,6 +45,8 @@ def ssd(
     `x` (T, H, P), `dt` (T, H) positive fp32, `A` and `D` (H,), `B` and `C` (T, G, N) with G dividing H, `seq_idx` (T,).
     Computed in fp32 in chunks of `chunk` tokens: quadratic inside a chunk, a carried state between chunks.
     """
+    if fuses_scan(x, chunk):
+        return fused_ssd(x, dt, A, B, C, D, seq_idx, chunk)
     length, groups = len(x), B.shape[1]
     heads = x.shape[1] // groups  # per group
     values = x.float()

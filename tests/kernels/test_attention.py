@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from support.packed import relative
 
+from sft_hydra.kernels import attention
 from sft_hydra.kernels.attention import attend
 
 
@@ -60,10 +61,14 @@ def test_parts_of_the_queries_make_up_the_row(lengths, window):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kernel", ["flash-attn", "torch"])
+@pytest.mark.parametrize("lengths", [[300], [1] * 5 + [295], [3, 200, 1, 5, 90], [127, 1, 128, 44], [299, 1]])
 @pytest.mark.parametrize("window", [None, 5])
-def test_flash_kernel_equals_the_reference(window):
+def test_flash_kernel_equals_the_reference(monkeypatch, kernel, lengths, window):
+    if kernel == "flash-attn" and not attention.HAS_FLASH_ATTN:
+        pytest.skip("needs flash-attn")
+    monkeypatch.setattr(attention, "HAS_FLASH_ATTN", kernel == "flash-attn")
     torch.manual_seed(0)
-    lengths = [3, 200, 1, 5, 90]
     cu_seqlens = F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).to(torch.int32).cuda()
     exact = [torch.randn(sum(lengths), heads, 64, device="cuda").bfloat16().float() for heads in (4, 2, 2)]
     reference = [tensor.clone().requires_grad_() for tensor in exact]
@@ -71,7 +76,8 @@ def test_flash_kernel_equals_the_reference(window):
     expected = attend(*reference, cu_seqlens, max(lengths), 0.125, window)
     out = attend(*fast, cu_seqlens, max(lengths), 0.125, window)
     assert relative(out.float(), expected) < 1e-2
-    expected.sum().backward()
-    out.float().sum().backward()
+    upstream = torch.randn_like(expected).bfloat16()
+    expected.backward(upstream.float())
+    out.backward(upstream)
     for mine, theirs in zip(fast, reference, strict=True):
         assert relative(mine.grad.float(), theirs.grad) < 2e-2

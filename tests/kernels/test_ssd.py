@@ -5,7 +5,11 @@ import torch
 import torch.nn.functional as F
 from support.packed import relative
 
+from sft_hydra.kernels import ssd_fused
 from sft_hydra.kernels.ssd import causal_conv_silu, ssd
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+BORDERS = [[300], [128, 128, 44], [1] * 9 + [291], [127, 1, 129, 33, 10], [1, 299]]  # around chunks of 128
 
 
 def documents(lengths):
@@ -64,3 +68,59 @@ def test_convolution_equals_conv1d_per_document(lengths):
     padded = [F.pad(part.T[None], (3, 0)) for part in x.split(lengths)]
     expected = torch.cat([F.silu(F.conv1d(part, weight[:, None], bias, groups=6))[0].T for part in padded])
     assert relative(ours, expected) < 1e-6
+
+
+def close_to_the_reference(work, tensors, tolerance):
+    """Runs `work` in bf16 on the device and in fp32 on the CPU, from the same numbers: outputs and all gradients."""
+    rounded = [t.bfloat16() if t.ndim == 3 else t for t in tensors]
+    fast = [t.cuda().requires_grad_() for t in rounded]
+    exact = [t.float().requires_grad_() for t in rounded]
+    out, expected = work(*fast), work(*exact)
+    assert relative(out.float().cpu(), expected) < tolerance
+    upstream = torch.randn_like(expected)
+    expected.backward(upstream)
+    out.backward(upstream.to(out))
+    for mine, reference in zip(fast, exact, strict=True):
+        assert relative(mine.grad.float().cpu(), reference.grad) < tolerance
+
+
+@pytest.mark.gpu
+@gpu
+@pytest.mark.skipif(not ssd_fused.HAS_CAUSAL_CONV1D, reason="needs causal-conv1d")
+@pytest.mark.parametrize("lengths", BORDERS)
+def test_fused_convolution_equals_the_reference(lengths):
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(sum(lengths), 1, 64), torch.randn(64, 4), torch.randn(64)
+    assert ssd_fused.fuses_convolution(x[:, 0].bfloat16().cuda(), weight)
+    close_to_the_reference(
+        lambda x, w, b: causal_conv_silu(x[:, 0], w, b, documents(lengths).to(x.device)), (x, weight, bias), 2e-2
+    )
+
+
+@pytest.mark.gpu
+@gpu
+@pytest.mark.skipif(not ssd_fused.HAS_MAMBA_SSM, reason="needs mamba-ssm")
+@pytest.mark.parametrize("lengths", BORDERS)
+def test_fused_scan_equals_the_reference(lengths):
+    torch.manual_seed(0)
+    total = sum(lengths)
+    x, B, C = torch.randn(total, 8, 64), torch.randn(total, 2, 128), torch.randn(total, 2, 128)
+    dt, A, D = F.softplus(torch.randn(total, 8) - 3), -torch.rand(8) * 8, torch.randn(8)
+    assert ssd_fused.fuses_scan(x.bfloat16().cuda(), 128)
+    close_to_the_reference(
+        lambda *tensors: ssd(*tensors, documents(lengths).to(tensors[0].device), 128), (x, dt, A, B, C, D), 3e-2
+    )
+
+
+@pytest.mark.gpu
+@gpu
+@pytest.mark.skipif(not ssd_fused.HAS_MAMBA_SSM, reason="needs mamba-ssm")
+def test_nothing_of_a_document_reaches_the_next_in_the_fused_scan():
+    torch.manual_seed(0)
+    lengths = [130, 170]
+    seq_idx = documents(lengths).cuda()
+    x, B, C = (torch.randn(300, n, 64, device="cuda").bfloat16() for n in (8, 2, 2))
+    dt, A, D = torch.rand(300, 8, device="cuda"), -torch.rand(8, device="cuda"), torch.randn(8, device="cuda")
+    before = ssd(x, dt, A, B, C, D, seq_idx, 128)
+    x[:130] += 1
+    assert relative(ssd(x, dt, A, B, C, D, seq_idx, 128)[130:].float(), before[130:].float()) < 1e-3
