@@ -98,3 +98,12 @@ def common_names(architecture: dict[str, Any]) -> dict[str, Any]:
     if not is_mixture(named) and "hidden_size" in named:
         named.setdefault("intermediate_size", 4 * named["hidden_size"])
     return named
+
+
+def length_of_fixed_positions(architecture: dict[str, Any]) -> int | None:
+    """Up to which length rotary positions depend on themselves alone; None: always, as all but two ways of scaling have it."""
+    rope = architecture.get("rope_parameters") or architecture.get("rope_scaling") or {}
+    if rope.get("rope_type", rope.get("type")) not in ("dynamic", "longrope", "su"):
+        return None
+    key = "original_max_position_embeddings"
+    return int(rope.get(key) or architecture.get(key) or architecture["max_position_embeddings"])

@@ -8,9 +8,16 @@ import re
 from collections.abc import Callable, Iterator
 from itertools import chain
 
-from sft_hydra.config.architecture import FAMILIES, is_generic, is_mixture, read_architecture
+from sft_hydra.config.architecture import (
+    FAMILIES,
+    is_generic,
+    is_mixture,
+    length_of_fixed_positions,
+    read_architecture,
+)
 from sft_hydra.config.saved import flatten
 from sft_hydra.config.schema import Runner, SftConfig
+from sft_hydra.config.schema_data import Packing
 from sft_hydra.config.world import possible_layouts, rows_per_step, run_layout
 from sft_hydra.errors import ModelError
 from sft_hydra.parallel.layout import layout_problems, num_experts
@@ -193,7 +200,7 @@ def layout(cfg: SftConfig) -> Iterator[str]:
         )
 
 
-def generic_model(cfg: SftConfig) -> Iterator[str]:
+def foreign_model(cfg: SftConfig) -> Iterator[str]:
     """What models cannot do that train through the transformers implementation."""
     try:
         architecture = read_architecture(cfg)
@@ -212,6 +219,13 @@ def generic_model(cfg: SftConfig) -> Iterator[str]:
             yield f"parallel.{key}={size}: {why}, which FSDP alone spreads over ranks; leave parallel.{key} out"
     if cfg.train.compile:
         yield f"train.compile=true: {why}, which is not compiled; leave it out"
+    length = length_of_fixed_positions(architecture)
+    together = cfg.data.packing is not Packing.none or cfg.train.micro_batch_size > 1
+    if length is not None and cfg.seq_length > length and together:
+        yield (
+            f"seq_length={cfg.seq_length}: beyond {length} tokens this model turns positions by the longest conversation "
+            f"of a batch; use seq_length={length}, or data.packing=none with train.micro_batch_size=1"
+        )
 
 
 def routers(cfg: SftConfig) -> Iterator[str]:
@@ -291,7 +305,7 @@ def _at_most_one(cfg: SftConfig, section: str, names: tuple[str, ...]) -> Iterat
 
 RULES: tuple[Rule, ...] = (
     numbers_in_range, known_words, run_name, model_is_said, data_is_said, splits_sum_to_one, length_of_training, batch_size,
-    schedule, layout, generic_model, routers, lora_targets, optimizer_warm_start, no_secrets,
+    schedule, layout, foreign_model, routers, lora_targets, optimizer_warm_start, no_secrets,
     one_line_each,
 )  # fmt: skip
 

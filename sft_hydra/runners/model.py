@@ -13,6 +13,7 @@ from transformers.utils import logging
 from sft_hydra.checkpoint import state as checkpoints
 from sft_hydra.checkpoint.stream import load_weights, local_folder
 from sft_hydra.config.architecture import read_architecture
+from sft_hydra.config.rules import foreign_model
 from sft_hydra.config.schema import Device, SftConfig
 from sft_hydra.config.schema_data import Packing
 from sft_hydra.data.tokenizer import ChatTokenizer
@@ -74,6 +75,8 @@ def new_model(cfg: SftConfig, tokenizer: ChatTokenizer, device: torch.device, la
     """The model as training starts with it, laid out over the ranks (None: there is only this one): weights from
     `checkpoint.load`, `model.path` or a random start, then LoRA."""
     architecture = model_architecture(cfg, tokenizer)
+    if problems := list(foreign_model(cfg)):  # of a model on the hub, nothing was known when the config was checked
+        raise ConfigError(*problems)
     # Trained weights are fp32 masters; a frozen base is kept in the precision it is used in.
     dtype = torch.float32 if cfg.peft is None else compute_dtype(cfg, device)
     packed = cfg.data.packing is not Packing.none

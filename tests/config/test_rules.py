@@ -132,6 +132,14 @@ def test_what_is_right_passes(argv: list[str], resolved: Resolved) -> None:
     assert resolved(*argv).run_dir
 
 
+def test_positions_that_depend_on_the_batch(problems: Callable[..., list[str]], tmp_path: Path) -> None:
+    rope = {"rope_type": "longrope", "original_max_position_embeddings": 128}
+    (tmp_path / "phi").mkdir()
+    (tmp_path / "phi" / "config.json").write_text(json.dumps({"model_type": "phi3", "rope_scaling": rope}))
+    (problem,) = problems("model=hf", "model.path=phi", "seq_length=256", "tokenizer.path=demo")
+    assert "use seq_length=128, or data.packing=none with train.micro_batch_size=1" in problem
+
+
 def test_models_that_train_through_transformers(problems: Callable[..., list[str]]) -> None:
     """All that cannot be is said at once, before anything is loaded."""
     asked = ["parallel.tp=2", "parallel.cp=2", "cluster.gpus_per_node=4", "train.compile=true"]

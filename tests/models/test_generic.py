@@ -3,13 +3,16 @@
 Every case is a real family with random weights, of two kinds: what packs, and what must be refused.
 """
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from support.generic import FAMILIES, LEAKING, generic
 from support.packed import PACKINGS, alone, gradients, logits_of, make_row, oracle_gradients, oracle_of, relative
 
+from sft_hydra.checkpoint.stream import load_weights
 from sft_hydra.config.architecture import FAMILIES as OURS
 from sft_hydra.config.schema import LoraConfig
 from sft_hydra.engine.batch import make_batch
@@ -23,7 +26,7 @@ from sft_hydra.models.lora_layers import LoraLinear
 ROWS = [make_row(PACKINGS["many_tiny"], seed=1), make_row([5, 17], seed=2)]
 
 
-def equals_alone(model: Any, folder: Any) -> None:
+def equals_alone(model: Any, folder: Path) -> None:
     """Logits, loss and all gradients are those of the transformers model that sees one conversation at a time."""
     oracle = oracle_of(model)
     batch = make_batch(ROWS, "cpu")
@@ -43,7 +46,7 @@ def equals_alone(model: Any, folder: Any) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packed_equals_alone(family: str, tmp_path: Any) -> None:
+def test_packed_equals_alone(family: str, tmp_path: Path) -> None:
     model = generic(family)
     check_isolation(model, torch.float32)
     equals_alone(model, tmp_path)
@@ -63,7 +66,7 @@ def test_other_conversations_are_bit_identical_when_one_changes(family: str) -> 
 
 
 @pytest.mark.parametrize("family", LEAKING)
-def test_what_leaks_is_refused_and_trains_without_packing(family: str, tmp_path: Any) -> None:
+def test_what_leaks_is_refused_and_trains_without_packing(family: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"data\.packing=none"):
         check_isolation(generic(family), torch.float32)
     equals_alone(generic(family, packed=False), tmp_path)
@@ -106,7 +109,7 @@ def test_dropout_of_a_config_is_off() -> None:
     assert torch.equal(logits_of(model, batch), logits_of(model, batch))
 
 
-def test_our_own_families_through_transformers(tmp_path: Any) -> None:
+def test_our_own_families_through_transformers(tmp_path: Path) -> None:
     equals_alone(generic("qwen3", tie_word_embeddings=True), tmp_path)
 
 
@@ -120,3 +123,20 @@ def test_adapters_go_where_the_config_says(targets: list[str] | None, count: int
     model = generic("gemma2")
     add_adapters(model, LoraConfig(target_modules=targets))
     assert sum(isinstance(module, LoraLinear) for module in model.modules()) == count
+
+
+def test_files_of_a_model_without_its_head_are_read(tmp_path: Path) -> None:
+    """Older folders hold the trunk alone, under names that lack its own; and tables that nobody needs any more."""
+    theirs = oracle_of(generic("gpt2"))
+    tensors = {name: tensor.clone() for name, tensor in theirs.transformer.state_dict().items()}
+    save_file(tensors | {"h.0.attn.bias": torch.ones(1)}, tmp_path / "model.safetensors")
+    model = build.build_model(theirs.config.to_dict(), "cpu", torch.float32)
+    load_weights(model, str(tmp_path))
+    batch = make_batch(ROWS, "cpu")
+    assert relative(logits_of(model, batch), alone(theirs, ROWS)[0]) < 1e-5
+
+
+def test_rope_by_length_is_plain_below_it(tmp_path: Path) -> None:
+    factors = {"short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [4.0, 5.0, 6.0, 7.0]}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 128, **factors}
+    equals_alone(generic("phi3", rope_parameters=rope, max_position_embeddings=512), tmp_path)
