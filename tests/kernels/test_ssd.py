@@ -73,8 +73,8 @@ def test_convolution_equals_conv1d_per_document(lengths):
 def close_to_the_reference(work, tensors, tolerance):
     """Runs `work` in bf16 on the device and in fp32 on the CPU, from the same numbers: outputs and all gradients."""
     rounded = [t.bfloat16() if t.ndim == 3 else t for t in tensors]
-    fast = [t.cuda().requires_grad_() for t in rounded]
-    exact = [t.float().requires_grad_() for t in rounded]
+    fast = [t.cuda().clone().requires_grad_() for t in rounded]
+    exact = [t.float().clone().requires_grad_() for t in rounded]
     out, expected = work(*fast), work(*exact)
     assert relative(out.float().cpu(), expected) < tolerance
     upstream = torch.randn_like(expected)
