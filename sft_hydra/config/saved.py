@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.config.schema_optim import OPTIMIZERS
@@ -37,7 +38,7 @@ def load(path: Path) -> SftConfig:
             raise ConfigError(f"{path}: optimizer.kind={kind} is none of {', '.join(OPTIMIZERS)}")
         schema = OmegaConf.structured(SftConfig(optimizer=OPTIMIZERS[kind]()))
         cfg = OmegaConf.to_object(OmegaConf.merge(schema, text))
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(f"{path}: not a config of this version: {str(error).splitlines()[0]}") from error
     assert isinstance(cfg, SftConfig)
     return cfg
