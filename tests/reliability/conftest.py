@@ -1,0 +1,34 @@
+"""Small runs of the command itself, in processes that may be killed."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SMALL = (
+    "name=run", "eval.every=0", "eval.exact_match.path=null", "eval.samples=[]", "seq_length=128", "data.num_workers=1",
+    "train.num_threads=1", "train.global_batch_size=2", "train.micro_batch_size=2", "device=cpu",
+    "model.architecture.num_hidden_layers=1", "model.architecture.hidden_size=32",
+    "model.architecture.intermediate_size=32", "export.auto=false",
+)  # fmt: skip
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Start:
+    """start("train.train_iters=5", variables={...}): the command of a tiny training in `tmp_path`, as a process group."""
+
+    def run(*overrides: str, variables: dict[str, str] | None = None, cwd: Path = tmp_path) -> subprocess.Popen[str]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **(variables or {})}
+        return subprocess.Popen(
+            [sys.executable, "-m", "sft_hydra", *SMALL, *overrides],
+            **{"cwd": cwd, "env": environment, "text": True, "start_new_session": True},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    return run
