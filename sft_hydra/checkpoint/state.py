@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch.distributed.tensor import DTensor
 
 from sft_hydra.checkpoint.parts import Part, PartFiles, part_of, write_parts
@@ -149,8 +150,13 @@ def write_snapshot(folder: Path, snapshot: Snapshot, group: dist.ProcessGroup | 
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
     _meet(group)
-    for kind, parts in ((MODEL, snapshot.model), (OPTIMIZER, snapshot.optimizer)):
-        _flush(write_parts(building, kind, snapshot.rank, parts))
+    try:
+        for kind, parts in ((MODEL, snapshot.model), (OPTIMIZER, snapshot.optimizer)):
+            _flush(write_parts(building, kind, snapshot.rank, parts))
+    except (OSError, SafetensorError) as problem:
+        raise CheckpointError(
+            f"{building}: cannot be written ({problem}). Is the disk full? Earlier checkpoints are untouched."
+        ) from problem
     _meet(group)
     if first:
         (building / STATE).write_text(json.dumps(snapshot.progress, indent=1))

@@ -3,6 +3,7 @@
 import difflib
 import glob
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,6 +67,16 @@ def files_exist(cfg: SftConfig) -> Iterator[str]:
         yield from _must_exist("eval.exact_match.path", cfg.eval.exact_match.path)
 
 
+def output_is_writable(cfg: SftConfig) -> Iterator[str]:
+    """The nearest folder that is there must let new ones be made in it."""
+    wanted = Path(str(cfg.run_dir)).absolute()
+    there = next(folder for folder in (wanted, *wanted.parents) if folder.exists())
+    if not there.is_dir():
+        yield f"output_dir={cfg.output_dir}: {there} is a file, not a folder"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        yield f"output_dir={cfg.output_dir}: nothing can be written in {there}; choose another output_dir"
+
+
 def packed_set_fits(cfg: SftConfig) -> Iterator[str]:
     """A packed set of another length is refused before any model is loaded."""
     if cfg.data.packed_dir is None or cfg.runner not in DATA_RUNNERS:
@@ -97,4 +108,4 @@ def _must_exist(key: str, path: str | None) -> Iterator[str]:
     yield f"{key}={path}: not found{hint}"
 
 
-FILE_RULES: tuple[Rule, ...] = (data_exists, model_exists, tokenizer_exists, files_exist, packed_set_fits)
+FILE_RULES: tuple[Rule, ...] = (data_exists, model_exists, tokenizer_exists, files_exist, output_is_writable, packed_set_fits)
