@@ -16,6 +16,7 @@ from sft_hydra.errors import DataError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".parquet")
 SHORT = {"validation": "val"}  # what files call a split for short
+WITHOUT_HUB = "its items can also come from files, eval.data_dir=<folder with <task>_<split>.jsonl>"
 STAND_INS = {"test": ("test", "validation", "")}  # "": a file without a split in its name
 
 
@@ -73,9 +74,14 @@ def read_benchmark(name: str, split: str, data_dir: str | None) -> Rows:
         config, origin = SourceConfig(path=known.hub, subset=known.subset, split=split), known.hub
     source = Source(name, config)
     rows = []
-    for file in files_of(source):
-        for number, row in read_rows(file, source, 0, None):
-            rows.append(_checked(row, known, f"{file.path}:{number + 1}"))
+    try:
+        for file in files_of(source):
+            for number, row in read_rows(file, source, 0, None):
+                rows.append(_checked(row, known, f"{file.path}:{number + 1}"))
+    except DataError as error:
+        if data_dir is not None:
+            raise
+        raise DataError(*error.problems, f"{name}: {WITHOUT_HUB}") from None
     if not rows:
         raise DataError(f"{origin}: no rows")
     return Rows(rows, origin)

@@ -19,6 +19,7 @@ from sft_hydra.evaluation.sample import StopTexts, generate
 
 KNOWN_SAMPLING = {"until", "max_gen_toks", "do_sample", "temperature", "top_p"}
 MAX_NEW_TOKENS = 256  # where neither the config nor the task says
+NO_LIMIT = 1 << 30  # tokens, of a model whose config names none
 END_OF_THOUGHT = "</think>"
 
 
@@ -32,7 +33,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         self.on_progress = on_progress
         self.shortened = 0
         """Prompts that lost their beginning, because the model takes no more."""
-        self.max_length = int(chat.hf_model.config.max_position_embeddings)
+        limit = getattr(chat.hf_model.config.get_text_config(), "max_position_embeddings", None)
+        self.max_length = NO_LIMIT if limit is None else int(limit)
 
     @property
     def eot_token_id(self) -> int:

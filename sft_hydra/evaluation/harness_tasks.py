@@ -17,7 +17,7 @@ from lm_eval.tasks import TaskManager
 
 from sft_hydra.config.schema import EvalConfig
 from sft_hydra.errors import ConfigError, DataError
-from sft_hydra.evaluation.benchmarks import BENCHMARKS, read_benchmark
+from sft_hydra.evaluation.benchmarks import BENCHMARKS, WITHOUT_HUB, read_benchmark
 from sft_hydra.evaluation.chatcore_tasks import SPELLING_NUMBER, last_number, spelling_questions
 from sft_hydra.evaluation.sandbox import run_program
 
@@ -71,10 +71,11 @@ def _suite(name: str, wanted: EvalConfig) -> Suite:
             f"eval.tasks: {name} is no task of the lm-evaluation-harness and no file"
             + (f"; did you mean {', '.join(near)}?" if near else "")
         )
-    leaves = list(dict.fromkeys(_leaves(name, manager)))
-    _refuse_code(name, [manager.task_index[leaf].cfg or {} for leaf in leaves])
+    _refuse_code(name, [manager.task_index[name].cfg or {}])
     if wanted.data_dir is None:
         return _loaded(name, manager, [name])
+    leaves = list(dict.fromkeys(_leaves(name, manager)))
+    _refuse_code(name, [manager.task_index[leaf].cfg or {} for leaf in leaves])
     local = [_local_task(manager.task_index[leaf].cfg or {}, wanted) for leaf in leaves]
     return Suite(name, [task for task, _ in local], ", ".join(dict.fromkeys(origin for _, origin in local)))
 
@@ -102,7 +103,8 @@ def _loaded(name: str, manager: TaskManager, specs: list[str]) -> Suite:
     try:
         tasks = list(manager.load(specs)["tasks"].values())
     except Exception as problem:  # network, a YAML file that is none, Python code in it: the library has many kinds
-        raise DataError(f"eval.tasks: {name} cannot be loaded ({type(problem).__name__}: {problem})") from None
+        text = f"eval.tasks: {name} cannot be loaded ({type(problem).__name__}: {problem})"
+        raise DataError(text, *([] if Path(name).exists() else [f"{name}: {WITHOUT_HUB}"])) from None
     if not tasks:
         raise ConfigError(f"eval.tasks: {name} holds no task")
     _refuse_code(name, [{"unsafe_code": getattr(task, "UNSAFE_CODE", False)} for task in tasks])

@@ -1,6 +1,7 @@
 """ChatCORE: what is asked, how answers are graded, and what the figure says."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from sft_hydra.config.schema import CHATCORE_TASKS, EvalConfig, SftConfig
 from sft_hydra.data import spelling
 from sft_hydra.data.tokenizer import ChatTokenizer, load_tokenizer
 from sft_hydra.errors import DataError
-from sft_hydra.evaluation.benchmarks import read_benchmark
+from sft_hydra.evaluation.benchmarks import BENCHMARKS, read_benchmark
 from sft_hydra.evaluation.chat import Chat, Prompt
 from sft_hydra.evaluation.chatcore import ChatCore, TaskScore, run_chatcore
 from sft_hydra.evaluation.chatcore_tasks import TASKS, Question
@@ -137,3 +138,20 @@ def test_what_is_not_there_is_named_with_what_was_looked_for(tmp_path: Path) -> 
     (tmp_path / "gsm8k_test.jsonl").write_text('{"question": "?"}\n')
     with pytest.raises(DataError, match=r"gsm8k_test.jsonl:1: .*missing: answer"):
         read_benchmark("gsm8k", "test", str(tmp_path))
+
+
+def test_without_a_folder_rows_come_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a data set repository on this disk, through the hub's own loading code."""
+    (tmp_path / "rows.jsonl").write_text('{"question": "2 + 2?", "answer": "It is 4.\\n#### 4"}\n')
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: main\n  data_files:\n  - split: test\n    path: rows.jsonl\n---\n"
+    )
+    monkeypatch.setitem(BENCHMARKS, "gsm8k", replace(BENCHMARKS["gsm8k"], hub=str(tmp_path)))
+    read_benchmark.cache_clear()
+    [question], origin = TASKS["gsm8k"].read(None)
+    assert (question.text, question.expected, origin) == ("2 + 2?", "4", str(tmp_path))
+    monkeypatch.setitem(BENCHMARKS, "gsm8k", replace(BENCHMARKS["gsm8k"], subset="socratic"))
+    read_benchmark.cache_clear()
+    with pytest.raises(DataError, match=r"cannot be loaded(.*\n)*.*eval.data_dir"):
+        TASKS["gsm8k"].read(None)
+    read_benchmark.cache_clear()

@@ -211,3 +211,42 @@ def test_what_cannot_be_asked_is_refused(
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(ConfigError, match=r"pip install 'sft_hydra\[eval\]'"):
         run(small, asked(tasks=["gsm8k"]))
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+def test_chats_are_rendered_as_transformers_renders_them(
+    thinking: bool, small: tuple[Any, ChatTokenizer], shared: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    from sft_hydra.evaluation.harness_model import HarnessModel
+
+    folder = str(shared / "assets/tokenizers/qwen3")
+    ours = load_tokenizer(SftConfig(tokenizer=TokenizerConfig(path=folder)))
+    theirs = AutoTokenizer.from_pretrained(folder)
+    model = HarnessModel(Chat(small[0], ours, SftConfig()), thinking=thinking, on_progress=lambda *_: None)
+    chat = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "1 + 1?"},
+        {"role": "assistant", "content": "2"},
+        {"role": "user", "content": "2 + 2?"},
+    ]
+    asked = {"tokenize": False, "enable_thinking": thinking}
+    assert model.apply_chat_template(chat) == theirs.apply_chat_template(chat, add_generation_prompt=True, **asked)
+    if not thinking:
+        begun = [*chat, {"role": "assistant", "content": "It is"}]
+        expected = theirs.apply_chat_template(begun, continue_final_message=True, **asked)
+        assert model.apply_chat_template(begun, add_generation_prompt=False) == expected
+
+
+def test_what_stands_before_the_end_of_a_thought_is_no_part_of_the_answer(
+    small: tuple[Any, ChatTokenizer], own_tasks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sft_hydra.evaluation import harness_model
+
+    wanted = asked(tasks=[str(own_tasks / "echo.yaml")], thinking=True, max_new_tokens=8)
+    whole = run(small, wanted).answers["echo"][0]["answer"]
+    assert harness_model.END_OF_THOUGHT not in whole
+    middle = whole[len(whole) // 2 :][:2]
+    monkeypatch.setattr(harness_model, "END_OF_THOUGHT", middle)  # a tiny model never says the real one
+    assert run(small, wanted).answers["echo"][0]["answer"] == whole.split(middle)[-1].lstrip()
