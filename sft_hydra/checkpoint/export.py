@@ -67,8 +67,9 @@ def export(model: DecoderModel, cfg: SftConfig, tokenizer: ChatTokenizer, folder
         building = folder.with_name(folder.name + ".tmp")
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
-        # over several ranks the live model computes as it trains, alone it computes in fp32
-        computed = compute_dtype(cfg, model.device) if model.mesh.whole is not None else torch.float32
+        # over several ranks the live model computes as it trains, alone in the precision that its weights are kept in
+        as_trained = model.mesh.whole is not None or cfg.peft is not None
+        computed = compute_dtype(cfg, model.device) if as_trained else torch.float32
         writer = _Writer(model.config, cfg, tokenizer, building, folder, live, computed)
         report = writer.adapter(tensors) if adapter else writer.model(tensors)
         shutil.rmtree(folder, ignore_errors=True)

@@ -13,7 +13,7 @@ from sft_hydra.checkpoint import export as exporting
 from sft_hydra.checkpoint import shards
 from sft_hydra.checkpoint.export import export
 from sft_hydra.checkpoint.stream import load_weights
-from sft_hydra.config.schema import LoraConfig
+from sft_hydra.config.schema import LoraConfig, Precision
 from sft_hydra.data.tokenizer import load_tokenizer
 from sft_hydra.engine.batch import make_batch
 from sft_hydra.errors import CheckpointError, ModelError
@@ -136,6 +136,19 @@ def test_adapter_loads_in_peft_with_equal_logits(make_cfg, tokenizer, row, tmp_p
     assert relative(alone(theirs, [row])[0], live) < 1e-5
     with theirs.disable_adapter():
         assert relative(alone(theirs, [row])[0], live) > 1e-2
+
+
+def test_an_adapter_of_a_rounded_base_is_held_to_its_rounding(make_cfg, tokenizer, tmp_path):
+    oracle_of(make_model(ARCHITECTURES["qwen3"])).save_pretrained(tmp_path / "base")
+    lora = LoraConfig(dim=4)
+    model = build_model(ARCHITECTURES["qwen3"], "cpu", torch.bfloat16)
+    load_weights(model, str(tmp_path / "base"))
+    apply_lora(model, lora, seed=0)
+    cfg = make_cfg(peft=lora, train={"precision": Precision.bf16})
+    cfg.model.path = str(tmp_path / "base")
+    report = export(model, cfg, tokenizer, tmp_path / "hf")
+    assert report.kind == "adapter"
+    assert 0 < report.max_diff <= report.allowed_diff
 
 
 def test_adapters_that_peft_refuses_are_written_with_a_note(make_cfg, tokenizer, tmp_path):
