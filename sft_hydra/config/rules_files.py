@@ -108,4 +108,11 @@ def _must_exist(key: str, path: str | None) -> Iterator[str]:
     yield f"{key}={path}: not found{hint}"
 
 
-FILE_RULES: tuple[Rule, ...] = (data_exists, model_exists, tokenizer_exists, files_exist, output_is_writable, packed_set_fits)
+FILE_RULES: tuple[Rule, ...] = (
+    data_exists,
+    model_exists,
+    tokenizer_exists,
+    files_exist,
+    output_is_writable,
+    packed_set_fits,
+)
