@@ -186,7 +186,7 @@ def _plan(
     """The plan, and the library that encodes when it is known; finished work of another plan is thrown away, that of the
     same plan, its library and its time are kept."""
     record = partial / "plan.json"
-    said = json.loads(record.read_text()) if record.is_file() else {}
+    said = _read_record(record)
     if said.get("key") == request.key and not (cfg.data.force and cfg.data.num_parts is None):
         return make_plan(cfg, request, tokenizer, said["now"]), background.submit(lambda: str(said["library"]))
     shutil.rmtree(partial, ignore_errors=True)
@@ -202,6 +202,14 @@ def _plan(
 
     library = background.submit(choose_once)
     return make_plan(cfg, request, tokenizer, now), library
+
+
+def _read_record(record: Path) -> dict[str, str]:
+    """What an earlier try wrote down; nothing if that is torn."""
+    try:
+        return dict(json.loads(record.read_text()))
+    except (OSError, ValueError):
+        return {}
 
 
 def _workers(cfg: SftConfig, plan: Plan) -> int:
@@ -239,7 +247,11 @@ def _lock(folder: Path) -> Iterator[None]:
     """Only one preparation of a folder at a time; a killed process lets go by itself."""
     import fcntl
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_name(folder.name + ".lock"), "w") as stream:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        stream = open(folder.with_name(folder.name + ".lock"), "w")  # noqa: SIM115 (closed below)
+    except OSError as problem:
+        raise DataError(f"{folder.parent}: cannot be written ({problem})") from None
+    with stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield

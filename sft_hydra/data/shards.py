@@ -233,7 +233,7 @@ class PackedSet:
         else:
             try:
                 self._groups[key] = columns_of(file.read_row_group(group))
-            except (OSError, pa.ArrowException) as problem:
+            except (OSError, LookupError, ValueError, pa.ArrowException) as problem:
                 raise self._broken(name, problem) from None
             if len(self._groups) > CACHED_GROUPS:
                 self._groups.popitem(last=False)
