@@ -87,7 +87,8 @@ def _show_chatcore(console: Console, result: ChatCore) -> None:
         )
         for s in result.scores
     ]
-    average = ("ChatCORE", "", "", "", "", _share(result.metric), f"mean of {len(result.scores)} tasks")
+    asked = f"mean of {len(result.scores)} of {len(result.scores) + len(result.left_out)} tasks"
+    average = ("ChatCORE", "", "", "", "", _share(result.metric), asked)
     console.table("ChatCORE", ["task", "items", "accuracy", "±", "baseline", "centred", "from"], [*rows, average])
     for task, why in result.left_out.items():
         console.say(f"{task} is left out of ChatCORE: {why}", style="yellow")

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from sft_hydra.cli import command
+from sft_hydra.data.benchmarks_as_chats import multiple_choice
 from sft_hydra.errors import ConfigError
 from sft_hydra.observe.report import write_report
 from sft_hydra.paths import RunPaths
 
+NAMES = ("Ada", "Bea", "Cleo", "Dora", "Eve", "Fay", "Gia", "Hal")
 SHORT = [
     "name=run", "data.sample=80", "data.num_workers=1", "train.train_iters=4", "eval.exact_match.path=null",
     "eval.samples=[]", "eval.max_new_tokens=4", "export.auto=false",
@@ -90,7 +92,7 @@ def test_tasks_of_the_harness_on_a_run(run: tuple[list[str], Path], capsys: pyte
     assert command([*always, "runner=evaluate", "eval.tasks=[chatcore,spelling_bee]", "eval.max_items=3"]) == 0
     shown = capsys.readouterr().out
     assert "3 of 256" in shown
-    assert "mean of 2 tasks" in shown
+    assert "mean of 2 of 3 tasks" in shown
     entry = json.loads((folder / "evaluation.json").read_text())["evaluate"]
     (score,) = entry["benchmarks"]["scores"]
     assert (score["task"], score["metric"], score["items"], score["of"]) == ("spelling_bee", "exact_match", 3, 256)
@@ -119,3 +121,32 @@ def test_tasks_of_the_harness_on_a_run(run: tuple[list[str], Path], capsys: pyte
 def test_what_cannot_be_is_refused_at_once(wrong: list[str], told: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=told):
         command([*SHORT, f"output_dir={tmp_path}", *wrong])
+
+
+def test_who_has_learned_the_answers_by_heart_gets_them_all_and_asking_changes_no_loss(tmp_path: Path) -> None:
+    """The prompt of an item is the prompt that training on such a chat has made, to the token."""
+    items = [
+        {"question": f"Who is {name}?", "choices": [f"{name}{n}" for n in range(4)], "subject": "people"}
+        for name in NAMES
+    ]
+    items = [{**item, "answer": "ABCD"[number * 3 % 4]} for number, item in enumerate(items)]
+    chats = [
+        {"messages": [
+            {"role": "user", "content": multiple_choice(item["question"], item["choices"])},
+            {"role": "assistant", "content": item["answer"]},
+        ]}
+        for item in items * 8
+    ]  # fmt: skip
+    for name, lines in (("mmlu_test", items), ("chats", chats)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    learn = [
+        f"output_dir={tmp_path}", "model=tiny", "data=jsonl", f"data.path={tmp_path}/chats.jsonl", "seq_length=256",
+        "data.split={train:1.0,valid:0.0,test:0.0}", "data.num_workers=1", "train.global_batch_size=4",
+        "train.train_iters=24", "train.num_threads=1", "export.auto=false", "checkpoint.interval=null",
+    ]  # fmt: skip
+    wanted = ["eval.chatcore_every=8", "eval.chatcore_tasks=[mmlu]", f"eval.data_dir={tmp_path}"]
+    assert command([*learn, "name=asked", *wanted]) == 0
+    assert command([*learn, "name=left_alone"]) == 0
+    asked, alone = (rows(tmp_path / name / "metrics.jsonl") for name in ("asked", "left_alone"))
+    assert asked[-1]["eval/chatcore"] == 1.0
+    assert [line["loss"] for line in asked if "loss" in line] == [line["loss"] for line in alone if "loss" in line]
