@@ -62,7 +62,7 @@ def read_progress(checkpoint: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{checkpoint / STATE} cannot be read: {error}") from error
     mark = checkpoint / COMPLETE
-    if mark.is_file() and (written := mark.read_text()) and written != state_digest(checkpoint):
+    if mark.is_file() and (written := mark.read_bytes()) and written != state_digest(checkpoint).encode():
         raise CheckpointError(f"{checkpoint / STATE} is not what was written: its checksum differs")
     found = progress.get("format")
     if found != CHECKPOINT_FORMAT:

@@ -72,7 +72,10 @@ class PartFiles:
         self.folder, self.kind = folder, kind
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._places: dict[str, list[_File]] = {}
-        for path in sorted(folder.glob(f"{kind}-*.safetensors")):
+        paths = sorted(folder.glob(f"{kind}-*.safetensors"))
+        if not paths:
+            raise CheckpointError(f"{folder} has no {kind}-*.safetensors: it is not what was saved")
+        for path in paths:
             file = _open(path)
             try:
                 for name, place in json.loads(file.metadata()["parts"]).items():
