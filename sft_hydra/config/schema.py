@@ -169,6 +169,9 @@ class TrainConfig:
     """Packed rows of one forward pass on one data-parallel rank."""
     precision: Precision | None = None
     """null: bf16 on CUDA, fp32 on a CPU. Master weights and reductions are fp32 either way."""
+    fp8: bool = False
+    """Multiply in fp8 in the linear layers of all blocks (routed experts excepted), through torchao. Full fine-tuning in
+    bf16 on H100-like devices, without tensor parallelism."""
     calculate_per_token_loss: bool = True
     """True: loss sum / trained tokens of the global batch. false: loss sum / conversations with a trained token."""
     router_aux_loss: float = 0.0
@@ -183,7 +186,9 @@ class TrainConfig:
     """Activation checkpointing: what blocks compute again in the backward pass. `full`: everything; `selective`: what is
     cheap, everything but matrix products and attention."""
     cpu_offload: bool = False
+    """Keep weights, gradients and optimizer state in the host's memory; blocks travel to the device when they are needed."""
     compile: bool = False
+    """torch.compile each block by itself."""
     log_interval: int = 10
     """Steps between two lines on a console that is not a terminal. metrics.jsonl has every step."""
     num_threads: int | None = None
@@ -286,6 +291,11 @@ class ExportConfig:
     """Folder; null: `hf/` in the run's folder."""
     merge: bool = False
     """LoRA: write the merged model instead of the adapter."""
+    push_to: str | None = None
+    """Repository on the Hugging Face hub, `owner/name`, that the verified export is uploaded to, with the token in HF_TOKEN.
+    null: nothing leaves this machine."""
+    public: bool = False
+    """A repository that is made for `push_to` is public; false: private."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -42,6 +42,19 @@ class TrainRows:
         squares = self.packed.row_squares("train")
         return [float(squares[self._epoch(epoch)[inside]]) for epoch, inside in places]
 
+    def never_seen(self, count: int) -> str | None:
+        """In words, the sources of the blend that the first `count` rows do not reach because others come first."""
+        starts = np.cumsum([0, *(share.rows for share in self.shares)])
+        missed = [
+            share.name for share, start in zip(self.shares, starts, strict=False) if share.rows and start >= count
+        ]
+        if not self.by_source or not missed:
+            return None
+        return (
+            f"data.order=by_source: training ends after {count:,} of {self.rows_per_epoch:,} rows and never sees "
+            f"{', '.join(missed)}; train longer, or use data.order=shuffle"
+        )
+
     def indices(self, epoch: int) -> NDArray[np.int64]:
         """Packed rows of an epoch in their order, (rows_per_epoch,)."""
         return self._epoch(epoch)

@@ -124,6 +124,10 @@ def _advice(cfg: SftConfig, arch: dict, layout: Layout, packed: PackedSet | None
             f"{kept:,} conversations are few (under {FEW_ROWS:,}): a smaller train.global_batch_size with more "
             "train.train_iters keeps steps useful" + ("" if cfg.peft else ", and peft=lora forgets less")
         )
+    if cfg.runner is Runner.train and packed is not None:
+        rows = TrainRows(packed, cfg)
+        missed = rows.never_seen(total_steps(cfg, rows.rows_per_epoch) * rows_per_step(cfg))
+        lines += [missed] if missed else []
     if cfg.seq_length > LONG_ROW and layout.cp == 1:
         lines.append(
             f"seq_length={cfg.seq_length} is over {LONG_ROW:,}: should a rank run out of memory, use context parallelism "

@@ -40,6 +40,7 @@ from sft_hydra.runners.data_prep import prepared_set
 from sft_hydra.runners.evaluate import evaluate_chatcore, evaluate_model
 from sft_hydra.runners.memory import out_of_memory_told
 from sft_hydra.runners.model import RunModel, checkpoint_folder, model_architecture, new_model, start_machine
+from sft_hydra.runners.push import check_push, push_export
 from sft_hydra.runners.summary import Clock, say_next_steps, write_summary
 from sft_hydra.runners.token_bytes import token_bytes
 from sft_hydra.runners.tracking import data_artifact, model_artifact, no_trackers, open_trackers
@@ -88,6 +89,7 @@ class Training:
 def run(cfg: SftConfig) -> None:
     """Prepare what is missing, train to the end (or on from where it stopped), evaluate, export, report."""
     assert cfg.run_dir is not None
+    check_push(cfg)
     paths, clock = RunPaths(Path(cfg.run_dir)), Clock()
     rank, device = this_rank(), start_machine(cfg)
     start_process_group(device, cfg.cluster.start_timeout)
@@ -97,6 +99,8 @@ def run(cfg: SftConfig) -> None:
             tokenizer = load_tokenizer(cfg)
             rows = TrainRows(packed, cfg)
         steps = total_steps(cfg, rows.rows_per_epoch)
+        if missed := rows.never_seen(steps * rows_per_step(cfg)):
+            console.say(missed, style="yellow")
         last = checkpoints.latest(checkpoint_folder(cfg))
         if last is not None and _is_finished(paths, last, steps):
             console.say(f"{paths.root}: finished, all {steps} steps are done (train.train_iters or name=... goes on)")
@@ -110,6 +114,8 @@ def run(cfg: SftConfig) -> None:
             write_summary(paths, cfg, packed, tokenizer, training.built, clock, exported)
             write_report(paths)
         say_next_steps(console, cfg, paths, exported, clock)
+        if exported is not None and rank.rank == 0:
+            push_export(cfg, exported, console)
 
 
 def _train(training: Training, clock: Clock) -> ExportReport | None:
@@ -321,4 +327,6 @@ def export_model(model: DecoderModel, cfg: SftConfig, tokenizer: ChatTokenizer, 
         f"export     {report.folder}: {report.kind}, {report.tensors} tensors in {report.dtype}; loaded back, its logits "
         f"differ from the live model's by at most {report.max_diff:.1e}"
     )
+    if report.note:
+        console.say(f"           {report.note}")
     return report

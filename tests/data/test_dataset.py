@@ -57,6 +57,20 @@ def test_without_wishes_an_epoch_is_every_row_once(base: Path) -> None:
     assert rows.indices(0).tolist() != rows.indices(1).tolist()
 
 
+def test_sources_that_a_short_training_does_not_reach_are_named(base: Path) -> None:
+    cfg = _cfg(base)
+    cfg.data.order = RowOrder.by_source
+    rows = rows_of(cfg)
+    names = rows.packed.sources
+    order = rows.packed.row_source("train")[rows.indices(0)]
+    for count in (1, *np.flatnonzero(np.diff(order)), *(np.flatnonzero(np.diff(order)) + 1), len(order)):
+        missed = [name for i, name in enumerate(names) if i in order and i not in order[:count]]
+        told = rows.never_seen(int(count))
+        assert (f"never sees {', '.join(missed)}; train longer" in told) if told else not missed
+    cfg.data.order = RowOrder.shuffle
+    assert rows_of(cfg).never_seen(1) is None
+
+
 def test_rows_are_a_pure_function_of_their_number(base: Path) -> None:
     first, second = rows_of(_cfg(base)), rows_of(_cfg(base))
     count = first.rows_per_epoch
