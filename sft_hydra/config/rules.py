@@ -16,7 +16,7 @@ from sft_hydra.config.architecture import (
     read_architecture,
 )
 from sft_hydra.config.saved import flatten
-from sft_hydra.config.schema import Runner, SftConfig
+from sft_hydra.config.schema import Device, Precision, Runner, SftConfig
 from sft_hydra.config.schema_data import Packing
 from sft_hydra.config.world import possible_layouts, rows_per_step, run_layout
 from sft_hydra.errors import ModelError
@@ -106,6 +106,9 @@ def model_is_said(cfg: SftConfig) -> Iterator[str]:
     except ModelError as error:
         yield from (f"model.path={cfg.model.path}: {problem}" for problem in error.problems)
         return
+    if "quantization_config" in architecture:
+        method = architecture["quantization_config"].get("quant_method", "some method")
+        yield f"model.path={cfg.model.path}: its weights are quantized ({method}), which is not read; give the model as it was"
     if cfg.model.path is None and not architecture:
         yield f"model={cfg.model.name} needs model.path=<folder or hub id>"
     elif cfg.model.path is None and "model_type" not in architecture:
@@ -217,8 +220,9 @@ def foreign_model(cfg: SftConfig) -> Iterator[str]:
     for key in ("tp", "pp", "cp", "ep"):
         if (size := getattr(cfg.parallel, key)) is not None and size > 1:
             yield f"parallel.{key}={size}: {why}, which FSDP alone spreads over ranks; leave parallel.{key} out"
-    if cfg.train.compile:
-        yield f"train.compile=true: {why}, which is not compiled; leave it out"
+    for key in ("compile", "fp8"):
+        if getattr(cfg.train, key):
+            yield f"train.{key}=true: {why}, for which it is not built; leave it out"
     length = length_of_fixed_positions(architecture)
     together = cfg.data.packing is not Packing.none or cfg.train.micro_batch_size > 1
     if length is not None and cfg.seq_length > length and together:
@@ -226,6 +230,20 @@ def foreign_model(cfg: SftConfig) -> Iterator[str]:
             f"seq_length={cfg.seq_length}: beyond {length} tokens this model turns positions by the longest conversation "
             f"of a batch; use seq_length={length}, or data.packing=none with train.micro_batch_size=1"
         )
+
+
+def fp8(cfg: SftConfig) -> Iterator[str]:
+    """What fp8 does not go with; whether the device can is known where it is."""
+    if not cfg.train.fp8:
+        return
+    if cfg.device in (Device.cpu, Device.mps):
+        yield f"train.fp8=true: device={cfg.device.value} does not multiply in fp8; leave it out"
+    if cfg.train.precision is Precision.fp32:
+        yield "train.fp8=true with train.precision=fp32: fp8 is for training in bf16; leave one of them out"
+    if cfg.peft is not None:
+        yield "train.fp8=true with peft=lora: layers with adapters are not multiplied in fp8; leave one of them out"
+    if (cfg.parallel.tp or 1) > 1:
+        yield f"train.fp8=true with parallel.tp={cfg.parallel.tp}: layers in fp8 are not split; leave one of them out"
 
 
 def routers(cfg: SftConfig) -> Iterator[str]:
@@ -305,7 +323,7 @@ def _at_most_one(cfg: SftConfig, section: str, names: tuple[str, ...]) -> Iterat
 
 RULES: tuple[Rule, ...] = (
     numbers_in_range, known_words, run_name, model_is_said, data_is_said, splits_sum_to_one, length_of_training, batch_size,
-    schedule, layout, foreign_model, routers, lora_targets, optimizer_warm_start, no_secrets,
+    schedule, layout, foreign_model, fp8, routers, lora_targets, optimizer_warm_start, no_secrets,
     one_line_each,
 )  # fmt: skip
 

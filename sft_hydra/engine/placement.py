@@ -3,6 +3,7 @@
 import torch
 
 from sft_hydra.config.schema import SftConfig
+from sft_hydra.engine.fp8 import check_fp8, use_fp8
 from sft_hydra.engine.precision import compute_dtype
 from sft_hydra.models.decoder import DecoderModel, FamilyModel
 from sft_hydra.models.stages import Pipeline
@@ -15,6 +16,9 @@ from sft_hydra.parallel.process import start_group_of_one
 def place(model: DecoderModel, cfg: SftConfig, layout: Layout, device: torch.device) -> None:
     """Lay a model on the meta device out over the ranks and give every rank memory for its part; values come later."""
     train = cfg.train
+    if train.fp8:
+        check_fp8(device)
+        use_fp8(model)
     if train.cpu_offload and device.type == "cuda" and layout.world == 1:
         start_group_of_one()  # FSDP is what moves weights between host and device
     heads = getattr(model.config, "num_attention_heads", 1)  # models without attention come through transformers

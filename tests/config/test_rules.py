@@ -23,6 +23,10 @@ CASES = [
     (["optimizer.lr=-1"], "optimizer.lr=-1.0 must be 0 or more"),
     (["data.split.train=1.98", "data.split.test=-0.99"], "data.split.test=-0.99 must be 0 or more"),
     (["train.train_iters=-2"], "or -1 for one epoch"),
+    (["train.fp8=true", "device=cpu"], "train.fp8=true: device=cpu does not multiply in fp8"),
+    (["train.fp8=true", "peft=lora"], "train.fp8=true with peft=lora"),
+    (["train.fp8=true", "parallel.tp=2", "cluster.gpus_per_node=2"], "train.fp8=true with parallel.tp=2"),
+    (["train.fp8=true", "train.precision=fp32"], "train.fp8=true with train.precision=fp32"),
     (["optimizer.betas=[0.9]"], "optimizer.betas=[0.9] must be two numbers"),
     (["data.split.train=0.5"], "they must sum to 1"),
     (["scheduler.kind=linear"], "scheduler.kind=linear is none of cosine, warmdown, wsd, constant"),
@@ -138,6 +142,14 @@ def test_positions_that_depend_on_the_batch(problems: Callable[..., list[str]], 
     (tmp_path / "phi" / "config.json").write_text(json.dumps({"model_type": "phi3", "rope_scaling": rope}))
     (problem,) = problems("model=hf", "model.path=phi", "seq_length=256", "tokenizer.path=demo")
     assert "use seq_length=128, or data.packing=none with train.micro_batch_size=1" in problem
+
+
+def test_quantized_weights_are_refused(problems: Callable[..., list[str]], tmp_path: Path) -> None:
+    fields = {"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "config.json").write_text(json.dumps(fields))
+    (problem,) = problems("model=hf", "model.path=small", "tokenizer.path=demo")
+    assert problem.startswith("model.path=small: its weights are quantized (gptq)")
 
 
 def test_models_that_train_through_transformers(problems: Callable[..., list[str]]) -> None:

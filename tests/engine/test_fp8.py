@@ -1,0 +1,64 @@
+"""Training in fp8: emulated here, on the device where there is one; refused by name elsewhere."""
+
+import pytest
+import torch
+from support.packed import ARCHITECTURES, make_model, make_row, relative
+
+from sft_hydra.engine.batch import make_batch
+from sft_hydra.engine.fp8 import check_fp8, use_fp8
+from sft_hydra.engine.loop import TrainState, fit
+from sft_hydra.engine.microbatches import forward_loss
+from sft_hydra.engine.optimizer import build_optimizer
+from sft_hydra.errors import ConfigError
+
+WIDE = ARCHITECTURES["qwen3"] | {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+
+
+@pytest.fixture
+def torchao():
+    return pytest.importorskip("torchao.float8", reason="needs torchao (the extra `speed`)")
+
+
+def losses(make_cfg, fp8, steps, device="cpu", **train):
+    cfg = make_cfg(train=train)
+    model = make_model(WIDE)
+    if fp8:
+        use_fp8(model, emulate=device == "cpu")
+    model.to(device)
+    rows = [make_row([5 + i, 20, 3, 1 + 2 * i], seed=i % 4) for i in range(4 * steps)]
+    found = []
+    fit(
+        model, build_optimizer(model, cfg), rows, TrainState(), cfg, steps,
+        after_step=lambda result: found.append(result.loss), should_stop=lambda: False,
+    )  # fmt: skip
+    return found
+
+
+def test_refused_on_a_cpu_by_name():
+    with pytest.raises(ConfigError, match=r"train\.fp8=true: cpu does not multiply in fp8"):
+        check_fp8(torch.device("cpu"))
+
+
+def test_names_stay_and_the_loss_is_nearly_the_same(torchao):
+    plain, model = make_model(WIDE), make_model(WIDE)
+    use_fp8(model, emulate=True)
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    assert type(model.blocks[0].mlp.up_proj).__name__ == "Float8Linear"
+    batch = make_batch([make_row([30, 21, 4, 42])], "cpu")
+    ours, theirs = forward_loss(model, batch)[0].detach(), forward_loss(plain, batch)[0].detach()
+    assert 0 < relative(ours, theirs) < 0.05
+
+
+def test_training_ends_where_it_ends_without(make_cfg, torchao):
+    plain, fp8 = losses(make_cfg, False, 8), losses(make_cfg, True, 8)
+    assert plain[-1] < 0.9 * plain[0]
+    assert fp8 == pytest.approx(plain, rel=0.1)
+    assert fp8 != plain
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_training_on_the_device_ends_where_it_ends_without(make_cfg, torchao):
+    check_fp8(torch.device("cuda"))
+    plain, fp8 = (losses(make_cfg, fp8, 8, "cuda", precision="bf16") for fp8 in (False, True))
+    assert fp8 == pytest.approx(plain, rel=0.1)
