@@ -21,7 +21,7 @@ def tasks_are_there(cfg: SftConfig) -> Iterator[str]:
     if cfg.runner is not Runner.evaluate:
         return
     for task in cfg.eval.tasks:
-        if ("/" in task or task.endswith((".yaml", ".yml"))) and not Path(task).expanduser().exists():
+        if is_path(task) and not Path(task).expanduser().exists():
             yield f"eval.tasks: {task}: no such file or folder"
     if "humaneval" in cfg.eval.tasks and not cfg.eval.allow_code:
         yield (
@@ -35,6 +35,11 @@ def tasks_are_there(cfg: SftConfig) -> Iterator[str]:
 def data_dir_is_there(cfg: SftConfig) -> Iterator[str]:
     if cfg.eval.data_dir is not None and not Path(cfg.eval.data_dir).expanduser().is_dir():
         yield f"eval.data_dir={cfg.eval.data_dir}: no such folder"
+
+
+def is_path(task: str) -> bool:
+    """Whether an entry of `eval.tasks` is a file or folder; all others are names, whatever is on the disk."""
+    return "/" in task or task.endswith((".yaml", ".yml"))
 
 
 EVAL_RULES: tuple[Rule, ...] = (chatcore_is_known, tasks_are_there, data_dir_is_there)

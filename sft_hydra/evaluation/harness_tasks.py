@@ -15,6 +15,7 @@ import datasets
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
+from sft_hydra.config.rules_eval import is_path
 from sft_hydra.config.schema import EvalConfig
 from sft_hydra.errors import ConfigError, DataError
 from sft_hydra.evaluation.benchmarks import BENCHMARKS, WITHOUT_HUB, read_benchmark
@@ -43,7 +44,7 @@ def load_suites(wanted: EvalConfig) -> list[Suite]:
     suites: list[Suite] = []
     for name in wanted.tasks:
         folder = Path(name).expanduser()
-        if folder.is_dir():
+        if is_path(name) and folder.is_dir():
             manager = TaskManager(include_path=str(folder), include_defaults=False)
             whole = _loaded(name, manager, manager.all_subtasks)
             suites += [Suite(task.task_name, [task], str(task.DATASET_PATH)) for task in whole.tasks]
@@ -61,22 +62,23 @@ def _suite(name: str, wanted: EvalConfig) -> Suite:
         return _humaneval(wanted)
     if name == "spelling_bee":
         return Suite(name, [ConfigurableTask(config=_spelling_bee())], "made here")
-    if path.is_file():
+    if is_path(name):
         found = _loaded(name, TaskManager(include_defaults=False), [str(path)])
         return replace(found, name=found.tasks[0].task_name if len(found.tasks) == 1 else path.stem)
     manager = _all_tasks()
     if name not in manager.task_index:
         near = difflib.get_close_matches(name, manager.all_tasks, n=3)
         raise ConfigError(
-            f"eval.tasks: {name} is no task of the lm-evaluation-harness and no file"
+            f"eval.tasks: {name} is no task of the lm-evaluation-harness"
             + (f"; did you mean {', '.join(near)}?" if near else "")
+            + " (your own: a path with a / or .yaml in it)"
         )
     _refuse_code(name, [manager.task_index[name].cfg or {}])
     if wanted.data_dir is None:
         return _loaded(name, manager, [name])
     leaves = list(dict.fromkeys(_leaves(name, manager)))
     _refuse_code(name, [manager.task_index[leaf].cfg or {} for leaf in leaves])
-    local = [_local_task(manager.task_index[leaf].cfg or {}, wanted) for leaf in leaves]
+    local = [_local_task(manager.task_index[leaf], wanted) for leaf in leaves]
     return Suite(name, [task for task, _ in local], ", ".join(dict.fromkeys(origin for _, origin in local)))
 
 
@@ -104,7 +106,7 @@ def _loaded(name: str, manager: TaskManager, specs: list[str]) -> Suite:
         tasks = list(manager.load(specs)["tasks"].values())
     except Exception as problem:  # network, a YAML file that is none, Python code in it: the library has many kinds
         text = f"eval.tasks: {name} cannot be loaded ({type(problem).__name__}: {problem})"
-        raise DataError(text, *([] if Path(name).exists() else [f"{name}: {WITHOUT_HUB}"])) from None
+        raise DataError(text, *([] if is_path(name) else [f"{name}: {WITHOUT_HUB}"])) from None
     if not tasks:
         raise ConfigError(f"eval.tasks: {name} holds no task")
     _refuse_code(name, [{"unsafe_code": getattr(task, "UNSAFE_CODE", False)} for task in tasks])
@@ -119,12 +121,14 @@ def _refuse_code(name: str, configs: list[dict[str, Any]]) -> None:
         )
 
 
-def _local_task(config: dict[str, Any], wanted: EvalConfig) -> tuple[ConfigurableTask, str]:
-    """A task of the harness on rows of `eval.data_dir`, and the file that its items come from."""
-    name, subset = str(config["task"]), config.get("dataset_name")
-    if "dataset_path" not in config or "!function" in str(config) or ".py" in str(config):
+def _local_task(entry: Any, wanted: EvalConfig) -> tuple[ConfigurableTask, str]:
+    """A task of the harness's index on rows of `eval.data_dir`, and the file that its items come from."""
+    config: dict[str, Any] = entry.cfg or {}
+    name, subset = entry.name, config.get("dataset_name")
+    if "dataset_path" not in config or f"{entry.yaml_path.parent}/" in str(config):  # so it names Python functions
         raise ConfigError(
-            f"eval.tasks: {name} is partly Python, which reads its own data; leave eval.data_dir out for it"
+            f"eval.tasks: {name} is partly Python, which wants its own data: leave eval.data_dir out for it, or "
+            "write a task file for your rows"
         )
     known = [key for key, benchmark in BENCHMARKS.items() if benchmark.hub == config["dataset_path"]]
     stem = next((key for key in known if BENCHMARKS[key].subset == subset), known[0] if known else name)

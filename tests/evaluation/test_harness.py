@@ -185,6 +185,17 @@ def test_examples_before_a_question_are_turns_of_the_chat(small: tuple[Any, Chat
         run(small, asked(**wanted | {"tasks": ["gsm8k"]}))
 
 
+def test_any_task_of_the_harness_that_is_yaml_alone_takes_local_rows(
+    small: tuple[Any, ChatTokenizer], tmp_path: Path
+) -> None:
+    row = {"goal": "To make tea,", "sol1": "boil water.", "sol2": "boil stones.", "label": 0}
+    (tmp_path / "piqa_val.jsonl").write_text(json.dumps(row) + "\n" + json.dumps({**row, "label": 1}))
+    found = run(small, asked(tasks=["piqa"], data_dir=str(tmp_path)))
+    assert {(score.metric, score.value, score.baseline) for score in found.scores} >= {("acc", 0.5, 0.5)}
+    assert found.scores[0].origin == "piqa_val.jsonl"
+    assert found.answers["piqa"][0]["choices"] == ["boil water.", "boil stones."]
+
+
 def test_prompts_that_are_too_long_are_counted(small: tuple[Any, ChatTokenizer], own_tasks: Path) -> None:
     task, longest = str(own_tasks / "fruit.yaml"), small[0].config.max_position_embeddings
     small[0].config.max_position_embeddings = 8
@@ -201,6 +212,8 @@ def test_what_cannot_be_asked_is_refused(
         run(small, asked(tasks=["gsm8kk"]))
     with pytest.raises(ConfigError, match="mbpp runs code that the model writes, outside of any sandbox"):
         run(small, asked(tasks=["mbpp"]))
+    with pytest.raises(ConfigError, match="hellaswag is partly Python"):
+        run(small, asked(tasks=["hellaswag"], data_dir=str(own_tasks)))
     file = own_tasks / "echo.yaml"
     file.write_text(file.read_text().replace("do_sample: false", "num_beams: 4"))
     with pytest.raises(ConfigError, match="num_beams=4, which is not supported"):
