@@ -55,6 +55,7 @@ class Saver:
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None  # the thread's own
         self._thread: Thread | None = None
         self._error: BaseException | None = None
+        self._room: dict[tuple[str, str], torch.Tensor] = {}  # for copies, kept: new memory costs more than copying
 
     def save(
         self, model: DecoderModel, optimizer: OptimizerSet, state: TrainState, metrics: dict[str, Any] | None = None
@@ -65,7 +66,7 @@ class Saver:
         if not self.cfg.checkpoint.async_save:
             write_snapshot(self.folder, snapshot, self._group)
             return
-        copy = with_own_values(snapshot)
+        copy = with_own_values(snapshot, self._room)
         self._thread = Thread(target=self._write, args=(copy,), name="checkpoint")
         self._thread.start()
 
@@ -132,13 +133,23 @@ def take_snapshot(
     )
 
 
-def with_own_values(snapshot: Snapshot) -> Snapshot:
-    """The same with values of its own, on the CPU."""
+def with_own_values(snapshot: Snapshot, room: dict[tuple[str, str], torch.Tensor]) -> Snapshot:
+    """The same with values of its own, on the CPU, which lie in `room`: those of an earlier snapshot are overwritten."""
 
-    def copied(parts: dict[str, Part]) -> dict[str, Part]:
-        return {name: replace(part, values=part.values.to("cpu", copy=True)) for name, part in parts.items()}
+    def copied(kind: str, parts: dict[str, Part]) -> dict[str, Part]:
+        copies = {}
+        for name, part in parts.items():
+            own = room.get((kind, name))
+            if own is None or own.shape != part.values.shape:
+                own = torch.empty_like(part.values, device="cpu", pin_memory=part.values.is_cuda)
+                room[kind, name] = own
+            copies[name] = replace(part, values=own.copy_(part.values, non_blocking=True))
+        return copies
 
-    return replace(snapshot, model=copied(snapshot.model), optimizer=copied(snapshot.optimizer))
+    copy = replace(snapshot, model=copied(MODEL, snapshot.model), optimizer=copied(OPTIMIZER, snapshot.optimizer))
+    if torch.cuda.is_available():
+        torch.cuda.current_stream().synchronize()
+    return copy
 
 
 def write_snapshot(folder: Path, snapshot: Snapshot, group: dist.ProcessGroup | None) -> Path:
