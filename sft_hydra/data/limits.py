@@ -9,8 +9,10 @@ import resource
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, NoReturn
 
 from sft_hydra.errors import DataError
@@ -18,6 +20,7 @@ from sft_hydra.errors import DataError
 SECONDS = 20.0  # of this process's own work; the slowest honest conversations take a second
 BYTES = 4 << 30  # more than the process had
 PREFIX = "the chat template, or what it is given,"
+FRESH = 0.25  # seconds for which a process's size is taken to be what it was
 BITS = 1 << 16  # of an integer that a template computes
 
 _active = False
@@ -29,8 +32,9 @@ class LimitError(DataError):
 
 @contextmanager
 def limited(seconds: float | None = None) -> Iterator[None]:
-    """Raises LimitError when what is inside works for more than `seconds` (SECONDS) or takes more than BYTES. In threads other than the first nothing is
-    limited, because signals reach only that one; inside another `limited` that one holds."""
+    """Raises LimitError when what is inside works for more than `seconds` (SECONDS) or takes more than BYTES.
+    In threads other than the first nothing is limited, because signals reach only that one; inside another `limited`
+    that one holds."""
     global _active
     if _active or threading.current_thread() is not threading.main_thread():
         yield
@@ -59,12 +63,17 @@ def _limit_memory() -> tuple[int, int] | None:
     """The limits that were in force; None where the system has no such limit."""
     if sys.platform != "linux":
         return None
-    with open("/proc/self/statm", "rb") as stream:
-        size = int(stream.read().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = size + BYTES
+    wanted = _size(int(time.monotonic() / FRESH)) + BYTES
     resource.setrlimit(resource.RLIMIT_AS, (wanted if soft == resource.RLIM_INFINITY else min(soft, wanted), hard))
     return soft, hard
+
+
+@lru_cache(maxsize=1)
+def _size(moment: int) -> int:
+    """Bytes of address space of this process at about that moment: to ask takes longer than most conversations."""
+    with open("/proc/self/statm", "rb") as stream:
+        return int(stream.read().split()[0]) * resource.getpagesize()
 
 
 def power(base: Any, exponent: Any) -> Any:
