@@ -18,7 +18,7 @@ WAY_OUT = "data.packing=none trains one conversation a row"
 # what attention layers pass on that our function needs not know: caches, outputs and masks that training does not have,
 # and what says the same as the mask
 HARMLESS = {
-    "sliding_window", "is_causal", "use_cache", "output_attentions", "output_hidden_states", "output_router_logits",
+    "sliding_window", "use_cache", "output_attentions", "output_hidden_states", "output_router_logits",
     "position_ids", "cache_position", "past_key_values", "return_dict", "deterministic", "logits_to_keep", "position_embeddings",
     "cu_seq_lens_k", "max_length_k", "layer_idx", "num_items_in_batch", "head_mask",
 }  # fmt: skip
@@ -57,6 +57,7 @@ def packed_attention(
     dropout: float = 0.0,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
+    is_causal: bool | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int | None = None,
     **asked: Any,
@@ -65,6 +66,8 @@ def packed_attention(
     unknown = sorted(name for name, value in asked.items() if name not in HARMLESS and value is not None)
     if cu_seq_lens_q is None or max_length_q is None:
         unknown.append("attention that is not told where conversations begin")
+    if is_causal is False or not getattr(module, "is_causal", True):
+        unknown.append("attention to later tokens")
     if dropout:
         unknown.append("dropout")
     if unknown:

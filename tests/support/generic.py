@@ -38,7 +38,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "cohere": SIZES | {"logit_scale": 0.2},
     "opt": SIZES | {"ffn_dim": 48, "word_embed_proj_dim": 32},
     "smollm3": SIZES,
-    "lfm2": SIZES | {"layer_types": ["full_attention", "full_attention"]},
 }
 # state spaces, recurrences and convolutions run through a whole row; others cannot be told of its borders
 LEAKING: dict[str, dict[str, Any]] = {
@@ -51,6 +50,7 @@ LEAKING: dict[str, dict[str, Any]] = {
         "mamba_d_state": 8,
         "mamba_expand": 2,
     },
+    "lfm2": SIZES | {"layer_types": ["conv", "full_attention"]},
     "recurrent_gemma": SIZES | {"lru_width": 32, "attention_window_size": 64, "num_hidden_layers": 3},
     "mamba2": SIZES | {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1, "expand": 2},
     "bloom": SIZES,
