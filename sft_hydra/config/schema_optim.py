@@ -23,7 +23,7 @@ class AdamW(Optimizer):
 
 @dataclass(kw_only=True, slots=True)
 class Muon(Optimizer):
-    """Muon for hidden matrices, AdamW for embeddings, head and vectors."""
+    """Muon for hidden matrices, each expert's too; AdamW for embeddings, head and vectors."""
 
     kind: str = "muon"
     matrix_lr: float = 0.02

@@ -1,4 +1,4 @@
-"""Which parameters are updated by what: AdamW, or Muon for hidden matrices and AdamW for the rest.
+"""Which parameters are updated by what: AdamW, or Muon for hidden matrices, those of experts too, and AdamW for the rest.
 
 Owns the parameter groups. Rates in the groups are the peaks; the schedule scales them each step.
 """
@@ -11,6 +11,7 @@ from torch import nn
 
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.config.schema_optim import Muon, Optimizer
+from sft_hydra.engine.stacked_muon import StackedMuon
 from sft_hydra.models.decoder import DecoderModel
 
 Named = list[tuple[str, nn.Parameter]]
@@ -29,6 +30,15 @@ class OptimizerSet:
     def kinds(self) -> list[str]:
         """Names of the algorithms, as a checkpoint remembers them."""
         return [type(part).__name__ for part in self.parts]
+
+    def describe(self) -> str:
+        """Which parameters each algorithm updates, and those that decay."""
+        return "; ".join(
+            f"{type(part).__name__} on {group['what']}, {sum(p.numel() for p in group['params']):,} parameters, "
+            f"rate {group['peak_lr']:g}, decay {group['weight_decay']:g}"
+            for part in self.parts
+            for group in part.param_groups
+        )
 
     def param_groups(self) -> Iterator[dict[str, Any]]:
         for part in self.parts:
@@ -69,10 +79,13 @@ def build_optimizer(model: DecoderModel, cfg: SftConfig) -> OptimizerSet:
     head = [(name, p) for name, p in named if name == model.head_name != model.embedding_name]
     hidden = [(name, p) for name, p in named if name not in (model.embedding_name, model.head_name)]
     matrices = [p for _, p in hidden if p.ndim == 2]
-    rest = [(name, p) for name, p in hidden if p.ndim != 2]
+    stacks = [p for name, p in hidden if _is_stack(name, p)]
+    rest = [(name, p) for name, p in hidden if p.ndim != 2 and not _is_stack(name, p)]
     parts: list[torch.optim.Optimizer] = []
     if matrices:
-        parts.append(_muon(matrices, optimizer))
+        parts.append(torch.optim.Muon([_group("hidden matrices", matrices)], **_muon(optimizer)))
+    if stacks:
+        parts.append(StackedMuon([_group("experts' matrices", stacks)], **_muon(optimizer)))
     if embedding or head or rest:
         embedding_lr = optimizer.lr if optimizer.embedding_lr is None else optimizer.embedding_lr
         head_lr = optimizer.lr if optimizer.unembedding_lr is None else optimizer.unembedding_lr
@@ -81,15 +94,23 @@ def build_optimizer(model: DecoderModel, cfg: SftConfig) -> OptimizerSet:
     return OptimizerSet(parts)
 
 
-def _muon(matrices: list[nn.Parameter], optimizer: Muon) -> torch.optim.Muon:
-    return torch.optim.Muon(
-        matrices,
-        lr=optimizer.matrix_lr * optimizer.init_lr_frac,
-        weight_decay=optimizer.weight_decay,
-        momentum=optimizer.momentum,
-        nesterov=optimizer.nesterov,
-        ns_steps=optimizer.ns_steps,
-    )
+def _is_stack(name: str, parameter: nn.Parameter) -> bool:
+    """Whether it holds a matrix of every expert (Mamba's convolution has three dimensions too)."""
+    return parameter.ndim == 3 and ".experts." in name
+
+
+def _group(what: str, parameters: list[nn.Parameter], **options: float) -> dict[str, Any]:
+    return {"params": parameters, "what": what, **options}
+
+
+def _muon(optimizer: Muon) -> dict[str, Any]:
+    return {
+        "lr": optimizer.matrix_lr * optimizer.init_lr_frac,
+        "weight_decay": optimizer.weight_decay,
+        "momentum": optimizer.momentum,
+        "nesterov": optimizer.nesterov,
+        "ns_steps": optimizer.ns_steps,
+    }
 
 
 def _adamw(rated: list[tuple[float, Named]], optimizer: Optimizer, embedding: str) -> torch.optim.AdamW:
@@ -98,9 +119,11 @@ def _adamw(rated: list[tuple[float, Named]], optimizer: Optimizer, embedding: st
     groups = []
     for lr, named in rated:
         decayed = [p for name, p in named if p.ndim > 1 and name != embedding]
-        plain = [p for name, p in named if p.ndim == 1 or name == embedding]
-        for parameters, decay in ((decayed, optimizer.weight_decay), (plain, 0.0)):
+        vectors = [p for name, p in named if p.ndim == 1]
+        plain = vectors + [p for name, p in named if name == embedding]
+        spared = "vectors" if len(plain) == len(vectors) else "vectors and embedding" if vectors else "embedding"
+        for what, parameters, decay in (("matrices", decayed, optimizer.weight_decay), (spared, plain, 0.0)):
             if parameters:
-                groups.append({"params": parameters, "lr": lr * optimizer.init_lr_frac, "weight_decay": decay})
+                groups.append(_group(what, parameters, lr=lr * optimizer.init_lr_frac, weight_decay=decay))
     beta1, beta2 = optimizer.betas
     return torch.optim.AdamW(groups, betas=(beta1, beta2), eps=optimizer.eps, fused=True)

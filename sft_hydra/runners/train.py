@@ -180,6 +180,7 @@ def _build(
         f"model      {cfg.model.name}: {origin}; {built.trained:,} of {built.parameters:,} parameters are trained, "
         f"on {layout.describe() if layout.world > 1 else device}"
     )
+    console.note(f"optimizer  {optimizer.describe()}")
     if built.coverage:
         console.table(
             "LoRA adapters",

@@ -21,11 +21,15 @@ def update(case, layout):
     return {name: gathered(parameter) - before[name] for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize("sizes", [{"tp": 2}, {"cp": 2}])
-def test_updates_are_those_of_one_process(sizes):
-    case = Case("llama")
+@pytest.mark.parametrize(
+    ("family", "sizes"), [("llama", {"tp": 2}), ("llama", {"cp": 2}), ("qwen3_moe", {}), ("qwen3_moe", {"ep": 2})]
+)
+def test_updates_are_those_of_one_process(family, sizes):
+    case = Case(family)
     expected = update(case, Layout())
     for updates in run_ranks(2, update, case, Layout(gpus_per_node=2, **sizes)):
         for name, step in expected.items():
+            if ".mlp.gate." in name:  # gradients of a softmax sum to zero: one direction is rounding alone, made as large
+                continue
             # its iteration runs in bf16, whose rounding depends on the order of sums
             assert (updates[name] - step).norm() < 0.06 * step.norm(), name
