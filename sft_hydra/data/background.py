@@ -1,7 +1,7 @@
-"""One thread that works off jobs in their order while the main thread prepares the next ones: `Background`.
+"""A thread that works off jobs in their order while the main thread prepares the next ones: `Background`.
 
-Tokenizers and files let go of Python's lock, so both threads get on. Invariant: results are handed over in the order of the
-jobs, in the main thread.
+It is for the start, when a tokenizer is still being read: a worker is one core's work, so later jobs are done on the spot.
+Invariant: jobs are done and handed over in their order; results are handed over in the main thread.
 """
 
 from collections import deque
@@ -24,12 +24,15 @@ class Background:
         """Do `job` before all that is submitted later."""
         return self.thread.submit(job)
 
-    def submit(self, job: Callable[[], T], then: Callable[[T], None]) -> None:
-        """Do `job`, and give what it returns to `then` in a later call of `submit` or `finish`, which raise what a job
-        raised."""
-        self.waiting.append((self.thread.submit(job), then))
-        while self.waiting and (len(self.waiting) > self.ahead or self.waiting[0][0].done()):
+    def submit(self, job: Callable[[], T], then: Callable[[T], None], *, ready: bool) -> None:
+        """Do `job`, and give what it returns to `then` in this or a later call of `submit` or `finish`, which raise what
+        a job raised. `ready`: nothing has to be waited for, do it here unless others are before it."""
+        while self.waiting and (len(self.waiting) >= self.ahead or self.waiting[0][0].done()):
             self._hand_over()
+        if ready and not self.waiting:
+            then(job())
+        else:
+            self.waiting.append((self.thread.submit(job), then))
 
     def finish(self) -> None:
         """Wait for all jobs."""

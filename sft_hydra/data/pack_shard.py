@@ -3,15 +3,13 @@
 Invariant: the only place where the mask is rolled: stored[j] = trained(j + 1) inside each sequence, its last 0.
 """
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sft_hydra.data.background import Background
 from sft_hydra.data.pack import pack
 from sft_hydra.data.plan import Plan, ShardPlan
 from sft_hydra.data.shards import SPLITS, PackedColumns, ShardWriter, checksum
@@ -20,35 +18,24 @@ from sft_hydra.data.spool import Spool, read_spool
 WINDOW_TOKENS = 32 << 20  # sequences are packed this many tokens at a time, so that memory stays bounded
 
 
-def pack_shard(
-    plan: Plan,
-    shard: ShardPlan,
-    spool_folder: Path,
-    splits: NDArray[np.int8],
-    folder: Path,
-    background: Background,
-    then: Callable[[list[Any]], None],
-) -> None:
+def pack_shard(plan: Plan, shard: ShardPlan, spool_folder: Path, splits: NDArray[np.int8], folder: Path) -> list[Any]:
     """Write the shard's rows of each split. `splits` (rows,): index into SPLITS, or -1 for a row left out.
-    `then` gets metadata entries with the row index under `index`, when `background` has written the files."""
+    Returns metadata entries with the row index under `index`."""
     spool = read_spool(spool_folder)
     starts = np.cumsum(spool.lengths) - spool.lengths
     of_sequence = splits[spool.row_of] if len(spool.row_of) else np.zeros(0, np.int8)
-    entries: list[Any] = []
+    entries = []
     for number, split in enumerate(SPLITS):
         chosen = np.flatnonzero(of_sequence == number)
         if len(chosen):
             writer = ShardWriter(folder / split / f"shard_{shard.number:06d}.parquet")
             parts = []
             for columns in _pack(plan, shard, spool, chosen, starts):
+                writer.write(columns)
                 parts.append(_index(columns, shard.source))
-                background.submit(partial(writer.write, columns), _nothing)
-            finish = partial(_finish, writer, split, shard.source, len(chosen), np.concatenate(parts))
-            background.submit(finish, entries.append)
-    background.submit(lambda: entries, then)
-
-
-def _nothing(_: None) -> None: ...
+            writer.close()
+            entries.append(_entry(writer.path, split, shard.source, len(chosen), np.concatenate(parts)))
+    return entries
 
 
 def _pack(
@@ -69,18 +56,17 @@ def _index(columns: PackedColumns, source: int) -> NDArray[np.int64]:
     return np.stack([tokens, trained, np.full(len(tokens), source)], axis=1)
 
 
-def _finish(writer: ShardWriter, split: str, source: int, sequences: int, index: NDArray[np.int64]) -> dict[str, Any]:
-    writer.close()
+def _entry(path: Path, split: str, source: int, sequences: int, index: NDArray[np.int64]) -> dict[str, Any]:
     return {
-        "file": f"{split}/{writer.path.name}",
+        "file": f"{split}/{path.name}",
         "split": split,
         "source": source,
         "rows": len(index),
         "sequences": sequences,
         "tokens": int(index[:, 0].sum()),
         "trained_tokens": int(index[:, 1].sum()),
-        "bytes": writer.path.stat().st_size,
-        "sha256": checksum(writer.path),
+        "bytes": path.stat().st_size,
+        "sha256": checksum(path),
         "index": index,
     }
 

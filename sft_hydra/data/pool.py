@@ -5,7 +5,6 @@ Invariant: which process does a shard changes nothing in it. Helpers are spawned
 threads (tokenizers, torch) can hang it.
 """
 
-import functools
 import gc
 import multiprocessing
 import os
@@ -17,7 +16,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from sft_hydra.data.background import Background
 from sft_hydra.data.pack_shard import pack_shard
 from sft_hydra.data.plan import Plan, ShardPlan
 from sft_hydra.data.tokenize_shard import Done, Report, ShardTokenizer
@@ -150,22 +148,11 @@ def _seldom_collecting() -> Iterator[None]:
 def _pack_shards(
     plan: Plan, numbers: list[int], splits: list[Any], partial: Path, take: Take, done: Done
 ) -> dict[int, list[Any]]:
-    results: dict[int, list[Any]] = {}
-    background = Background(ahead=1)
-
-    def keep(entries: list[Any], number: int) -> None:
-        results[number] = entries
+    results = {}
+    while (place := take()) < len(numbers):
+        number = numbers[place]
+        results[number] = pack_shard(plan, plan.shards[number], spool_folder(partial, number), splits[number], partial)
         done()
-
-    try:
-        while (place := take()) < len(numbers):
-            number = numbers[place]
-            spool = spool_folder(partial, number)
-            then = functools.partial(keep, number=number)
-            pack_shard(plan, plan.shards[number], spool, splits[number], partial, background, then)
-        background.finish()
-    finally:
-        background.close()
     return results
 
 

@@ -1,6 +1,7 @@
 """First half of a shard's work: rows -> checked and rendered -> tokenized sequences in a spool (`ShardTokenizer.run`).
 
-Rows are read, checked and rendered here, while a thread beside encodes and writes those before them (batch.py).
+Rows are read, checked and rendered here, then encoded and written (batch.py); a thread beside does that as long as the
+tokenizer is being read.
 Owns what happens to a row on the way: every row read ends as sequences or as a line in rejects.jsonl, and is counted.
 """
 
@@ -9,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 import orjson
 
 from sft_hydra.data.background import Background
-from sft_hydra.data.batch import Batch, SpoolFiller
+from sft_hydra.data.batch import Batch, Counts, SpoolFiller
 from sft_hydra.data.conversation import to_conversation
 from sft_hydra.data.filters import Filters
 from sft_hydra.data.guard import WORD, Guard
@@ -48,7 +50,7 @@ class ShardTokenizer:
         self.tokenizer = tokenizer = ChatTokenizer(plan.tokenizer_folder, plan.template, plan.template_kwargs)
         tokenizer.added = plan.added  # read once, when the plan was made
         self.background = Background(AHEAD)
-        self.encoder: SequenceEncoder | None = None  # made and used in the background
+        self.encoder: SequenceEncoder | None = None  # made by the first job
         self.renderer = Renderer.of(tokenizer, plan.data, datetime.fromisoformat(plan.now))
         self.filters = Filters(plan.data.filters)
         judge = plan.data.filters.judge
@@ -81,7 +83,8 @@ class ShardTokenizer:
         filler = SpoolFiller(self.plan, source, writer)
 
         def flush(batch: Batch) -> None:
-            self.background.submit(lambda: filler.fill(self._encoder(), batch), lambda counts: report(*counts))
+            fill = partial(self._fill, filler, batch)
+            self.background.submit(fill, lambda counts: report(*counts), ready=self.encoder is not None)
 
         batch = Batch()
         for index, part in enumerate(shard.ranges):
@@ -92,7 +95,7 @@ class ShardTokenizer:
                     flush(batch)
                     batch = Batch()
         flush(batch)
-        self.background.submit(writer.close, lambda _: done())
+        self.background.submit(writer.close, lambda _: done(), ready=True)
 
     def _add(self, batch: Batch, row: Any, source: Source, place: tuple[int, int, str]) -> None:
         batch.read += 1
@@ -104,11 +107,11 @@ class ShardTokenizer:
         except RecursionError:
             batch.rejects.append((place[2], "nesting", "objects or lists are nested too deeply"))
 
-    def _encoder(self) -> SequenceEncoder:
+    def _fill(self, filler: SpoolFiller, batch: Batch) -> Counts:
         if self.encoder is None:
             prefix = self.tokenizer.bos_prefix if self.plan.template is None else []
             self.encoder = SequenceEncoder(self.tokenizer, self.library(), prefix)
-        return self.encoder
+        return filler.fill(self.encoder, batch)
 
     def _judged(self, rows: Iterator[tuple[int, Any]], source: Source) -> Iterator[tuple[int, Any]]:
         """The same rows, when the judge has been asked about those that the filters keep, many at a time."""
