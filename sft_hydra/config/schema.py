@@ -253,6 +253,7 @@ class EvalConfig:
     chatcore_every: int = 0
     """Steps between two ChatCORE evaluations, which then also come before and after training; 0 = never."""
     chatcore_tasks: list[str] = field(default_factory=lambda: list(CHATCORE_TASKS))
+    """The tasks whose mean it is."""
     chatcore_max_categorical: int | None = None
     """Items of each multiple-choice task (ARC, MMLU); null: all."""
     chatcore_max_generative: int | None = None

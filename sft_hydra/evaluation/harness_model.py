@@ -37,9 +37,14 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         self.max_length = NO_LIMIT if limit is None else int(limit)
 
     @property
+    def stop_ids(self) -> list[int]:
+        """The tokenizer's end of text, and what closes a turn."""
+        ids = [self.chat.tokenizer.eos_id, *self.chat.tokenizer.end_of_turn_ids]
+        return list(dict.fromkeys(id_ for id_ in ids if id_ is not None))
+
+    @property
     def eot_token_id(self) -> int:
-        ids = [self.chat.tokenizer.eos_id, *self.chat.tokenizer.end_of_turn_ids, 0]
-        return next(id_ for id_ in ids if id_ is not None)
+        return self.stop_ids[0] if self.stop_ids else 0
 
     @property
     def prefix_token_id(self) -> int:
@@ -120,7 +125,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
                 f"eval.tasks: a task generates with {', '.join(f'{key}={settings[key]}' for key in unknown)}, which is not "
                 f"supported here; there are: {', '.join(sorted(KNOWN_SAMPLING))}"
             )
-        until = handle_stop_sequences(settings["until"], eos=tokenizer.decode([self.eot_token_id]))
+        end_of_text = tokenizer.decode(self.stop_ids[:1]) if self.stop_ids else None
+        until = handle_stop_sequences(settings["until"], eos=end_of_text)
         max_new_tokens = asked.max_new_tokens or settings["max_gen_toks"]
         room = self.max_length - max_new_tokens
         if room < 1:
@@ -134,7 +140,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             self.chat.hf_model,
             [prompt[-room:] for prompt in ids],
             max_new_tokens=max_new_tokens,
-            stop_ids=list(dict.fromkeys([*tokenizer.end_of_turn_ids, self.eot_token_id])),
+            stop_ids=self.stop_ids,
             temperature=settings.get("temperature", 0.0) if settings.get("do_sample") else 0.0,
             top_p=settings.get("top_p", 1.0),
             batch_size=asked.batch_size,
