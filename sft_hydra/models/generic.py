@@ -20,6 +20,8 @@ from sft_hydra.models.foreign_attention import WAY_OUT, register
 from sft_hydra.models.foreign_head import Head, find_head, trunk_name
 from sft_hydra.models.names import disk_name, only_renamed
 
+SPARE = 8  # rows that a table of positions may have beyond them
+
 
 class GenericModel(DecoderModel):
     """Its sub-modules are those of the transformers model, so that names are; `packed`: rows hold several conversations."""
@@ -50,6 +52,17 @@ class GenericModel(DecoderModel):
     def blocks(self) -> list[nn.Module]:
         depth = self.config.num_hidden_layers
         return list(next(m for m in self.modules() if isinstance(m, nn.ModuleList) and len(m) == depth))
+
+    @property
+    def learnt_positions(self) -> int | None:
+        """How many positions have an embedding of their own; None if positions are not learnt."""
+        most = getattr(self.config, "max_position_embeddings", None)
+        sizes = [m.num_embeddings for m in self.modules() if isinstance(m, nn.Embedding)]
+        return (
+            most
+            if any(most and most <= size <= most + SPARE for size in sizes if size != self.config.vocab_size)
+            else None
+        )
 
     def ignores(self, name: str) -> bool:
         """Tables that older files hold, and a head that is the embedding."""
@@ -99,9 +112,9 @@ def generic_model(config: Any, *, packed: bool) -> GenericModel:
         )
     if packed and not theirs_class._can_set_attn_implementation():
         raise ModelError(f"model_type {family!r} computes attention in a way of its own; {WAY_OUT}")
-    theirs = theirs_class._from_config(
-        without_dropout(config), **({"attn_implementation": register()} if packed else {})
-    )
+    # in fp32, whatever the files hold: what is computed from the config is not to be rounded
+    implementation = register() if packed else None
+    theirs = theirs_class._from_config(without_dropout(config), dtype=torch.float32, attn_implementation=implementation)
     _check(theirs, packed=packed)
     return GenericModel(config, theirs, find_head(theirs), packed=packed)
 

@@ -81,6 +81,7 @@ def new_model(cfg: SftConfig, tokenizer: ChatTokenizer, device: torch.device, la
     dtype = torch.float32 if cfg.peft is None else compute_dtype(cfg, device)
     packed = cfg.data.packing is not Packing.none
     model = build_model(architecture, "meta", dtype, generic=cfg.model.generic, packed=packed)
+    _check_length(model, cfg.seq_length)
     coverage = add_adapters(model, cfg.peft) if cfg.peft is not None else []
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     place(model, cfg, layout or Layout(), device)
@@ -100,6 +101,13 @@ def new_model(cfg: SftConfig, tokenizer: ChatTokenizer, device: torch.device, la
         check_isolation(model, compute_dtype(cfg, device))
     parameters, trained = sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
     return RunModel(model, origin, parameters, trained, coverage)
+
+
+def _check_length(model: DecoderModel, seq_length: int) -> None:
+    """ConfigError if a row may be longer than what the model has positions for."""
+    learnt = model.learnt_positions if isinstance(model, GenericModel) else None
+    if learnt is not None and seq_length > learnt:
+        raise ConfigError(f"seq_length={seq_length}: this model has learnt {learnt} positions; use seq_length={learnt}")
 
 
 def model_architecture(cfg: SftConfig, tokenizer: ChatTokenizer) -> dict[str, Any]:

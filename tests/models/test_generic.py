@@ -136,6 +136,12 @@ def test_files_of_a_model_without_its_head_are_read(tmp_path: Path) -> None:
     assert relative(logits_of(model, batch), alone(theirs, ROWS)[0]) < 1e-5
 
 
+def test_learnt_positions_are_known() -> None:
+    assert generic("gpt2").learnt_positions == 256
+    assert generic("opt").learnt_positions == 256
+    assert generic("olmo2").learnt_positions is None
+
+
 def test_rope_by_length_is_plain_below_it(tmp_path: Path) -> None:
     factors = {"short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [4.0, 5.0, 6.0, 7.0]}
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 128, **factors}

@@ -26,7 +26,8 @@ OLD_SIZES: dict[str, Any] = {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 2, "n
 # and there, norms elsewhere
 FAMILIES: dict[str, dict[str, Any]] = {
     "gemma2": SIZES | {"sliding_window": 7, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 1.5},
-    "gemma3_text": SIZES | {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"]},
+    "gemma3_text": SIZES
+    | {"dtype": "bfloat16", "sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"]},
     "phi3": SIZES | {"sliding_window": 9},
     "olmo2": SIZES,
     "gpt2": OLD_SIZES,
