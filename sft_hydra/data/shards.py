@@ -184,7 +184,7 @@ class PackedSet:
 
     def _starts_of(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Number of sequences of each row of a shard, and where these start, end to end."""
-        file = parquet.ParquetFile(self.folder / name)
+        file = self._open_shard(name)
         if "seq_start_id" not in file.schema_arrow.names:  # a foreign set: a row is one sequence
             rows = file.metadata.num_rows
             return np.ones(rows, np.int64), np.zeros(rows, np.int64)
@@ -208,7 +208,7 @@ class PackedSet:
     def _open_shard(self, name: str) -> parquet.ParquetFile:
         try:
             return parquet.ParquetFile(self.folder / name, page_checksum_verification=True)
-        except (OSError, pa.ArrowException) as problem:
+        except (OSError, LookupError, ValueError, pa.ArrowException) as problem:
             raise self._broken(name, problem) from None
 
     def _broken(self, name: str, problem: object) -> DataError:
