@@ -1,0 +1,53 @@
+"""Jobs beside the main thread: in order, handed over where they were asked for, never more ahead than allowed."""
+
+import threading
+
+import pytest
+
+from sft_hydra.data.background import Background
+
+
+@pytest.mark.parametrize("ready", [False, True])
+def test_jobs_are_done_in_order_and_handed_over_here(ready: bool) -> None:
+    background = Background(ahead=3)
+    done: list[int] = []
+    found: list[tuple[int, bool]] = []
+    for number in range(20):
+        background.submit(
+            lambda number=number: done.append(number) or number,
+            lambda value: found.append((value, threading.current_thread() is threading.main_thread())),
+            ready=ready and number > 5,
+        )
+        assert len(background.waiting) <= 3
+    background.finish()
+    background.close()
+    assert done == list(range(20))
+    assert found == [(number, True) for number in range(20)]
+
+
+def test_only_so_many_jobs_wait() -> None:
+    background = Background(ahead=3)
+    go = threading.Event()
+    started: list[int] = []
+    background.submit(go.wait, lambda _: None, ready=False)
+    for number in range(2):
+        background.submit(lambda number=number: started.append(number), lambda _: None, ready=True)
+    assert started == []  # what is ready still comes after what waits
+    threading.Timer(0.05, go.set).start()
+    background.submit(lambda: started.append(2), lambda _: None, ready=False)
+    assert started[0] == 0
+    background.finish()
+    background.close()
+    assert started == [0, 1, 2]
+
+
+def test_what_a_job_raises_is_raised_here() -> None:
+    background = Background(ahead=4)
+
+    def fail() -> None:
+        raise ValueError("no room")
+
+    background.submit(fail, lambda _: None, ready=False)
+    with pytest.raises(ValueError, match="no room"):
+        background.finish()
+    background.close()
