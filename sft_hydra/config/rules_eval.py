@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from sft_hydra.config.local_items import local_items
 from sft_hydra.config.rules import Rule
 from sft_hydra.config.schema import CHATCORE_TASKS, Runner, SftConfig
+from sft_hydra.errors import DataError
 
 
 def chatcore_is_known(cfg: SftConfig) -> Iterator[str]:
@@ -32,9 +34,21 @@ def tasks_are_there(cfg: SftConfig) -> Iterator[str]:
         yield f"eval.tasks={cfg.eval.tasks} names a task twice"
 
 
-def data_dir_is_there(cfg: SftConfig) -> Iterator[str]:
-    if cfg.eval.data_dir is not None and not Path(cfg.eval.data_dir).expanduser().is_dir():
-        yield f"eval.data_dir={cfg.eval.data_dir}: no such folder"
+def local_items_are_there(cfg: SftConfig) -> Iterator[str]:
+    """The folder, and in it what ChatCORE is going to ask."""
+    wanted = cfg.eval
+    if wanted.data_dir is None:
+        return
+    if not Path(wanted.data_dir).expanduser().is_dir():
+        yield f"eval.data_dir={wanted.data_dir}: no such folder"
+        return
+    asks = {Runner.train: bool(wanted.chatcore_every), Runner.evaluate: "chatcore" in wanted.tasks}
+    for task in wanted.chatcore_tasks if asks.get(cfg.runner) else ():
+        if task in CHATCORE_TASKS and task != "spelling_bee" and (task != "humaneval" or wanted.allow_code):
+            try:
+                local_items(task, "test", wanted.data_dir)
+            except DataError as error:
+                yield from error.problems
 
 
 def is_path(task: str) -> bool:
@@ -42,4 +56,4 @@ def is_path(task: str) -> bool:
     return "/" in task or task.endswith((".yaml", ".yml"))
 
 
-EVAL_RULES: tuple[Rule, ...] = (chatcore_is_known, tasks_are_there, data_dir_is_there)
+EVAL_RULES: tuple[Rule, ...] = (chatcore_is_known, tasks_are_there, local_items_are_there)

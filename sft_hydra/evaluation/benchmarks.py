@@ -6,18 +6,15 @@ Invariant: what was asked for is found or refused by name; a benchmark is never 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
+from sft_hydra.config.local_items import local_items
 from sft_hydra.config.schema_data import SourceConfig
 from sft_hydra.data.benchmarks_as_chats import LETTERS
 from sft_hydra.data.sources import Bad, Source, files_of, read_rows
 from sft_hydra.errors import DataError
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".parquet")
-SHORT = {"validation": "val"}  # what files call a split for short
 WITHOUT_HUB = "its items can also come from files, eval.data_dir=<folder with <task>_<split>.jsonl>"
-STAND_INS = {"test": ("test", "validation", "")}  # "": a file without a split in its name
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +64,7 @@ def read_benchmark(name: str, split: str, data_dir: str | None) -> Rows:
     """
     known = BENCHMARKS.get(name)
     if data_dir is not None:
-        local = _local_file(name, split, data_dir)
+        local = local_items(name, split, data_dir)
         config, origin = SourceConfig(path=str(local)), local.name
     else:
         assert known is not None
@@ -85,23 +82,6 @@ def read_benchmark(name: str, split: str, data_dir: str | None) -> Rows:
     if not rows:
         raise DataError(f"{origin}: no rows")
     return Rows(rows, origin)
-
-
-def _local_file(name: str, split: str, data_dir: str) -> Path:
-    folder = Path(data_dir).expanduser()
-    splits = STAND_INS.get(split, (split,))
-    stems = [
-        f"{name}_{word}" if word else name for part in splits for word in dict.fromkeys((part, SHORT.get(part, part)))
-    ]
-    for stem in stems:
-        for suffix in SUFFIXES:
-            if (folder / f"{stem}{suffix}").is_file():
-                return folder / f"{stem}{suffix}"
-    use = "eval.num_fewshot=0 needs no examples" if split != "test" else "leave the task out"
-    raise DataError(
-        f"eval.data_dir={data_dir}: no file with the {split} split of {name}; looked for {', '.join(stems)} (.jsonl, also "
-        f".gz, .zst; .json, .parquet). Put it there, set eval.data_dir=null to load from the hub, or {use}"
-    )
 
 
 def _checked(row: Any, known: Benchmark | None, origin: str) -> dict[str, Any]:

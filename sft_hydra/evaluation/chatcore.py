@@ -82,7 +82,14 @@ def run_chatcore(chat: Chat, wanted: EvalConfig, on_progress: Progress) -> ChatC
     if "humaneval" in wanted.chatcore_tasks and not wanted.allow_code:
         left_out["humaneval"] = "it runs code that the model writes, which eval.allow_code=true allows"
     names = [name for name in wanted.chatcore_tasks if name not in left_out]
-    questions = {name: TASKS[name].read(wanted.data_dir) for name in names}  # all, before anything is asked
+    questions, problems = {}, []
+    for name in names:  # all, before anything is asked
+        try:
+            questions[name] = TASKS[name].read(wanted.data_dir)
+        except DataError as error:
+            problems += error.problems
+    if problems:
+        raise DataError(*problems)
     return ChatCore([_score(name, *questions[name], chat, wanted, on_progress) for name in names], left_out)
 
 

@@ -113,6 +113,10 @@ def test_tasks_of_the_harness_on_a_run(run: tuple[list[str], Path], capsys: pyte
         (["runner=evaluate", "eval.tasks=[tasks/mine.yaml]"], "tasks/mine.yaml: no such file"),
         (["runner=evaluate", "eval.tasks=[gsm8k,gsm8k]"], "names a task twice"),
         (["eval.data_dir=nowhere"], "eval.data_dir=nowhere: no such folder"),
+        (
+            ["eval.chatcore_every=2", "eval.data_dir=."],
+            r"split of arc_easy(.*\n)+.*split of arc_challenge(.*\n)+.*of gsm8k",
+        ),
         (["eval.chatcore_tasks=[arc,mmlu]"], "arc is none of arc_easy"),
         (["eval.max_items=0"], "eval.max_items=0 must be at least 1"),
         (["checkpoint.keep_best=eval/chatcore"], "eval/chatcore is not measured"),
