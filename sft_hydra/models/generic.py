@@ -57,12 +57,9 @@ class GenericModel(DecoderModel):
     def learnt_positions(self) -> int | None:
         """How many positions have an embedding of their own; None if positions are not learnt."""
         most = getattr(self.config, "max_position_embeddings", None)
-        sizes = [m.num_embeddings for m in self.modules() if isinstance(m, nn.Embedding)]
-        return (
-            most
-            if any(most and most <= size <= most + SPARE for size in sizes if size != self.config.vocab_size)
-            else None
-        )
+        sizes = {module.num_embeddings for module in self.modules() if isinstance(module, nn.Embedding)}
+        learnt = any(most is not None and most <= size <= most + SPARE for size in sizes - {self.config.vocab_size})
+        return most if learnt else None
 
     def ignores(self, name: str) -> bool:
         """Tables that older files hold, and a head that is the embedding."""
