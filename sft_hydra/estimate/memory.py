@@ -13,6 +13,7 @@ from sft_hydra.config.world import ranks_per_node, rows_per_step, run_layout
 from sft_hydra.estimate.activations import FP32, Keeping, kept_by_mixer, kept_under_selective, norm
 from sft_hydra.estimate.parameters import adapter_parameters, expert_parameters, mixer_parameters
 from sft_hydra.estimate.sizes import Sizes, sizes_of
+from sft_hydra.parallel.cut import balanced
 from sft_hydra.parallel.layout import Layout, layout_problems
 
 GIB = 2**30
@@ -41,34 +42,77 @@ def estimate_memory(cfg: SftConfig, arch: dict[str, Any], layout: Layout, precis
     - gradients: 4 for each that is trained, spread alike; over several ranks one block's before and while they are summed
     - optimizer: 8 for each (AdamW), 4 for matrices of Muon
     - activations: of one micro-batch what all blocks keep (activations.py), of a pipeline's first stage of as many
-      micro-batches as are under way; blocks that are computed again keep their input (and the outputs of products, if selective), and one of them all
+      micro-batches as it has stages; blocks that are computed again keep their input (and the outputs of products, if selective), and one of them all
     - logits: fp32 `min(tokens, 1024) x vocabulary`, two of them or, from the second chunk on, three; the head's gradient and,
       under autocast, its copy
 
     `total` is less than their sum: logits are gone in the backward pass, and a step of one micro-batch has no gradients
     while it has all activations. Blocks that are compiled, and models of other families, are only about so.
     """
-    s, how, train = sizes_of(arch), _keeping(cfg, layout, precision), cfg.train
-    table = s.vocab * s.hidden
-    weights, learnt = _stored(s, layout, how)
-    gradients, optimizer = FP32 * learnt, _optimizer(cfg, s, layout, learnt)
+    how = _keeping(cfg, layout, precision)
+    return max((_of_stage(cfg, stage, layout, how) for stage in _stages(arch, layout)), key=lambda memory: memory.total)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """What a rank holds of the model; all of it without a pipeline."""
+
+    sizes: Sizes  # with the blocks of this stage
+    first: bool
+    last: bool
+    in_flight: int  # micro-batches whose activations are there at one time
+
+    @property
+    def tables(self) -> int:
+        """Parameters of embedding and head."""
+        count = self.first + self.last - (self.first and self.last and self.sizes.tied)
+        return count * self.sizes.vocab * self.sizes.hidden
+
+
+def _stages(arch: dict[str, Any], layout: Layout) -> list[_Stage]:
+    """Cut as models/stages.py does it. A rank with several stages is counted as one that is as large."""
+    s = sizes_of(arch)
+    if layout.pp == 1:
+        return [_Stage(s, True, True, 1)]
+    costs = [
+        float(sum(mixer_parameters(s, m) + (s.chosen * expert_parameters(s) if m == "moe" else 0) for m in mixers))
+        for mixers in s.blocks
+    ]
+    costs[-1] += s.vocab * s.hidden
+    shares = balanced(costs, layout.pp)
+    return [
+        _Stage(
+            replace(s, blocks=tuple(s.blocks[i] for i in share)),
+            first=number == 0,
+            last=number == layout.pp - 1,
+            in_flight=layout.pp - (number if layout.vp == 1 else 0),
+        )
+        for number, share in enumerate(shares)
+    ]
+
+
+def _of_stage(cfg: SftConfig, stage: _Stage, layout: Layout, how: Keeping) -> Memory:
+    s, train = stage.sizes, cfg.train
+    weights, learnt = _stored(stage, layout, how)
+    gradients, optimizer = FP32 * learnt, _optimizer(cfg, stage, layout, learnt)
     if train.cpu_offload:
         weights = gradients = optimizer = 0
-    copies, block, sums = _computed_with(s, layout, how)
+    copies, block, sums = _computed_with(stage, layout, how)
     tokens = cfg.seq_length * train.micro_batch_size // (layout.cp * layout.tp)
-    micro_batches = -(-rows_per_step(cfg) // (layout.dp * train.micro_batch_size))
-    kept, again = (tokens * size for size in _kept(s, layout, how, train.recompute, micro_batches))
-    logits = _logits(s, tokens, how)
-    earlier = gradients if micro_batches > 1 else 0
-    head = FP32 * table if how.full else 0
+    kept, again = (tokens * size for size in _kept(stage, layout, how, train.recompute))
+    logits = _logits(s, tokens, how) if stage.last else 0
+    earlier = gradients if -(-rows_per_step(cfg) // (layout.dp * train.micro_batch_size)) > 1 else 0
+    if layout.pp > 1 and how.full:  # summed over ranks in the last micro-batch only
+        earlier = FP32 * (sum(_block(s, mixers, layout) for mixers in s.blocks) + stage.tables)
+    head = FP32 * s.vocab * s.hidden if how.full and stage.last else 0
     peaks = (
         kept + logits + earlier,
         kept + again + head + block + sums + earlier,
-        gradients + 2 * head + block + sums,
+        max(gradients, earlier) + 2 * head + block + sums,
     )
     return Memory(
         weights=weights + copies + block,
-        gradients=gradients + sums,
+        gradients=max(gradients, earlier) + sums,
         optimizer=optimizer,
         activations=kept + again,
         logits=logits,
@@ -89,19 +133,13 @@ def _keeping(cfg: SftConfig, layout: Layout, precision: Precision) -> Keeping:
     )
 
 
-def _stored(s: Sizes, layout: Layout, how: Keeping) -> tuple[int, int]:
+def _stored(stage: _Stage, layout: Layout, how: Keeping) -> tuple[int, int]:
     """Bytes of the weights that a rank stores, and how many parameters it trains."""
-    blocks = sum(_block(s, mixers) for mixers in s.blocks) // layout.pp
-    own = (blocks + _tables(s, layout)) // layout.shards
+    own = (sum(_block(stage.sizes, mixers) for mixers in stage.sizes.blocks) + stage.tables) // layout.shards
     if how.full:
         return FP32 * own, own
-    adapters = adapter_parameters(s) * how.lora // (layout.pp * layout.shards)
+    adapters = adapter_parameters(stage.sizes) * how.lora // layout.shards
     return how.width * own + FP32 * adapters, adapters
-
-
-def _tables(s: Sizes, layout: Layout) -> int:
-    """Parameters of embedding and head on one stage."""
-    return s.vocab * s.hidden * (1 if s.tied or layout.pp > 1 else 2)
 
 
 def _block(s: Sizes, mixers: tuple[str, ...], layout: Layout = ALONE) -> int:
@@ -111,36 +149,36 @@ def _block(s: Sizes, mixers: tuple[str, ...], layout: Layout = ALONE) -> int:
     return split + whole + mixers.count("moe") * s.experts * expert_parameters(s) // layout.ep
 
 
-def _computed_with(s: Sizes, layout: Layout, how: Keeping) -> tuple[int, int, int]:
+def _computed_with(stage: _Stage, layout: Layout, how: Keeping) -> tuple[int, int, int]:
     """Bytes of weights beside those that are stored: for the whole step, for one block, and gradients of one block."""
-    blocks = [_block(s, mixers, layout) for mixers in s.blocks]
+    blocks = [_block(stage.sizes, mixers, layout) for mixers in stage.sizes.blocks]
     if layout.world == 1:
         return (how.width * sum(blocks) if how.casts else 0), 0, 0
-    tables = how.width * _tables(s, layout)
+    tables = how.width * stage.tables
+    sums = FP32 * max(blocks) if how.full else 0
     if layout.pp > 1:
-        own = sum(blocks) // layout.pp
-        return tables + how.width * own, 0, FP32 * own if how.full else 0
-    return tables, 2 * how.width * max(blocks), (how.width + FP32) * max(blocks) if how.full else 0
+        return tables + how.width * sum(blocks), 0, sums
+    return tables, 2 * how.width * max(blocks), sums + (how.width * max(blocks) if how.full else 0)
 
 
-def _optimizer(cfg: SftConfig, s: Sizes, layout: Layout, learnt: int) -> int:
+def _optimizer(cfg: SftConfig, stage: _Stage, layout: Layout, learnt: int) -> int:
     if not isinstance(cfg.optimizer, Muon) or cfg.peft is not None:
         return 2 * FP32 * learnt
-    return 2 * FP32 * learnt - FP32 * (learnt - _tables(s, layout) // layout.shards)
+    return 2 * FP32 * learnt - FP32 * (learnt - stage.tables // layout.shards)
 
 
-def _kept(s: Sizes, layout: Layout, how: Keeping, recompute: Recompute, micro_batches: int) -> tuple[int, int]:
+def _kept(stage: _Stage, layout: Layout, how: Keeping, recompute: Recompute) -> tuple[int, int]:
     """Bytes a token that are kept of all blocks, and of the block that is computed again."""
+    s = stage.sizes
     all_of = [sum(kept_by_mixer(s, mixer, how) for mixer in mixers) for mixers in s.blocks]
     kept, again = sum(all_of), 0
     if recompute is not Recompute.none:
         kept, again = len(all_of) * how.stream * s.hidden, max(all_of)
     if recompute is Recompute.selective:
         kept += sum(kept_under_selective(s, mixer, how) for mixers in s.blocks for mixer in mixers)
-    kept = kept * min(layout.pp, micro_batches) // layout.pp
     rotary = 0 if s.mamba_heads else 2 * FP32 * s.head_dim * layout.tp
-    last = norm(s.hidden, how, how.stream) + 2 * how.width * s.hidden
-    return kept + rotary + last, again
+    last = norm(s.hidden, how, how.stream) + 2 * how.width * s.hidden if stage.last else 0
+    return stage.in_flight * (kept + rotary) + last, again
 
 
 def _logits(s: Sizes, tokens: int, how: Keeping) -> int:

@@ -11,7 +11,8 @@ from torch import nn
 
 from sft_hydra.models.decoder import FamilyModel
 from sft_hydra.models.moe import MoE
-from sft_hydra.parallel.pipeline import balanced, make_schedule, stages_of_rank
+from sft_hydra.parallel.cut import balanced
+from sft_hydra.parallel.pipeline import make_schedule, stages_of_rank
 from sft_hydra.parallel.storage import held
 
 Context = Callable[[], AbstractContextManager[None]]
