@@ -149,7 +149,7 @@ class PackedSet:
         rows = {}
         for split in SPLITS:
             index = folder / split / "rows.npy"
-            if index.is_file() and checksum(index) != metadata["splits"][split]["rows_sha256"]:
+            if index.is_file() and checksum(index) != metadata["splits"][split].get("rows_sha256"):
                 raise DataError(f"{index}: not what was written. Prepare again with data.force=true, or copy it anew")
             rows[split] = np.load(index, allow_pickle=False) if index.is_file() else np.zeros((0, 3), np.int64)
         return cls(folder, metadata, rows)
