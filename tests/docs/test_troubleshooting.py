@@ -142,7 +142,9 @@ PROVOKED: dict[str, Callable[[], str]] = {
     "asks for a sweep: add -m": lambda: shown("optimizer.lr=1e-4,2e-4"),
     "not found; did you mean": lambda: shown("data=jsonl data.path=chat.jsonl"),
     "does not divide the world of": lambda: shown("cluster.gpus_per_node=8 parallel.tp=3"),
-    "is not a multiple of the data-parallel size": lambda: shown("cluster.gpus_per_node=8 train.global_batch_size=3 parallel=single"),
+    "is not a multiple of the data-parallel size": lambda: shown(
+        "cluster.gpus_per_node=8 train.global_batch_size=3 parallel=single"
+    ),
     "holds a run that this command would not continue": trained_before,
     "looks like a secret": lambda: shown("cluster=slurm +cluster.env.HF_TOKEN=abc"),
     "finds no such device on this machine": lambda: shown(f"{TRAIN} device=mps"),
