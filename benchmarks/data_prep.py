@@ -47,6 +47,7 @@ RESULTS = Path(__file__).parent / "results" / "data_prep.json"
 LIBRARIES = ("fastokens", "tokenizers", "orjson", "jinja2", "pyarrow", "numpy")
 TURNS = 8
 CAPACITY = 4096
+MIX = ("gsm8k_train", "nanochat_identity")
 
 
 def main() -> None:
@@ -138,12 +139,26 @@ def packing(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     lengths = np.clip(np.random.default_rng(0).lognormal(5.5, 0.8, 1_000_000).astype(np.int64), 1, CAPACITY)
     bins: list[list[int]] = []
     times = timed(lambda: bins.extend(pack(lengths, CAPACITY, Packing.best_fit)))
-    mix = [Path(arguments.chat) / name for name in ("gsm8k_train.jsonl", "nanochat_identity.jsonl")]
-    cfg = make_cfg(arguments, mix, 1)
-    cfg.seq_length = CAPACITY
     return {
         "million_lengths": {**rounded(times), "efficiency": round(int(lengths.sum()) / (len(bins) * CAPACITY), 5)},
-        "gsm8k_and_identity": {"efficiency": round(prepared(cfg, folder)[1]["efficiency"], 5), "seq_length": CAPACITY},
+        "gsm8k_and_identity": mix(arguments, folder),
+    }
+
+
+def mix(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Rows of 4096: as prepared, every source in rows of its own, and all conversations together. The row that is left
+    at the end says nothing about packing, so `but_the_last` leaves out the emptiest."""
+    cfg = make_cfg(arguments, [Path(arguments.chat) / f"{name}.jsonl" for name in MIX], 1)
+    cfg.seq_length, cfg.output_dir = CAPACITY, str(folder / "mix")
+    packed = prepare(cfg)
+    rows = [packed.row("train", index) for index in range(packed.num_rows("train"))]
+    lengths = np.concatenate([np.diff([*row.seq_start_id, len(row.input_ids)]) for row in rows])
+    together = sorted(int(lengths[members].sum()) for members in pack(lengths, CAPACITY, Packing.best_fit))
+    return {
+        "prepared": round(packed.metadata["efficiency"], 5),
+        "together": round(sum(together) / (len(together) * CAPACITY), 5),
+        "together_but_the_last": round(sum(together[1:]) / ((len(together) - 1) * CAPACITY), 5),
+        "rows": {"prepared": len(rows), "together": len(together), "at_least": -(-int(lengths.sum()) // CAPACITY)},
     }
 
 
