@@ -1,6 +1,6 @@
 """The plan of a run as text: what `dry_run=true` prints, and the head of every run's log. Reads, never writes."""
 
-from sft_hydra.config.architecture import read_architecture
+from sft_hydra.config.architecture import is_generic, read_architecture
 from sft_hydra.config.schema import Precision, Runner, SftConfig
 from sft_hydra.config.world import rows_per_step
 from sft_hydra.data import prepare
@@ -128,7 +128,7 @@ def _advice(cfg: SftConfig, arch: dict, layout: Layout, packed: PackedSet | None
         rows = TrainRows(packed, cfg)
         missed = rows.never_seen(total_steps(cfg, rows.rows_per_epoch) * rows_per_step(cfg))
         lines += [missed] if missed else []
-    if cfg.seq_length > LONG_ROW and layout.cp == 1:
+    if cfg.seq_length > LONG_ROW and layout.cp == 1 and not is_generic(cfg, arch):
         lines.append(
             f"seq_length={cfg.seq_length} is over {LONG_ROW:,}: should a rank run out of memory, use context parallelism "
             "(parallel.cp=2 or more)"

@@ -118,7 +118,6 @@ QUICK = [
     "more ranks than rows",
     "recompute",
     "gemma2",
-    "lora phi3",
     "lora experts",
     "balancing loss",
     "moving bias",
