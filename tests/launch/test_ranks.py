@@ -169,3 +169,21 @@ def test_the_launcher_needs_no_torch() -> None:
         "import sys, sft_hydra.launch.ranks, sft_hydra.launch.slurm, sft_hydra.jobs; sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def test_a_rank_that_hangs_ends_the_others_in_time(tmp_path: Path) -> None:
+    program = f"""
+from sft_hydra.parallel import process
+process.COLLECTIVE_MINUTES = 0.05
+with rank_output(rank, RunPaths(run)):
+    {JOIN.strip().replace(chr(10), chr(10) + "    ")}
+    if rank.rank == 1:
+        time.sleep(1000)
+    torch.distributed.all_reduce(torch.zeros(1))
+"""
+    began = time.monotonic()
+    code, output = finished(launch(tmp_path, program, 2))
+    assert code == 1
+    assert time.monotonic() - began < 50
+    assert "rank 0" in output
+    assert "Timed out" in output
