@@ -198,3 +198,30 @@ def test_a_recipe_for_slurm_plans_without_a_network(
     shown = capsys.readouterr().out
     for line in ("parameters", "layout", "steps", "memory", "compute", "time", "#SBATCH --nodes="):
         assert line in shown
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["experiment=nano3_lora"], ["experiment=qwen3_magpie"], ["experiment=step_tiny", "data.packed_dir=packed"],
+        ["experiment=nemo_rl", "model=qwen3_0_6b", "data=jsonl", "data.path=chats.jsonl"],
+        ["experiment=nanochat", "model=qwen3_0_6b", "checkpoint.load={earlier}"],
+    ],
+    ids=lambda arguments: arguments[0],
+)  # fmt: skip
+def test_every_other_recipe_plans_with_its_estimates(
+    arguments: list[str],
+    earlier: Path,
+    empty_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    Path("chats.jsonl").touch()
+    assert command([*(text.format(earlier=earlier) for text in arguments), "dry_run=true"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^memory +about [\d.]+ GiB a rank at the peak in bf16: weights [\d.]+, gradients ", shown, re.M)
+    assert re.search(r"^compute +[\d.]+ GFLOP a token, [\d.]+ TFLOP a step$", shown, re.M)
+    assert re.search(r"^steps +([\d,]+|one epoch .*)$", shown, re.M)
+    if "one epoch" not in shown:
+        assert "at an assumed MFU of 40%" in shown
