@@ -1,0 +1,208 @@
+"""How fast a training step is: ours, TRL's SFTTrainer's and the transformers Trainer's, on the same packed real rows with
+the same random weights of a true shape. Steps alternate in one process; losses must agree before anything is timed.
+
+    python benchmarks/train_step.py CHAT_FOLDER TOKENIZER_FOLDER --case tiny [--steps 10] [--threads 1]
+
+Cases for a CPU: tiny (vocabulary of Qwen3), tiny_small_vocab. For one GPU: qwen3_0_6b_full, qwen3_8b_lora, nano3_cut.
+Writes benchmarks/results/train_step_<case>.json. A peer that cannot run is left out with its reason. TRL is a dependency
+of this script alone: pip install trl (and liger-kernel, flash-attn on a GPU).
+
+Times are wall clock and, beside them, processor time. Peak memory is taken in a process of its own for each party: of the device on CUDA, resident memory elsewhere.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from train_step_cases import Case, cases, peak_flops, real_rows, step_flops
+from train_step_peers import Party, make_party
+
+from sft_hydra.records import PackedRow
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "liger-kernel", "flash-attn", "mamba-ssm")
+WARM_UP = 2
+TOLERANCE = 1e-3
+
+
+def main() -> None:
+    arguments = _arguments()
+    torch.set_num_threads(arguments.threads)
+    warnings.simplefilter("ignore")
+    case, rows = load_case(arguments)
+    if arguments.memory_of:
+        print(json.dumps(memory(arguments.memory_of, case, rows)))
+        return
+    result = measure(case, rows, arguments)
+    text = json.dumps(result, indent=1)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"train_step_{arguments.case}.json").write_text(text + "\n")
+    print(text)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("chat", type=Path)
+    parser.add_argument("tokenizer", type=Path)
+    parser.add_argument("--case", choices=list(cases()), default="tiny")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def load_case(arguments: argparse.Namespace) -> tuple[Case, list[PackedRow]]:
+    case = cases()[arguments.case]
+    count = (WARM_UP + arguments.steps) * case.rows
+    rows, vocab = real_rows(case, arguments.chat, arguments.tokenizer, count)
+    case.architecture.setdefault("vocab_size", vocab)
+    return case, rows
+
+
+def measure(case: Case, rows: list[PackedRow], arguments: argparse.Namespace) -> dict[str, Any]:
+    parties, absent = start_parties(case, rows)
+    times: dict[str, list[Times]] = {name: [] for name in parties}
+    for _ in range(arguments.steps):
+        for name, party in parties.items():
+            times[name].append(timed(party, case))
+    for party in parties.values():
+        party.close()
+    trained = rows[WARM_UP * case.rows :]
+    peak, known = peak_flops(case.device)
+    figures = {name: describe(case, trained, each, peak) for name, each in times.items()}
+    for name, figure in figures.items():
+        figure["peak_memory_gib"] = memory_in_own_process(name, arguments)
+        for clock in Times._fields:
+            figure[f"times_ours_{clock}"] = round(median(times[name], clock) / median(times["sft_hydra"], clock), 2)
+    return {
+        "case": arguments.case,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "machine": machine(case.device, arguments.threads),
+        "versions": versions(),
+        "rows_per_step": case.rows,
+        "rows_per_pass": case.micro,
+        "seq_length": case.seq_length,
+        "vocab_size": case.architecture["vocab_size"],
+        "peak_flops": {"value": peak, "from": known},
+        "mfu_is": step_flops.__doc__,
+        "parties": figures,
+        "not_compared": absent,
+    }
+
+
+def start_parties(case: Case, rows: list[PackedRow]) -> tuple[dict[str, Party], dict[str, str]]:
+    """All parties after their warm-up, and why the others are not there. A peer must agree with our first loss."""
+    parties: dict[str, Party] = {"sft_hydra": make_party("sft_hydra", case, rows)}
+    ours = [parties["sft_hydra"].step() for _ in range(WARM_UP)]
+    absent: dict[str, str] = {}
+    for name in case.peers:
+        try:
+            party = make_party(name, case, rows)
+            theirs = [party.step() for _ in range(WARM_UP)]
+        except Exception as error:
+            absent[name] = f"{type(error).__name__}: {error}"
+            continue
+        print(f"losses of steps 1 to {WARM_UP}: sft_hydra {ours}, {name} {theirs}", file=sys.stderr)
+        if abs(theirs[0] / ours[0] - 1) > TOLERANCE:
+            absent[name] = f"computes another loss: {theirs[0]} instead of {ours[0]}"
+            continue
+        parties[name] = party
+    return parties, absent
+
+
+class Times(NamedTuple):
+    """Of one step."""
+
+    seconds: float
+    cpu: float  # seconds of processor time, which say more on a machine that does other things
+
+
+def timed(party: Party, case: Case) -> Times:
+    """Every party reads its loss at the end of a step, so that nothing of it is still running then."""
+    seconds, cpu = time.perf_counter(), time.process_time()
+    party.step()
+    if case.device == "cuda":
+        torch.cuda.synchronize()
+    return Times(time.perf_counter() - seconds, time.process_time() - cpu)
+
+
+def median(times: list[Times], clock: str) -> float:
+    return statistics.median(getattr(each, clock) for each in times)
+
+
+def describe(case: Case, rows: list[PackedRow], times: list[Times], peak: float) -> dict[str, Any]:
+    """Figures over the timed steps: middle and spread of single steps, and rates at the middle."""
+    seconds = [each.seconds for each in times]
+    total = median(times, "seconds") * len(times)
+    flops = step_flops(case, rows)
+    return {
+        "median_seconds": round(median(times, "seconds"), 4),
+        "median_cpu_seconds": round(median(times, "cpu"), 4),
+        "spread_percent": round(100 * statistics.pstdev(seconds) / statistics.mean(seconds), 1),
+        "tokens_per_second": {
+            "total": round(len(rows) * case.seq_length / total),
+            "real": round(sum(len(row.input_ids) for row in rows) / total),
+            "trained": round(sum(int(row.loss_mask.sum()) for row in rows) / total),
+        },
+        "mfu_percent": {name: round(100 * count / total / peak, 2) for name, count in flops.items()},
+    }
+
+
+def memory_in_own_process(name: str, arguments: argparse.Namespace) -> float:
+    command = [sys.executable, __file__, arguments.chat, arguments.tokenizer, "--case", arguments.case, "--steps", "1"]
+    command += ["--threads", str(arguments.threads), "--memory-of", name]
+    done = subprocess.run([str(part) for part in command], check=True, stdout=subprocess.PIPE, text=True)
+    return float(done.stdout.splitlines()[-1])
+
+
+def memory(name: str, case: Case, rows: list[PackedRow]) -> float:
+    """Peak of a few steps in GiB."""
+    forget_peak = Path("/proc/self/clear_refs")
+    if forget_peak.exists():  # that of preparing the rows
+        forget_peak.write_text("5")
+    party = make_party(name, case, rows)
+    for _ in range(WARM_UP + 1):
+        party.step()
+    if case.device == "cuda":
+        return round(torch.cuda.max_memory_allocated() / 2**30, 2)
+    status = Path("/proc/self/status").read_text()
+    return round(int(status.partition("VmHWM:")[2].split()[0]) / 2**20, 2)
+
+
+def machine(device: str, threads: int) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{processor()}, {threads} thread(s)"
+
+
+def processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+if __name__ == "__main__":
+    main()
