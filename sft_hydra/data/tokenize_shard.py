@@ -35,6 +35,7 @@ from sft_hydra.records import Conversation
 
 JUDGED_TOGETHER = 256  # rows
 BATCH_CHARS = 2_000_000  # text encoded at once: enough to be quick, little enough to stay small
+BATCH_ROWS = 50_000
 AHEAD = 8  # batches that are rendered before they are encoded, while the tokenizer is being read
 
 Report = Callable[[int, int, int, int], None]  # more rows, tokens, trained tokens, rejects
@@ -91,7 +92,7 @@ class ShardTokenizer:
             rows = read_rows(part.file, source, part.first, part.stop, part.offset)
             for number, row in self._judged(rows, source) if self.judge else rows:
                 self._add(batch, row, source, (index, number, f"{part.file.path}:{number + 1}"))
-                if batch.chars > BATCH_CHARS:
+                if batch.chars > BATCH_CHARS or batch.read >= BATCH_ROWS:
                     flush(batch)
                     batch = Batch()
         flush(batch)
