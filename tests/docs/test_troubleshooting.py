@@ -126,6 +126,20 @@ def stray_weight() -> str:
     return shown(f"{TRAIN} model=qwen3_0_6b model.path=model tokenizer.path=demo")
 
 
+def leaking() -> str:
+    from transformers import AutoModelForCausalLM, Lfm2Config
+
+    sizes = {"vocab_size": 1024, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "layer_types": ["conv", "full_attention"]}
+    AutoModelForCausalLM.from_config(Lfm2Config(**sizes, **heads)).save_pretrained("model")
+    return shown(f"{TRAIN} model=hf model.path=model tokenizer.path=demo")
+
+
+def split_generic() -> str:
+    model_folder(None, config__json=json.dumps({"model_type": "olmo2", "num_attention_heads": 2}))
+    return shown(f"{TRAIN} model=hf model.path=model tokenizer.path=demo parallel.tp=2 cluster.gpus_per_node=2")
+
+
 def no_checkpoint() -> str:
     Path("earlier").mkdir()
     return shown(f"{TRAIN} checkpoint.load=earlier")
@@ -171,6 +185,8 @@ PROVOKED: dict[str, Callable[[], str]] = {
     "checkpoint_format": megatron,
     "only safetensors are read": pickles,
     "has no place in this model": stray_weight,
+    "conversations of a packed row see each other": leaking,
+    "trains through the transformers implementation": split_generic,
     "is not a complete checkpoint and holds none": no_checkpoint,
     "oom": lambda: shown(f"{TRAIN} model.architecture.intermediate_size={10**13}"),  # no machine has room for it
     "is not finite in training rows": lambda: shown(
