@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sft_hydra.data.pack import pack
 from sft_hydra.data.plan import Plan, ShardPlan
-from sft_hydra.data.shards import SPLITS, PackedColumns, ShardWriter, checksum
+from sft_hydra.data.shards import SPLITS, PackedColumns, ShardWriter, checksum, pieces_of
 from sft_hydra.data.spool import Spool, read_spool
 
 WINDOW_TOKENS = 32 << 20  # sequences are packed this many tokens at a time, so that memory stays bounded
@@ -67,6 +67,7 @@ def _entry(path: Path, split: str, source: int, sequences: int, index: NDArray[n
         "trained_tokens": int(index[:, 1].sum()),
         "bytes": path.stat().st_size,
         "sha256": checksum(path),
+        "pieces": pieces_of(path),
         "index": index,
     }
 

@@ -11,9 +11,11 @@ Invariant: only files that metadata.json names are read. Its first three columns
 import hashlib
 import json
 import os
+import zlib
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -82,7 +84,6 @@ class ShardWriter:
             use_dictionary=["loss_mask.list.element"],
             column_encoding={"input_ids.list.element": "BYTE_STREAM_SPLIT"},
             write_statistics=False,
-            write_page_checksum=True,
         )
 
     def write(self, columns: PackedColumns) -> None:
@@ -117,6 +118,7 @@ class PackedSet:
             split: np.cumsum([0, *(shard["rows"] for shard in shards)]) for split, shards in self._shards.items()
         }
         self._files: dict[str, tuple[parquet.ParquetFile, NDArray[np.int64]]] = {}
+        self._pieces = {shard["file"]: shard.get("pieces", []) for shard in metadata["shards"]}
         self._groups: OrderedDict[tuple[str, int], PackedColumns] = OrderedDict()
         self._squares: dict[str, NDArray[np.int64]] = {}
         self._reading = Lock()  # training reads ahead in a thread
@@ -149,7 +151,8 @@ class PackedSet:
         rows = {}
         for split in SPLITS:
             index = folder / split / "rows.npy"
-            if index.is_file() and checksum(index) != metadata["splits"][split].get("rows_sha256"):
+            written = metadata["splits"][split].get("rows_sha256")
+            if metadata["splits"][split]["rows"] and (not index.is_file() or checksum(index) != written):
                 raise DataError(f"{index}: not what was written. Prepare again with data.force=true, or copy it anew")
             rows[split] = np.load(index, allow_pickle=False) if index.is_file() else np.zeros((0, 3), np.int64)
         return cls(folder, metadata, rows)
@@ -206,10 +209,21 @@ class PackedSet:
         )
 
     def _open_shard(self, name: str) -> parquet.ParquetFile:
+        self._check(name, -1)
         try:
-            return parquet.ParquetFile(self.folder / name, page_checksum_verification=True)
+            return parquet.ParquetFile(self.folder / name)
         except (OSError, LookupError, ValueError, pa.ArrowException) as problem:
             raise self._broken(name, problem) from None
+
+    def _check(self, name: str, piece: int) -> None:
+        """Hold the bytes of a row group, or with -1 of the footer, to their checksum, if there is one."""
+        pieces = self._pieces[name]
+        if pieces:
+            number = piece % len(pieces)
+            begin = pieces[number - 1][0] if number else 0
+            end, written = pieces[number]
+            if _crc32(self.folder / name, begin, end) != written:
+                raise self._broken(name, "its checksum differs")
 
     def _broken(self, name: str, problem: object) -> DataError:
         return DataError(
@@ -231,6 +245,7 @@ class PackedSet:
         if key in self._groups:
             self._groups.move_to_end(key)
         else:
+            self._check(name, group)
             try:
                 self._groups[key] = columns_of(file.read_row_group(group))
             except (OSError, LookupError, ValueError, pa.ArrowException) as problem:
@@ -244,6 +259,26 @@ def checksum(path: Path) -> str:
     """sha256 of a file."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def pieces_of(path: Path) -> list[list[int]]:
+    """[end, CRC-32] of the bytes of each row group of a shard and, last, of its footer."""
+    footer = parquet.ParquetFile(path).metadata
+    size = path.stat().st_size
+    starts = [_first_byte(footer.row_group(group)) for group in range(1, footer.num_row_groups)]
+    ends = [*starts, size - 8 - footer.serialized_size, size]
+    return [[end, _crc32(path, begin, end)] for begin, end in pairwise([0, *ends])]
+
+
+def _first_byte(group: Any) -> int:
+    columns = [group.column(index) for index in range(group.num_columns)]
+    return min(column.dictionary_page_offset or column.data_page_offset for column in columns)
+
+
+def _crc32(path: Path, begin: int, end: int) -> int:
+    with open(path, "rb") as stream:
+        stream.seek(begin)
+        return zlib.crc32(stream.read(end - begin))
 
 
 def _size(folder: Path, shard: dict[str, Any]) -> int:
