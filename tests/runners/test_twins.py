@@ -23,7 +23,7 @@ from sft_hydra.observe.metrics import read_metrics
 
 VOCABULARY = 1024
 NEMOTRON = HYBRID | {
-    "vocab_size": VOCABULARY, "hybrid_override_pattern": "M*E-", "chunk_size": 32, "mamba_num_heads": 4, "n_groups": 4,
+    "vocab_size": VOCABULARY, "hybrid_override_pattern": "M*E-", "chunk_size": 32, "mamba_num_heads": 8, "n_groups": 4,
     "n_routed_experts": 8,
 }  # fmt: skip
 QWEN = DENSE | {"model_type": "qwen3", "vocab_size": VOCABULARY, "head_dim": 8, "tie_word_embeddings": True}
