@@ -78,6 +78,17 @@ def test_the_fastest_that_fits(text: str) -> None:
     assert {name: size for name, size in sizes.items() if size > 1} == CASES[text]
 
 
+def test_the_table_of_the_docs(repo: Path) -> None:
+    table = re.findall(r"^\| `(model=.*)` \| (.*) \|$", (repo / "docs" / "layouts.md").read_text(), re.MULTILINE)
+    assert len(table) == 8
+    for text, plan in table:
+        cfg = config(text)
+        layout, _ = choose(cfg, cfg.model.architecture)
+        sizes = {name: getattr(layout, name) for name in ("tp", "pp", "cp", "ep")}
+        split = ", ".join(f"{name} {size}" for name, size in sizes.items() if size > 1)
+        assert plan == (split or ("data parallel" if layout.dp > 1 else "as it is"))
+
+
 def test_a_dry_run_says_what_was_weighed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     command([f"output_dir={tmp_path}", "model=nano3", NODE, SAVING, "train.global_batch_size=128", "dry_run=true"])
     plan = capsys.readouterr().out
