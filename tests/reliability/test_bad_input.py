@@ -69,7 +69,7 @@ def check_turns(packed: PackedSet, cfg: SftConfig) -> None:
 
 
 def test_hostile_lines_are_kept_or_rejected(tmp_path: Path) -> None:
-    rows = write_hostile(tmp_path / "hostile.jsonl", seed=1, count=3000)
+    rows = write_hostile(tmp_path / "hostile.jsonl", seed=1, count=2000)
     cfg = hostile_cfg(tmp_path / "out", tmp_path / "hostile.jsonl")
     packed = prepare(cfg)
     reasons = check_account(packed, rows)
@@ -93,7 +93,7 @@ def test_hundred_thousand_hostile_lines(tokenizer: str, shared: Path, tmp_path: 
 
 
 def test_workers_agree_about_hostile_lines(tmp_path: Path) -> None:
-    write_hostile(tmp_path / "hostile.jsonl", seed=2, count=1500)
+    write_hostile(tmp_path / "hostile.jsonl", seed=2, count=800)
     found = []
     for workers in (1, 2):
         cfg = hostile_cfg(tmp_path / f"out{workers}", tmp_path / "hostile.jsonl")
@@ -104,7 +104,7 @@ def test_workers_agree_about_hostile_lines(tmp_path: Path) -> None:
 
 
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(st.lists(ROW | VALUE, min_size=1, max_size=30))
 def test_any_json_is_kept_or_rejected(tmp_path: Path, rows: list[Any]) -> None:
@@ -148,7 +148,7 @@ def test_a_file_that_begins_with_bad_lines(tmp_path: Path) -> None:
 def test_thousands_of_turns(tmp_path: Path, reasoning: bool, kept: int) -> None:
     """Where each turn needs a text of its own, which would take hours, the row is rejected; else it is one text."""
     thought = {"reasoning_content": "Hm."} if reasoning else {}
-    talk = [m for n in range(30_000) for m in (user(f"q{n}"), assistant(f"a{n}", **thought))]
+    talk = [m for n in range(12_000) for m in (user(f"q{n}"), assistant(f"a{n}", **thought))]
     path = write_jsonl(tmp_path / "long.jsonl", [question(1), {"messages": talk}, question(2)])
     packed = prepare(hostile_cfg(tmp_path / "out", path))
     assert packed.metadata["sources"][0]["kept"] == kept

@@ -86,14 +86,14 @@ def check(schedule: list[tuple[int, int, bool]]) -> None:
         assert done == set(range(1, STEPS + 1))
 
 
-@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.just(1), st.integers(1, 3), st.booleans()), min_size=1, max_size=5))
 def test_any_sequence_of_interruptions_continues_exactly(schedule: list[tuple[int, int, bool]]) -> None:
     check(schedule)
 
 
 def test_up_and_down_again() -> None:
-    check([(2, 2, True), (4, 2, True), (1, 1, False), (2, 2, True)])
+    check([(2, 3, True), (1, 1, False), (4, 2, True)])
 
 
 @pytest.mark.reliability
