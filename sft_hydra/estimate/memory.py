@@ -43,8 +43,7 @@ def estimate_memory(cfg: SftConfig, arch: dict[str, Any], layout: Layout, precis
     - optimizer: 8 for each (AdamW), 4 for matrices of Muon
     - activations: of one micro-batch what all blocks keep (activations.py), of a pipeline's first stage of as many
       micro-batches as it has stages; blocks that are computed again keep their input (and the outputs of products, if selective), and one of them all
-    - logits: fp32 `min(tokens, 1024) x vocabulary`, two of them or, from the second chunk on, three; the head's gradient and,
-      under autocast, its copy
+    - logits: fp32 `min(tokens, 1024) x vocabulary`, two of them; the head's gradient and, under autocast, its copy
 
     `total` is less than their sum: logits are gone in the backward pass, and a step of one micro-batch has no gradients
     while it has all activations. Blocks that are compiled, and models of other families, are only about so.
@@ -183,9 +182,8 @@ def _kept(stage: _Stage, layout: Layout, how: Keeping, recompute: Recompute) -> 
 
 def _logits(s: Sizes, tokens: int, how: Keeping) -> int:
     chunk = min(tokens, HEAD_CHUNK_TOKENS)
-    chunks = 3 if tokens > chunk else 2
     table = s.vocab * s.hidden
-    return FP32 * chunks * chunk * s.vocab + (FP32 * table if how.full else 0) + (how.width * table if how.casts else 0)
+    return FP32 * 2 * chunk * s.vocab + (FP32 * table if how.full else 0) + (how.width * table if how.casts else 0)
 
 
 def savings(cfg: SftConfig, arch: dict[str, Any], precision: Precision) -> list[tuple[str, int]]:

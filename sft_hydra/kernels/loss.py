@@ -68,6 +68,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     grad_hidden[index] = grad @ head
                 if grad_weight is not None:
                     grad_weight += grad.T @ inputs
+                del logits, grad, slope  # before the next chunk's are made
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(per_token)
