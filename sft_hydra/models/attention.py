@@ -19,6 +19,7 @@ class Attention(Mixer):
 
     columns: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
     rows = ("o_proj",)
+    opaque = ("_attend_row",)
 
     def __init__(
         self,

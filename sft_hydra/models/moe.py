@@ -83,6 +83,7 @@ class Experts(Mixer):
 
     columns = ("gate_up_proj", "up_proj", "down_proj")
     over = "ep"
+    opaque = ("_travel",)
 
     def __init__(self, num_experts: int, hidden_size: int, inner_size: int, act: str, *, gated: bool) -> None:
         super().__init__()

@@ -43,7 +43,7 @@ def apply_layout(roots: Sequence[nn.Module], blocks: Sequence[nn.Module], mesh: 
         recompute(block, options.recompute)
     if options.compile:
         for block in blocks:
-            block.compile(dynamic=False)
+            _compile(block)
     if mesh.whole is not None:
         _shard(roots, blocks, mesh, options)
 
@@ -54,6 +54,15 @@ def release(roots: Sequence[nn.Module]) -> None:
         for module in root.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
+
+
+def _compile(block: nn.Module) -> None:
+    """Rows differ in length and in documents: what varies becomes symbolic when it is seen to vary."""
+    for module in block.modules():
+        if isinstance(module, Mixer):
+            for name in module.opaque:
+                setattr(module, name, torch.compiler.disable(getattr(module, name)))
+    block.compile()
 
 
 def _split(mixer: Mixer, mesh: Mesh) -> None:
