@@ -66,8 +66,8 @@ def run_name(cfg: SftConfig, typed: Sequence[str]) -> str:
 
 
 def to_dataclasses(composed: DictConfig) -> tuple[SftConfig | None, list[str]]:
-    """(config, problems of keys and values). What is unknown is left out, so that the rules can still be asked."""
-    composed = composed.copy()
+    """(config, problems of keys and values). What is unknown is taken out of `composed`, so that the rules can still be
+    asked, and what is null and known elsewhere is filled in."""
     unknown = list(unknown_keys(composed))
     problems = [f"{found.key}: {hint(found)}" for found in unknown]
     for section, name in {(found.section, found.name) for found in unknown}:

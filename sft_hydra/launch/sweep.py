@@ -1,14 +1,17 @@
-"""The jobs of a sweep: each resolved and given its folder, or all problems of all jobs together and nothing started."""
+"""The jobs of a sweep: each composed, resolved and given its folder, or all problems of all jobs together and nothing
+started."""
 
+import copy
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from sft_hydra.config.resolve import name_parts, resolve, to_dataclasses
+from sft_hydra.config.resolve import resolve
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.config.sweep import distinct_labels, job_label, sweep_problem
 from sft_hydra.errors import ConfigError
@@ -27,6 +30,25 @@ class Job:
         return RunPaths(Path(str(self.cfg.run_dir)))
 
 
+def compose_jobs(loader: ConfigLoaderImpl, command: DictConfig, overrides: Sequence[Sequence[str]]) -> list[DictConfig]:
+    """The config of each job, as Hydra composes it. Jobs that choose the same groups share that work, which is nearly all
+    of it: their values are put into copies, as Hydra puts them in."""
+    parse = OverridesParser.create().parse_override
+    composed: dict[tuple[str, ...], DictConfig] = {}
+    jobs = []
+    for texts in overrides:
+        parsed = {text: parse(text) for text in texts}
+        groups = tuple(text for text in texts if loader.repository.group_exists(parsed[text].key_or_group))
+        if groups not in composed:
+            composed[groups] = loader.load_sweep_config(command, list(groups))
+            with open_dict(composed[groups]):
+                composed[groups].pop("hydra")
+        job = copy.deepcopy(composed[groups])
+        loader._apply_overrides_to_config([parsed[text] for text in texts if text not in groups], job)
+        jobs.append(job)
+    return jobs
+
+
 def resolve_jobs(
     composed: Sequence[DictConfig], overrides: Sequence[Sequence[str]], given: Sequence[str], launcher: str
 ) -> list[Job]:
@@ -34,9 +56,6 @@ def resolve_jobs(
     swept = swept_keys(overrides, given)
     if problems := [problem for key in swept if (problem := sweep_problem(key))]:
         raise ConfigError(*problems)
-    for config in composed:
-        with open_dict(config):
-            config.pop("hydra", None)
     labels = distinct_labels([job_label(texts, swept) for texts in overrides], overrides)
     common_name = _common_name(composed)
     jobs, problems = [], []
@@ -65,8 +84,12 @@ def swept_keys(overrides: Sequence[Sequence[str]], given: Sequence[str]) -> list
 
 def _common_name(composed: Sequence[DictConfig]) -> str | None:
     """The parent folder of a sweep: what all jobs agree on of `<model>-<data>-<peft>`. None for a sweep of one."""
-    configs = [cfg for config in composed if (cfg := to_dataclasses(config)[0]) is not None]
-    if len(configs) < 2:
+    if len(composed) < 2:
         return None
-    parts = zip(*(name_parts(cfg) for cfg in configs), strict=True)
+    parts = zip(*(_parts_of_name(config) for config in composed), strict=True)
     return "-".join(part[0] for part in parts if len(set(part)) == 1) or "sweep"
+
+
+def _parts_of_name(composed: DictConfig) -> tuple[str, str, str]:
+    model, data = (str(OmegaConf.select(composed, f"{section}.name")) for section in ("model", "data"))
+    return model, data, "full" if composed.peft is None else "lora"

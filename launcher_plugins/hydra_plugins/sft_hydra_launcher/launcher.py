@@ -47,9 +47,9 @@ class SftLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Returns final losses of local jobs, ids of Slurm jobs. Ends the program with code 1 if a job failed."""
         from sft_hydra.launch import local, remote
-        from sft_hydra.launch.sweep import resolve_jobs
+        from sft_hydra.launch.sweep import compose_jobs, resolve_jobs
 
-        composed = [self.loader.load_sweep_config(self.config, list(overrides)) for overrides in job_overrides]
+        composed = compose_jobs(self.loader, self.config, job_overrides)
         given = [str(text) for text in self.config.hydra.overrides.task]
         jobs = resolve_jobs(composed, job_overrides, given, self.name)
         on_slurm = self.name == "submitit_slurm"
