@@ -49,7 +49,8 @@ def possible_layouts(cfg: SftConfig, architecture: dict[str, Any]) -> Iterator[L
     said, world = cfg.parallel, nodes * ranks
     most = 1 if is_generic(cfg, architecture) else world
     experts = most if num_experts(architecture) else 1
-    stages = 1 if cfg.train.router_aux_loss or cfg.train.router_bias_update_rate else most  # counted over all layers at once
+    counts = cfg.train.router_aux_loss or cfg.train.router_bias_update_rate  # of all layers at once, on one stage
+    stages = 1 if counts else most
     sizes = [(said.tp, min(most, ranks)), (said.pp, stages), (said.cp, most), (said.ep, experts)]
     for tp, pp, cp, ep in product(*([size] if size else _divisors(most) for size, most in sizes)):
         if world % (tp * pp * cp):
