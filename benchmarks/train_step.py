@@ -166,12 +166,14 @@ def memory_in_own_process(name: str, arguments: argparse.Namespace) -> float:
 
 
 def memory(name: str, case: Case, rows: list[PackedRow]) -> float:
-    """Peak of a few steps in GiB."""
-    forget_peak = Path("/proc/self/clear_refs")
-    if forget_peak.exists():  # that of preparing the rows
-        forget_peak.write_text("5")
+    """Peak of the steps after the first, in GiB: not that of preparing rows and building the model."""
     party = make_party(name, case, rows)
-    for _ in range(WARM_UP + 1):
+    party.step()
+    if case.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux forgets the peak of resident memory
+    for _ in range(WARM_UP):
         party.step()
     if case.device == "cuda":
         return round(torch.cuda.max_memory_allocated() / 2**30, 2)

@@ -60,7 +60,7 @@ def published(name: str) -> dict[str, Any]:
 
 def cases() -> dict[str, Case]:
     vocab = {"vocab_size": 151936}
-    nano = published("nano3") | {"hybrid_override_pattern": "MEMEM*EMEMEM*E", "num_hidden_layers": 14}
+    nano = published("nano3") | {"hybrid_override_pattern": "MEMEM*EM", "num_hidden_layers": 8}
     return {
         "tiny": Case(TINY | vocab, 1024, 2, 1, "cpu"),
         "tiny_small_vocab": Case(TINY, 2048, 2, 1, "cpu", demo_tokenizer=True),
