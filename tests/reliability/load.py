@@ -1,6 +1,6 @@
 """Figures under load, printed with what was done. Each takes minutes; none is part of the tests.
 
-PYTHONPATH=tests python tests/reliability/load.py rows --rows 1000000
+PYTHONPATH=tests python tests/reliability/load.py rows --rows 1000000 --times 12
 PYTHONPATH=tests python tests/reliability/load.py soak --steps 10000
 PYTHONPATH=tests python tests/reliability/load.py sweep --jobs 1000
 """
@@ -24,12 +24,14 @@ def main() -> None:
         command = commands.add_parser(function.__name__)
         command.add_argument(f"--{option}", dest="count", type=int, default=usual)
         command.set_defaults(function=function)
-    options = parser.parse_args()
+    commands.choices["rows"].add_argument("--times", type=int, default=1, help="how much longer rows are")
+    given = vars(parser.parse_args())
+    function = given.pop("function")
     with tempfile.TemporaryDirectory() as folder:
-        options.function(options.count, Path(folder))
+        function(folder=Path(folder), **given)
 
 
-def rows(count: int, folder: Path) -> None:
+def rows(count: int, folder: Path, times: int) -> None:
     """A preparation by two workers, with the bundled tokenizer."""
     from support.chats import data_cfg
 
@@ -38,8 +40,8 @@ def rows(count: int, folder: Path) -> None:
     path = folder / "rows.jsonl"
     with open(path, "w") as stream:
         for number in range(count):
-            text = f"What is {number} plus {number}? " * (1 + number % 8)
-            answer = f"It is {2 * number}, as anybody can see. " * (1 + number % 11)
+            text = f"What is {number} plus {number}? " * (times * (1 + number % 8))
+            answer = f"It is {2 * number}, as anybody can see. " * (times * (1 + number % 11))
             talk = [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
             stream.write(json.dumps({"messages": talk}) + "\n")
     cfg = data_cfg(folder / "out", rows=path)
