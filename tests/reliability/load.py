@@ -1,6 +1,6 @@
 """Figures under load, printed with what was done. Each takes minutes; none is part of the tests.
 
-PYTHONPATH=tests python tests/reliability/load.py rows --rows 1000000 --times 12
+PYTHONPATH=tests python tests/reliability/load.py rows --rows 1000000 --times 17
 PYTHONPATH=tests python tests/reliability/load.py soak --steps 10000
 PYTHONPATH=tests python tests/reliability/load.py sweep --jobs 1000
 """
@@ -45,7 +45,7 @@ def rows(count: int, folder: Path, times: int) -> None:
             talk = [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
             stream.write(json.dumps({"messages": talk}) + "\n")
     cfg = data_cfg(folder / "out", rows=path)
-    cfg.seq_length, cfg.data.num_workers = 4096, 2
+    cfg.seq_length, cfg.data.num_workers = 8192, 2
     began = time.monotonic()
     source = prepare(cfg).metadata["sources"][0]
     seconds = time.monotonic() - began
