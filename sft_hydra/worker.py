@@ -42,7 +42,10 @@ def exit_code(command: Callable[[], int]) -> int:
         return 1
     except KeyboardInterrupt:
         if rank.rank == 0:
-            print("Interrupted. The same command goes on from the last checkpoint.", file=sys.stderr)
+            print(
+                "Interrupted. The same command goes on: from the last checkpoint, and with what was prepared.",
+                file=sys.stderr,
+            )
         return 1
     except Exception:
         if rank.world_size == 1:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from sft_hydra.checkpoint.shards import METADATA
 from sft_hydra.config.schema import LoraConfig
 from sft_hydra.models.names import disk_rows, rows_from_disk, rows_to_disk
 
@@ -29,7 +30,7 @@ def write_adapter(config: Any, adapters: Tensors, lora: LoraConfig, base: str, f
     tensors = {}
     for name, factor in adapters.items():
         tensors[_peft_name(name, layers)] = _to_peft(config, name, factor.detach().cpu())
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(tensors, folder / WEIGHTS, metadata=METADATA)
     parameters = sorted(layer for layer in layers if EXPERTS in layer)
     description = {
         "peft_type": "LORA",

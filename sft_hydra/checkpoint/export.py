@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from sft_hydra.checkpoint.adapter import limits, merge_adapter, write_adapter
-from sft_hydra.checkpoint.shards import write_tensors
+from sft_hydra.checkpoint.shards import is_export, write_tensors
 from sft_hydra.checkpoint.stream import carried_tensors, local_folder
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.data.tokenizer import ChatTokenizer
@@ -35,7 +35,6 @@ Tensors = Iterator[tuple[str, torch.Tensor]]
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest logit
 PROBE_TOKENS = 64
-OURS = ("config.json", "adapter_config.json")  # what a folder holds that an export may replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +56,8 @@ def export(model: DecoderModel, cfg: SftConfig, tokenizer: ChatTokenizer, folder
     An adapter whose base exists nowhere else (a random start) gets it as `folder/base`. CheckpointError if the export
     does not agree with the live model. Of several ranks all must call it; the first writes.
     """
-    if folder.exists() and any(folder.iterdir()) and not any((folder / name).is_file() for name in OURS):
-        raise CheckpointError(f"export.path: {folder} exists and is not an export; give another folder")
+    if folder.is_file() or (folder.exists() and any(folder.iterdir()) and not is_export(folder)):
+        raise CheckpointError(f"export.path: {folder} exists and is not an export of ours; give another folder")
     live = live_logits(model, cfg)
     adapter = cfg.peft is not None and not cfg.export.merge
     tensors = whole_tensors(model.state_dict(), model.mesh) if adapter else merged_tensors(model)

@@ -132,4 +132,7 @@ def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        raise CheckpointError(
+            f"{path} cannot be read: {error}. Without the folder {path.parent.name} the same command goes on from the checkpoint "
+            "before it"
+        ) from error

@@ -5,10 +5,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 SHARD_BYTES = 5 * 10**9
+METADATA = {"format": "pt", "made_by": "sft_hydra"}  # of every file: what we may replace
 
 
 def write_tensors(tensors: Iterable[tuple[str, torch.Tensor]], folder: Path) -> int:
@@ -40,10 +42,21 @@ def write_tensors(tensors: Iterable[tuple[str, torch.Tensor]], folder: Path) -> 
     return len(weight_map)
 
 
+def is_export(folder: Path) -> bool:
+    """Whether a folder holds weights that we wrote, and not a model from elsewhere."""
+    for file in folder.glob("*.safetensors"):
+        try:
+            with safe_open(file, framework="pt") as opened:
+                return (opened.metadata() or {}).get("made_by") == METADATA["made_by"]
+        except (OSError, SafetensorError):
+            return False
+    return False
+
+
 def _part(i: int) -> str:
     return f"part-{i}.safetensors"  # until their number is known
 
 
 def _write(tensors: dict[str, torch.Tensor], file: Path) -> list[str]:
-    save_file(tensors, file, metadata={"format": "pt"})
+    save_file(tensors, file, metadata=METADATA)
     return list(tensors)

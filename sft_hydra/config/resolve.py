@@ -27,11 +27,12 @@ def resolve(
     launcher: str = "submitit_local",
     default_name: str | None = None,
     label: str = "",
+    compare: bool = True,
 ) -> SftConfig:
     """Raises ConfigError with all problems at once.
 
     `overrides` are those of the command line, `default_name` is the run's name where none is given, and `label` the
-    folder of a sweep's job below it.
+    folder of a sweep's job below it. `compare`: with the run that is in the folder.
     """
     cfg, problems = to_dataclasses(composed)
     if cfg is None:
@@ -47,7 +48,7 @@ def resolve(
     cfg, contradictions = adopt_run(cfg, typed)
     problems += contradictions
     problems += rule_problems(cfg, (*RULES, *EVAL_RULES, *FILE_RULES))
-    if not problems:
+    if compare and not problems:
         problems += resume_problems(cfg)
     if problems:
         raise ConfigError(*problems)

@@ -125,6 +125,12 @@ def data_is_said(cfg: SftConfig) -> Iterator[str]:
             "blend": "data.blend=<blend.json> or +data.sources.<name>.path=<file.jsonl>",
         }
         yield f"data={data.name} names no source; it needs {needs.get(data.name, 'data.path=<file.jsonl>')}"
+    others = {"data.blend": data.blend, "data.sources": ", ".join(data.sources)}
+    if data.path and (said := [f"{key} ({value})" for key, value in others.items() if value]):
+        yield (
+            f"data.path={data.path} beside {' and '.join(said)} of data={data.name}: for this file alone choose "
+            "data=jsonl; for several sources data=blend +data.sources.<name>.path=<file>"
+        )
     for name, source in data.sources.items():
         if not source.path:
             yield f"data.sources.{name} has no path; set data.sources.{name}.path=<file, folder or hub id>"

@@ -33,6 +33,8 @@ def data_exists(cfg: SftConfig) -> Iterator[str]:
                 yield f"{key}={path} matches no file"
         elif path.endswith(DATA_SUFFIXES) or not is_hub_id(path):
             yield from _must_exist(key, path)
+            if Path(path).expanduser().is_file() and not path.endswith(DATA_SUFFIXES):
+                yield f"{key}={path}: rows are read from .jsonl, .json and .parquet (also .gz, .zst); convert it to one of them"
     yield from _must_exist("data.blend", cfg.data.blend)
 
 

@@ -12,6 +12,15 @@ from sft_hydra.data.spool import read_spool
 from sft_hydra.data.tokenizer import ChatTokenizer
 from sft_hydra.errors import ConfigError, DataError, SeqLengthMismatchError, TokenizerMismatchError
 
+WAYS_OUT = {  # where every row of a source is rejected for a reason
+    "malformed": 'A line is one JSON object in UTF-8, like {"messages": [...]}; a list of them is read from a .json file',
+    "no_messages": (
+        "Columns of other names are given as data.default.messages_key=<column>, or "
+        "data.default.input_key=<question> data.default.output_key=<answer>"
+    ),
+    "overlong": "A larger seq_length takes them whole, data.overlong=truncate their beginnings",
+}
+
 
 def check_fits(packed: PackedSet, cfg: SftConfig, tokenizer: ChatTokenizer) -> None:
     """Raises SeqLengthMismatchError or TokenizerMismatchError unless this run can train on `packed`."""
@@ -65,6 +74,7 @@ def check_rejects(plan: Plan, spools: list[Path]) -> None:
         elif sum(reasons.values()) == rows:
             problems.append(
                 f"source {source.name}: all {rows} rows were rejected ({told}). {_first_rejects(plan, spools, index)}"
+                + "".join(f". {WAYS_OUT[reason]}" for reason in reasons if reason in WAYS_OUT)
             )
     limit = plan.data.max_bad_rows
     total = sum(number for count in counts for name, number in count.items() if name.startswith("rejected/"))

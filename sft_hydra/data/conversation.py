@@ -28,7 +28,8 @@ def to_conversation(row: Any, source: SourceConfig, name: str, origin: str) -> C
     `tool_calls`, `tool_arguments`, `weight` or `unicode`."""
     messages, tools = adapt(row, source)
     if not isinstance(messages, list) or not messages:
-        raise RowError("no_messages", "no list of messages")
+        keys = f"; its keys: {', '.join(list(map(str, row))[:9])}" if isinstance(row, dict) else ""
+        raise RowError("no_messages", f"no list of messages{keys}")
     checked = [check_message(message) for message in messages]
     meta = row if isinstance(row, dict) else {}
     return Conversation(checked, _tools(tools), origin, name, meta)

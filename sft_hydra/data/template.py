@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from jinja2 import Template, TemplateError, nodes
+from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
 
 from sft_hydra.data.limits import limited
 from sft_hydra.data.sandbox import make_environment
@@ -60,7 +60,8 @@ class ChatTemplate:
             with limited():
                 self.plain = self.environment.from_string(source)
         except (TemplateError, RecursionError, ValueError, ArithmeticError) as problem:
-            raise DataError(f"tokenizer.chat_template: no Jinja template ({problem})") from None
+            line = f", line {problem.lineno}" if isinstance(problem, TemplateSyntaxError) else ""
+            raise DataError(f"tokenizer.chat_template: no Jinja template ({problem}{line})") from None
         self.marked: Template | None = None
         self.marking: Marking | None = None
 

@@ -6,6 +6,7 @@ from sft_hydra.config.world import rows_per_step
 from sft_hydra.data import prepare
 from sft_hydra.data.dataset import TrainRows
 from sft_hydra.data.shards import PackedSet
+from sft_hydra.data.tokenizer import load_tokenizer
 from sft_hydra.engine.schedule import total_steps
 from sft_hydra.errors import UserError
 from sft_hydra.estimate import (
@@ -21,12 +22,13 @@ from sft_hydra.estimate import (
 from sft_hydra.launch.planner import USABLE, Choice, choose, with_layout
 from sft_hydra.parallel.layout import LONG_ROW, Layout
 
+SMALL = GIB // 4  # bytes; what such a model costs is not worth a table
 FEW_ROWS = 10_000  # conversations; below this the usual advice is LoRA and smaller batches
 
 
 def describe(cfg: SftConfig) -> str:
     """Text of the plan, one `name  value` line each, advice last."""
-    arch = read_architecture(cfg)
+    arch = _with_vocabulary(cfg, read_architecture(cfg))
     layout, weighed = choose(cfg, arch)
     cfg = with_layout(cfg, layout)
     packed = _packed_set(cfg)
@@ -56,10 +58,21 @@ def _packed_set(cfg: SftConfig) -> PackedSet | None:
         return None
 
 
+def _with_vocabulary(cfg: SftConfig, arch: dict) -> dict:
+    """A random start takes the tokenizer's number of ids, if that is within reach."""
+    if cfg.model.path is not None or not arch or "vocab_size" in arch:
+        return arch
+    try:
+        return {**arch, "vocab_size": load_tokenizer(cfg).vocab_size}
+    except UserError:
+        return arch
+
+
 def _model_lines(cfg: SftConfig, arch: dict) -> list[tuple[str, str]]:
     where = cfg.model.path or "random start"
     if not arch.get("vocab_size"):
-        return [("model", f"{cfg.model.name} ({where}), sizes unknown until its config.json is read")]
+        file = "tokenizer" if cfg.model.path is None else "config.json"
+        return [("model", f"{cfg.model.name} ({where}), sizes unknown until its {file} is read")]
     params = count_parameters(arch)
     text = f"{cfg.model.name} ({where}), {_count(params.total)} parameters"
     if params.active != params.total:
@@ -96,6 +109,8 @@ def _work_lines(cfg: SftConfig, arch: dict, layout: Layout, packed: PackedSet | 
     memory = estimate_memory(cfg, arch, layout, precision)
     parts = ("weights", "gradients", "optimizer", "activations", "logits")
     detail = ", ".join(f"{part} {getattr(memory, part) / GIB:.2f}" for part in parts)
+    if memory.total < SMALL:
+        return [*lines, ("memory", f"about {memory.total / 2**20:.0f} MiB at the peak in {precision.value}")]
     lines.append(("memory", f"about {memory.total / GIB:.1f} GiB a rank at the peak in {precision.value}: {detail}"))
     flops = flops_per_token(arch, cfg.seq_length, frozen_base=cfg.peft is not None)
     step_flops = flops * rows * cfg.seq_length

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.data.tokenizer import load_tokenizer
-from sft_hydra.errors import ConfigError
+from sft_hydra.errors import ConfigError, DataError
 from sft_hydra.evaluation.chat import Chat, Prompt, Sampling
 from sft_hydra.evaluation.given import Tools, load_tools, read_prompts
 from sft_hydra.models.build import as_transformers
@@ -30,6 +30,8 @@ def run(cfg: SftConfig) -> None:
             _prompt(given.messages, cfg, Tools(given.tools) if given.tools else tools)
             for given in read_prompts(wanted.prompt_file)
         ]
+    if not prompts and not wanted.interactive:
+        raise DataError(f"generate.prompt_file={wanted.prompt_file} holds no prompt")
     with Console(RunPaths(Path(cfg.run_dir)).log) as console:
         tokenizer = load_tokenizer(cfg)
         built = trained_model(cfg, tokenizer, start_machine(cfg))

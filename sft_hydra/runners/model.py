@@ -126,9 +126,16 @@ def model_architecture(cfg: SftConfig, tokenizer: ChatTokenizer) -> dict[str, An
 
 
 def trained_model(cfg: SftConfig, tokenizer: ChatTokenizer, device: torch.device) -> RunModel:
-    """The model to evaluate, export or talk to: the run's latest checkpoint if it has one, else as training would start."""
-    built = new_model(cfg, tokenizer, device)
+    """The model to evaluate, export or talk to: the run's latest checkpoint if it has one, else as training would start.
+    ConfigError if that is a random start."""
     step = checkpoints.latest(checkpoint_folder(cfg))
+    if step is None and cfg.model.path is None and cfg.checkpoint.load is None:
+        raise ConfigError(
+            f"runner={cfg.runner.value}: {checkpoint_folder(cfg)} holds no checkpoint yet, and neither model.path nor "
+            "checkpoint.load names weights; train first (the same command without runner=), or give the name=... of a "
+            "run that has been trained"
+        )
+    built = new_model(cfg, tokenizer, device)
     if step is not None:
         checkpoints.load(step, built.model, None)
         built.origin = str(step)

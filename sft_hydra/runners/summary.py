@@ -2,6 +2,8 @@
 
 import json
 import platform
+import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -89,12 +91,22 @@ def say_next_steps(
         console.say(f"  model       {exported.folder} ({exported.kind}, loads with {library})")
     console.say("next")
     name = paths.root.relative_to(cfg.output_dir).as_posix()
-    where = ("" if name == "demo" else f" name={name}") + (
-        "" if cfg.output_dir == "outputs" else f" output_dir={cfg.output_dir}"
+    where = ("" if name == "demo" else f" {_typed('name', name)}") + (
+        "" if cfg.output_dir == "outputs" else f" {_typed('output_dir', cfg.output_dir)}"
     )
     console.say(f"  talk to it  python -m sft_hydra{where} runner=generate generate.interactive=true")
     console.say(f"  see a mask  python -m sft_hydra{where} runner=inspect inspect.html=true")
+    if cfg.data.name != "demo":
+        return
     console.say("  your data   python -m sft_hydra data=jsonl data.path=chats.jsonl")
     console.say(
         "  a real one  python -m sft_hydra model=qwen3_0_6b peft=lora data=jsonl data.path=chats.jsonl dry_run=true"
     )
+
+
+def _typed(key: str, value: str) -> str:
+    """`key=value` as a shell and Hydra read it back."""
+    if re.fullmatch(r"[\w./-]+", value, re.ASCII):
+        return f"{key}={value}"
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return shlex.quote(f"{key}='{escaped}'")

@@ -190,6 +190,17 @@ def test_an_export_replaces_an_export_but_nothing_else(make_cfg, tokenizer, tmp_
     assert (tmp_path / "mine" / "thesis.txt").is_file()
 
 
+def test_an_export_never_replaces_a_model_from_elsewhere_nor_a_file(make_cfg, tokenizer, tmp_path):
+    model = make_model(ARCHITECTURES["qwen3"])
+    oracle_of(model).save_pretrained(tmp_path / "theirs")
+    (tmp_path / "chats.jsonl").write_text("{}")
+    before = (tmp_path / "theirs" / "model.safetensors").read_bytes()
+    for taken in ("theirs", "chats.jsonl"):
+        with pytest.raises(CheckpointError, match="not an export"):
+            export(model, make_cfg(), tokenizer, tmp_path / taken)
+    assert (tmp_path / "theirs" / "model.safetensors").read_bytes() == before
+
+
 def test_missing_left_over_and_misshapen_weights_are_all_named(make_cfg, tokenizer, tmp_path):
     export(make_model(ARCHITECTURES["qwen3"]), make_cfg(), tokenizer, tmp_path / "hf")
     file = tmp_path / "hf" / "model.safetensors"

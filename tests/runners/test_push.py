@@ -14,13 +14,11 @@ import pytest
 from sft_hydra.cli import command
 from sft_hydra.errors import CheckpointError, ConfigError
 
-EXPORT = [
-    "runner=export",
-    "model=tiny",
-    "model.architecture.num_hidden_layers=1",
-    "name=sums",
-    "export.push_to=ada/sums",
-]
+TRAIN = [
+    "model.architecture.num_hidden_layers=1", "name=sums", "train.train_iters=1", "data.sample=20", "data.num_workers=1",
+    "eval.every=0", "eval.exact_match.path=null", "eval.samples=[]", "export.auto=false",
+]  # fmt: skip
+EXPORT = ["runner=export", "name=sums", "export.push_to=ada/sums"]
 
 
 @dataclass
@@ -82,6 +80,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def test_the_hub_has_the_export_in_a_private_repository(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    command(TRAIN)
     assert command(EXPORT) == 0
     (made,) = hub.made
     assert (made["organization"], made["name"]) == ("ada", "sums")
@@ -95,10 +94,18 @@ def test_the_hub_has_the_export_in_a_private_repository(hub: Hub, capsys: pytest
 
 def test_a_hub_that_refuses_leaves_the_export(hub: Hub) -> None:
     hub.refuses = True
+    command(TRAIN)
     with pytest.raises(CheckpointError, match=r"export\.push_to=ada/sums: the hub did not take it") as refusal:
         command(EXPORT)
     assert "outputs/sums/hf; the same command with runner=export tries again" in str(refusal.value)
     assert Path("outputs/sums/hf/model.safetensors").is_file()
+
+
+def test_a_random_start_is_not_exported(hub: Hub) -> None:
+    with pytest.raises(ConfigError, match=r"runner=export: outputs/sums/checkpoints holds no checkpoint yet"):
+        command(EXPORT)
+    assert not Path("outputs/sums/hf").exists()
+    assert not hub.files
 
 
 def test_what_is_missing_is_told_before_the_work(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
