@@ -20,11 +20,16 @@ def dump(cfg: SftConfig) -> str:
 
 
 def save(cfg: SftConfig, path: Path) -> None:
-    """Write through a temporary file, so that no reader ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write through a temporary file, so that no reader ever sees half of it. ConfigError if nothing can be written there."""
     unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(dump(cfg))
-    unfinished.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(dump(cfg))
+        unfinished.replace(path)
+    except OSError as error:
+        raise ConfigError(
+            f"output_dir={cfg.output_dir}: {path} cannot be written ({error.strerror}); choose another output_dir"
+        ) from None
 
 
 def load(path: Path) -> SftConfig:

@@ -4,7 +4,7 @@ Owns the order of things. What a run writes beside its checkpoints: metrics.json
 summary.json, hf/ and report.html.
 """
 
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from sft_hydra.parallel.process import start_process_group, stop_requested
 from sft_hydra.parallel.ranks import this_rank
 from sft_hydra.parallel.stop import StoppedError, finish_step_on_interrupt
 from sft_hydra.paths import RunPaths, find_checkpoint, read_progress
+from sft_hydra.runners.alone import alone_in
 from sft_hydra.runners.data_prep import prepared_set
 from sft_hydra.runners.evaluate import evaluate_chatcore, evaluate_model
 from sft_hydra.runners.memory import out_of_memory_told
@@ -93,7 +94,7 @@ def run(cfg: SftConfig) -> None:
     paths, clock = RunPaths(Path(cfg.run_dir)), Clock()
     rank, device = this_rank(), start_machine(cfg)
     start_process_group(device, cfg.cluster.start_timeout)
-    with Console(paths.log, speak=rank.rank == 0) as console:
+    with alone_in(paths) if rank.rank == 0 else nullcontext(), Console(paths.log, speak=rank.rank == 0) as console:
         with clock("prepare data"), first_rank_first():
             packed = prepared_set(cfg, console)
             tokenizer = load_tokenizer(cfg)
