@@ -44,8 +44,9 @@ def find_checkpoint(path: str | Path) -> Path:
     for folder in (path, path / "checkpoints"):
         if steps := complete_checkpoints(folder):
             return steps[-1]
+    exported = "; this is a model folder: give it as model.path" if (path / "config.json").is_file() else ""
     raise CheckpointError(
-        f"{path} is not a complete checkpoint and holds none (a folder step_<N> with a file {COMPLETE})"
+        f"{path} is not a complete checkpoint and holds none (a folder step_<N> with a file {COMPLETE}){exported}"
     )
 
 

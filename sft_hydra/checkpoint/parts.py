@@ -22,6 +22,8 @@ from sft_hydra.parallel.storage import held
 
 Where = tuple[slice, ...]
 
+SHOWN = 8  # problems of a checkpoint that does not fit; one of another model has hundreds
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -94,6 +96,10 @@ class PartFiles:
         for name, shape in wanted.items():
             if name in self.shapes and self.shapes[name] != shape:
                 found.append(f"{where}: {name} is {self.shapes[name]}, the model's is {shape}")
+        if len(found) > SHOWN:
+            found[SHOWN:] = [
+                f"and {len(found) - SHOWN} more: it is a checkpoint of another model; choose the model=... of its run"
+            ]
         return found
 
     @torch.no_grad()

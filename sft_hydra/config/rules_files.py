@@ -46,8 +46,10 @@ def model_exists(cfg: SftConfig) -> Iterator[str]:
     if not folder.is_dir():
         yield from _must_exist("model.path", path)
     elif not (folder / "config.json").is_file():
+        exported = folder / "hf"
+        hint = f"; did you mean {exported}?" if (exported / "config.json").is_file() else ""
         yield megatron_problem("model.path", path) or (
-            f"model.path={path} has no config.json: it is not a Hugging Face model folder"
+            f"model.path={path} has no config.json: it is not a Hugging Face model folder{hint}"
         )
 
 

@@ -10,7 +10,7 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
-from sft_hydra.config.schema import SftConfig
+from sft_hydra.config.schema import EvalConfig, SftConfig
 from sft_hydra.errors import ConfigError
 from sft_hydra.evaluation.chat import Chat
 
@@ -47,20 +47,30 @@ class HarnessResult:
     """Prompts that lost their beginning because the model takes no more."""
 
 
-def run_harness(
-    chat: Chat, cfg: SftConfig, on_progress: Callable[[int, int, str], None], note: Callable[[str], None]
-) -> HarnessResult:
-    """All tasks of the config. `note` gets what the library says about them. ConfigError without the library."""
+def check_tasks(wanted: EvalConfig) -> None:
+    """ConfigError without the library, or for names that it does not have."""
     try:
-        from lm_eval import evaluate
+        import lm_eval  # noqa: F401
 
-        from sft_hydra.evaluation.harness_model import HarnessModel
-        from sft_hydra.evaluation.harness_tasks import load_suites
+        from sft_hydra.evaluation.harness_tasks import check_names
     except ModuleNotFoundError as problem:
         raise ConfigError(
             f"eval.tasks needs the lm-evaluation-harness, and {problem.name} is not installed: "
             "pip install 'sft_hydra[eval]' (eval.tasks=[chatcore] needs nothing)"
         ) from None
+    check_names(wanted)
+
+
+def run_harness(
+    chat: Chat, cfg: SftConfig, on_progress: Callable[[int, int, str], None], note: Callable[[str], None]
+) -> HarnessResult:
+    """All tasks of the config. `note` gets what the library says about them. ConfigError without the library."""
+    check_tasks(cfg.eval)
+    from lm_eval import evaluate
+
+    from sft_hydra.evaluation.harness_model import HarnessModel
+    from sft_hydra.evaluation.harness_tasks import load_suites
+
     wanted = cfg.eval
     logger, handler = logging.getLogger("lm_eval"), _Noted(note)
     logger.addHandler(handler)

@@ -22,6 +22,7 @@ from sft_hydra.evaluation.benchmarks import BENCHMARKS, WITHOUT_HUB, read_benchm
 from sft_hydra.evaluation.chatcore_tasks import SPELLING_NUMBER, last_number, spelling_questions
 from sft_hydra.evaluation.sandbox import run_program
 
+OURS = ("chatcore", "humaneval", "spelling_bee")
 HUMANEVAL_STOPS = ["\nclass", "\ndef", "\n#", "\nif", "\nprint"]
 HUMANEVAL_ASKED = (
     "Write a solution to the following problem and make sure that it passes the tests:\n```python\n{{ prompt }}\n```\n"
@@ -41,6 +42,7 @@ class Suite:
 
 def load_suites(wanted: EvalConfig) -> list[Suite]:
     """Raises ConfigError or DataError for what is not known, not to be had or not allowed."""
+    check_names(wanted)
     suites: list[Suite] = []
     for name in wanted.tasks:
         folder = Path(name).expanduser()
@@ -56,6 +58,22 @@ def load_suites(wanted: EvalConfig) -> list[Suite]:
     return suites
 
 
+def check_names(wanted: EvalConfig) -> None:
+    """ConfigError for names in `eval.tasks` that stand for nothing."""
+    names = [name for name in wanted.tasks if name not in OURS and not is_path(name)]
+    unknown = [name for name in names if name not in _all_tasks().task_index]
+    problems = []
+    for name in unknown:
+        near = difflib.get_close_matches(name, _all_tasks().all_tasks, n=3)
+        problems.append(
+            f"eval.tasks: {name} is no task of the lm-evaluation-harness"
+            + (f"; did you mean {', '.join(near)}?" if near else "")
+            + " (your own: a path with a / or .yaml in it)"
+        )
+    if problems:
+        raise ConfigError(*problems)
+
+
 def _suite(name: str, wanted: EvalConfig) -> Suite:
     path = Path(name).expanduser()
     if name == "humaneval":
@@ -66,13 +84,6 @@ def _suite(name: str, wanted: EvalConfig) -> Suite:
         found = _loaded(name, TaskManager(include_defaults=False), [str(path)])
         return replace(found, name=found.tasks[0].task_name if len(found.tasks) == 1 else path.stem)
     manager = _all_tasks()
-    if name not in manager.task_index:
-        near = difflib.get_close_matches(name, manager.all_tasks, n=3)
-        raise ConfigError(
-            f"eval.tasks: {name} is no task of the lm-evaluation-harness"
-            + (f"; did you mean {', '.join(near)}?" if near else "")
-            + " (your own: a path with a / or .yaml in it)"
-        )
     _refuse_code(name, [manager.task_index[name].cfg or {}])
     if wanted.data_dir is None:
         return _loaded(name, manager, [name])

@@ -16,6 +16,7 @@ from sft_hydra.engine.validate import validate
 from sft_hydra.evaluation.chat import Chat, Prompt, Sampling
 from sft_hydra.evaluation.exact_match import ExactMatchResult, load_items, run_exact_match
 from sft_hydra.evaluation.given import DEMO, load_tools
+from sft_hydra.evaluation.harness import check_tasks
 from sft_hydra.models.build import as_transformers
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.observe.console import Console
@@ -37,6 +38,8 @@ def run(cfg: SftConfig) -> dict[str, float]:
     from)."""
     assert cfg.run_dir is not None
     paths = RunPaths(Path(cfg.run_dir))
+    if _harness_tasks(cfg):
+        check_tasks(cfg.eval)  # before the work
     with Console(paths.log) as console:
         packed = prepared_set(cfg, console)
         tokenizer = load_tokenizer(cfg)
@@ -115,7 +118,7 @@ def _evaluate_tasks(
     scores: dict[str, float] = {}
     for asked, ask in (
         ("chatcore" in cfg.eval.tasks, benchmarks.chatcore),
-        (any(task != "chatcore" for task in cfg.eval.tasks), benchmarks.harness),
+        (_harness_tasks(cfg), benchmarks.harness),
     ):
         if asked:
             found, entry = ask(chat, cfg, console, folder)
@@ -123,6 +126,10 @@ def _evaluate_tasks(
             _keep(paths.evaluation, "evaluate", entry)
     console.say(f"answers    {folder}")
     return scores
+
+
+def _harness_tasks(cfg: SftConfig) -> bool:
+    return any(task != "chatcore" for task in cfg.eval.tasks)
 
 
 def _exact_match(chat: Chat, cfg: SftConfig, path: str) -> ExactMatchResult:
