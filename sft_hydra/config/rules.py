@@ -141,6 +141,19 @@ def data_is_said(cfg: SftConfig) -> Iterator[str]:
             yield f"data.sources.{name} has weight={source.weight} and epochs={source.epochs}; keep one of them"
 
 
+def runner_is_said(cfg: SftConfig) -> Iterator[str]:
+    """A training that was meant to be something else would take hours to say so."""
+    asked = {
+        "generate.prompts": (cfg.generate.prompts, Runner.generate),
+        "generate.prompt_file": (cfg.generate.prompt_file, Runner.generate),
+        "generate.interactive": (cfg.generate.interactive, Runner.generate),
+        "inspect.html": (cfg.inspect.html, Runner.inspect),
+    }
+    for key, (value, runner) in asked.items():
+        if value and cfg.runner is Runner.train:
+            yield f"{key}={value} says nothing to runner=train; add runner={runner.value}, or leave it out"
+
+
 def splits_sum_to_one(cfg: SftConfig) -> Iterator[str]:
     split = cfg.data.split
     total = split.train + split.valid + split.test
@@ -328,7 +341,7 @@ def _at_most_one(cfg: SftConfig, section: str, names: tuple[str, ...]) -> Iterat
 
 
 RULES: tuple[Rule, ...] = (
-    numbers_in_range, known_words, run_name, model_is_said, data_is_said, splits_sum_to_one, length_of_training, batch_size,
+    numbers_in_range, known_words, run_name, model_is_said, data_is_said, runner_is_said, splits_sum_to_one, length_of_training, batch_size,
     schedule, layout, foreign_model, fp8, routers, lora_targets, optimizer_warm_start, no_secrets,
     one_line_each,
 )  # fmt: skip

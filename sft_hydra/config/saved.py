@@ -44,7 +44,9 @@ def load(path: Path) -> SftConfig:
         schema = OmegaConf.structured(SftConfig(optimizer=OPTIMIZERS[kind]()))
         cfg = OmegaConf.to_object(OmegaConf.merge(schema, text))
     except (OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError(f"{path}: not a config of this version: {str(error).splitlines()[0]}") from error
+        raise ConfigError(
+            f"{path}: not a config of this version: {str(error).splitlines()[0]}; take the file away, or choose another name=..."
+        ) from error
     assert isinstance(cfg, SftConfig)
     return cfg
 

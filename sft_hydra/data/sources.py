@@ -373,4 +373,7 @@ def _hub(path: str, config: SourceConfig) -> Any:
     try:
         return datasets.load_dataset(path, config.subset, split=config.split or "train")
     except Exception as problem:  # network, unknown id, unknown split: the library has many kinds
-        raise DataError(f"{path}: cannot be loaded ({type(problem).__name__}: {problem})") from None
+        raise DataError(
+            f"{path}: cannot be loaded ({type(problem).__name__}: {problem}). Without the hub, give its files in its place: "
+            "data.sources.<name>.path=<file or folder>"
+        ) from None

@@ -213,8 +213,9 @@ def optional_module(module: str, package: str) -> Any:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
+        extra = package if package == "wandb" else f"'sft-hydra[{package}]'"
         raise TrackerError(
-            f"logger={package}: the package {error.name} is not installed; pip install 'sft-hydra[{package}]', "
+            f"logger={package}: the package {error.name} is not installed; pip install {extra}, "
             f"or leave {package} out of logger=..."
         ) from error
 
