@@ -26,7 +26,7 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     env.globals["inline"] = lambda name: Markup((TEMPLATES / name).read_text(encoding="utf-8"))
-    env.filters["percent"] = lambda value: f"{100 * value:.1f} %"
+    env.filters["percent"] = lambda value: f"{value:.1%}"
     env.filters["thousands"] = lambda value: f"{value:,.0f}"
     env.filters["seconds"] = lambda value: f"{value:,.1f} s"
     return env.get_template(template).render(**values)

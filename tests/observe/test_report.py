@@ -69,7 +69,7 @@ def test_the_report_tells_the_whole_run(tmp_path: Path) -> None:
     page = write_report(paths).read_text()
     for said in (
         *("5.000 → 1.000", "0.00 → 0.90", "100,000", "Loss by source", "Validation loss by source", "Learning rate"),
-        *("Gradient norm", "Tokens per second", "calculator", "90.0 %", "What was missed", "990", "50.0 %", "30.0 s"),
+        *("Gradient norm", "Tokens per second", "calculator", "90.0%", "What was missed", "990", "50.0%", "30.0 s"),
         *("0123abcd", "1.0e-06", "lr: 0.0001"),
     ):
         assert said in page, said
