@@ -33,7 +33,8 @@ FILES = (
 )
 FOLDERS = ("packed", "earlier/step_500", "my_model", "items", "tasks")
 PROGRESS = (
-    '{"format": 1, "sizes": {"seq_length": 4096, "global_batch_size": 8, "micro_batch_size": 1}, "rates": {"lr": 1e-5}}'
+    '{"format": 1, "sizes": {"seq_length": 4096, "global_batch_size": 8, "micro_batch_size": 1}, '
+    '"rates": {"lr": 1e-5, "matrix_lr": 0.02, "embedding_lr": 0.2, "unembedding_lr": 4e-3}}'
 )
 
 

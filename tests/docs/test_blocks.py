@@ -1,8 +1,9 @@
-"""Code blocks of the pages that are no command of ours: data that is read, files and flags that are there."""
+"""Code blocks of the pages that are no command of ours: data that is read, files and flags that are there. And the commands
+that the options in `conf/` open with."""
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 import yaml
 
 from sft_hydra.cli import command
+from sft_hydra.config.schema import SftConfig
 from sft_hydra.jobs import _parser
+from sft_hydra.paths import conf_dir
 
 FENCED = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 INDENTED = re.compile(r"(?:(?<=\n\n)|(?<=\n\n\n))((?: {4}.*\n)+)")
@@ -78,3 +81,18 @@ def test_yaml_blocks_are_yaml(pages: dict[str, str]) -> None:
     found = [block for page in pages.values() for block in blocks(page, "yaml")]
     assert len(found) > 4
     assert all(isinstance(yaml.safe_load(block), dict) for block in found)
+
+
+def test_every_option_opens_with_a_command_that_plans(dry_run: Callable[[str], list[SftConfig]]) -> None:
+    wrong = []
+    for file in sorted(conf_dir().glob("*/*.yaml")):
+        head = "\n".join(line for line in file.read_text().splitlines()[:4] if line.startswith("#"))
+        commands = re.findall(r"python -m sft_hydra(.*)", head)
+        if not commands:
+            wrong.append(f"{file.name} names no command")
+        for arguments in commands:
+            try:
+                dry_run(arguments.replace(" dry_run=true", ""))
+            except Exception as error:
+                wrong.append(f"{file.parent.name}/{file.name}: python -m sft_hydra{arguments}\n  {error}")
+    assert not wrong, "\n".join(wrong)
