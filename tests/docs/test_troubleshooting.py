@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 from sft_hydra.cli import command
 from sft_hydra.data.tokenizer import BUNDLED
 from sft_hydra.errors import UserError
+from sft_hydra.paths import RunPaths
+from sft_hydra.runners.alone import alone_in
 
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho " * 10}]
 DATA = "data=jsonl data.path=chats.jsonl data.num_workers=1 seq_length=64"
@@ -60,6 +62,26 @@ def other_tokenizer() -> str:
 def other_length() -> str:
     prepared()
     return shown(f"{TRAIN} data.packed_dir=packed seq_length=128")
+
+
+def twice_at_once() -> str:
+    with alone_in(RunPaths(Path("outputs/mine"))):
+        return shown(f"{TRAIN} name=mine train.train_iters=1")
+
+
+def export_over_chats() -> str:
+    command(shlex.split(f"{TRAIN} name=mine train.train_iters=1"))
+    return shown("runner=export name=mine export.path=chats.jsonl")
+
+
+def spreadsheet() -> str:
+    Path("chats.csv").write_text("question,answer\nhi,ho\n")
+    return shown("data=jsonl data.path=chats.csv")
+
+
+def other_columns() -> str:
+    write_chats({"question": "hi", "reply": "ho"})
+    return shown(f"runner=data_prep {DATA}")
 
 
 def nothing_left() -> str:
@@ -160,6 +182,10 @@ PROVOKED: dict[str, Callable[[], str]] = {
         "cluster.gpus_per_node=8 train.global_batch_size=3 parallel=single"
     ),
     "holds a run that this command would not continue": trained_before,
+    "another training is at work in this folder": twice_at_once,
+    "holds no checkpoint yet": lambda: shown("runner=generate name=typo 'generate.prompts=[hi]'"),
+    "exists and is not an export of ours": export_over_chats,
+    "says nothing to runner=train": lambda: shown("'generate.prompts=[hi]'"),
     "looks like a secret": lambda: shown("cluster=slurm +cluster.env.HF_TOKEN=abc"),
     "finds no such device on this machine": lambda: shown(f"{TRAIN} device=mps"),
     "missing_packed_data": lambda: shown(f"{TRAIN} data.prepare=never"),
@@ -169,6 +195,9 @@ PROVOKED: dict[str, Callable[[], str]] = {
     "names no such tool": lambda: rejected({"messages": [CHAT[0], CALL], "tools": [TOOL]}),
     "no assistant message to learn from": lambda: rejected({"messages": CHAT[:1]}),
     "nothing_to_learn": lambda: rejected({"messages": [CHAT[0], {**CHAT[1], "weight": 0}]}),
+    "beside data.sources": lambda: shown("data.path=chats.jsonl"),
+    "rows are read from .jsonl, .json and .parquet": spreadsheet,
+    "Columns of other names are given as": other_columns,
     "rows were rejected": nothing_left,
     "cannot render a question and its answer": lambda: shown(
         f"runner=data_prep {DATA} 'tokenizer.chat_template=\"{{{{ raise_exception(1) }}}}\"'"
