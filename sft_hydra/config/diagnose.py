@@ -157,6 +157,11 @@ def _yaml_problems(loader: ConfigLoaderImpl, error: BaseException, composed: Dic
     """What is wrong in the YAML file that Hydra names: all its unknown keys and wrong values, else Hydra's own words."""
     text = str(error) or str(error.__cause__)
     file = re.match(r"In '([^']+)'", text)
+    if wanted := re.search(
+        r"Could not (?:find|load) '([\w/]+)/(\w+)'", text
+    ):  # in `defaults` of a file that Hydra does not name
+        options = ", ".join(loader.get_group_options(wanted[1]))
+        return [f"a file's `defaults` choose {wanted[1]}: {wanted[2]}, which is no option; {wanted[1]} has: {options}"]
     loaded = loader.repository.load_config(file[1]) if file else None
     if file is None or loaded is None or composed is None or not isinstance(loaded.config, DictConfig):
         return [" ".join(text.split())]

@@ -102,3 +102,13 @@ def test_problems_in_a_users_yaml_name_the_file(problems: Problems, empty_folder
 def test_unreadable_yaml(problems: Problems, empty_folder: Path) -> None:
     (empty_folder / "bad.yaml").write_text("a: [1\n")
     assert "not readable as YAML" in problems("experiment=bad.yaml")[0]
+
+
+def test_defaults_of_a_users_yaml_that_are_no_option(problems: Problems, empty_folder: Path) -> None:
+    (empty_folder / "mine.yaml").write_text("# @package _global_\ndefaults:\n  - override /model: nosuch\n")
+    (problem,) = problems("experiment=mine.yaml")
+    assert problem.startswith("a file's `defaults` choose model: nosuch, which is no option; model has: hf, nano3")
+    (empty_folder / "data").mkdir()
+    (empty_folder / "data" / "mine.yaml").write_text("defaults:\n  - bland\n  - _self_\n")
+    (problem,) = problems("--config-dir", str(empty_folder), "data=mine")
+    assert problem.startswith("a file's `defaults` choose data: bland, which is no option; data has: blend")
