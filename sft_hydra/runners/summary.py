@@ -108,5 +108,6 @@ def _typed(key: str, value: str) -> str:
     """`key=value` as a shell and Hydra read it back."""
     if re.fullmatch(r"[\w./-]+", value, re.ASCII):
         return f"{key}={value}"
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return shlex.quote(f"{key}='{escaped}'")
+    escaped = value.replace("'", "\\'")
+    text = f"{key}='{escaped}'"
+    return shlex.quote(text) if re.search(r'["$`\\!]', text) else f'"{text}"'
