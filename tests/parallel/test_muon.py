@@ -29,7 +29,9 @@ def test_updates_are_those_of_one_process(family, sizes):
     expected = update(case, Layout())
     for updates in run_ranks(2, update, case, Layout(gpus_per_node=2, **sizes)):
         for name, step in expected.items():
-            if ".mlp.gate." in name:  # gradients of a softmax sum to zero: one direction is rounding alone, made as large
+            if (
+                ".mlp.gate." in name
+            ):  # gradients of a softmax sum to zero: one direction is rounding alone, made as large
                 continue
             # its iteration runs in bf16, whose rounding depends on the order of sums
             assert (updates[name] - step).norm() < 0.06 * step.norm(), name
