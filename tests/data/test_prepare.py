@@ -369,7 +369,8 @@ def start(folder: Path, path: Path, workers: int = 1) -> subprocess.Popen[bytes]
     return subprocess.Popen(command, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
-def test_killed_at_any_moment_the_next_try_gives_the_same_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [20, pytest.param(50, marks=pytest.mark.reliability)])
+def test_killed_at_any_moment_the_next_try_gives_the_same_bytes(tmp_path: Path, kills: int) -> None:
     path = write_jsonl(
         tmp_path / "rows.jsonl", [{"messages": [user("Say it."), assistant("word " * n)]} for n in range(1, 240)] * 20
     )
@@ -377,8 +378,8 @@ def test_killed_at_any_moment_the_next_try_gives_the_same_bytes(tmp_path: Path) 
     assert start(tmp_path / "straight", path).wait() == 0
     seconds = time.monotonic() - began
     straight = contents(next((tmp_path / "straight" / "data").glob("*/metadata.json")).parent)
-    chance = random.Random(0)
-    for _ in range(20):
+    chance = random.Random(kills)
+    for _ in range(kills):
         process = start(tmp_path / "killed", path)
         time.sleep(chance.uniform(0.3, 1.0) * seconds)
         os.killpg(process.pid, signal.SIGKILL)

@@ -171,6 +171,23 @@ def test_the_launcher_needs_no_torch() -> None:
     subprocess.run([sys.executable, "-c", check], check=True)
 
 
+def test_a_slow_rank_is_waited_for(tmp_path: Path) -> None:
+    program = f"""
+with rank_output(rank, RunPaths(run)):
+    {JOIN.strip().replace(chr(10), chr(10) + "    ")}
+    for step in range(3):
+        time.sleep(1.5 * rank.rank)
+        total = torch.ones(1)
+        torch.distributed.all_reduce(total)
+        assert total == 2
+    torch.distributed.destroy_process_group()
+    (run / f"{{rank.rank}}.done").touch()
+"""
+    code, output = finished(launch(tmp_path, program, 2))
+    assert code == 0, output
+    assert len(list(tmp_path.rglob("*.done"))) == 2
+
+
 def test_a_rank_that_hangs_ends_the_others_in_time(tmp_path: Path) -> None:
     program = f"""
 from sft_hydra.parallel import process
