@@ -93,9 +93,8 @@ def transformers_model(config: Any, state: dict[str, torch.Tensor]) -> Any:
     """The transformers model of `config` with weights named as ours, in eval mode; shares memory where it can."""
     weights = dict(to_disk(config, state))
     dtype = next(iter(weights.values())).dtype
-    way = (
-        {"attn_implementation": "eager"} if getattr(config, "attn_logit_softcapping", None) else {}
-    )  # sdpa has no caps
+    capped = getattr(config, "attn_logit_softcapping", None)  # which sdpa leaves out
+    way = {"attn_implementation": "eager"} if capped else {}
     theirs = transformers_class(config).from_pretrained(None, config=config, state_dict=weights, dtype=dtype, **way)
     theirs.eval()
     use_published_limits(theirs)
