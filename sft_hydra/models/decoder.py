@@ -4,6 +4,7 @@ head. Tokens lie packed in one dimension, T.
 A block is a module with forward(hidden (T, D), Packed) -> (T, D). Families differ in their blocks only.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ HEAD = "lm_head.weight"
 Losses = tuple[torch.Tensor, torch.Tensor]
 
 
-class DecoderModel(nn.Module):
+class DecoderModel(nn.Module, ABC):
     """A causal language model on packed tokens. Logits are `hidden @ head_weight.T`, softly capped if `logit_cap` is set.
 
     `config` is the transformers config that it was built from; `lora_targets` the linear layers LoRA acts on unless told
@@ -41,14 +42,14 @@ class DecoderModel(nn.Module):
         self.pipeline: Any = None  # models/stages.py, if the blocks are spread over several stages
 
     @property
+    @abstractmethod
     def head_weight(self) -> torch.Tensor:
         """(vocab, hidden); the embedding itself where the two are tied."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def blocks(self) -> list[nn.Module]:
         """The layers in order: units of recompute and of FSDP."""
-        raise NotImplementedError
 
     @property
     def device(self) -> torch.device:
@@ -71,11 +72,11 @@ class DecoderModel(nn.Module):
     def compute_buffers(self) -> None:
         """Fill what is neither read from files nor drawn; called once there is memory for it."""
 
+    @abstractmethod
     def hidden_states(
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int
     ) -> torch.Tensor:
         """What `forward` gives without targets."""
-        raise NotImplementedError
 
     def forward(
         self,
