@@ -62,12 +62,15 @@ def _tensor(architecture: dict[str, Any], layout: Layout, tokens: float) -> floa
 
 
 def _context(architecture: dict[str, Any], layout: Layout, tokens: float) -> float:
-    """Tokens are swapped for heads and back, in both passes; beyond the heads, keys and values of all are gathered."""
+    """Tokens meet in attention and Mamba: swapped for heads and back, in both passes; beyond the heads, keys and values of
+    all are gathered."""
     hidden, heads = architecture["hidden_size"], architecture["num_attention_heads"]
     width = heads * (architecture.get("head_dim") or hidden // heads)
     size = BF16 * tokens * 4 * width
     gathered = max(1, layout.cp * layout.tp // heads)
-    return 2 * _mixers(architecture) / layout.pp * _exchange(size * gathered, layout.cp, layout.cp * layout.tp, layout)
+    pattern = architecture.get("hybrid_override_pattern")
+    meeting = len(pattern) - pattern.count("E") - pattern.count("-") if pattern else _layers(architecture)
+    return 2 * meeting / layout.pp * _exchange(size * gathered, layout.cp, layout.cp * layout.tp, layout)
 
 
 def _experts(architecture: dict[str, Any], layout: Layout, tokens: float) -> float:
