@@ -56,7 +56,7 @@ def check_tasks(wanted: EvalConfig) -> None:
     except ModuleNotFoundError as problem:
         raise ConfigError(
             f"eval.tasks needs the lm-evaluation-harness, and {problem.name} is not installed: "
-            "pip install 'sft_hydra[eval]' (eval.tasks=[chatcore] needs nothing)"
+            "pip install -e '.[eval]' in the checkout (eval.tasks=[chatcore] needs nothing)"
         ) from None
     check_names(wanted)
 

@@ -213,7 +213,7 @@ def optional_module(module: str, package: str) -> Any:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        extra = package if package == "wandb" else f"'sft-hydra[{package}]'"
+        extra = package if package == "wandb" else f"-e '.[{package}]' in the checkout"
         raise TrackerError(
             f"logger={package}: the package {error.name} is not installed; pip install {extra}, "
             f"or leave {package} out of logger=..."
