@@ -19,6 +19,7 @@ class Batch:
     cu_seqlens: torch.Tensor  # (documents + 1,) int32
     max_seqlen: int
     targets: torch.Tensor  # (T,) int64: the next token, IGNORE_INDEX where nothing is learned
+    trained: torch.Tensor  # (N,) int64: places of the targets that are learned
     source_ids: torch.Tensor  # (T,) int64: source of the token's document
     num_tokens: int  # without padding
     num_trained: int  # targets that are learned
@@ -31,16 +32,21 @@ class Batch:
 
     def part(self, mesh: Mesh, device: torch.device) -> "Batch":
         """What one rank needs of it, on its device: ids, targets and sources of its own slice of the tokens, positions of
-        its tensor-parallel group's, borders and counts of all. T must be a multiple of the number of slices."""
+        its tensor-parallel group's, borders and counts of all. T must be a multiple of the number of slices.
+
+        Called on the CPU's batch, so that nothing has to be asked of the device later.
+        """
         slices = mesh.cp.size * mesh.tp.size
 
         def own(tokens: torch.Tensor, count: int, index: int) -> torch.Tensor:
             return tokens.chunk(count)[index].to(device, non_blocking=True)
 
+        targets = self.targets.chunk(slices)[mesh.slice]
         return replace(
             self,
             input_ids=own(self.input_ids, slices, mesh.slice),
-            targets=own(self.targets, slices, mesh.slice),
+            targets=targets.to(device, non_blocking=True),
+            trained=_places(targets).to(device, non_blocking=True),
             source_ids=own(self.source_ids, slices, mesh.slice),
             position_ids=own(self.position_ids, mesh.cp.size, mesh.cp.rank),
             cu_seqlens=self.cu_seqlens.to(device, non_blocking=True),
@@ -81,11 +87,16 @@ def make_batch(rows: list[PackedRow], device: torch.device | str, multiple: int 
         cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)).to(device),
         max_seqlen=int(lengths.max()),
         targets=labels,
+        trained=_places(labels),
         source_ids=sources,
         num_tokens=num_tokens,
         num_trained=int(trained.sum()),
         num_trained_sequences=int(np.logical_or.reduceat(trained, starts).sum()),
     )
+
+
+def _places(targets: torch.Tensor) -> torch.Tensor:
+    return (targets != IGNORE_INDEX).nonzero()[:, 0]
 
 
 def _padding(tokens: int) -> PackedRow:

@@ -110,7 +110,7 @@ def optimizer_step(
     torch.manual_seed(seed)
     router_aux_loss = set_balancing_loss(model, batches, cfg)
     torch.manual_seed(seed)
-    losses, token_losses = forward_backward(model, batches, count, cfg)
+    losses, token_losses = forward_backward(model, batches, count)
     grad_norm = clip_gradients(model, cfg.train.clip_grad)
     loss = sum_over_ranks([float(torch.stack(losses).sum())], mesh)[0]
     if not math.isfinite(loss) or not math.isfinite(grad_norm):

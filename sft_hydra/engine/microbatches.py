@@ -5,8 +5,6 @@ padding only, and what they sum up to is what one process would have computed.
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +12,6 @@ import torch
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.engine.balance import balanced_shares
 from sft_hydra.engine.batch import Batch, make_batch
-from sft_hydra.engine.precision import autocast
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.parallel.apply import release
 from sft_hydra.parallel.mesh import Mesh
@@ -60,17 +57,15 @@ def load_batches(
 
 
 def forward_backward(
-    model: DecoderModel, batches: list[Batch], count: int, cfg: SftConfig
+    model: DecoderModel, batches: list[Batch], count: int
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Add the gradient of (sum of losses / count) of all micro-batches. Returns of each the summed loss and the loss of
     every token of this rank (t,); zeros on ranks that do not hold the end of a pipeline."""
-    context = partial(autocast, cfg, model.device)
     if model.pipeline is not None:
-        return _losses(model.pipeline.forward_backward(batches, count, context), batches)
+        return _losses(model.pipeline.forward_backward(batches, count), batches)
     losses, token_losses = [], []
     for batch in batches:
-        with context():
-            loss_sum, per_token = forward_loss(model, batch)
+        loss_sum, per_token = forward_loss(model, batch)
         (loss_sum / count).backward()
         losses.append(loss_sum.detach())
         token_losses.append(per_token)
@@ -78,27 +73,30 @@ def forward_backward(
 
 
 @torch.no_grad()
-def forward_only(model: DecoderModel, batches: list[Batch], cfg: SftConfig) -> list[torch.Tensor]:
+def forward_only(model: DecoderModel, batches: list[Batch]) -> list[torch.Tensor]:
     """The loss of every token of this rank (t,), of each micro-batch."""
-    context = partial(autocast, cfg, model.device)
     if model.pipeline is not None:
-        token_losses = _losses(model.pipeline.forward(batches, context), batches)[1]
+        token_losses = _losses(model.pipeline.forward(batches), batches)[1]
     else:
-        token_losses = []
-        for batch in batches:
-            with context():
-                token_losses.append(forward_loss(model, batch)[1])
+        token_losses = [forward_loss(model, batch)[1] for batch in batches]
     release(model.roots)
     return token_losses
 
 
 @torch.no_grad()
 def forward_hidden(model: DecoderModel, batch: Batch) -> torch.Tensor | None:
-    """Hidden states of this rank's tokens (t, D) after the final norm; None on ranks without the end of a pipeline."""
+    """Hidden states of this rank's tokens (t, D) after the final norm; None on ranks without the end of a pipeline.
+
+    Several ranks compute as they train; one alone in the precision that its weights are kept in.
+    """
+    trains_in = model.rounds_to
+    if model.mesh.layout.world == 1:
+        model.rounds_to = None
     if model.pipeline is not None:
-        hidden = model.pipeline.forward([batch], nullcontext, targets=False).get(0)
+        hidden = model.pipeline.forward([batch], targets=False).get(0)
     else:
         hidden = model(batch.input_ids, batch.position_ids, batch.cu_seqlens, batch.max_seqlen)
+    model.rounds_to = trains_in
     release(model.roots)
     return hidden
 
@@ -113,4 +111,5 @@ def forward_loss(model: DecoderModel, batch: Batch) -> tuple[torch.Tensor, torch
     """Sum of the losses of the batch's trained tokens, and the loss of every token (t,)."""
     for balance in model.balances:
         balance.real = batch.num_real(model.mesh)
-    return model(batch.input_ids, batch.position_ids, batch.cu_seqlens, batch.max_seqlen, batch.targets)
+    borders = batch.cu_seqlens, batch.max_seqlen
+    return model(batch.input_ids, batch.position_ids, *borders, batch.targets, batch.trained)

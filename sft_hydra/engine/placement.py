@@ -23,8 +23,9 @@ def place(model: DecoderModel, cfg: SftConfig, layout: Layout, device: torch.dev
         start_group_of_one()  # FSDP is what moves weights between host and device
     heads = getattr(model.config, "num_attention_heads", 1)  # models without attention come through transformers
     mesh = make_mesh(layout, device, heads=heads // layout.tp)
-    model.mesh = mesh
-    options = Options(compute_dtype(cfg, device), train.recompute.value, train.compile, train.cpu_offload)
+    dtype = compute_dtype(cfg, device)
+    model.mesh, model.rounds_to = mesh, None if dtype is torch.float32 else dtype
+    options = Options(dtype, train.recompute.value, train.compile, train.cpu_offload)
     if layout.pp > 1:
         assert isinstance(model, FamilyModel)
         model.pipeline = Pipeline(model, layout.vp)

@@ -1,4 +1,7 @@
-"""In which precision the forward pass computes. Master weights, losses and sums are fp32 either way."""
+"""In which precision the forward pass computes. Master weights, losses and sums are fp32 either way.
+
+Our own layers compute in the dtype of their input (models/layers.py); autocast is for models of transformers.
+"""
 
 from contextlib import AbstractContextManager
 
@@ -16,6 +19,6 @@ def compute_dtype(cfg: SftConfig, device: torch.device) -> torch.dtype:
 
 
 def autocast(cfg: SftConfig, device: torch.device) -> AbstractContextManager[None]:
-    """Context of a forward pass."""
+    """Context of a forward pass of a transformers model with fp32 weights."""
     dtype = compute_dtype(cfg, device)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)

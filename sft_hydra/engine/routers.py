@@ -43,7 +43,7 @@ def set_balancing_loss(model: DecoderModel, batches: list[Batch], cfg: SftConfig
         balance.pull = None
     if not cfg.train.router_aux_loss or not balances:
         return None
-    forward_only(model, batches, cfg)
+    forward_only(model, batches)
     experts = len(balances[0].counts)
     own = torch.stack([balance.counts.double() for balance in balances]).sum(0).tolist()
     own += torch.stack([balance.sums.double() for balance in balances]).sum(0).tolist()

@@ -41,7 +41,7 @@ def validate(
     for first in range(0, len(rows.numbers), step):
         numbers = range(first, min(first + step, len(rows.numbers)))
         batches = load_batches(rows, split_rows(numbers, cfg.train.micro_batch_size, mesh), model, cfg)
-        losses = forward_only(model, batches, cfg)
+        losses = forward_only(model, batches)
         for source, (total, count) in source_sums(batches, losses, mesh).items():
             sums[source] += total
             counts[source] += count

@@ -17,16 +17,10 @@ class Keeping:
     """What decides how much is kept."""
 
     width: int  # bytes of a number in compute
-    stream: int  # bytes of a number between layers; 4 on one rank, where autocast leaves weights and sums in fp32
     full: bool  # all weights are trained
     lora: int  # rank of adapters, 0 without
     on_cpu: bool
     tp: int  # ranks whose tokens a mixer gathers
-
-    @property
-    def casts(self) -> bool:
-        """Autocast: each linear layer makes and keeps its own copy of its input."""
-        return self.stream > self.width
 
 
 def kept_by_mixer(s: Sizes, mixer: str, how: Keeping) -> int:
@@ -54,23 +48,23 @@ def kept_under_selective(s: Sizes, mixer: str, how: Keeping) -> int:
     return FP32 * s.experts + routed + around + shared
 
 
-def norm(size: int, how: Keeping, width: int) -> int:
+def norm(size: int, how: Keeping) -> int:
     """Its input. On a CPU an fp32 copy of it, or itself, and what the weight is multiplied with, if that is trained."""
-    return FP32 * size * (2 if how.full else 1) if how.on_cpu else width * size
+    return FP32 * size * (2 if how.full else 1) if how.on_cpu else how.width * size
 
 
 def _attention(s: Sizes, how: Keeping) -> int:
     """norm + inputs of q, k, v + norms of q, k + q, k, v, output [and its copy on a CPU] + a sum for each head"""
-    qk = norm(s.q + s.kv, how, how.width) if s.qk_norm else 0
+    qk = norm(s.q + s.kv, how) if s.qk_norm else 0
     attention = how.width * (s.q * (3 if how.on_cpu else 2) + 2 * s.kv) + FP32 * s.heads
-    return norm(s.hidden, how, how.stream) + _inputs(s.hidden, 3, how) + qk + attention + _adapters(4, how)
+    return norm(s.hidden, how) + _input(s.hidden, how) + qk + attention + _adapters(4, how)
 
 
 def _mlp(s: Sizes, how: Keeping) -> int:
     """norm + inputs + what the activation needs, its product with the gate, the input of the last layer"""
     layers = 2 if s.gated else 1
     inner = how.width * s.inner * 2 * layers
-    return norm(s.hidden, how, how.stream) + _inputs(s.hidden, layers, how) + inner + _adapters(layers + 1, how)
+    return norm(s.hidden, how) + _input(s.hidden, how) + inner + _adapters(layers + 1, how)
 
 
 def _moe(s: Sizes, how: Keeping) -> int:
@@ -79,9 +73,9 @@ def _moe(s: Sizes, how: Keeping) -> int:
     index = 8 * 4 * s.chosen
     inner = s.expert_inner * ((4 if s.gated else 2) if how.full else (3 if s.gated else 1))
     routed = s.chosen * how.width * (inner + s.latent + (s.latent if how.full else 0))
-    around = how.width * s.latent + _inputs(s.latent, 1, how) if s.latent != s.hidden else 0
+    around = how.width * s.latent + _input(s.latent, how) if s.latent != s.hidden else 0
     shared = (how.width * 2 * s.shared_inner + _adapters(2, how)) if s.shared_inner else 0
-    return norm(s.hidden, how, how.stream) + _inputs(s.hidden, 1, how, tp=1) + router + index + routed + around + shared
+    return norm(s.hidden, how) + how.width * s.hidden + router + index + routed + around + shared
 
 
 def _mamba(s: Sizes, how: Keeping) -> int:
@@ -102,12 +96,12 @@ def _mamba(s: Sizes, how: Keeping) -> int:
     gated = s.mamba_inner * (3 + full)
     last = how.width * s.mamba_inner * full
     fp32 = FP32 * (z + convolution + scan + gated)
-    return norm(s.hidden, how, how.stream) + _inputs(s.hidden, 1, how) + fp32 + last + _adapters(1, how)
+    return norm(s.hidden, how) + _input(s.hidden, how) + fp32 + last + _adapters(1, how)
 
 
-def _inputs(size: int, layers: int, how: Keeping, tp: int | None = None) -> int:
-    """The input that `layers` linear layers share, of all tokens that are gathered for them."""
-    return how.width * size * (layers if how.casts else 1) * (tp or how.tp)
+def _input(size: int, how: Keeping) -> int:
+    """The input that a mixer's linear layers share, of all tokens that are gathered for them."""
+    return how.width * size * how.tp
 
 
 def _adapters(layers: int, how: Keeping) -> int:

@@ -37,13 +37,13 @@ def estimate_memory(cfg: SftConfig, arch: dict[str, Any], layout: Layout, precis
     """The parts, in bytes:
 
     - weights: 4 for each that is trained, those that LoRA leaves alone in the precision of compute, spread over the ranks of
-      FSDP; and copies to compute with: on one rank in bf16 those that autocast makes, over several the embedding, the head
-      and two blocks that FSDP has gathered (of a pipeline: the whole stage)
+      FSDP; and copies to compute with: on one rank in bf16 those that layers round (of one block, if it is computed again), over
+      several the embedding, the head and two blocks that FSDP has gathered (of a pipeline: the whole stage)
     - gradients: 4 for each that is trained, spread alike; over several ranks one block's before and while they are summed
     - optimizer: 8 for each (AdamW), 4 for matrices of Muon
     - activations: of one micro-batch what all blocks keep (activations.py), of a pipeline's first stage of as many
       micro-batches as it has stages; blocks that are computed again keep their input (and the outputs of products, if selective), and one of them all
-    - logits: fp32 `min(tokens, 1024) x vocabulary`, two of them; the head's gradient and, under autocast, its copy
+    - logits: fp32 `min(tokens, 1024) x vocabulary`, two of them; the head's gradient and, on one rank in bf16, its copy
 
     `total` is less than their sum: logits are gone in the backward pass, and a step of one micro-batch has no gradients
     while it has all activations. Blocks that are compiled, and models of other families, are only about so.
@@ -96,10 +96,10 @@ def _of_stage(cfg: SftConfig, stage: _Stage, layout: Layout, how: Keeping) -> Me
     gradients, optimizer = FP32 * learnt, _optimizer(cfg, stage, layout, learnt)
     if train.cpu_offload:
         weights = gradients = optimizer = 0
-    copies, block, sums = _computed_with(stage, layout, how)
+    copies, block, sums = _computed_with(stage, layout, how, train.recompute)
     tokens = cfg.seq_length * train.micro_batch_size // (layout.cp * layout.tp)
     kept, again = (tokens * size for size in _kept(stage, layout, how, train.recompute))
-    logits = _logits(s, tokens, how) if stage.last else 0
+    logits = _logits(s, tokens, layout, how) if stage.last else 0
     earlier = gradients if -(-rows_per_step(cfg) // (layout.dp * train.micro_batch_size)) > 1 else 0
     if layout.pp > 1 and how.full:  # summed over ranks in the last micro-batch only
         earlier = FP32 * (sum(_block(s, mixers, layout) for mixers in s.blocks) + stage.tables)
@@ -124,7 +124,6 @@ def _keeping(cfg: SftConfig, layout: Layout, precision: Precision) -> Keeping:
     full = cfg.peft is None
     return Keeping(
         width=width,
-        stream=FP32 if full and layout.world == 1 else width,
         full=full,
         lora=0 if cfg.peft is None else cfg.peft.dim,
         on_cpu=cfg.device is Device.cpu,
@@ -148,11 +147,17 @@ def _block(s: Sizes, mixers: tuple[str, ...], layout: Layout = ALONE) -> int:
     return split + whole + mixers.count("moe") * s.experts * expert_parameters(s) // layout.ep
 
 
-def _computed_with(stage: _Stage, layout: Layout, how: Keeping) -> tuple[int, int, int]:
+def _rounds(layout: Layout, how: Keeping) -> bool:
+    """Whether layers themselves round the weights they compute with: those that are kept in fp32, on one rank."""
+    return how.full and how.width < FP32 and layout.world == 1
+
+
+def _computed_with(stage: _Stage, layout: Layout, how: Keeping, recompute: Recompute) -> tuple[int, int, int]:
     """Bytes of weights beside those that are stored: for the whole step, for one block, and gradients of one block."""
     blocks = [_block(stage.sizes, mixers, layout) for mixers in stage.sizes.blocks]
     if layout.world == 1:
-        return (how.width * sum(blocks) if how.casts else 0), 0, 0
+        rounded = [how.width * size for size in blocks] if _rounds(layout, how) else [0]
+        return (sum(rounded), 0, 0) if recompute is Recompute.none else (0, max(rounded), 0)
     tables = how.width * stage.tables
     sums = FP32 * max(blocks) if how.full else 0
     if layout.pp > 1:
@@ -172,18 +177,19 @@ def _kept(stage: _Stage, layout: Layout, how: Keeping, recompute: Recompute) -> 
     all_of = [sum(kept_by_mixer(s, mixer, how) for mixer in mixers) for mixers in s.blocks]
     kept, again = sum(all_of), 0
     if recompute is not Recompute.none:
-        kept, again = len(all_of) * how.stream * s.hidden, max(all_of)
+        kept, again = len(all_of) * how.width * s.hidden, max(all_of)
     if recompute is Recompute.selective:
         kept += sum(kept_under_selective(s, mixer, how) for mixers in s.blocks for mixer in mixers)
     rotary = 0 if s.mamba_heads else 2 * FP32 * s.head_dim * layout.tp
-    last = norm(s.hidden, how, how.stream) + 2 * how.width * s.hidden if stage.last else 0
+    last = norm(s.hidden, how) + 2 * how.width * s.hidden if stage.last else 0
     return stage.in_flight * (kept + rotary) + last, again
 
 
-def _logits(s: Sizes, tokens: int, how: Keeping) -> int:
+def _logits(s: Sizes, tokens: int, layout: Layout, how: Keeping) -> int:
     chunk = min(tokens, HEAD_CHUNK_TOKENS)
     table = s.vocab * s.hidden
-    return FP32 * 2 * chunk * s.vocab + (FP32 * table if how.full else 0) + (how.width * table if how.casts else 0)
+    copy = how.width * table if _rounds(layout, how) else 0
+    return FP32 * 2 * chunk * s.vocab + (FP32 * table if how.full else 0) + copy
 
 
 def savings(cfg: SftConfig, arch: dict[str, Any], precision: Precision) -> list[tuple[str, int]]:

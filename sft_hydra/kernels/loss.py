@@ -20,16 +20,20 @@ def linear_cross_entropy(
     targets: torch.Tensor,
     chunk: int = CHUNK,
     *,
+    trained: torch.Tensor | None = None,
     cap: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum over trained tokens of cross_entropy(softcapped(hidden @ weight.T, cap), targets), and the loss of each token.
 
-    `hidden` (T, D), `weight` (V, D), `targets` (T,) with IGNORE_INDEX where nothing is learned. Returns a scalar with
-    gradient, and (T,) without one, zero where nothing is learned; both fp32.
+    `hidden` (T, D), `weight` (V, D), `targets` (T,) with IGNORE_INDEX where nothing is learned, `trained` (N,) the places
+    where something is; None looks for them, which waits for the device. Returns a scalar with gradient, and (T,) without
+    one, zero where nothing is learned; both fp32.
     """
     if not torch.is_grad_enabled():
         hidden, weight = hidden.detach(), weight.detach()  # the function below cannot see it and would make gradients
-    loss_sum, per_token = _LinearCrossEntropy.apply(hidden, weight, targets, chunk, cap)
+    if trained is None:
+        trained = (targets != IGNORE_INDEX).nonzero()[:, 0]
+    loss_sum, per_token = _LinearCrossEntropy.apply(hidden, weight, targets, trained, chunk, cap)
     return loss_sum, per_token
 
 
@@ -43,32 +47,37 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, chunk: int, cap: float | None
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        targets: torch.Tensor,
+        trained: torch.Tensor,
+        chunk: int,
+        cap: float | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         per_token = torch.zeros(len(targets), dtype=torch.float32, device=hidden.device)
         head = weight.to(hidden.dtype)
-        with torch.autocast(hidden.device.type, enabled=False):
-            for index in (targets != IGNORE_INDEX).nonzero()[:, 0].split(chunk):
-                inputs, labels = hidden[index], targets[index, None]
-                logits = softcapped(F.linear(inputs, head).float(), cap)
-                log_sum = logits.logsumexp(-1, keepdim=True)
-                per_token[index] = (log_sum - logits.gather(1, labels))[:, 0]
-                if grad_hidden is None and grad_weight is None:
-                    continue
-                slope = None if cap is None else 1 - (logits / cap).square()
-                grad = logits.sub_(log_sum).exp_()  # softmax minus one-hot
-                grad.scatter_add_(1, labels, torch.full_like(log_sum, -1.0))
-                if slope is not None:
-                    grad *= slope
-                grad = grad.to(hidden.dtype)
-                if grad_hidden is not None:
-                    grad_hidden[index] = grad @ head
-                if grad_weight is not None:
-                    grad_weight += grad.T @ inputs
-                del logits, grad, slope  # before the next chunk's are made
+        for index in trained.split(chunk):
+            inputs, labels = hidden[index], targets[index, None]
+            logits = softcapped(F.linear(inputs, head).float(), cap)
+            log_sum = logits.logsumexp(-1, keepdim=True)
+            per_token[index] = (log_sum - logits.gather(1, labels))[:, 0]
+            if grad_hidden is None and grad_weight is None:
+                continue
+            slope = None if cap is None else 1 - (logits / cap).square()
+            grad = logits.sub_(log_sum).exp_()  # softmax minus one-hot
+            grad.scatter_add_(1, labels, torch.full_like(log_sum, -1.0))
+            if slope is not None:
+                grad *= slope
+            grad = grad.to(hidden.dtype)
+            if grad_hidden is not None:
+                grad_hidden[index] = grad @ head
+            if grad_weight is not None:
+                grad_weight += grad.T @ inputs
+            del logits, grad, slope  # before the next chunk's are made
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(per_token)
@@ -78,7 +87,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_sum: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
         if grad_hidden is not None:
-            grad_hidden = grad_hidden * grad_sum.to(grad_hidden.dtype)
+            grad_hidden = grad_hidden * grad_sum  # of no dimension: not rounded to the dtype of the other
         if grad_weight is not None:
             grad_weight = (grad_weight * grad_sum).to(ctx.weight_dtype)
-        return grad_hidden, grad_weight, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None

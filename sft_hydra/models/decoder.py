@@ -35,6 +35,9 @@ class DecoderModel(nn.Module, ABC):
         self.lora_targets = lora_targets
         self.logit_cap: float | None = None
         self.embedding_name, self.head_name = EMBEDDING, HEAD  # of the parameters; the same where they are tied
+        self.rounds_to: torch.dtype | None = (
+            None  # dtype of hidden states, and so of all products; None: as the weights
+        )
         self.prefix = ""  # that names of all but the head may lack on disk
         self.adapter_scale = 0.0  # of LoRA, if there is any
         self.balances: list[Balance] = []  # of routers whose experts are to be used evenly
@@ -85,6 +88,7 @@ class DecoderModel(nn.Module, ABC):
         cu_seqlens: torch.Tensor,
         max_seqlen: int,
         targets: torch.Tensor | None = None,
+        trained: torch.Tensor | None = None,
     ) -> torch.Tensor | Losses:
         """Hidden states (T, hidden_size) after the final norm; with `targets` (T,) the losses, see `losses`.
 
@@ -92,13 +96,17 @@ class DecoderModel(nn.Module, ABC):
         ranks: ids and targets of this rank's tokens, positions of its tensor-parallel group's, borders of the whole row.
         """
         hidden = self.hidden_states(input_ids, position_ids, cu_seqlens, max_seqlen)
-        return hidden if targets is None else self.losses(hidden, targets)
+        return hidden if targets is None else self.losses(hidden, targets, trained)
 
-    def losses(self, hidden: torch.Tensor, targets: torch.Tensor) -> Losses:
-        """The sum of the losses of all trained tokens (with gradient) and the loss of each token (T,) (without)."""
-        if torch.is_autocast_enabled(hidden.device.type):
-            hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
-        return linear_cross_entropy(hidden, self.head_weight, targets, cap=self.logit_cap)
+    def rounded(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden if self.rounds_to is None else hidden.to(self.rounds_to)
+
+    def losses(self, hidden: torch.Tensor, targets: torch.Tensor, trained: torch.Tensor | None) -> Losses:
+        """The sum of the losses of all trained tokens (with gradient) and the loss of each token (T,) (without); `trained`
+        (N,) are the places of the targets that are learned, looked for if None."""
+        return linear_cross_entropy(
+            self.rounded(hidden), self.head_weight, targets, trained=trained, cap=self.logit_cap
+        )
 
     def logits(self, hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
         """(T, vocab) of hidden states and the whole head."""
@@ -146,10 +154,14 @@ class FamilyModel(DecoderModel):
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int
     ) -> torch.Tensor:
         packed = self.packed(position_ids, cu_seqlens, max_seqlen)
-        hidden = self.model.embed_tokens(input_ids)
+        hidden = self.embed(input_ids)
         for block in self.model.layers.values():
             hidden = block(hidden, packed)
         return self.model.norm(hidden)
+
+    def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Hidden states (T, hidden_size) before the first block, in the dtype that all others have."""
+        return self.rounded(self.model.embed_tokens(input_ids))
 
     def packed(self, position_ids: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int) -> Packed:
         """What all blocks share of a row."""
@@ -159,7 +171,9 @@ class FamilyModel(DecoderModel):
         seq_idx = documents.repeat_interleave(cu_seqlens.diff(), output_size=tokens)
         return Packed(cu_seqlens, max_seqlen, seq_idx, rotary)
 
-    def finish(self, hidden: torch.Tensor, targets: torch.Tensor | None) -> torch.Tensor | Losses:
+    def finish(
+        self, hidden: torch.Tensor, targets: torch.Tensor | None, trained: torch.Tensor | None = None
+    ) -> torch.Tensor | Losses:
         """After the last block: the final norm, and with `targets` the losses."""
         hidden = self.model.norm(hidden)
-        return hidden if targets is None else self.losses(hidden, targets)
+        return hidden if targets is None else self.losses(hidden, targets, trained)

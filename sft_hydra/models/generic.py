@@ -77,18 +77,24 @@ class GenericModel(DecoderModel):
     def hidden_states(
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int
     ) -> torch.Tensor:
+        # their layers do not round their weights to what comes in, as ours do
+        with torch.autocast(self.device.type, self.rounds_to, enabled=self.rounds_to is not None):
+            hidden = self._their_states(input_ids, position_ids, cu_seqlens, max_seqlen)
+        return hidden if self.head.scale == 1.0 else hidden * self.head.scale
+
+    def _their_states(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int
+    ) -> torch.Tensor:
         if self.packed:
             borders = {"cu_seq_lens_q": cu_seqlens, "cu_seq_lens_k": cu_seqlens}
             longest = {"max_length_q": max_seqlen, "max_length_k": max_seqlen}
-            hidden = self.trunk(
+            return self.trunk(
                 input_ids=input_ids[None], position_ids=position_ids[None], use_cache=False, **borders, **longest
             ).last_hidden_state[0]
-        else:
-            lengths = cu_seqlens.diff().tolist()
-            batch = nn.utils.rnn.pad_sequence(input_ids.split(lengths), batch_first=True)
-            rows = self.trunk(input_ids=batch, use_cache=False).last_hidden_state
-            hidden = torch.cat([row[:length] for row, length in zip(rows, lengths, strict=True)])
-        return hidden if self.head.scale == 1.0 else hidden * self.head.scale
+        lengths = cu_seqlens.diff().tolist()
+        batch = nn.utils.rnn.pad_sequence(input_ids.split(lengths), batch_first=True)
+        rows = self.trunk(input_ids=batch, use_cache=False).last_hidden_state
+        return torch.cat([row[:length] for row, length in zip(rows, lengths, strict=True)])
 
 
 def generic_model(config: Any, *, packed: bool) -> GenericModel:

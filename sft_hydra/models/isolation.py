@@ -9,25 +9,24 @@ from sft_hydra.parallel.apply import release
 
 LENGTHS = (13, 1, 22, 9)  # of the conversations of the row
 CHANGED = 2  # which of them is changed
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1}  # between a conversation packed and alone, of its largest value
+TOLERANCE = {None: 1e-3, torch.bfloat16: 1e-1}  # between a conversation packed and alone, of its largest value
 
 
 @torch.no_grad()
-def check_isolation(model: GenericModel, dtype: torch.dtype) -> None:
+def check_isolation(model: GenericModel) -> None:
     """ModelError if hidden states of a conversation depend on its neighbours, or are not those that it has alone.
 
-    `dtype` is what the model computes in. All ranks must ask; they compute the same.
+    All ranks must ask; they compute the same.
     """
     training = model.training
     model.eval()
     try:
-        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-            moved, apart = _measure(model)
+        moved, apart = _measure(model)
     except ValueError as error:
         raise ModelError(f"model_type {model.config.model_type!r} refuses a packed row: {error} {WAY_OUT}") from error
     release(model.roots)
     model.train(training)
-    _refuse(model.config.model_type, moved, apart, TOLERANCE[dtype])
+    _refuse(model.config.model_type, moved, apart, TOLERANCE[model.rounds_to])
 
 
 def _measure(model: GenericModel) -> tuple[float, float]:

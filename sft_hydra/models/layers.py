@@ -1,4 +1,8 @@
-"""The small parts that every family shares: linear layer, norm, activations, and what a layer must know of a packed row."""
+"""The small parts that every family shares: linear layer, norm, activations, and what a layer must know of a packed row.
+
+Owns the rule of precision: a layer computes in the dtype of its input, to which it rounds its weights, and gives that dtype
+back. Weights of a `KeepFp32` layer are never rounded.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,8 +31,8 @@ class Linear(nn.Linear):
     """nn.Linear on this rank's part of the weight. Of a weight split by inputs, the outputs are to be summed over ranks."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        bias = None if self.bias is None else local(self.bias) / summands(self.weight)
-        return F.linear(x, local(self.weight), bias)
+        bias = None if self.bias is None else (local(self.bias) / summands(self.weight)).to(x.dtype)
+        return F.linear(x, local(self.weight).to(x.dtype), bias)
 
 
 class RMSNorm(nn.Module):

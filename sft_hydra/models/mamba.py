@@ -48,7 +48,7 @@ class GroupNorm(nn.Module):
         """`y` and `z` (T, G, size / G) -> (T, size) of y's dtype."""
         gated = y.float() * F.silu(z.float())
         gated = gated * torch.rsqrt(gated.pow(2).mean(-1, keepdim=True) + self.eps)
-        return (gated.flatten(1) * local(self.weight).float()).to(y.dtype)
+        return (gated.flatten(1) * local(self.weight).to(y.dtype)).to(y.dtype)
 
 
 class Mamba(Mixer):
@@ -99,23 +99,23 @@ class Mamba(Mixer):
         dt = tokens_to_heads(dt.unflatten(-1, (copies, -1)).flatten(1, 2), cp)
         values, b, c = self._convolved(mixed, groups, copies, packed).split(self._sizes(copies), dim=-1)
         values = values.unflatten(-1, (-1, self.head_dim)).flatten(1, 2)
-        with torch.autocast(x.device.type, enabled=False):
-            steps, decay, skip = self.ssm(dt.flatten(1), self.dt_limit, cp)
-            y = ssd(values, steps, decay, b, c, skip, packed.seq_idx, self.chunk)
-            y = heads_to_tokens(y.flatten(1).unflatten(-1, (mixed.shape[1], -1)), cp)
-            y = self.norm(y.flatten(1).view(z.shape), z)
+        steps, decay, skip = self.ssm(dt.flatten(1), self.dt_limit, cp)
+        y = ssd(values, steps, decay, b, c, skip, packed.seq_idx, self.chunk)
+        y = heads_to_tokens(y.flatten(1).unflatten(-1, (mixed.shape[1], -1)), cp)
+        y = self.norm(y.flatten(1).view(z.shape), z)
         return sum_to_tokens(self.out_proj(y), self.mesh.tp)
 
     def _convolved(self, mixed: torch.Tensor, groups: int, copies: int, packed: Packed) -> torch.Tensor:
         """The convolution (T, G, channels) of this rank's groups."""
-        bias = None if self.conv1d.bias is None else self._own(local(self.conv1d.bias), groups, copies)
-        weight = self._own(local(self.conv1d.weight)[:, 0], groups, copies)
+        weight, bias = local(self.conv1d.weight)[:, 0].to(mixed.dtype), self.conv1d.bias
+        weight = self._own(weight, groups, copies)
+        bias = None if bias is None else self._own(local(bias).to(mixed.dtype), groups, copies)
         return causal_conv_silu(mixed.flatten(1), weight, bias, packed.seq_idx).view(mixed.shape)
 
     def _own(self, channels: torch.Tensor, groups: int, copies: int) -> torch.Tensor:
-        """Of a parameter with a row for every channel, those of this context rank's groups, fp32."""
+        """Of a parameter with a row for every channel, those of this context rank's groups."""
         divided = self._divided(channels.unflatten(0, (groups, -1))[None], copies)[0]
-        return divided.chunk(self.mesh.cp.size)[self.mesh.cp.rank].flatten(0, 1).float()
+        return divided.chunk(self.mesh.cp.size)[self.mesh.cp.rank].flatten(0, 1)
 
     def _divided(self, mixed: torch.Tensor, copies: int) -> torch.Tensor:
         """(T, G, channels, ...) -> (T, G * copies, ...): the heads of a group shared out, B and C copied."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sft_hydra.kernels.grouped import grouped_linear
-from sft_hydra.models.balance import Balance
+from sft_hydra.models.balance import Balance, counts_of_sorted
 from sft_hydra.models.layers import activation
 from sft_hydra.parallel.comm import exchange_counts, exchange_rows
 from sft_hydra.parallel.mixer import KeepFp32, Mixer
@@ -29,8 +29,7 @@ class SoftmaxRouter(KeepFp32):
         self.balance: Balance | None = None
 
     def forward(self, x: torch.Tensor) -> Routing:
-        with torch.autocast(x.device.type, enabled=False):
-            probabilities = F.linear(x.float(), self.weight.float()).softmax(-1)
+        probabilities = F.linear(x.float(), self.weight.float()).softmax(-1)
         experts = probabilities.topk(self.top_k, dim=-1).indices
         if self.balance is not None:
             probabilities = self.balance.see(probabilities, experts)
@@ -54,8 +53,7 @@ class SigmoidRouter(KeepFp32):
         self.balance: Balance | None = None
 
     def forward(self, x: torch.Tensor) -> Routing:
-        with torch.autocast(x.device.type, enabled=False):
-            scores = F.linear(x.float(), self.weight.float()).sigmoid()
+        scores = F.linear(x.float(), self.weight.float()).sigmoid()
         experts = (scores + self.e_score_correction_bias).topk(self.top_k, dim=-1).indices
         if self.balance is not None:
             scores = self.balance.see(scores, experts)
@@ -95,8 +93,8 @@ class Experts(Mixer):
 
     def forward(self, x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Weighed sum (T, hidden) over each token's experts; `x` (T, hidden), `experts` and `weights` (T, k)."""
-        order = experts.flatten().argsort(stable=True)  # token-and-choice pairs, sorted by expert
-        counts = experts.flatten().bincount(minlength=self.num_experts)
+        chosen, order = experts.flatten().sort(stable=True)  # token-and-choice pairs, sorted by expert
+        counts = counts_of_sorted(chosen, self.num_experts)
         outputs = self._travel(x[order // experts.shape[1]], counts)
         by_token = outputs[order.argsort()].unflatten(0, experts.shape)  # (T, k, hidden)
         return (by_token * weights[..., None]).sum(1).to(x.dtype)

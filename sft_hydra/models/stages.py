@@ -1,7 +1,6 @@
 """A model whose blocks are spread over pipeline stages: what a stage is, and passes of micro-batches through all of them."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,8 +13,6 @@ from sft_hydra.models.moe import MoE
 from sft_hydra.parallel.cut import balanced
 from sft_hydra.parallel.pipeline import make_schedule, stages_of_rank
 from sft_hydra.parallel.storage import held
-
-Context = Callable[[], AbstractContextManager[None]]
 
 
 class MicroBatch(Protocol):
@@ -31,6 +28,8 @@ class MicroBatch(Protocol):
     def max_seqlen(self) -> int: ...
     @property
     def targets(self) -> torch.Tensor: ...
+    @property
+    def trained(self) -> torch.Tensor: ...
 
 
 @dataclass(slots=True)
@@ -38,7 +37,6 @@ class Pass:
     """One trip of micro-batches through the pipeline."""
 
     batches: Sequence[MicroBatch]
-    context: Context  # that forward passes run in
     targets: bool = True  # losses, or else hidden states after the final norm
     count: int = 1  # gradients are those of the summed loss / count
     results: dict[int, Any] = field(
@@ -56,28 +54,26 @@ class Stage(nn.Module):
         self.embed_tokens = model.model.embed_tokens if first or (last and model.lm_head is None) else None
         self.norm = model.model.norm if last else None
         self.lm_head = model.lm_head if last else None
-        self.packed, self.finish = model.packed, model.finish
+        self.embed, self.packed, self.finish = model.embed, model.packed, model.finish
         self.now: Pass
 
     def forward(self, hidden: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """`hidden` (t, D) of the stage before, anything for the first; `index` (1,) says which micro-batch it is."""
         number = int(index)
         batch = self.now.batches[min(number, len(self.now.batches) - 1)]  # what fills up a round repeats the last
-        with self.now.context():
-            packed = self.packed(batch.position_ids, batch.cu_seqlens, batch.max_seqlen)
-            if self.first:
-                assert self.embed_tokens is not None
-                hidden = self.embed_tokens(batch.input_ids)
-            for block in self.blocks:
-                hidden = block(hidden, packed)
-            return self._result(number, hidden, batch) if self.last else hidden
+        packed = self.packed(batch.position_ids, batch.cu_seqlens, batch.max_seqlen)
+        if self.first:
+            hidden = self.embed(batch.input_ids)
+        for block in self.blocks:
+            hidden = block(hidden, packed)
+        return self._result(number, hidden, batch) if self.last else hidden
 
     def _result(self, number: int, hidden: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
         """Keep what the model gives for a micro-batch; returns its share of the loss (1,)."""
         if not self.now.targets:
             self.now.results[number] = self.finish(hidden, None)
             return hidden.new_zeros(1)
-        loss_sum, token_losses = self.finish(hidden, batch.targets)
+        loss_sum, token_losses = self.finish(hidden, batch.targets, batch.trained)
         self.now.results[number] = (loss_sum.detach(), token_losses)
         counted = 1 / self.now.count if number < len(self.now.batches) else 0.0
         return loss_sum[None] * counted
@@ -92,15 +88,15 @@ class Pipeline:
         self.stages = cut(model, per_rank)
         self._schedules: dict[int, Any] = {}  # by number of micro-batches
 
-    def forward_backward(self, batches: Sequence[MicroBatch], count: int, context: Context) -> dict[int, Any]:
+    def forward_backward(self, batches: Sequence[MicroBatch], count: int) -> dict[int, Any]:
         """Add the gradient of (sum of losses / count). Returns, on ranks of the last stage, losses of each micro-batch."""
-        now = self._run(Pass(batches, context, count=count), backward=True)
+        now = self._run(Pass(batches, count=count), backward=True)
         self._sum_tied_gradient()
         return now.results
 
-    def forward(self, batches: Sequence[MicroBatch], context: Context, *, targets: bool = True) -> dict[int, Any]:
+    def forward(self, batches: Sequence[MicroBatch], *, targets: bool = True) -> dict[int, Any]:
         """On ranks of the last stage: losses of each micro-batch, or hidden states after the final norm."""
-        return self._run(Pass(batches, context, targets), backward=False).results
+        return self._run(Pass(batches, targets), backward=False).results
 
     def _run(self, now: Pass, *, backward: bool) -> Pass:
         size, device = self.model.mesh.pp.size, self.model.device

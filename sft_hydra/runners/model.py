@@ -98,7 +98,7 @@ def new_model(cfg: SftConfig, tokenizer: ChatTokenizer, device: torch.device, la
         checkpoints.load(step, model, None)
         origin = str(step)
     if isinstance(model, GenericModel) and packed:
-        check_isolation(model, compute_dtype(cfg, device))
+        check_isolation(model)
     parameters, trained = sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
     return RunModel(model, origin, parameters, trained, coverage)
 

@@ -48,7 +48,7 @@ def equals_alone(model: Any, folder: Path) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_equals_alone(family: str, tmp_path: Path) -> None:
     model = generic(family)
-    check_isolation(model, torch.float32)
+    check_isolation(model)
     equals_alone(model, tmp_path)
 
 
@@ -68,7 +68,7 @@ def test_other_conversations_are_bit_identical_when_one_changes(family: str) -> 
 @pytest.mark.parametrize("family", LEAKING)
 def test_what_leaks_is_refused_and_trains_without_packing(family: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"data\.packing=none"):
-        check_isolation(generic(family), torch.float32)
+        check_isolation(generic(family))
     equals_alone(generic(family, packed=False), tmp_path)
 
 
@@ -79,7 +79,7 @@ def test_a_packed_model_that_mixes_tokens_is_found_out() -> None:
     plain = block.forward
     block.forward = lambda hidden, *args, **kwargs: plain(hidden + 1e-3 * hidden.roll(1, 1), *args, **kwargs)
     with pytest.raises(ModelError, match="'olmo2' lets conversations of a packed row see each other"):
-        check_isolation(model, torch.float32)
+        check_isolation(model)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_packed_model_that_mixes_tokens_is_found_out() -> None:
 )
 def test_what_cannot_be_trained_exactly_is_refused(family: str, fields: dict[str, Any], said: str) -> None:
     with pytest.raises(ModelError, match=said):
-        check_isolation(generic(family, **fields), torch.float32)
+        check_isolation(generic(family, **fields))
 
 
 def test_families_of_ours_are_those_the_config_knows() -> None:

@@ -62,3 +62,14 @@ def test_near_one_process(family):
         for result, other in zip(outcome.results, expected.results, strict=True):
             assert result.loss == pytest.approx(other.loss, rel=3e-2)
             assert result.grad_norm == pytest.approx(other.grad_norm, rel=0.2)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"pp": 2}])
+@pytest.mark.parametrize("family", ["llama", "super"])
+def test_one_rank_rounds_as_several_do(family, sizes):
+    case = Case(family, train=BF16)
+    alone = train(case, Layout()).results
+    for outcome in run_ranks(2, train, case, Layout(gpus_per_node=2, **sizes)):
+        assert outcome.results[0].loss == pytest.approx(alone[0].loss, rel=1e-6)
+        assert outcome.results[0].grad_norm == pytest.approx(alone[0].grad_norm, rel=2e-4)
+        assert [r.loss for r in outcome.results] == pytest.approx([r.loss for r in alone], rel=2e-3)

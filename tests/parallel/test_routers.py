@@ -92,7 +92,7 @@ def test_validation_between_steps_counts_for_nothing():
             state,
             cfg,
             2,
-            after_step=lambda _: forward_only(model, others, cfg) if validates else None,
+            after_step=lambda _: forward_only(model, others) if validates else None,
             should_stop=lambda: False,
         )
         return torch.cat(list(model.buffers()))
