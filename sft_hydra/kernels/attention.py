@@ -4,6 +4,8 @@ Owns the isolation of documents in attention. Both ways compute the same functio
 on CUDA in 16 bits a variable-length flash kernel, everywhere else scaled_dot_product_attention.
 """
 
+from collections.abc import Callable
+from functools import cache, partial
 from importlib.util import find_spec
 from inspect import signature
 
@@ -11,6 +13,8 @@ import torch
 import torch.nn.functional as F
 
 HAS_FLASH_ATTN = find_spec("flash_attn") is not None
+HALF = (torch.bfloat16, torch.float16)
+LARGEST_HEAD = 256
 
 
 def attend(
@@ -34,11 +38,17 @@ def attend(
     if len(q) < len(k):
         queries, keys, seen = part_of_row(cu_seqlens, first_query, first_query + len(q))
         k, v = k[seen], v[seen]
-    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
+    if _fuses(q, v):
         return _attend_flash(q, k, v, queries, keys, max_seqlen, scale, window)
     if queries is not keys:
         return _attend_part(q, k, v, queries, keys, scale, window)
     return _attend_padded(q, k, v, cu_seqlens, scale, window)
+
+
+def _fuses(q: torch.Tensor, v: torch.Tensor) -> bool:
+    """Whether flash attention takes heads of this size."""
+    size = q.shape[-1]
+    return q.is_cuda and q.dtype in HALF and size == v.shape[-1] and size % 8 == 0 and size <= LARGEST_HEAD
 
 
 def part_of_row(cu_seqlens: torch.Tensor, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor, slice]:
@@ -69,13 +79,15 @@ def _attend_flash(
             q, k, v, queries, keys, max_seqlen, max_seqlen,
             softmax_scale=scale, causal=True, window_size=(left, 0),
         )  # fmt: skip
+    return _varlen_attn()(q, k, v, queries, keys, max_seqlen, max_seqlen, scale=scale, window_size=(left, 0))
+
+
+@cache
+def _varlen_attn() -> Callable[..., torch.Tensor]:
+    """torch's kernel. Release 2.11 takes grouped heads as they are, later ones want to be told."""
     from torch.nn.attention.varlen import varlen_attn
 
-    # torch 2.11 takes grouped heads as they are, later releases want to be told
-    grouped = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
-    return varlen_attn(
-        q, k, v, queries, keys, max_seqlen, max_seqlen, scale=scale, window_size=(left, 0), **grouped
-    )  # fmt: skip
+    return partial(varlen_attn, enable_gqa=True) if "enable_gqa" in signature(varlen_attn).parameters else varlen_attn
 
 
 def _attend_padded(

@@ -13,10 +13,16 @@ def grouped_linear(x: torch.Tensor, weight: torch.Tensor, counts: torch.Tensor) 
 
     `counts` (E,) says how many rows each expert has, in order; they sum to N. Experts without rows are fine.
     """
-    if x.is_cuda and x.dtype == torch.bfloat16:
+    if _fuses(x, weight):
         return F.grouped_mm(x, weight.transpose(1, 2), offs=counts.cumsum(0).to(torch.int32))
     rows = x.split(counts.tolist())
     return torch.cat([_product(part, matrix) for part, matrix in zip(rows, weight.unbind(0), strict=True)])
+
+
+def _fuses(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether torch's kernel takes them: it wants rows of a multiple of 16 bytes."""
+    whole = x.shape[1] % 8 == 0 and weight.shape[1] % 8 == 0
+    return x.is_cuda and x.dtype == torch.bfloat16 and whole and len(x) > 0
 
 
 def _product(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:

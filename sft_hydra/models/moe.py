@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sft_hydra.kernels.grouped import grouped_linear
+from sft_hydra.kernels.permute import inverse_of, permuted
 from sft_hydra.models.balance import Balance, counts_of_sorted
 from sft_hydra.models.layers import activation
 from sft_hydra.parallel.comm import exchange_counts, exchange_rows
@@ -95,8 +96,9 @@ class Experts(Mixer):
         """Weighed sum (T, hidden) over each token's experts; `x` (T, hidden), `experts` and `weights` (T, k)."""
         chosen, order = experts.flatten().sort(stable=True)  # token-and-choice pairs, sorted by expert
         counts = counts_of_sorted(chosen, self.num_experts)
-        outputs = self._travel(x[order // experts.shape[1]], counts)
-        by_token = outputs[order.argsort()].unflatten(0, experts.shape)  # (T, k, hidden)
+        inverse = inverse_of(order)
+        outputs = self._travel(permuted(x, order, inverse, experts.shape[1]), counts)
+        by_token = permuted(outputs, inverse, order).unflatten(0, experts.shape)  # (T, k, hidden)
         return (by_token * weights[..., None]).sum(1).to(x.dtype)
 
     def _travel(self, x: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
@@ -108,9 +110,11 @@ class Experts(Mixer):
         leaving = counts.unflatten(0, (ranks.size, -1))
         send, receive = torch.stack([leaving.sum(1), arriving.sum(1)]).tolist()
         expert = torch.arange(arriving.numel(), device=x.device) % arriving.shape[1]
-        order = expert.repeat_interleave(arriving.flatten()).argsort(stable=True)
-        here = exchange_rows(x, send, receive, ranks)[order]
-        return exchange_rows(self._compute(here, arriving.sum(0))[order.argsort()], receive, send, ranks)
+        order = expert.repeat_interleave(arriving.flatten(), output_size=sum(receive)).argsort(stable=True)
+        inverse = inverse_of(order)
+        here = permuted(exchange_rows(x, send, receive, ranks), order, inverse)
+        outputs = permuted(self._compute(here, arriving.sum(0)), inverse, order)
+        return exchange_rows(outputs, receive, send, ranks)
 
     def _compute(self, x: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         if self.gate_up_proj is not None:
