@@ -116,6 +116,8 @@ def optimizer_step(
     if not math.isfinite(loss) or not math.isfinite(grad_norm):
         raise _not_finite(losses, micro_batches, mesh)
 
+    sources = source_sums(batches, token_losses, mesh)  # the last that is asked of the device: it updates while we go on
+
     optimizer.set_rate(rate_factor(state.step, total_steps, cfg))
     optimizer.step()
     move_biases(model, cfg.train.router_bias_update_rate)
@@ -131,7 +133,7 @@ def optimizer_step(
         tokens=tokens,
         trained_tokens=trained_tokens,
         seconds=time.perf_counter() - started,
-        source_losses={source: total / n for source, (total, n) in source_sums(batches, token_losses, mesh).items()},
+        source_losses={source: total / n for source, (total, n) in sources.items()},
         router_aux_loss=router_aux_loss,
     )
 

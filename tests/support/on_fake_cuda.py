@@ -51,7 +51,8 @@ def run(family: str, kind: str, lora: bool) -> dict[str, Any]:
         add_adapters(model, LoraConfig(dim=8, match_all_linear=True))
     model.rounds_to = torch.bfloat16
     apply_layout([model], model.blocks, model.mesh, Options(torch.bfloat16, kind))
-    batch, seen = make_batch([make_row([11, 30, 23])], "cpu"), set()
+    batch = make_batch([make_row([11, 30, 23])], "cpu")
+    seen: set[torch.dtype] = set()
     for block in model.blocks:
         block.register_forward_hook(lambda _, inputs, output: seen.update((inputs[0].dtype, output.dtype)))
     with FakeTensorMode(allow_non_fake_inputs=True), Called() as called:
