@@ -3,7 +3,7 @@
     python benchmarks/longest_row.py --case qwen3_0_6b_full [--recompute full]
 
 Each length is tried in a process of its own; lengths double until one fails, then the gap is halved down to 2 %. Writes
-benchmarks/results/longest_row_<case>_<recompute>.json.
+benchmarks/results/longest_row_<case>_<recompute>.json after each of them, so that a search that is stopped leaves what it knows.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,11 @@ def main() -> None:
     case.architecture.setdefault("vocab_size", 4096)
     if arguments.length:
         sys.exit(attempt(case, Recompute(arguments.recompute), arguments.length))
-    longest = search(arguments)
+    print(json.dumps(search(arguments, case), indent=1))
+
+
+def write(arguments: argparse.Namespace, case: Case, longest: int, failed: int | None) -> dict[str, Any]:
+    """What is known: the longest row that was trained, and the shortest for which memory did not suffice."""
     result = {
         "case": arguments.case,
         "recompute": arguments.recompute,
@@ -47,28 +52,25 @@ def main() -> None:
         "machine": machine(case.device, 1),
         "versions": versions(),
         "longest_row": longest,
-        "limit_reached": longest >= arguments.limit,
+        "too_long": failed,
     }
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"longest_row_{arguments.case}_{arguments.recompute}.json"
     file.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    return result
 
 
-def search(arguments: argparse.Namespace) -> int:
-    """Tokens of the longest row that was trained; 0 if not even the first was."""
-    done, failed = 0, arguments.start
-    while failed <= arguments.limit and fits(arguments, failed):
-        done, failed = failed, 2 * failed
-    if failed > arguments.limit:
-        return done
-    while failed - done > max(256, done // 50):
-        middle = (done + failed) // 2
-        if fits(arguments, middle):
-            done = middle
+def search(arguments: argparse.Namespace, case: Case) -> dict[str, Any]:
+    """The last that was written: 0 tokens if not even the first row was trained, none too long if all up to the limit were."""
+    done, length, failed = 0, arguments.start, None
+    while length <= arguments.limit and (failed is None or failed - done > max(256, done // 50)):
+        if fits(arguments, length):
+            done = length
         else:
-            failed = middle
-    return done
+            failed = length
+        result = write(arguments, case, done, failed)
+        length = 2 * done if failed is None else (done + failed) // 2
+    return result
 
 
 def fits(arguments: argparse.Namespace, length: int) -> bool:

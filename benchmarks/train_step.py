@@ -1,10 +1,10 @@
 """How fast a training step is: ours, TRL's SFTTrainer's and the transformers Trainer's, on the same packed real rows with
 the same random weights of a true shape. Steps alternate in one process; losses must agree before anything is timed.
 
-    python benchmarks/train_step.py CHAT_FOLDER TOKENIZER_FOLDER --case tiny [--steps 10] [--threads 1]
+    python benchmarks/train_step.py CHAT_FOLDER TOKENIZER_FOLDER --case tiny [--steps 10] [--threads 1] [--compile] [--alone]
 
 Cases for a CPU: tiny (vocabulary of Qwen3), tiny_small_vocab. For one GPU: qwen3_0_6b_full, qwen3_8b_lora, nano3_cut.
-Writes benchmarks/results/train_step_<case>.json. A peer that cannot run is left out with its reason. TRL is a dependency
+`--compile` compiles our blocks; `--alone` leaves the peers out. Writes benchmarks/results/train_step_<case>[_compile].json. A peer that cannot run is left out with its reason. TRL is a dependency
 of this script alone: pip install trl (and liger-kernel, flash-attn on a GPU).
 
 Times are wall clock and, beside them, processor time. Peak memory is taken in a process of its own for each party: of the device on CUDA, resident memory elsewhere.
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -46,7 +47,7 @@ def main() -> None:
     result = measure(case, rows, arguments)
     text = json.dumps(result, indent=1)
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"train_step_{arguments.case}.json").write_text(text + "\n")
+    (RESULTS / f"train_step_{arguments.case}{'_compile' * arguments.compile}.json").write_text(text + "\n")
     print(text)
 
 
@@ -57,14 +58,21 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--case", choices=list(cases()), default="tiny")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--alone", action="store_true")
+    parser.add_argument("--data", type=Path, help="a folder in which prepared rows are kept")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def load_case(arguments: argparse.Namespace) -> tuple[Case, list[PackedRow]]:
     case = cases()[arguments.case]
+    if arguments.compile:
+        case = replace(case, options=case.options | {"compile": True})
+    if arguments.alone:
+        case = replace(case, peers=())
     count = (WARM_UP + arguments.steps) * case.rows
-    rows, vocab = real_rows(case, arguments.chat, arguments.tokenizer, count)
+    rows, vocab = real_rows(case, arguments.chat, arguments.tokenizer, count, arguments.data)
     case.architecture.setdefault("vocab_size", vocab)
     return case, rows
 
@@ -86,6 +94,7 @@ def measure(case: Case, rows: list[PackedRow], arguments: argparse.Namespace) ->
             figure[f"times_ours_{clock}"] = round(median(times[name], clock) / median(times["sft_hydra"], clock), 2)
     return {
         "case": arguments.case,
+        "compile": arguments.compile,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": machine(case.device, arguments.threads),
         "versions": versions(),
@@ -160,7 +169,8 @@ def describe(case: Case, rows: list[PackedRow], times: list[Times], peak: float)
 
 def memory_in_own_process(name: str, arguments: argparse.Namespace) -> float:
     command = [sys.executable, __file__, arguments.chat, arguments.tokenizer, "--case", arguments.case, "--steps", "1"]
-    command += ["--threads", str(arguments.threads), "--memory-of", name]
+    command += ["--threads", str(arguments.threads), "--memory-of", name, *["--compile"] * arguments.compile]
+    command += ["--data", arguments.data] if arguments.data else []
     done = subprocess.run([str(part) for part in command], check=True, stdout=subprocess.PIPE, text=True)
     return float(done.stdout.splitlines()[-1])
 

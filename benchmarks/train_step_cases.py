@@ -90,10 +90,13 @@ def make_cfg(case: Case) -> SftConfig:
     return cfg
 
 
-def real_rows(case: Case, chat: Path, tokenizer: Path, count: int) -> tuple[list[PackedRow], int]:
-    """`count` packed rows of the conversations in a folder of JSONL files that fit a row, and the number of ids of their tokenizer."""
+def real_rows(
+    case: Case, chat: Path, tokenizer: Path, count: int, data: Path | None = None
+) -> tuple[list[PackedRow], int]:
+    """`count` packed rows of the conversations in a folder of JSONL files that fit a row, and the number of ids of their
+    tokenizer. What is prepared is kept in `data`, and found there the next time."""
     with tempfile.TemporaryDirectory() as folder:
-        cfg = replace(make_cfg(case), output_dir=folder)
+        cfg = replace(make_cfg(case), output_dir=str(data or folder))
         cfg.tokenizer.path = "demo" if case.demo_tokenizer else str(tokenizer)
         cfg.data.num_workers = 1
         cfg.data.sources = {"chat": SourceConfig(path=str(chat / "*.jsonl"))}

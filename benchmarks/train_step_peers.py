@@ -62,10 +62,28 @@ def our_model(case: Case) -> DecoderModel:
     if cfg.peft is not None:
         add_adapters(model, cfg.peft)
     place(model, cfg, Layout(), device)
-    init_weights(model, cfg.seed, cfg.model.init_std)
+    if device.type == "cuda":
+        start_on_device(model)
+    else:
+        init_weights(model, cfg.seed, cfg.model.init_std)
     if cfg.peft is not None:
         init_adapters(model, cfg.seed)
     return model
+
+
+@torch.no_grad()
+def start_on_device(model: DecoderModel) -> None:
+    """Weights such as init_weights draws, but by the device: the CPU takes minutes for billions of them."""
+    torch.cuda.manual_seed(0)
+    for buffer in model.buffers():
+        buffer.zero_()
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            parameter.normal_(0.0, 0.02)
+        elif name.endswith("A_log"):
+            parameter.copy_(torch.arange(1, len(parameter) + 1).log())
+        else:  # norms, skips and biases, among them that of Mamba's steps
+            parameter.fill_({"bias": 0.0, "dt_bias": -4.6}.get(name.rpartition(".")[2], 1.0))
 
 
 class TrainerParty:

@@ -104,10 +104,12 @@ def _of_stage(cfg: SftConfig, stage: _Stage, layout: Layout, how: Keeping) -> Me
     if layout.pp > 1 and how.full:  # summed over ranks in the last micro-batch only
         earlier = FP32 * (sum(_block(s, mixers, layout) for mixers in s.blocks) + stage.tables)
     head = FP32 * s.vocab * s.hidden if how.full and stage.last else 0
+    rounded = copies if layout.world == 1 else 0  # by layers, which give their copies up as gradients come
+    tables = head * (2 if s.tied else earlier > 0)  # of which embedding and head have a gradient each at the end
     peaks = (
         kept + logits + earlier,
         kept + again + head + block + sums + earlier,
-        max(gradients, earlier) + 2 * head + block + sums,
+        max(gradients, earlier) + tables + block + sums - rounded,
     )
     return Memory(
         weights=weights + copies + block,
