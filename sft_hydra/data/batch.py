@@ -1,4 +1,5 @@
-"""Rendered rows of a shard on their way into its spool: `Batch` collects them, `SpoolFiller.fill` encodes and writes them.
+"""Rendered rows of a shard on their way into its spool: `Batch` collects them, `Batch.encode` makes tokens of them, and
+`SpoolFiller.fill` writes these.
 
 Owns what happens to sequences that do not fit: they are cut or left out as the policies say, and everything left out is
 counted and written to rejects.jsonl.
@@ -38,6 +39,23 @@ class Batch:
         for sequence in sequences:
             self.chars += sum(map(len, sequence.chunks))
 
+    def encode(self, encoder: SequenceEncoder) -> TokenBatch:
+        """The tokens of all sequences; rows with control-token text that this tokenizer cannot write as ordinary text are
+        taken out."""
+        bad: set[int] = set()
+        for owner, sequence in zip(self.owners, self.sequences, strict=True):
+            if sequence.guarded and owner not in bad:
+                try:
+                    encoder.guard.encode(sequence.text)
+                except RowError as problem:
+                    bad.add(owner)
+                    self.rejects.append((self.rows[owner][3], problem.reason, problem.detail))
+        if bad:
+            stay = [index for index, owner in enumerate(self.owners) if owner not in bad]
+            self.sequences = [self.sequences[index] for index in stay]
+            self.owners = [self.owners[index] for index in stay]
+        return encoder.encode(self.sequences)
+
 
 class SpoolFiller:
     """Fills the spool of one shard of `source`."""
@@ -49,13 +67,11 @@ class SpoolFiller:
         self.writer = writer
         self.rejected = 0
 
-    def fill(self, encoder: SequenceEncoder, batch: Batch) -> Counts:
+    def fill(self, batch: Batch, tokens: TokenBatch) -> Counts:
         """Write a batch; what was done."""
         self.rejected = 0
         for reject in batch.rejects:
             self._reject(*reject)
-        self._drop_unwritable(encoder, batch)
-        tokens = encoder.encode(batch.sequences)
         counts = self.writer.counts
         counts["rows"] += batch.read
         counts["guarded"] += sum(sequence.guarded for sequence in batch.sequences)
@@ -79,21 +95,6 @@ class SpoolFiller:
         self.rejected += 1
         self.writer.counts[f"rejected/{reason}"] += 1
         self.writer.reject(origin=origin, source=self.source.name, reason=reason, detail=detail)
-
-    def _drop_unwritable(self, encoder: SequenceEncoder, batch: Batch) -> None:
-        """Take out rows with control-token text that this tokenizer cannot write as ordinary text."""
-        bad: set[int] = set()
-        for owner, sequence in zip(batch.owners, batch.sequences, strict=True):
-            if sequence.guarded and owner not in bad:
-                try:
-                    encoder.guard.encode(sequence.text)
-                except RowError as problem:
-                    bad.add(owner)
-                    self._reject(batch.rows[owner][3], problem.reason, problem.detail)
-        if bad:
-            stay = [index for index, owner in enumerate(batch.owners) if owner not in bad]
-            batch.sequences = [batch.sequences[index] for index in stay]
-            batch.owners = [batch.owners[index] for index in stay]
 
     def _lengths(self, batch: Batch, tokens: TokenBatch) -> Any:
         """Tokens of each sequence that stay: 0 for those that do not fit the policies."""

@@ -1,4 +1,4 @@
-"""Which library encodes the rows of a preparation: `choose(request, tokenizer)`.
+"""Which library encodes the rows of a preparation: `choose(tokenizer, probe_texts(request, tokenizer))`.
 
 Invariant: fastokens does it only if it agrees with the reference on hard texts, the tokenizer's own tokens, the template and
 the first rows of every source.
@@ -16,13 +16,17 @@ CHARS = 2000  # at most, of each row
 ALL_CHARS = 250_000  # about, of all rows
 
 
-def choose(request: Request, tokenizer: ChatTokenizer) -> str:
-    """`fastokens` or `tokenizers`. Takes a second for a large vocabulary."""
-    fast = start_fast(tokenizer)
+def probe_texts(request: Request, tokenizer: ChatTokenizer) -> list[str]:
+    """The template and the beginnings of the first rows of every source."""
     rows = [_text_of(row) for row in first_rows(request, ROWS)]
     share = min(CHARS, ALL_CHARS // max(len(rows), 1))
     texts = [text for row in rows if _is_unicode(text := row[:share])]
-    return choose_library(tokenizer, fast, [*texts, tokenizer.template or ""])
+    return [*texts, tokenizer.template or ""]
+
+
+def choose(tokenizer: ChatTokenizer, texts: list[str]) -> str:
+    """`fastokens` or `tokenizers`. Takes a second for a large vocabulary."""
+    return choose_library(tokenizer, start_fast(tokenizer), texts)
 
 
 def _text_of(row: Any) -> str:

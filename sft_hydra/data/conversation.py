@@ -69,14 +69,14 @@ def check_message(message: Any) -> Message:
     """One message in the form that the rest of the room works with. Raises RowError."""
     if not isinstance(message, dict):
         raise RowError("format", f"a message must be an object, not {type(message).__name__}")
-    role = message.get("role")
+    role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or not role:
         raise RowError("role", f"a message's role must be text, not {role!r}")
-    content = message.get("content")
-    if type(content) is str and None not in message.values():  # most messages are as they should be
-        if role != "assistant":
-            return message
-        if len(message) == 2 and "</think>" not in content:
+    if type(content) is str:  # most messages are as they should be
+        if len(message) == 2:
+            if role != "assistant" or "</think>" not in content:
+                return message
+        elif role != "assistant" and None not in message.values():
             return message
     clean = {key: value for key, value in message.items() if value is not None}
     if "content" in clean:

@@ -45,7 +45,7 @@ class Filters:
         config = self.config
         if config.structure:
             _check_structure(conversation)
-        if config.tools and any("tool_calls" in message for message in conversation.messages):
+        if config.tools and any(["tool_calls" in message for message in conversation.messages]):
             self._check_tools(conversation)
         if config.tools_missing:
             _check_tools_missing(conversation)
@@ -134,9 +134,9 @@ def _texts(message: Message) -> Iterator[str]:
 
 
 def _check_structure(conversation: Conversation) -> None:
-    roles = {message["role"] for message in conversation.messages}
-    if not roles <= ROLES:
-        raise RowError("structure", f"unknown roles {', '.join(sorted(roles - ROLES))}")
+    roles = [message["role"] for message in conversation.messages]
+    if not ROLES.issuperset(roles):
+        raise RowError("structure", f"unknown roles {', '.join(sorted({*roles} - ROLES))}")
     if "assistant" not in roles:
         raise RowError("structure", "no assistant message to learn from")
 
@@ -144,8 +144,10 @@ def _check_structure(conversation: Conversation) -> None:
 def _check_tools_missing(conversation: Conversation) -> None:
     if conversation.tools:
         return
-    for message in _answers(conversation):
-        if TOOL_CALL in message.get("content", "") or TOOL_CALL in message.get("reasoning_content", ""):
+    for message in conversation.messages:
+        if message["role"] != "assistant":
+            continue
+        if TOOL_CALL in message["content"] or TOOL_CALL in message.get("reasoning_content", ""):
             if not any(TOOLS_HEADER in str(other.get("content", "")) for other in conversation.messages):
                 raise RowError(
                     "tools_missing", f"{TOOL_CALL} in a message, but neither tools nor a `{TOOLS_HEADER}` header"

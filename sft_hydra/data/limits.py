@@ -10,9 +10,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache, lru_cache
+from types import TracebackType
 from typing import Any, NoReturn
 
 from sft_hydra.errors import DataError
@@ -30,29 +29,43 @@ class LimitError(DataError):
     """Something took too long, or too much memory."""
 
 
-@contextmanager
-def limited(seconds: float | None = None) -> Iterator[None]:
+class limited:  # noqa: N801 (a context manager, called like those of contextlib)
     """Raises LimitError when what is inside works for more than `seconds` (SECONDS) or takes more than BYTES.
     In threads other than the first nothing is limited, because signals reach only that one; inside another `limited`
     that one holds."""
-    global _active
-    if _active or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    _active = True
-    handler = signal.signal(signal.SIGVTALRM, _stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds or SECONDS)
-    memory = _limit_memory()
-    try:
-        yield
-    except MemoryError:
-        raise LimitError(f"{PREFIX} takes more than {BYTES >> 30} GiB of memory") from None
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, handler)
-        if memory is not None:
-            resource.setrlimit(resource.RLIMIT_AS, memory)
-        _active = False
+
+    def __init__(self, seconds: float = SECONDS) -> None:
+        self.seconds = seconds
+
+    def __enter__(self) -> None:
+        global _active
+        self.holds = not _active and threading.current_thread() is threading.main_thread()
+        if self.holds:
+            _active = True
+            _handle_signal()
+            signal.setitimer(signal.ITIMER_VIRTUAL, self.seconds)
+            self.memory = _limit_memory()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        global _active
+        if not self.holds:
+            return
+        try:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        finally:  # the signal may come in this very moment
+            if self.memory is not None:
+                resource.setrlimit(resource.RLIMIT_AS, self.memory)
+            _active = False
+        if isinstance(value, MemoryError):
+            raise LimitError(f"{PREFIX} takes more than {BYTES >> 30} GiB of memory") from None
+
+
+@cache
+def _handle_signal() -> None:
+    """Once in a process: nobody else uses this signal."""
+    signal.signal(signal.SIGVTALRM, _stop)
 
 
 def _stop(*_: Any) -> NoReturn:

@@ -1,15 +1,17 @@
-"""Second half of a shard's work: a spool and its rows' splits -> packed Parquet shards (`pack_shard`).
+"""Second half of a shard's work: a spool and its rows' splits -> packed Parquet shards (`ShardPacker`).
 
 Invariant: the only place where the mask is rolled: stored[j] = trained(j + 1) inside each sequence, its last 0.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sft_hydra.data.background import Background
 from sft_hydra.data.pack import pack
 from sft_hydra.data.plan import Plan, ShardPlan
 from sft_hydra.data.shards import SPLITS, PackedColumns, ShardWriter, checksum, pieces_of
@@ -18,24 +20,51 @@ from sft_hydra.data.spool import Spool, read_spool
 WINDOW_TOKENS = 32 << 20  # sequences are packed this many tokens at a time, so that memory stays bounded
 
 
-def pack_shard(plan: Plan, shard: ShardPlan, spool_folder: Path, splits: NDArray[np.int8], folder: Path) -> list[Any]:
-    """Write the shard's rows of each split. `splits` (rows,): index into SPLITS, or -1 for a row left out.
-    Returns metadata entries with the row index under `index`."""
-    spool = read_spool(spool_folder)
-    starts = np.cumsum(spool.lengths) - spool.lengths
-    of_sequence = splits[spool.row_of] if len(spool.row_of) else np.zeros(0, np.int8)
-    entries = []
-    for number, split in enumerate(SPLITS):
-        chosen = np.flatnonzero(of_sequence == number)
-        if len(chosen):
-            writer = ShardWriter(folder / split / f"shard_{shard.number:06d}.parquet")
-            parts = []
-            for columns in _pack(plan, shard, spool, chosen, starts):
-                writer.write(columns)
-                parts.append(_index(columns, shard.source))
-            writer.close()
-            entries.append(_entry(writer.path, split, shard.source, len(chosen), np.concatenate(parts)))
-    return entries
+class ShardPacker:
+    """Packs shards of one plan into `folder`; use it as a context manager. Two threads write what is packed."""
+
+    def __init__(self, plan: Plan, folder: Path) -> None:
+        self.plan = plan
+        self.folder = folder
+        self.threads = [Background(WINDOW_TOKENS) for _ in range(2)]
+        self.written = 0
+
+    def __enter__(self) -> "ShardPacker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for thread in self.threads:
+            thread.close()
+
+    def pack(self, shard: ShardPlan, spool_folder: Path, splits: NDArray[np.int8]) -> list[Any]:
+        """Pack the shard's rows of each split. `splits` (rows,): index into SPLITS, or -1 for a row left out.
+        Returns metadata entries, with the row index under `index`, that are whole after `finish`."""
+        spool = read_spool(spool_folder)
+        starts = np.cumsum(spool.lengths) - spool.lengths
+        of_sequence = splits[spool.row_of] if len(spool.row_of) else np.zeros(0, np.int8)
+        entries: list[Any] = []
+        for number, split in enumerate(SPLITS):
+            chosen = np.flatnonzero(of_sequence == number)
+            if len(chosen):
+                writer = ShardWriter(self.folder / split / f"shard_{shard.number:06d}.parquet")
+                entry = {"file": f"{split}/{writer.path.name}", "split": split, "source": shard.source}
+                entries.append(entry)
+                thread = self.threads[self.written % 2]
+                self.written += 1
+                parts = []
+                for columns in _pack(self.plan, shard, spool, chosen, starts):
+                    write = partial(writer.write, columns)
+                    tokens = len(columns.input_ids)
+                    thread.submit(write, lambda _: None, ready=False, weight=tokens)
+                    parts.append(_index(columns, shard.source))
+                close = partial(_close, writer, len(chosen), np.concatenate(parts))
+                thread.submit(close, entry.update, ready=False)
+        return entries
+
+    def finish(self) -> None:
+        """Wait until all is written."""
+        for thread in self.threads:
+            thread.finish()
 
 
 def _pack(
@@ -56,11 +85,11 @@ def _index(columns: PackedColumns, source: int) -> NDArray[np.int64]:
     return np.stack([tokens, trained, np.full(len(tokens), source)], axis=1)
 
 
-def _entry(path: Path, split: str, source: int, sequences: int, index: NDArray[np.int64]) -> dict[str, Any]:
+def _close(writer: ShardWriter, sequences: int, index: NDArray[np.int64]) -> dict[str, Any]:
+    """What is to say of a shard that is now whole."""
+    writer.close()
+    path = writer.path
     return {
-        "file": f"{split}/{path.name}",
-        "split": split,
-        "source": source,
         "rows": len(index),
         "sequences": sequences,
         "tokens": int(index[:, 0].sum()),

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from sft_hydra.data.pack_shard import pack_shard
+from sft_hydra.data.pack_shard import ShardPacker
 from sft_hydra.data.plan import Plan, ShardPlan
 from sft_hydra.data.tokenize_shard import Done, Report, ShardTokenizer
 
@@ -127,7 +127,7 @@ def spool_folder(partial: Path, number: int) -> Path:
 def _tokenize_shards(
     worker: ShardTokenizer, numbers: list[int], partial: Path, take: Take, report: Report, done: Done
 ) -> None:
-    with _seldom_collecting():
+    with undisturbed():
         while (place := take()) < len(numbers):
             number = numbers[place]
             worker.run(worker.plan.shards[number], spool_folder(partial, number), report, done)
@@ -135,7 +135,7 @@ def _tokenize_shards(
 
 
 @contextmanager
-def _seldom_collecting() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """Rows are many small objects without cycles: looking for these after every 700 takes a tenth of the time."""
     before = gc.get_threshold()
     gc.set_threshold(50_000, *before[1:])
@@ -148,11 +148,13 @@ def _seldom_collecting() -> Iterator[None]:
 def _pack_shards(
     plan: Plan, numbers: list[int], splits: list[Any], partial: Path, take: Take, done: Done
 ) -> dict[int, list[Any]]:
-    results = {}
-    while (place := take()) < len(numbers):
-        number = numbers[place]
-        results[number] = pack_shard(plan, plan.shards[number], spool_folder(partial, number), splits[number], partial)
-        done()
+    results: dict[int, list[Any]] = {}
+    with undisturbed(), ShardPacker(plan, partial) as packer:
+        while (place := take()) < len(numbers):
+            number = numbers[place]
+            results[number] = packer.pack(plan.shards[number], spool_folder(partial, number), splits[number])
+            done()
+        packer.finish()
     return results
 
 

@@ -23,10 +23,10 @@ import numpy as np
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.config.schema_data import Prepare
 from sft_hydra.data.checks import check_fits, check_rejects, is_stale
-from sft_hydra.data.choose import choose
+from sft_hydra.data.choose import choose, probe_texts
 from sft_hydra.data.metadata import build_metadata, write_set
 from sft_hydra.data.plan import Plan, Request, make_plan, read_request
-from sft_hydra.data.pool import Pool, spool_folder
+from sft_hydra.data.pool import Pool, spool_folder, undisturbed
 from sft_hydra.data.progress import OnProgress, Reporter
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.data.splits import assign
@@ -152,7 +152,7 @@ def _make(
     began: float,
 ) -> None:
     partial = folder.with_name(folder.name + ".partial")
-    with ThreadPoolExecutor(1) as background:
+    with undisturbed(), ThreadPoolExecutor(1) as background:
         plan, library = _plan(cfg, request, tokenizer, partial, background)
         planned = time.monotonic()
         spools = [spool_folder(partial, shard.number) for shard in plan.shards]
@@ -192,9 +192,10 @@ def _plan(
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "spool").mkdir(parents=True)
     now = datetime.now().isoformat(timespec="seconds")
+    texts = probe_texts(request, tokenizer)
 
     def choose_once() -> str:
-        library = choose(request, tokenizer)
+        library = choose(tokenizer, texts)
         temporary = record.with_suffix(".tmp")
         temporary.write_text(json.dumps({"key": request.key, "library": library, "now": now}))
         os.replace(temporary, record)  # before any spool is whole, because that waits for the library

@@ -29,9 +29,13 @@ TOOLS = [
 ]
 
 
-@limited()
 def learn(template: ChatTemplate) -> Habits:
     """Probe a template. Raises DataError when it cannot render a question with its answer."""
+    with limited():
+        return _learn(template)
+
+
+def _learn(template: ChatTemplate) -> Habits:
     habits = Habits()
     _learn_contents(template, habits)
     _learn_arguments(template, habits)
@@ -51,13 +55,13 @@ def learn(template: ChatTemplate) -> Habits:
     return habits
 
 
-@limited()
 def learn_closings(template: ChatTemplate) -> Habits:
     """What `learn` finds out about the ends of turns, and no more."""
     habits = Habits()
-    _learn_contents(template, habits)
-    _learn_arguments(template, habits)
-    _learn_closings(template, habits)
+    with limited():
+        _learn_contents(template, habits)
+        _learn_arguments(template, habits)
+        _learn_closings(template, habits)
     return habits
 
 

@@ -10,8 +10,6 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from jinja2 import nodes
-
 from sft_hydra.config.schema_data import DataConfig, MultiTurn, Reasoning
 from sft_hydra.data.conversation import check_message
 from sft_hydra.data.habits import Habits
@@ -22,7 +20,6 @@ from sft_hydra.data.shape import shape_messages
 from sft_hydra.data.skeleton import Skeletons
 from sft_hydra.data.template import ChatTemplate
 from sft_hydra.data.tokenizer import ChatTokenizer
-from sft_hydra.data.vet import literals
 from sft_hydra.errors import DataError, RowError
 from sft_hydra.records import Conversation, Message
 
@@ -54,8 +51,7 @@ class Renderer:
         self.template = ChatTemplate(template, given, now or datetime.now())
         self.habits = learn(self.template)
         self.locator = Locator(self.template, self.habits)
-        tree = self.template.environment.parse(template)
-        words = [text for text in literals(tree.find_all(nodes.Node)) if not re.fullmatch(r"\w+", text)]
+        words = [text for text in self.template.literals if not re.fullmatch(r"\w+", text)]
         self.tested = re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))) or r"(?!)")
         if self.habits.marked:
             self.skeletons = Skeletons(self.template, self.by_template)

@@ -15,6 +15,7 @@ import zlib
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from threading import Lock
@@ -76,7 +77,10 @@ class ShardWriter:
         self.path = path
         self.temporary = path.with_suffix(".tmp")
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.writer = parquet.ParquetWriter(
+
+    @cached_property
+    def writer(self) -> parquet.ParquetWriter:
+        return parquet.ParquetWriter(
             self.temporary,
             SCHEMA,
             compression="zstd",

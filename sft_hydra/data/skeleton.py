@@ -2,8 +2,10 @@
 
 A skeleton is what the template made of place holders. There is one only for a shape on whose way through the template
 every expression is harmless (vet.py), and it serves only contents that nothing is tested for: not empty, no white
-space at their ends that the template would take away, none of the template's literals in them. The first rows of every shape and each 64th after them
-are rendered by the template too; a difference raises SkeletonError, and the shard is done again without skeletons.
+space at their ends that the template would take away, none of the template's literals in them. Tools and calls are filled
+in as the text of their blocks (tool_blocks.py), if the template prints them by these alone. The first rows of every shape
+and each 256th after them are rendered by the template too; a difference raises SkeletonError, and the shard is done again
+without skeletons.
 Invariant: the same sequences as the template makes, or none.
 """
 
@@ -11,18 +13,21 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 
+from sft_hydra.data.holders import EDGES, TEXTS, Holders
+from sft_hydra.data.limits import limited
 from sft_hydra.data.locate import RenderedSequence
 from sft_hydra.data.template import ChatTemplate
-from sft_hydra.data.vet import Tracer
-from sft_hydra.records import Conversation, Message
+from sft_hydra.data.tool_blocks import Block
+from sft_hydra.data.tracer import Findings, Tracer
+from sft_hydra.records import Conversation
 
-WORTH = 3  # rows of a shape before it gets a skeleton
+WORTH = 6  # rows of a shape before it gets a skeleton
 CHECKED = 4  # rows of a new shape that the template renders too
-EVERY = 64  # and then one of so many
+EVERY = 256  # and then one of so many
 SHAPES = 4096
-EDGES = (" ", "\n")  # white space that a content may start or end with, where the template leaves it alone
-FIELDS = frozenset({"role", "content", "reasoning_content"})
+FIELDS = frozenset({"role", "tool_calls", *TEXTS})
 
 Render = Callable[[Conversation], list[RenderedSequence]]
 Shape = tuple[str, ...]
@@ -34,18 +39,21 @@ class SkeletonError(Exception):
 
 @dataclass(slots=True)
 class _Skeleton:
-    """`formats[s][c]`: chunk c of sequence s as a format string of the row's contents."""
+    """`formats[s][c]`: chunk c of sequence s as a format string of the row's contents and, after them, the texts of
+    `blocks`, each of one of the row's lists of tools or calls."""
 
     formats: list[list[str]]
     trained: list[list[bool]]
     bare_headers: list[int]
     literals: list[str]  # texts that no content may hold
     compared: set[str]  # texts that no content may be
+    longest: int  # of these
+    blocks: list[tuple[Block, int]]
     used: int = 0
 
     def fits(self, values: list[str]) -> bool:
         for text in values:
-            if text in self.compared:
+            if len(text) <= self.longest and text in self.compared:
                 return False
             for literal in self.literals:
                 if literal in text:
@@ -71,7 +79,8 @@ class Skeletons:
     def sequences(self, conversation: Conversation) -> list[RenderedSequence] | None:
         """The sequences of a plain conversation; None if this is a case for the template."""
         values: list[str] = []
-        shape = self._shape(conversation, values)
+        lists: list[Any] = []
+        shape = self._shape(conversation, values, lists)
         if shape is None:
             return None
         if shape not in self.known:
@@ -80,7 +89,7 @@ class Skeletons:
                 return None
             self.known[shape] = self._make(conversation)
         skeleton = self.known[shape]
-        if skeleton is None or not skeleton.fits(values):
+        if skeleton is None or (lists and not _add_blocks(skeleton, lists, values)) or not skeleton.fits(values):
             return None
         found = skeleton.fill(values)
         skeleton.used += 1
@@ -88,39 +97,36 @@ class Skeletons:
             raise SkeletonError(conversation.origin)
         return found
 
-    def _shape(self, conversation: Conversation, values: list[str]) -> Shape | None:
-        """Roles and kinds of fields, with the contents in `values`; None if a content may change what is printed."""
-        if conversation.tools:
-            return None
+    def _shape(self, conversation: Conversation, values: list[str], lists: list[Any]) -> Shape | None:
+        """Roles and kinds of fields, with the contents in `values` and tools and calls in `lists`; None if a content may
+        change what is printed."""
         shape: list[str] = []
+        if conversation.tools:
+            shape.append("")  # which is no role
+            lists.append(conversation.tools)
         for message in conversation.messages:
             shape.append(message["role"])
             text = message.get("content")
-            if len(message) == 2 and type(text) is str and text and not (text[0].isspace() or text[-1].isspace()):
-                shape.append("content")  # most messages, told quickly
-                values.append(text)
+            if len(message) == 2 and type(text) is str and text and text == text.strip():
+                values.append(text)  # most messages, told quickly
                 continue
             if not FIELDS.issuperset(message):
                 return None
-            for name in ("content", "reasoning_content"):
+            shape.append("")
+            for name in TEXTS:
                 text = message.get(name)
                 if text is None:
                     continue
-                if type(text) is not str:
+                kind = _kind(text)
+                if kind is None:
                     return None
-                if not text:
-                    shape.append("no " + name)
-                    continue
-                first, last = text[0], text[-1]
-                if first.isspace() or last.isspace():
-                    if text.isspace():  # an answer of white space alone is not learned
-                        return None
-                    if not (first in EDGES or first.isprintable()) or not (last in EDGES or last.isprintable()):
-                        return None
-                    shape.append("starts blank" if first in EDGES else "")
-                    shape.append("ends blank" if last in EDGES else "")
-                shape.append(name)
-                values.append(text)
+                shape.append(kind + name)
+                if text:
+                    values.append(text)
+            if "tool_calls" in message:
+                shape.append("tool_calls")
+                lists.append(message["tool_calls"])
+            shape.append("")
         return tuple(shape)
 
     @cached_property
@@ -130,49 +136,57 @@ class Skeletons:
     def _make(self, conversation: Conversation) -> _Skeleton | None:
         """Render the shape with place holders of two lengths; None unless each is printed as it is in both, and the way
         through the template is harmless."""
-        fillers = [("x", " \n", "\n "), ("a longer text\nof two lines ", "\n ", " \n")]
-        probes = [_with_holders(conversation, *filler) for filler in fillers]
+        one = Holders(conversation, "x", " \n", "\n ", count=1)
+        two = Holders(conversation, "a longer text\nof two lines ", "\n ", " \n", count=2)
         try:
-            (first, seen), (second, more) = (self.tracer.run(partial(self.render, probe)) for probe, _ in probes)
+            (first, seen), (second, more) = self._trace(one), self._trace(two)
         except Exception:  # the template refuses the shape: every row of it goes the slow way and is told why
             return None
-        formats = _formats(first, probes[0][1])
         literals, compared = {*seen.literals, *more.literals}, seen.compared | more.compared
-        if formats is None or formats != _formats(second, probes[1][1]):
+        formats = one.formats(first)
+        if formats is None or formats != two.formats(second) or one.blocks != two.blocks:
             return None
-        if not (seen.harmless and more.harmless):
+        if not (seen.harmless and more.harmless and (not one.lists or (seen.blocks and more.blocks))):
             return None
-        if any(text in holder for text in literals for _, holders in probes for holder in holders):
+        if any(text in holder for text in literals for holder in one.texts + two.texts):
             return None
         trained, bare = [s.trained for s in first], [s.bare_headers for s in first]
-        return _Skeleton(formats, trained, bare, list(literals), compared)
+        longest = max(map(len, compared), default=-1)
+        return _Skeleton(formats, trained, bare, list(literals), compared, longest, one.blocks)
+
+    def _trace(self, holders: Holders) -> tuple[list[RenderedSequence], Findings]:
+        blocks = self.template.blocks[self.tracer.marking].values()
+        for block in blocks:
+            block.stand_in = holders.stand_in
+        try:
+            return self.tracer.run(partial(self.render, holders.conversation))
+        finally:
+            for block in blocks:
+                block.stand_in = None
 
 
-def _formats(sequences: list[RenderedSequence], holders: list[str]) -> list[list[str]] | None:
-    """Chunks with place holders as fields of format strings; None if a part of a holder is left."""
-    formats = []
-    for sequence in sequences:
-        chunks = [chunk.replace("{", "{{").replace("}", "}}") for chunk in sequence.chunks]
-        for number, holder in enumerate(holders):
-            chunks = [chunk.replace(holder, f"{{{number}}}") for chunk in chunks]
-        if any("Zq" in chunk or "qZ" in chunk for chunk in chunks):
-            return None
-        formats.append(chunks)
-    return formats
+def _kind(text: Any) -> str | None:
+    """What of a text may change how it is printed: whether there is one, and white space at its ends; None: it may
+    be changed itself."""
+    if type(text) is not str:
+        return None
+    if not text:
+        return "no "
+    first, last = text[0], text[-1]
+    if not (first.isspace() or last.isspace()):
+        return ""
+    if text.isspace():  # an answer of white space alone is not learned
+        return None
+    if not (first in EDGES or first.isprintable()) or not (last in EDGES or last.isprintable()):
+        return None
+    return f"{'starts ' * (first in EDGES)}{'ends ' * (last in EDGES)}blank "
 
 
-def _with_holders(conversation: Conversation, filler: str, head: str, tail: str) -> tuple[Conversation, list[str]]:
-    """The conversation with place holders for its contents, made of what escaping would change; with `head` and `tail`
-    where a content starts or ends with white space."""
-    holders: list[str] = []
-    messages: list[Message] = []
-    for message in conversation.messages:
-        probe = dict(message)
-        for name in ("content", "reasoning_content"):
-            if message.get(name):
-                text = message[name]
-                middle = f"Zq{len(holders)}\"\\é\n&'{filler}{len(holders)}qZ"
-                probe[name] = (head if text[0] in EDGES else "") + middle + (tail if text[-1] in EDGES else "")
-                holders.append(probe[name])
-        messages.append(probe)
-    return Conversation(messages, None, conversation.origin, conversation.source), holders
+def _add_blocks(skeleton: _Skeleton, lists: list[Any], values: list[str]) -> bool:
+    """Add the texts of tools and calls to a row's values; False where the template cannot print them."""
+    try:
+        with limited():
+            values += [block(lists[number]) for block, number in skeleton.blocks]
+    except Exception:  # whatever the template's expressions raise; it is told when the row is rendered
+        return False
+    return True

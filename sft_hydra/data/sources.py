@@ -271,32 +271,30 @@ def read_rows(
     byte where row `first` of a file of lines starts (0: not known)."""
     if source.config.format == "oasst":
         rest = _read_rows(file, source, first, None, offset)  # a tree may end beyond `stop`
-        yield from trees(rest, first, stop)
-    else:
-        yield from _read_rows(file, source, first, stop, offset)
+        return trees(rest, first, stop)
+    return _read_rows(file, source, first, stop, offset)
 
 
 def _read_rows(file: InputFile, source: Source, first: int, stop: int | None, offset: int) -> Iterator[tuple[int, Any]]:
     if file.kind == "lines":
-        yield from _read_lines(file.path, first, stop, offset)
-    elif file.kind == "parquet":
-        yield from _read_parquet(file.path, first, stop)
-    else:
-        rows: Any
-        if file.kind == "demo":
-            from sft_hydra.demo import conversations
+        return _read_lines(file.path, first, stop, offset)
+    if file.kind == "parquet":
+        return _read_parquet(file.path, first, stop)
+    rows: Any
+    if file.kind == "demo":
+        from sft_hydra.demo import conversations
 
-            rows = islice(conversations.rows(file.path.removeprefix("demo:")), first, stop)
-        elif file.kind == "builtin":
-            rows = spelling.rows(file.path.removeprefix("builtin:"), first, stop)
-        elif file.kind == "hub":
-            data = _hub(file.path, source.config)
-            rows = (
-                prune_nulls(data[index]) for index in range(first, min(len(data) if stop is None else stop, len(data)))
-            )
-        else:
-            rows = islice(_read_array(file.path), first, stop)
-        yield from enumerate(rows, first)
+        rows = islice(conversations.rows(file.path.removeprefix("demo:")), first, stop)
+    elif file.kind == "builtin":
+        rows = spelling.rows(file.path.removeprefix("builtin:"), first, stop)
+    elif file.kind == "hub":
+        data = _hub(file.path, source.config)
+        rows = (
+            prune_nulls(data[index]) for index in range(first, min(len(data) if stop is None else stop, len(data)))
+        )
+    else:
+        rows = islice(_read_array(file.path), first, stop)
+    return enumerate(rows, first)
 
 
 def _read_lines(path: str, first: int, stop: int | None, offset: int) -> Iterator[tuple[int, Any]]:

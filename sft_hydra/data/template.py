@@ -15,7 +15,8 @@ from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
 
 from sft_hydra.data.limits import limited
 from sft_hydra.data.sandbox import make_environment
-from sft_hydra.data.tool_blocks import take_out_blocks
+from sft_hydra.data.tool_blocks import Block, take_out_blocks
+from sft_hydra.data.vet import literals
 from sft_hydra.errors import DataError
 from sft_hydra.records import Message
 
@@ -56,9 +57,13 @@ class ChatTemplate:
         self.environment.filters["open_mark"] = lambda value: self._mark("o", value)
         self.environment.filters["close_mark"] = lambda value: self._mark("c", value)
         self.indices: dict[int, int] = {}  # id(message) -> its index, for the render that is going on
+        self.blocks: dict[Marking, dict[str, Block]] = {}
         try:
             with limited():
-                self.plain = self.environment.from_string(source)
+                tree = self.environment.parse(source)
+                self.loop_sizes = _Marker(Marking(frozenset(), False)).visit(tree)
+                self.literals = literals(tree.find_all(nodes.Node))
+                self.plain = self.compile(tree)
         except (TemplateError, RecursionError, ValueError, ArithmeticError) as problem:
             line = f", line {problem.lineno}" if isinstance(problem, TemplateSyntaxError) else ""
             raise DataError(f"tokenizer.chat_template: no Jinja template ({problem}{line})") from None
@@ -95,7 +100,7 @@ class ChatTemplate:
         """The template's syntax tree with marks, and with blocks for tools and calls."""
         tree = self.environment.parse(self.source)
         _Marker(marking).visit(tree)
-        take_out_blocks(self.environment, tree)
+        take_out_blocks(self.environment, tree, self.blocks.setdefault(marking, {}))
         return tree
 
     def compile(self, tree: nodes.Template) -> Template:
@@ -107,7 +112,7 @@ class ChatTemplate:
     def markings(self) -> list[Marking]:
         """All ways of marking worth a try, simplest first: one loop (the largest body is nearly always the one over the
         messages), then all loops, then the same with indexed messages too."""
-        sizes = _Marker(Marking(frozenset(), False)).visit(self.environment.parse(self.source))
+        sizes = self.loop_sizes
         order = sorted(range(len(sizes)), key=lambda number: -sizes[number])
         choices = [frozenset({number}) for number in order] + [None]
         return [Marking(loops, assigned) for assigned in (False, True) for loops in choices]

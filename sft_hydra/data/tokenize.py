@@ -122,7 +122,8 @@ class SequenceEncoder:
         self.prefix = list(prefix)
         self.openers = tuple(t.text for t in tokenizer.added if not (t.lstrip or t.normalized))
         self.closers = tuple(t.text for t in tokenizer.added if not (t.rstrip or t.normalized))
-        self.seen: tuple[str, ...] = ()  # openers met so far, tried first
+        self.seen_openers: tuple[str, ...] = ()  # those met so far, tried first: there may be a thousand
+        self.seen_closers: tuple[str, ...] = ()
         ids, offsets = self.bulk.encode(["\nx", "\n", "x"])
         self.cuts_freely = ids[: offsets[1]].tolist() == ids[offsets[1] :].tolist()
 
@@ -154,19 +155,23 @@ class SequenceEncoder:
 
     def _cuts_are_exact(self, sequence: RenderedSequence) -> bool:
         chunks, trained = sequence.chunks, sequence.trained
-        return all(
-            (trained[i] and not trained[i - 1] and self.cuts_freely) or self._is_cut(chunks[i - 1], chunks[i])
-            for i in range(1, len(chunks))
-        )
+        for i in range(1, len(chunks)):
+            starts_turn = trained[i] and not trained[i - 1] and self.cuts_freely
+            if not starts_turn and not self._is_cut(chunks[i - 1], chunks[i]):
+                return False
+        return True
 
     def _is_cut(self, left: str, right: str) -> bool:
         """True if a control token stands at the border, so that nothing merges over it."""
-        if right.startswith(self.seen):
+        if right.startswith(self.seen_openers) or left.endswith(self.seen_closers):
             return True
-        opener = next((text for text in self.openers if right.startswith(text)), None)
-        if opener is not None:
-            self.seen = (*self.seen, opener)
-        return opener is not None or left.endswith(self.closers)
+        if right.startswith(self.openers):
+            self.seen_openers += tuple(text for text in self.openers if right.startswith(text))
+            return True
+        if left.endswith(self.closers):
+            self.seen_closers += tuple(text for text in self.closers if left.endswith(text))
+            return True
+        return False
 
     def _encode_one(self, sequence: RenderedSequence) -> tuple[list[int], list[int]]:
         ids, mask = list(self.prefix), [0] * len(self.prefix)

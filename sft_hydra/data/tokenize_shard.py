@@ -1,7 +1,7 @@
 """First half of a shard's work: rows -> checked and rendered -> tokenized sequences in a spool (`ShardTokenizer.run`).
 
-Rows are read, checked and rendered here, then encoded and written (batch.py); a thread beside does that as long as the
-tokenizer is being read.
+Rows are read, checked and rendered here, then encoded and written (batch.py); a thread beside encodes those that wait while
+the tokenizer is being read.
 Owns what happens to a row on the way: every row read ends as sequences or as a line in rejects.jsonl, and is counted.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from sft_hydra.data.background import Background
-from sft_hydra.data.batch import Batch, Counts, SpoolFiller
+from sft_hydra.data.batch import Batch, SpoolFiller
 from sft_hydra.data.conversation import to_conversation
 from sft_hydra.data.filters import Filters
 from sft_hydra.data.guard import WORD, Guard
@@ -28,7 +28,7 @@ from sft_hydra.data.render import RenderedSequence, Renderer
 from sft_hydra.data.skeleton import SkeletonError
 from sft_hydra.data.sources import Bad, Source, read_rows
 from sft_hydra.data.spool import SpoolWriter
-from sft_hydra.data.tokenize import SequenceEncoder, start_fast
+from sft_hydra.data.tokenize import SequenceEncoder, TokenBatch, start_fast
 from sft_hydra.data.tokenizer import ChatTokenizer
 from sft_hydra.errors import RowError
 from sft_hydra.records import Conversation
@@ -36,7 +36,7 @@ from sft_hydra.records import Conversation
 JUDGED_TOGETHER = 256  # rows
 BATCH_CHARS = 2_000_000  # text encoded at once: enough to be quick, little enough to stay small
 BATCH_ROWS = 50_000
-AHEAD = 8  # batches that are rendered before they are encoded, while the tokenizer is being read
+AHEAD = 24  # batches that are rendered before they are encoded, while the tokenizer is being read
 
 Report = Callable[[int, int, int, int], None]  # more rows, tokens, trained tokens, rejects
 Done = Callable[[], None]
@@ -73,6 +73,7 @@ class ShardTokenizer:
 
     def finish(self) -> None:
         """Wait until all spools are written."""
+        self.background.help()
         self.background.finish()
 
     def close(self) -> None:
@@ -84,8 +85,9 @@ class ShardTokenizer:
         filler = SpoolFiller(self.plan, source, writer)
 
         def flush(batch: Batch) -> None:
-            fill = partial(self._fill, filler, batch)
-            self.background.submit(fill, lambda counts: report(*counts), ready=self.encoder is not None)
+            encode = partial(self._encode, batch)
+            fill = partial(filler.fill, batch)
+            self.background.submit(encode, lambda tokens: report(*fill(tokens)), ready=self.encoder is not None)
 
         batch = Batch()
         for index, part in enumerate(shard.ranges):
@@ -96,7 +98,12 @@ class ShardTokenizer:
                     flush(batch)
                     batch = Batch()
         flush(batch)
-        self.background.submit(writer.close, lambda _: done(), ready=True)
+
+        def close(_: None) -> None:
+            writer.close()
+            done()
+
+        self.background.submit(lambda: None, close, ready=True, weight=0)
 
     def _add(self, batch: Batch, row: Any, source: Source, place: tuple[int, int, str]) -> None:
         batch.read += 1
@@ -108,11 +115,11 @@ class ShardTokenizer:
         except RecursionError:
             batch.rejects.append((place[2], "nesting", "objects or lists are nested too deeply"))
 
-    def _fill(self, filler: SpoolFiller, batch: Batch) -> Counts:
+    def _encode(self, batch: Batch) -> TokenBatch:
         if self.encoder is None:
             prefix = self.tokenizer.bos_prefix if self.plan.template is None else []
             self.encoder = SequenceEncoder(self.tokenizer, self.library(), prefix)
-        return filler.fill(self.encoder, batch)
+        return batch.encode(self.encoder)
 
     def _judged(self, rows: Iterator[tuple[int, Any]], source: Source) -> Iterator[tuple[int, Any]]:
         """The same rows, when the judge has been asked about those that the filters keep, many at a time."""

@@ -5,6 +5,7 @@ filter, which is quicker, and definitions are rendered once per list, not once p
 them. Any other loop stays as it is.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -16,7 +17,7 @@ PREFIX = "block_of_"
 
 
 class Block:
-    """The filter that a loop has become."""
+    """The filter that a loop has become. `stand_in`, if set, answers in its place."""
 
     def __init__(self, environment: Environment, loop: nodes.For, macros: list[nodes.Macro]) -> None:
         self.remembers = _kind(loop) == "tools"
@@ -27,8 +28,11 @@ class Block:
         template = Template.from_code(environment, environment.compile(tree), environment.make_globals(None))
         self.render = template.module.block  # type: ignore[attr-defined]
         self.known: dict[bytes, str] = {}
+        self.stand_in: Callable[[Block, Any], str] | None = None
 
     def __call__(self, values: Any) -> str:
+        if self.stand_in is not None:
+            return self.stand_in(self, values)
         if not self.remembers:
             return str(self.render(values))
         try:
@@ -43,25 +47,30 @@ class Block:
         return text
 
 
-def take_out_blocks(environment: Environment, tree: nodes.Template) -> None:
-    """Edit the syntax tree of a template in place; the blocks are filters of the environment, named PREFIX and a number."""
+def take_out_blocks(environment: Environment, tree: nodes.Template, known: dict[str, Block]) -> None:
+    """Edit the syntax tree of a template in place; the blocks are filters of the environment, named PREFIX and a number.
+    `known`: those made before from the same tree."""
     macros = [statement for statement in tree.body if isinstance(statement, nodes.Macro)]
-    _replace(environment, tree.body, macros)
+    _replace(environment, tree.body, macros, known)
 
 
-def _replace(environment: Environment, body: list[nodes.Node], macros: list[nodes.Macro]) -> None:
+def _replace(
+    environment: Environment, body: list[nodes.Node], macros: list[nodes.Macro], known: dict[str, Block]
+) -> None:
     for index, statement in enumerate(body):
         if isinstance(statement, nodes.For) and _kind(statement) and _is_pure(environment, statement, macros):
             name = f"{PREFIX}{statement.lineno}_{index}"
-            environment.filters[name] = Block(environment, statement, macros)
+            if name not in known:
+                known[name] = Block(environment, statement, macros)
+            environment.filters[name] = known[name]
             printed = nodes.Filter(statement.iter, name, [], [], None, None)
             body[index] = nodes.Output([printed], lineno=statement.lineno)
             continue
         for field in ("body", "else_"):
             if isinstance(getattr(statement, field, None), list):
-                _replace(environment, getattr(statement, field), macros)
+                _replace(environment, getattr(statement, field), macros, known)
         for branch in getattr(statement, "elif_", ()):
-            _replace(environment, branch.body, macros)
+            _replace(environment, branch.body, macros, known)
 
 
 def _kind(loop: nodes.For) -> str | None:

@@ -1,23 +1,18 @@
 """What a template does to contents, read from its syntax tree: `literals` (texts it looks for) and `is_harmless` (an
 expression whose result depends on a content only by printing and trimming it, by such texts, and by its being there).
-
-`Tracer` tells which parts of the tree a render goes through, so that only these need to be harmless.
+What it does to tools and calls: `blocks_are_printed` and `leaves_tools_to_blocks`.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Iterable
 
 from jinja2 import nodes
 
-from sft_hydra.data.template import ChatTemplate
 from sft_hydra.data.tool_blocks import PREFIX
-
-T = TypeVar("T")
 
 FILTERS = {"trim", "tojson", "safe", "string", "default", "d", "length", "count", "items", "list", "join", "selectattr"}
 MARKS = {"open_mark", "close_mark", "visited"}
 METHODS = {"strip", "lstrip", "rstrip", "split", "startswith", "endswith", "items", "keys", "get"}
+TOOL_NAMES = {"tools", "tool_calls"}
 TESTS = {"defined", "undefined", "none", "string", "mapping", "iterable", "sequence", "true", "false", "boolean"}
 
 
@@ -47,7 +42,7 @@ def compared(parts: Iterable[nodes.Node]) -> set[str]:
 def is_harmless(node: nodes.Node) -> bool:
     """True for a node of an executed part that treats contents as the docstring above says."""
     if isinstance(node, nodes.Filter):
-        return node.name in FILTERS or node.name in MARKS or node.name.startswith(PREFIX)
+        return node.name in FILTERS or node.name in MARKS or _is_block(node)
     if isinstance(node, nodes.Test):
         return node.name in TESTS
     if isinstance(node, nodes.Getitem):
@@ -102,70 +97,41 @@ def _constants(parts: Iterable[nodes.Node]) -> set[str]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Findings:
-    """What the branches that a render went through do to contents: `literals` that no content may hold and `compared`
-    texts that none may be, if they are `harmless` at all."""
-
-    harmless: bool
-    literals: list[str]
-    compared: set[str]
+def blocks_are_printed(tree: nodes.Template) -> bool:
+    """True if no block of tools or calls (tool_blocks.py) lies where its text is caught, so that all of it is printed."""
+    catching = (nodes.Macro, nodes.AssignBlock, nodes.FilterBlock, nodes.CallBlock)
+    return not any(_is_block(node) for catcher in tree.find_all(catching) for node in catcher.find_all(nodes.Filter))
 
 
-class Tracer:
-    """Renders a template so that it can be told which of its branches were gone through."""
-
-    def __init__(self, template: ChatTemplate) -> None:
-        assert template.marking is not None
-        self.template = template
-        self.bodies: list[list[nodes.Node]] = []  # of each branch: the nodes that are its own
-        self.seen: set[int] = set()
-        self.known: dict[frozenset[int], Findings] = {}
-        template.environment.filters["visited"] = self._visited
-        marked = template.marked_tree(template.marking)
-        self._enter(marked.body)
-        self.traced = template.compile(marked)
-
-    def run(self, work: Callable[[], T]) -> tuple[T, Findings]:
-        """What `work` returns when all that it renders is traced, and what the template did on the way."""
-        template = self.template
-        plain, marked = template.plain, template.marked
-        template.plain = template.marked = self.traced
-        self.seen.clear()
-        try:
-            result = work()
-        finally:
-            template.plain, template.marked = plain, marked
-        branches = frozenset(self.seen)
-        if branches not in self.known:
-            parts = [node for branch in sorted(branches) for node in self.bodies[branch]]
-            texts = literals(parts)
-            shortest = [text for text in texts if not any(other != text and other in text for other in texts)]
-            self.known[branches] = Findings(all(map(is_harmless, parts)), shortest, compared(parts))
-        return result, self.known[branches]
-
-    def _visited(self, _: Any, branch: int) -> str:
-        self.seen.add(branch)
-        return ""
-
-    def _enter(self, body: list[nodes.Node]) -> None:
-        """Put a sign at the start of a branch and of all branches in it."""
-        own: list[nodes.Node] = []
-        number = len(self.bodies)
-        self.bodies.append(own)
-        for statement in body:
-            inner = [getattr(statement, name, None) for name in ("body", "else_")]
-            inner += [branch.body for branch in getattr(statement, "elif_", ())]
-            branches = [branch for branch in inner if isinstance(branch, list) and branch]
-            own += _own_nodes(statement, branches)
-            for branch in branches:
-                self._enter(branch)
-        anything = nodes.Name("messages", "load")  # a filter of constants would be computed before any render
-        sign = nodes.Filter(anything, "visited", [nodes.Const(number)], [], None, None)
-        body.insert(0, nodes.Output([sign], lineno=1))
+def leaves_tools_to_blocks(parts: Iterable[nodes.Node]) -> bool:
+    """True if these parts of a template print tools and calls by blocks alone, and else look only whether there are any."""
+    return all(
+        not _means_tools(child) or _is_test(node, child) or _is_block(node)
+        for node in parts
+        for child in node.iter_child_nodes()
+    )
 
 
-def _own_nodes(statement: nodes.Node, branches: list[list[nodes.Node]]) -> list[nodes.Node]:
-    """The statement's nodes that are not in a branch of it."""
-    inside = {id(node) for branch in branches for part in branch for node in (part, *part.find_all(nodes.Node))}
-    return [node for node in (statement, *statement.find_all(nodes.Node)) if id(node) not in inside]
+def _means_tools(node: nodes.Node) -> bool:
+    """An expression for the tools or for a message's calls."""
+    if isinstance(node, nodes.Name):
+        return node.name in TOOL_NAMES
+    if isinstance(node, nodes.Getattr):
+        return node.attr in TOOL_NAMES
+    if isinstance(node, nodes.Getitem):
+        return isinstance(node.arg, nodes.Const) and node.arg.value in TOOL_NAMES
+    return isinstance(node, nodes.Call) and any(
+        isinstance(argument, nodes.Const) and argument.value in TOOL_NAMES for argument in node.args
+    )
+
+
+def _is_test(node: nodes.Node, child: nodes.Node) -> bool:
+    """Whether `node` asks of `child` only if there is something; what is counted is looked at by `is_harmless`."""
+    if isinstance(node, nodes.If | nodes.CondExpr):
+        return child is node.test
+    counts = isinstance(node, nodes.Filter) and node.name in ("length", "count")
+    return counts or isinstance(node, nodes.Test | nodes.And | nodes.Or | nodes.Not)
+
+
+def _is_block(node: nodes.Node) -> bool:
+    return isinstance(node, nodes.Filter) and node.name.startswith(PREFIX)
