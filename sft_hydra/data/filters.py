@@ -45,7 +45,7 @@ class Filters:
         config = self.config
         if config.structure:
             _check_structure(conversation)
-        if config.tools and any(["tool_calls" in message for message in conversation.messages]):
+        if config.tools and any("tool_calls" in message for message in conversation.messages):
             self._check_tools(conversation)
         if config.tools_missing:
             _check_tools_missing(conversation)

@@ -37,7 +37,11 @@ class Guard:
     def is_needed(self, conversation: Conversation) -> bool:
         """True if a text of this row holds what would become a control token."""
         plain = [message["content"] for message in conversation.messages if len(message) == 2 and "content" in message]
-        if not conversation.tools and len(plain) == len(conversation.messages) and not self.every.finds("\0".join(plain)):
+        if (
+            not conversation.tools
+            and len(plain) == len(conversation.messages)
+            and not self.every.finds("\0".join(plain))
+        ):
             return False  # most rows, told quickly
         for message in conversation.messages:
             finder = self.special if message["role"] == "assistant" else self.every

@@ -5,6 +5,8 @@ Invariant: a place holder that the template changes, cuts or leaves out shows in
 
 from typing import Any
 
+from jinja2 import Undefined
+
 from sft_hydra.data.locate import RenderedSequence
 from sft_hydra.data.tool_blocks import Block
 from sft_hydra.records import Conversation, Message
@@ -39,8 +41,10 @@ class Holders:
         self.conversation = Conversation(messages, tools, given.origin, given.source)
 
     def stand_in(self, block: Block, values: Any) -> str:
-        """What a block prints. Raises StopIteration for a list that is not one of the row's."""
-        place = (block, next(number for number, known in enumerate(self.lists) if known is values))
+        """What a block prints. Raises ValueError for a list that is not one of the row's."""
+        if isinstance(values, Undefined):  # a message without calls
+            return ""
+        place = (block, [id(known) for known in self.lists].index(id(values)))
         if place not in self.blocks:
             self.blocks.append(place)
             self.texts.append(self._holder())

@@ -15,18 +15,9 @@ from typing import Any
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.config.schema_data import DataConfig
 from sft_hydra.data.blend import check_wishes
+from sft_hydra.data.inputs import Survey, count_rows, line_offsets, survey
 from sft_hydra.data.shards import FORMAT_VERSION
-from sft_hydra.data.sources import (
-    Bad,
-    InputFile,
-    Source,
-    count_rows,
-    files_of,
-    identity_of,
-    line_offsets,
-    read_rows,
-    sources_of,
-)
+from sft_hydra.data.sources import Bad, InputFile, Source, files_of, read_rows, sources_of
 from sft_hydra.data.tokenizer import AddedToken, ChatTokenizer
 from sft_hydra.errors import ConfigError
 from sft_hydra.paths import data_root
@@ -108,6 +99,7 @@ class Request:
     sources: list[Source]
     files: list[list[InputFile]]
     inputs: list[dict[str, Any]]
+    surveys: list[Survey]  # in the order of `inputs`
 
 
 def read_request(cfg: SftConfig, tokenizer: ChatTokenizer) -> Request:
@@ -116,10 +108,11 @@ def read_request(cfg: SftConfig, tokenizer: ChatTokenizer) -> Request:
     sources = sources_of(cfg.data)
     check_wishes(sources)
     files = [files_of(source) for source in sources]
+    pairs = [(file, source) for source, listed in zip(sources, files, strict=True) for file in listed]
+    surveys = survey(pairs)
     inputs = [
-        {"source": source.name, "path": file.path, "identity": identity_of(file, source)}
-        for source, listed in zip(sources, files, strict=True)
-        for file in listed
+        {"source": source.name, "path": file.path, "identity": seen.identity}
+        for (file, source), seen in zip(pairs, surveys, strict=True)
     ]
     said = {
         "format": FORMAT_VERSION,
@@ -133,15 +126,16 @@ def read_request(cfg: SftConfig, tokenizer: ChatTokenizer) -> Request:
         "inputs": [{"source": entry["source"], "identity": entry["identity"]} for entry in inputs],
     }
     text = json.dumps(said, sort_keys=True, default=_plain)
-    return Request(hashlib.sha256(text.encode()).hexdigest()[:16], sources, files, inputs)
+    return Request(hashlib.sha256(text.encode()).hexdigest()[:16], sources, files, inputs, surveys)
 
 
 def make_plan(cfg: SftConfig, request: Request, tokenizer: ChatTokenizer, now: str) -> Plan:
     """The whole plan. Counts the rows of all inputs."""
     shards: list[ShardPlan] = []
     made_rows = 0
+    surveys = iter(request.surveys)
     for index, (source, listed) in enumerate(zip(request.sources, request.files, strict=True)):
-        for ranges in _shard_ranges(source, listed, cfg.data):
+        for ranges in _shard_ranges(source, listed, [next(surveys) for _ in listed], cfg.data):
             shards.append(ShardPlan(len(shards), index, ranges))
             made_rows += shards[-1].rows if listed[0].kind in MADE else 0
     return Plan(
@@ -176,9 +170,12 @@ def _plain(value: Any) -> Any:
     return value.value if isinstance(value, Enum) else str(value)
 
 
-def _shard_ranges(source: Source, files: list[InputFile], data: DataConfig) -> list[tuple[RowRange, ...]]:
+def _shard_ranges(
+    source: Source, files: list[InputFile], surveys: list[Survey], data: DataConfig
+) -> list[tuple[RowRange, ...]]:
     """The source's rows cut into `data.num_shards` parts of equal rows (null: about 32 MiB of input each)."""
-    counts = _limit(source, files, [count_rows(file, source) for file in files], data.sample)
+    found = [count_rows(file, source, seen) for file, seen in zip(files, surveys, strict=True)]
+    counts = _limit(source, files, found, data.sample)
     total = sum(counts)
     wanted = data.num_shards or max(_size(files) // SHARD_BYTES, 1)
     if data.num_shards is None and files[0].kind in MADE:
@@ -187,12 +184,12 @@ def _shard_ranges(source: Source, files: list[InputFile], data: DataConfig) -> l
     edges = [round(total * part / wanted) for part in range(wanted + 1)]
     parts: list[list[RowRange]] = [[] for _ in range(wanted)]
     start = 0
-    for file, count in zip(files, counts, strict=True):
+    for file, count, seen in zip(files, counts, surveys, strict=True):
         cuts = [
             (part, max(a, start) - start, min(b, start + count) - start) for part, (a, b) in enumerate(pairwise(edges))
         ]
         cuts = [(part, first, stop) for part, first, stop in cuts if first < stop]
-        offsets = line_offsets(file, [first for _, first, _ in cuts])
+        offsets = line_offsets(file, [first for _, first, _ in cuts], seen)
         for (part, first, stop), offset in zip(cuts, offsets, strict=True):
             parts[part].append(RowRange(file, first, stop, offset))
         start += count

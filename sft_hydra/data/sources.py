@@ -4,7 +4,6 @@ Invariant: a row keeps its place (`file:line`); a line that is no JSON is a Bad 
 """
 
 import gzip
-import hashlib
 import io
 import json
 import re
@@ -208,62 +207,6 @@ def open_bytes(file: Path | str) -> Iterator[IO[bytes]]:
         raise DataError(f"{file}: cannot be read ({problem})") from None
 
 
-def identity_of(file: InputFile, source: Source) -> str:
-    """What tells whether the content of an input changed: sha256 of its bytes; for a hub data set its fingerprint."""
-    if file.kind == "builtin":
-        return hashlib.sha256(Path(spelling.__file__).read_bytes()).hexdigest()
-    if file.kind == "demo":
-        from sft_hydra.demo import conversations
-
-        folder = Path(conversations.__file__).parent
-        code = b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))
-        return hashlib.sha256(code).hexdigest()
-    if file.kind == "hub":
-        return str(_hub(file.path, source.config)._fingerprint)
-    try:
-        with open(file.path, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as problem:
-        raise DataError(f"source {source.name}: {file.path}: cannot be read ({problem.strerror})") from None
-
-
-def count_rows(file: InputFile, source: Source) -> int:
-    """Rows of a file; for JSON lines the number of lines, blank ones too."""
-    if file.kind == "parquet":
-        return int(_parquet(file.path).metadata.num_rows)
-    if file.kind == "hub":
-        return len(_hub(file.path, source.config))
-    if file.kind == "builtin" and file.path.removeprefix("builtin:") in spelling.ROWS:
-        return spelling.ROWS[file.path.removeprefix("builtin:")]
-    if file.kind in ("array", "demo", "builtin"):
-        return sum(1 for _ in read_rows(file, source, 0, None))
-    count, last = 0, b"\n"
-    with open_bytes(file.path) as stream:
-        while block := stream.read(1 << 22):
-            count += block.count(b"\n")
-            last = block[-1:]
-    return count + (last != b"\n")
-
-
-def line_offsets(file: InputFile, rows: list[int]) -> list[int]:
-    """Byte offsets at which these rows (ascending) of a plain file of lines start; zeros for every other kind of file."""
-    if file.kind != "lines" or file.path.endswith(PACKED) or not any(rows):
-        return [0] * len(rows)
-    offsets: list[int] = []
-    seen = position = 0
-    with open_bytes(file.path) as stream:
-        while block := stream.read(1 << 22):
-            inside, lines = -1, block.count(b"\n")
-            counted = seen
-            while len(offsets) < len(rows) and rows[len(offsets)] <= seen + lines:
-                while counted < rows[len(offsets)]:
-                    inside = block.index(b"\n", inside + 1)
-                    counted += 1
-                offsets.append(position + inside + 1)
-            seen, position = seen + lines, position + len(block)
-    return offsets
-
-
 def read_rows(
     file: InputFile, source: Source, first: int, stop: int | None, offset: int = 0
 ) -> Iterator[tuple[int, Any]]:
@@ -288,10 +231,8 @@ def _read_rows(file: InputFile, source: Source, first: int, stop: int | None, of
     elif file.kind == "builtin":
         rows = spelling.rows(file.path.removeprefix("builtin:"), first, stop)
     elif file.kind == "hub":
-        data = _hub(file.path, source.config)
-        rows = (
-            prune_nulls(data[index]) for index in range(first, min(len(data) if stop is None else stop, len(data)))
-        )
+        data = hub_data(file.path, source.config)
+        rows = (prune_nulls(data[index]) for index in range(first, min(len(data) if stop is None else stop, len(data))))
     else:
         rows = islice(_read_array(file.path), first, stop)
     return enumerate(rows, first)
@@ -331,7 +272,7 @@ def _read_array(path: str) -> list[Any]:
             raise DataError(f"{path}: not a JSON array ({problem})") from None
 
 
-def _parquet(path: str) -> Any:
+def parquet_file(path: str) -> Any:
     from pyarrow import parquet
 
     with _told_as_parquet(path):
@@ -349,7 +290,7 @@ def _told_as_parquet(path: str) -> Iterator[None]:
 
 
 def _read_parquet(path: str, first: int, stop: int | None) -> Iterator[tuple[int, Any]]:
-    table = _parquet(path)
+    table = parquet_file(path)
     number = 0
     for group in range(table.metadata.num_row_groups):
         size = table.metadata.row_group(group).num_rows
@@ -365,7 +306,7 @@ def _read_parquet(path: str, first: int, stop: int | None) -> Iterator[tuple[int
                 number += batch.num_rows
 
 
-def _hub(path: str, config: SourceConfig) -> Any:
+def hub_data(path: str, config: SourceConfig) -> Any:
     import datasets
 
     try:

@@ -6,6 +6,7 @@ them. Any other loop stays as it is.
 """
 
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import orjson
@@ -51,26 +52,25 @@ def take_out_blocks(environment: Environment, tree: nodes.Template, known: dict[
     """Edit the syntax tree of a template in place; the blocks are filters of the environment, named PREFIX and a number.
     `known`: those made before from the same tree."""
     macros = [statement for statement in tree.body if isinstance(statement, nodes.Macro)]
-    _replace(environment, tree.body, macros, known)
+    numbers = count()
 
+    def replace(body: list[nodes.Node]) -> None:
+        for index, statement in enumerate(body):
+            if isinstance(statement, nodes.For) and _kind(statement) and _is_pure(environment, statement, macros):
+                name = f"{PREFIX}{next(numbers)}"
+                if name not in known:
+                    known[name] = Block(environment, statement, macros)
+                environment.filters[name] = known[name]
+                printed = nodes.Filter(statement.iter, name, [], [], None, None)
+                body[index] = nodes.Output([printed], lineno=statement.lineno)
+                continue
+            for field in ("body", "else_"):
+                if isinstance(getattr(statement, field, None), list):
+                    replace(getattr(statement, field))
+            for branch in getattr(statement, "elif_", ()):
+                replace(branch.body)
 
-def _replace(
-    environment: Environment, body: list[nodes.Node], macros: list[nodes.Macro], known: dict[str, Block]
-) -> None:
-    for index, statement in enumerate(body):
-        if isinstance(statement, nodes.For) and _kind(statement) and _is_pure(environment, statement, macros):
-            name = f"{PREFIX}{statement.lineno}_{index}"
-            if name not in known:
-                known[name] = Block(environment, statement, macros)
-            environment.filters[name] = known[name]
-            printed = nodes.Filter(statement.iter, name, [], [], None, None)
-            body[index] = nodes.Output([printed], lineno=statement.lineno)
-            continue
-        for field in ("body", "else_"):
-            if isinstance(getattr(statement, field, None), list):
-                _replace(environment, getattr(statement, field), macros, known)
-        for branch in getattr(statement, "elif_", ()):
-            _replace(environment, branch.body, macros, known)
+    replace(tree.body)
 
 
 def _kind(loop: nodes.For) -> str | None:

@@ -113,7 +113,9 @@ def leaves_tools_to_blocks(parts: Iterable[nodes.Node]) -> bool:
 
 
 def _means_tools(node: nodes.Node) -> bool:
-    """An expression for the tools or for a message's calls."""
+    """An expression for the tools or for a message's calls, or one that may give these."""
+    if isinstance(node, nodes.And | nodes.Or):
+        return _means_tools(node.left) or _means_tools(node.right)
     if isinstance(node, nodes.Name):
         return node.name in TOOL_NAMES
     if isinstance(node, nodes.Getattr):

@@ -51,3 +51,41 @@ def test_what_a_job_raises_is_raised_here() -> None:
     with pytest.raises(ValueError, match="no room"):
         background.finish()
     background.close()
+
+
+def test_help_does_what_the_thread_has_not_begun() -> None:
+    background = Background(ahead=9)
+    go, begun = threading.Event(), threading.Event()
+    done: list[tuple[int, str]] = []
+    found: list[int] = []
+
+    def job(number: int) -> int:
+        begun.set()
+        if number == 0:
+            go.wait()
+        done.append((number, threading.current_thread().name))
+        return number
+
+    for number in range(4):
+        background.submit(lambda number=number: job(number), found.append, ready=number > 0)
+    begun.wait()
+    background.help()
+    assert done == [(number, "MainThread") for number in (3, 2, 1)]
+    assert found == []  # handed over in order, so not yet
+    go.set()
+    background.finish()
+    background.close()
+    assert found == [0, 1, 2, 3]
+
+
+def test_heavy_jobs_wait_for_fewer_others() -> None:
+    background = Background(ahead=10)
+    found: list[int] = []
+    for number in range(6):
+        background.submit(lambda number=number: number, found.append, ready=False, weight=6)
+        assert background.load <= 10
+    background.submit(lambda: 6, found.append, ready=False, weight=60)  # more than may wait: alone
+    assert len(background.waiting) == 1
+    background.finish()
+    background.close()
+    assert found == list(range(7))

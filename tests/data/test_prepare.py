@@ -400,6 +400,7 @@ def test_finished_shards_are_not_done_again(questions: Questions, monkeypatch: p
 
     def interrupted(self, shard, *more):  # type: ignore[no-untyped-def]
         if len(done) == 2:
+            self.finish()  # what waits for the tokenizer is not finished
             raise KeyboardInterrupt
         done.append(shard.number)
         run(self, shard, *more)

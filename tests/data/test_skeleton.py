@@ -1,5 +1,6 @@
 """Skeletons give what the template gives, or leave the row to it."""
 
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from support.chats import TOOL, assistant, call, conversation, result, system, u
 from sft_hydra.data.render import Renderer
 from sft_hydra.data.skeleton import CHECKED, WORTH, SkeletonError
 from sft_hydra.errors import RowError
+from sft_hydra.records import Conversation
 
 TEMPLATES = Path(__file__).parent / "templates"
 TURNS = "{% for m in messages %}{{ '<' ~ m.role ~ '>' }}BODY{{ '</s>' }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -33,6 +35,7 @@ REFUSED = {
     "a search by name": "{% set tag = '<x>' %}{% if m.content.startswith(tag) %}!{% endif %}{{ m.content }}",
     "replaced": "{{ m.content | replace('z', 'y') }}",
 }
+OTHER = {"type": "function", "function": {**TOOL["function"], "name": "other", "strict": True}}
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
     [
         "</think>",
@@ -52,6 +55,36 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampl
         "Zq0qZ",
     ]
 )
+
+
+TOOLED = (
+    "{% for m in messages %}{{ '<' ~ m.role ~ '>' ~ (m.content or '') }}CALLS{{ '</s>' }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+CALLS = "{% for c in m.tool_calls %}{{ c.function | tojson }}{% endfor %}"
+LISTED = "{% if tools %}{% for t in tools %}{{ t.function.name ~ ';' }}{% endfor %}{% endif %}"
+TOOLS_SERVED = {
+    "blocks": LISTED + TOOLED.replace("CALLS", "{% if m.tool_calls is defined %}" + CALLS + "{% endif %}"),
+    "counted": "{% if tools and tools | length > 0 %}" + LISTED + "{% endif %}" + TOOLED.replace("CALLS", CALLS),
+    "by key": LISTED + TOOLED.replace("CALLS", CALLS.replace("m.tool_calls", "m['tool_calls']")),
+}
+TOOLS_REFUSED = {
+    "how many": "{% if tools and tools | length > 1 %}!{% endif %}" + TOOLS_SERVED["blocks"],
+    "the first": "{{ tools[0].function.name if tools else '' }}" + TOOLS_SERVED["blocks"],
+    "another name": "{% set known = tools %}" + TOOLS_SERVED["blocks"],
+    "a name in a loop": "{% set ns = namespace(x='') %}{% for t in tools or [] %}{% if t.function.name == 'other' %}"
+    "{% set ns.x = '!' %}{% endif %}{% endfor %}{{ ns.x }}" + TOOLS_SERVED["blocks"],
+    "caught": "{% set text %}" + LISTED + "{% endset %}{{ text | trim }}" + TOOLS_SERVED["blocks"],
+    "in a macro": "{% macro list(tools) %}"
+    + LISTED
+    + "{% endmacro %}{{ list(tools) | trim }}"
+    + TOOLS_SERVED["blocks"],
+    "or others": "{{ (tools or 'none') | length }}" + TOOLS_SERVED["blocks"],
+    "printed whole": "{{ tools | tojson }}" + TOOLED.replace("CALLS", CALLS),
+    "the call of a result": TOOLED.replace(
+        "CALLS", CALLS + "{% if m.role == 'tool' and m.tool_call_id == messages[1].tool_calls[0].id %}!{% endif %}"
+    ),
+}
 
 
 @lru_cache(maxsize=64)
@@ -139,9 +172,67 @@ def test_tools_are_rendered_the_same_from_memory(shared: Path) -> None:
     ]:
         renderer = renderer_of(path.read_text())
         assert renderer.template is not None
-        other = {"type": "function", "function": {**TOOL["function"], "name": "other", "strict": True}}
-        for tools in ([TOOL], [TOOL, other], [other], [TOOL], [TOOL["function"]]):
+        for tools in ([TOOL], [TOOL, OTHER], [OTHER], [TOOL], [TOOL["function"]]):
             messages = [system("s"), user("x"), call(), result("y"), assistant("z")]
             expected = renderer.template.render(messages, tools, False)
             for _ in range(2):
                 assert renderer.template.scan(messages, tools, False).text == expected
+
+
+def tool_talk(tools: list[object], text: str, arguments: dict[str, object], id: str) -> Conversation:
+    calling = call(text, id=id, **arguments)
+    return conversation({"messages": [user("x"), calling, result("y", id), assistant("z")], "tools": tools})
+
+
+def tool_skeleton(renderer: Renderer) -> object:
+    assert renderer.skeletons is not None
+    for number in range(WORTH):
+        renderer.sequences(tool_talk([TOOL], "", {"place": f"city {number}"}, "call_1"))
+    (skeleton,) = renderer.skeletons.known.values()
+    return skeleton
+
+
+@pytest.mark.parametrize("name", sorted(TOOLS_SERVED))
+def test_templates_that_print_tools_in_loops_have_skeletons(name: str) -> None:
+    assert tool_skeleton(Renderer(TOOLS_SERVED[name])) is not None
+
+
+@pytest.mark.parametrize("name", sorted(TOOLS_REFUSED))
+def test_templates_that_look_into_tools_have_none(name: str) -> None:
+    assert tool_skeleton(Renderer(TOOLS_REFUSED[name])) is None
+
+
+def test_real_tool_chats_have_skeletons(shared: Path) -> None:
+    for model in ("nemotron3_nano", "qwen3"):
+        template = (shared / "assets" / "tokenizers" / model / "chat_template.jinja").read_text()
+        assert (tool_skeleton(Renderer(template)) is not None) == (model == "nemotron3_nano")
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from([*TOOLS_SERVED.values(), *TOOLS_REFUSED.values()])
+    | st.sampled_from(sorted(path.read_text() for path in TEMPLATES.glob("*.jinja"))),
+    st.lists(
+        st.sampled_from([TOOL, OTHER, {"type": "function", "function": {"name": "bare"}}]), min_size=1, max_size=3
+    ),
+    TEXT,
+    st.dictionaries(
+        st.text("ab<>&{}", min_size=1, max_size=3), TEXT | st.integers() | st.none() | st.lists(TEXT), max_size=2
+    ),
+    st.sampled_from(["call_1", "abcdefghi", "x y", "{0}"]),
+)
+def test_any_tools_and_calls_are_rendered_as_the_template_does(
+    source: str, tools: list[object], text: str, arguments: dict[str, object], id: str
+) -> None:
+    renderer = renderer_of(source)
+    talk = tool_talk(tools, text, arguments, id)
+    for _ in range(WORTH):  # so that this shape has its skeleton
+        with suppress(RowError):
+            renderer.sequences(tool_talk([TOOL], text and "words", {"place": "Oslo"}, "call_1"))
+    try:
+        expected = renderer.by_template(talk)
+    except RowError as problem:
+        with pytest.raises(RowError, match=problem.reason):
+            renderer.sequences(talk)
+    else:
+        assert renderer.sequences(talk) == expected

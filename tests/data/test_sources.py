@@ -1,6 +1,7 @@
 """Rows come from every kind of file, one by one, with their place; the kind of file changes no token."""
 
 import gzip
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from pyarrow import parquet
 from support.chats import all_sequences, assistant, call, data_cfg, question, rejects, result, shapes, user, write_jsonl
 
 from sft_hydra.config.schema_data import DataConfig, SourceConfig
+from sft_hydra.data.inputs import BLOCK, count_rows, line_offsets, survey
 from sft_hydra.data.prepare import prepare
-from sft_hydra.data.sources import Bad, Source, count_rows, files_of, line_offsets, read_rows, sources_of
+from sft_hydra.data.sources import Bad, Source, files_of, read_rows, sources_of
 from sft_hydra.errors import ConfigError, DataError
 
 
@@ -45,20 +47,26 @@ def test_ranges_of_rows_are_read_from_any_kind(tmp_path: Path) -> None:
     parquet.write_table(pa.Table.from_pylist(ROWS), tmp_path / "c.parquet", row_group_size=6)
     source = Source("s", SourceConfig(path=str(tmp_path)))
     for file in files_of(source):
-        assert count_rows(file, source) == 20
-        (offset,) = line_offsets(file, [7])
+        (seen,) = survey([(file, source)])
+        assert count_rows(file, source, seen) == 20
+        (offset,) = line_offsets(file, [7], seen)
         assert list(read_rows(file, source, 7, 13, offset)) == [(i, ROWS[i]) for i in range(7, 13)]
 
 
-def test_line_offsets_reach_over_blocks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("width", [900, BLOCK // 8])  # the second: line ends fall on the ends of blocks
+def test_line_offsets_reach_over_blocks(tmp_path: Path, width: int) -> None:
     path = tmp_path / "big.jsonl"
-    path.write_bytes(b"".join(b'{"x": "%0900d"}\n' % number for number in range(10_000)))
+    rows = 10 * BLOCK // width
+    path.write_bytes(b"".join(b'{"x": "%0*d"}\n' % (width - 10, number) for number in range(rows)).removesuffix(b"\n"))
     source = Source("s", SourceConfig(path=str(path)))
     (file,) = files_of(source)
-    wanted = [0, 1, 4600, 4601, 9000, 9999]
-    for row, offset in zip(wanted, line_offsets(file, wanted), strict=True):
+    (seen,) = survey([(file, source)])
+    assert seen.identity == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert count_rows(file, source, seen) == rows
+    wanted = [0, 1, *range(5, rows, max(1, rows // 60)), rows - 1]
+    for row, offset in zip(wanted, line_offsets(file, wanted, seen), strict=True):
         (found,) = read_rows(file, source, row, row + 1, offset)
-        assert (found[0], int(found[1]["x"])) == (row, row)
+        assert (found[0], int(found[1]["x"][-6:])) == (row, row)
 
 
 def test_folders_and_globs(tmp_path: Path) -> None:

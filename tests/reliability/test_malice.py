@@ -129,10 +129,13 @@ def test_limits_leave_nothing_behind() -> None:
     import resource
     import signal
 
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    with pytest.raises(LimitError), limits.limited(0.05):
+    def spin() -> None:
         while True:
             pass
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with pytest.raises(LimitError), limits.limited(0.05):
+        spin()
     assert resource.getrlimit(resource.RLIMIT_AS) == before
     assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
 
