@@ -30,6 +30,7 @@ from sft_hydra.config.schema_data import DataFormat, Overlong, Prepare, SourceCo
 from sft_hydra.data.prepare import find, missing, obtain, prepare
 from sft_hydra.data.progress import Progress
 from sft_hydra.data.shards import PackedSet
+from sft_hydra.data.tokenize import forget_tokenizers
 from sft_hydra.data.tokenizer import load_tokenizer
 from sft_hydra.errors import DataError, MissingPackedDataError, SeqLengthMismatchError, TokenizerMismatchError
 
@@ -388,6 +389,18 @@ def test_killed_at_any_moment_the_next_try_gives_the_same_bytes(tmp_path: Path, 
     data = tmp_path / "killed" / "data"
     assert contents(next(data.glob("*/metadata.json")).parent) == straight
     assert [path.name for path in data.iterdir() if path.suffix in (".partial", ".old")] == []
+
+
+def test_an_error_is_an_error_again(tmp_path: Path) -> None:
+    """A shard that failed half-way, while its tokenizer was still being read, must not pass for a finished one."""
+    rows = [question(number) for number in range(100)]
+    rows.insert(50, {"messages": [user("Say it."), assistant("word " * 3000)]})
+    cfg = data_cfg(tmp_path, a=write_jsonl(tmp_path / "rows.jsonl", rows))
+    cfg.data.overlong = Overlong.error
+    for _ in range(2):
+        forget_tokenizers()
+        with pytest.raises(DataError, match="does not fit seq_length=256"):
+            prepare(cfg)
 
 
 def test_finished_shards_are_not_done_again(questions: Questions, monkeypatch: pytest.MonkeyPatch) -> None:
