@@ -2,7 +2,8 @@
 
 Format: `<kind>-<rank>.safetensors`. The header's `parts` says, in JSON, where each part begins in its tensor and how large
 the whole tensor is, with a checksum of its bytes; so the files of a folder describe themselves, and no rank ever holds more
-than its part. What is read is what was written, or CheckpointError.
+than its part. Where each value stands for a block of consecutive numbers, it says the part's `sizes` too. What is read is
+what was written, or CheckpointError.
 """
 
 import json
@@ -32,6 +33,7 @@ class Part:
     values: torch.Tensor
     start: tuple[int, ...]
     whole: tuple[int, ...]  # shape of the tensor that it is a part of
+    sizes: tuple[int, ...] | None = None  # of the part, where each of `values` stands for a block of its numbers
 
 
 def part_of(tensor: torch.Tensor) -> Part:
@@ -45,7 +47,9 @@ def write_parts(folder: Path, kind: str, rank: int, parts: dict[str, Part]) -> P
     file = folder / f"{kind}-{rank:05d}.safetensors"
     values = {name: part.values.cpu().contiguous() for name, part in parts.items()}
     header = {
-        name: {"start": part.start, "whole": part.whole, "crc32": _crc32(values[name])} for name, part in parts.items()
+        name: {"start": part.start, "whole": part.whole, "crc32": _crc32(values[name])}
+        | ({} if part.sizes is None else {"sizes": part.sizes})
+        for name, part in parts.items()
     }
     save_file(values, file, metadata={"parts": json.dumps(header)})
     return file
@@ -64,7 +68,10 @@ class _File:
         values: torch.Tensor = self.handle.get_tensor(name)
         if _crc32(values) != self.crc32:
             raise CheckpointError(f"{self.path}: {name} is not what was written: its checksum differs")
-        return values
+        sizes = [place.stop - place.start for place in self.where]
+        if values.numel() < math.prod(sizes):
+            values = values.repeat_interleave(math.prod(sizes) // values.numel())
+        return values.view(sizes)
 
 
 class PartFiles:
@@ -81,7 +88,7 @@ class PartFiles:
             file = _open(path)
             try:
                 for name, place in json.loads(file.metadata()["parts"]).items():
-                    sizes = file.get_slice(name).get_shape()
+                    sizes = place.get("sizes", file.get_slice(name).get_shape())
                     where = tuple(slice(start, start + size) for start, size in zip(place["start"], sizes, strict=True))
                     self.shapes[name] = tuple(place["whole"])
                     self._places.setdefault(name, []).append(_File(path, file, where, place["crc32"]))
@@ -102,10 +109,14 @@ class PartFiles:
             ]
         return found
 
-    @torch.no_grad()
     def read_into(self, name: str, tensor: torch.Tensor) -> None:
         """Fill what this rank holds of a tensor."""
         target, where = held(tensor)
+        self.check_whole(name, target.numel() - self.fill(name, target, where))
+
+    @torch.no_grad()
+    def fill(self, name: str, target: torch.Tensor, where: Where) -> int:
+        """Fill `target`, the rows and columns `where` of a tensor. Returns how many of its numbers there are."""
         filled = 0
         for file in self._places[name]:
             place = file.where
@@ -115,10 +126,11 @@ class PartFiles:
             values = file.read(name)[_within(common, place)]
             target[_within(common, where)] = values.to(target.device)
             filled += values.numel()
-        if filled != target.numel():
-            raise CheckpointError(
-                f"{self.folder}: {name} is not complete: {math.prod(target.shape) - filled:,} of its numbers are missing"
-            )
+        return filled
+
+    def check_whole(self, name: str, missing: int) -> None:
+        if missing:
+            raise CheckpointError(f"{self.folder}: {name} is not complete: {missing:,} of its numbers are missing")
 
 
 def _overlap(a: slice, b: slice) -> slice:

@@ -18,7 +18,8 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from torch.distributed.tensor import DTensor
 
-from sft_hydra.checkpoint.parts import Part, PartFiles, part_of, write_parts
+from sft_hydra.checkpoint.moments import load_moments, parts_of
+from sft_hydra.checkpoint.parts import Part, PartFiles, write_parts
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.config.world import rows_per_step
 from sft_hydra.engine.loop import TrainState
@@ -120,7 +121,9 @@ def take_snapshot(
     """What this rank writes; shares the memory of model and optimizer."""
 
     def own(tensors: dict[str, torch.Tensor]) -> dict[str, Part]:
-        return {name: part for name, tensor in tensors.items() if (part := _written(model, name, tensor)) is not None}
+        mine = {name: tensor for name, tensor in tensors.items() if _writes(model, name, tensor)}
+        parts = (part for name, tensor in mine.items() for part in parts_of(name, tensor))
+        return {name: part for name, part in parts if part.values.numel()}
 
     return Snapshot(
         rank=model.mesh.rank,
@@ -190,15 +193,14 @@ def _meet(group: dist.ProcessGroup | None) -> None:
         dist.all_reduce(torch.zeros(1), group=group)
 
 
-def _written(model: DecoderModel, name: str, tensor: torch.Tensor) -> Part | None:
-    """What this rank writes of a tensor: of all copies of a part, the first alone is written."""
+def _writes(model: DecoderModel, name: str, tensor: torch.Tensor) -> bool:
+    """Whether this rank writes its part of a tensor: of all copies of a part, the first alone is written."""
     mesh = model.mesh
     if isinstance(tensor, DTensor):
         mine = holds_first_copy(tensor)
     else:
         mine = mesh.dp.rank == 0 and mesh.slice == 0
-    part = part_of(tensor)
-    return part if mine and not model.is_copy(name.partition("/")[0]) and part.values.numel() else None
+    return mine and not model.is_copy(name.partition("/")[0])
 
 
 def latest(folder: Path) -> Path | None:
@@ -233,7 +235,7 @@ def load_optimizer(checkpoint: Path, model: DecoderModel, optimizer: OptimizerSe
         raise CheckpointError(
             f"{checkpoint} holds the state of {'+'.join(kinds)}, this run's optimizer is {'+'.join(optimizer.kinds)}"
         )
-    _load_moments(PartFiles(checkpoint, OPTIMIZER), model, optimizer)
+    optimizer.rounded = load_moments(PartFiles(checkpoint, OPTIMIZER), model, optimizer)
 
 
 def _weights(model: DecoderModel) -> dict[str, torch.Tensor]:
@@ -272,28 +274,6 @@ def _check(files: PartFiles, targets: dict[str, torch.Tensor], model: DecoderMod
     problems = files.problems(shapes, everywhere)
     if problems:
         raise CheckpointError(*problems[:20])
-
-
-def _load_moments(files: PartFiles, model: DecoderModel, optimizer: OptimizerSet) -> None:
-    """Moments have the shape, and the layout, of their parameters; what has another shape is whole on every rank."""
-    kinds: dict[str, list[str]] = {}
-    for key in files.shapes:
-        name, _, kind = key.rpartition("/")
-        kinds.setdefault(name, []).append(kind)
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    everywhere = {name for names in objects_of_ranks(list(trained), model.mesh) for name in names}
-    if kinds and kinds.keys() != everywhere:
-        raise CheckpointError(
-            f"{files.folder} holds the optimizer's state of other parameters than those that are trained now: "
-            f"{', '.join(sorted(kinds.keys() ^ everywhere)[:5])}"
-        )
-    for name, parameter in trained.items():
-        state = {}
-        for kind in kinds.get(name, []):
-            shape = files.shapes[f"{name}/{kind}"]
-            state[kind] = torch.zeros_like(parameter) if shape == parameter.shape else torch.zeros(shape)
-            files.read_into(f"{name}/{kind}", state[kind])
-        optimizer.set_state(parameter, state)
 
 
 def _remove(checkpoint: Path) -> None:

@@ -18,6 +18,7 @@ from sft_hydra.config.architecture import (
 from sft_hydra.config.saved import flatten
 from sft_hydra.config.schema import Device, Precision, Runner, SftConfig
 from sft_hydra.config.schema_data import Packing
+from sft_hydra.config.schema_optim import AdamW
 from sft_hydra.config.world import possible_layouts, rows_per_step, run_layout
 from sft_hydra.errors import ModelError
 from sft_hydra.parallel.layout import layout_problems, num_experts
@@ -265,6 +266,18 @@ def fp8(cfg: SftConfig) -> Iterator[str]:
         yield f"train.fp8=true with parallel.tp={cfg.parallel.tp}: layers in fp8 are not split; leave one of them out"
 
 
+def optimizer_state(cfg: SftConfig) -> Iterator[str]:
+    if not isinstance(cfg.optimizer, AdamW):
+        return
+    if (bits := cfg.optimizer.state_bits) not in (8, 32):
+        yield f"optimizer.state_bits={bits} is none of 8, 32"
+    if bits == 8 and cfg.train.cpu_offload:
+        yield (
+            "optimizer.state_bits=8 with train.cpu_offload=true: the state is in the host's memory then, where eight bits "
+            "are slow; leave one of them out"
+        )
+
+
 def routers(cfg: SftConfig) -> Iterator[str]:
     """Even use of experts can be asked for where there are routers of that kind."""
     try:
@@ -342,7 +355,7 @@ def _at_most_one(cfg: SftConfig, section: str, names: tuple[str, ...]) -> Iterat
 
 RULES: tuple[Rule, ...] = (
     numbers_in_range, known_words, run_name, model_is_said, data_is_said, runner_is_said, splits_sum_to_one, length_of_training, batch_size,
-    schedule, layout, foreign_model, fp8, routers, lora_targets, optimizer_warm_start, no_secrets,
+    schedule, layout, foreign_model, fp8, optimizer_state, routers, lora_targets, optimizer_warm_start, no_secrets,
     one_line_each,
 )  # fmt: skip
 

@@ -1,18 +1,24 @@
-"""Which parameters are updated by what: AdamW, or Muon for hidden matrices, those of experts too, and AdamW for the rest.
+"""Which parameters are updated by what: AdamW, its moments in fp32 or eight bits, or Muon for hidden matrices, those of
+experts too, and AdamW for the rest.
 
 Owns the parameter groups. Rates in the groups are the peaks; the schedule scales them each step.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from sft_hydra.config.schema import SftConfig
-from sft_hydra.config.schema_optim import Muon, Optimizer
+from sft_hydra.config.schema_optim import AdamW, Muon, Optimizer
 from sft_hydra.engine.stacked_muon import StackedMuon
+from sft_hydra.errors import ConfigError
 from sft_hydra.models.decoder import DecoderModel
+
+if TYPE_CHECKING:
+    from sft_hydra.engine.adamw_8bit import AdamW8bit
 
 Named = list[tuple[str, nn.Parameter]]
 
@@ -20,16 +26,18 @@ Named = list[tuple[str, nn.Parameter]]
 class OptimizerSet:
     """One or several torch optimizers over one model, used as one. Groups keep their peak rate as `peak_lr`."""
 
-    def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
-        self.parts = parts
-        self._owner = {p: part for part in parts for group in part.param_groups for p in group["params"]}
+    def __init__(self, parts: list[torch.optim.Optimizer], eight_bit: "AdamW8bit | None" = None) -> None:
+        self.parts = parts if eight_bit is None else [eight_bit, *parts]
+        self._eight_bit = eight_bit
+        self.rounded = 0  # numbers of this rank's moments that were rounded to eight bits when they were loaded
+        self._owner = {p: part for part in self.parts for group in part.param_groups for p in group["params"]}
         for group in self.param_groups():
             group["peak_lr"] = group["lr"]
 
     @property
     def kinds(self) -> list[str]:
-        """Names of the algorithms, as a checkpoint remembers them."""
-        return [type(part).__name__ for part in self.parts]
+        """Names of the algorithms, as a checkpoint remembers them. In how many bits is no matter: moments tell it."""
+        return list(dict.fromkeys(type(part).__name__.removesuffix("8bit") for part in self.parts))
 
     def describe(self) -> str:
         """Which parameters each algorithm updates, and those that decay."""
@@ -64,6 +72,12 @@ class OptimizerSet:
         """Moments of one parameter, empty before the first step."""
         return self._owner[parameter].state.get(parameter, {})
 
+    def new_moment(self, parameter: nn.Parameter, kind: str) -> torch.Tensor:
+        """Room for a moment of a parameter, zero, laid out as the parameter."""
+        if self._eight_bit is not None and self._owner[parameter] is self._eight_bit:
+            return self._eight_bit.new_moment(parameter, kind)
+        return torch.zeros_like(parameter)
+
     def set_state(self, parameter: nn.Parameter, state: dict[str, torch.Tensor]) -> None:
         """Put back what `state_of` gave."""
         self._owner[parameter].state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
@@ -73,6 +87,8 @@ def build_optimizer(model: DecoderModel, cfg: SftConfig) -> OptimizerSet:
     """The optimizer that `cfg.optimizer` asks for, over all parameters that require a gradient."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     optimizer = cfg.optimizer
+    if isinstance(optimizer, AdamW) and optimizer.state_bits == 8:
+        return _in_eight_bits(named, optimizer, model)
     if not isinstance(optimizer, Muon):
         return OptimizerSet([_adamw([(optimizer.lr, named)], optimizer, model.embedding_name)])
     embedding = [(name, p) for name, p in named if name == model.embedding_name]
@@ -113,9 +129,36 @@ def _muon(optimizer: Muon) -> dict[str, Any]:
     }
 
 
+def check_state_bits(cfg: SftConfig) -> None:
+    """ConfigError if `optimizer.state_bits=8` lacks what it takes."""
+    if isinstance(cfg.optimizer, AdamW) and cfg.optimizer.state_bits == 8 and find_spec("torchao") is None:
+        raise ConfigError("optimizer.state_bits=8 needs torchao: pip install -e '.[speed]' in the checkout")
+
+
+def _in_eight_bits(named: Named, optimizer: AdamW, model: DecoderModel) -> OptimizerSet:
+    """Moments of matrices that every token meets, in eight bits.
+
+    Rows of an embedding, and experts, that no token meets have no gradient: where the second moment was rounded to zero
+    and the first was not, torchao's step would then be their quotient with `eps`, hundreds of times the rate.
+    """
+    from sft_hydra.engine.adamw_8bit import AdamW8bit
+
+    embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    embeddings |= {p for name, p in named if name == model.embedding_name}
+    met = [(name, p) for name, p in named if p.ndim == 2 and p not in embeddings]
+    others = [(name, p) for name, p in named if p.ndim != 2 or p in embeddings]
+    rest = [_adamw([(optimizer.lr, others)], optimizer, model.embedding_name)] if others else []
+    eight_bit = AdamW8bit(**_adamw_options([(optimizer.lr, met)], optimizer, model.embedding_name)) if met else None
+    return OptimizerSet(rest, eight_bit)
+
+
 def _adamw(rated: list[tuple[float, Named]], optimizer: Optimizer, embedding: str) -> torch.optim.AdamW:
-    """AdamW over parameters with their rates; matrices and everything else are groups apart, because of the decay, which
-    spares the parameter `embedding`."""
+    """AdamW over parameters with their rates."""
+    return torch.optim.AdamW(**_adamw_options(rated, optimizer, embedding), fused=True)
+
+
+def _adamw_options(rated: list[tuple[float, Named]], optimizer: Optimizer, embedding: str) -> dict[str, Any]:
+    """Matrices and everything else are groups apart, because of the decay, which spares the parameter `embedding`."""
     groups = []
     for lr, named in rated:
         decayed = [p for name, p in named if p.ndim > 1 and name != embedding]
@@ -126,4 +169,4 @@ def _adamw(rated: list[tuple[float, Named]], optimizer: Optimizer, embedding: st
             if parameters:
                 groups.append(_group(what, parameters, lr=lr * optimizer.init_lr_frac, weight_decay=decay))
     beta1, beta2 = optimizer.betas
-    return torch.optim.AdamW(groups, betas=(beta1, beta2), eps=optimizer.eps, fused=True)
+    return {"params": groups, "betas": (beta1, beta2), "eps": optimizer.eps}

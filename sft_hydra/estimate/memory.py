@@ -1,14 +1,14 @@
 """Memory of one rank at the peak of a training step, and what would lessen it.
 
-Owns the sum of it: what is there at the loss, when all activations are, inside the backward pass, and at its end; the peak is
-the largest of the three. tests/launch/test_estimate_memory.py holds it against what torch allocates.
+Owns the sum of it: what is there at the loss, inside the backward pass, at its end, and in the optimizer's step; the peak is
+the largest of the four. tests/launch/test_estimate_memory.py holds it against what torch allocates.
 """
 
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sft_hydra.config.schema import Device, LoraConfig, Precision, Recompute, SftConfig
-from sft_hydra.config.schema_optim import Muon
+from sft_hydra.config.schema_optim import AdamW, Muon
 from sft_hydra.config.world import ranks_per_node, rows_per_step, run_layout
 from sft_hydra.estimate.activations import FP32, Keeping, kept_by_mixer, kept_under_selective, norm
 from sft_hydra.estimate.parameters import adapter_parameters, expert_parameters, mixer_parameters
@@ -18,6 +18,8 @@ from sft_hydra.parallel.layout import Layout, layout_problems
 
 GIB = 2**30
 ALONE = Layout()
+EIGHT_BITS = 1 + FP32 / 256  # bytes of a number with its share of the block's scale
+EAGER_UPDATE, COMPILED_UPDATE = 53, 8  # of a number whose moments have eight bits, for as long as its weight is updated
 HEAD_CHUNK_TOKENS = 1024  # rows of logits that exist at one time (kernels/loss.py)
 
 
@@ -40,7 +42,7 @@ def estimate_memory(cfg: SftConfig, arch: dict[str, Any], layout: Layout, precis
       FSDP; and copies to compute with: on one rank in bf16 those that layers round (of one block, if it is computed again), over
       several the embedding, the head and two blocks that FSDP has gathered (of a pipeline: the whole stage)
     - gradients: 4 for each that is trained, spread alike; over several ranks one block's before and while they are summed
-    - optimizer: 8 for each (AdamW), 4 for matrices of Muon
+    - optimizer: 8 for each (AdamW; with eight bits 2 for those that every token meets), 4 for matrices of Muon
     - activations: of one micro-batch what all blocks keep (activations.py), of a pipeline's first stage of as many
       micro-batches as it has stages; blocks that are computed again keep their input (and the outputs of products, if selective), and one of them all
     - logits: fp32 `min(tokens, 1024) x vocabulary`, two of them; the head's gradient and, on one rank in bf16, its copy
@@ -110,6 +112,7 @@ def _of_stage(cfg: SftConfig, stage: _Stage, layout: Layout, how: Keeping) -> Me
         kept + logits + earlier,
         kept + again + head + block + sums + earlier,
         max(gradients, earlier) + tables + block + sums - rounded,
+        max(gradients, earlier) + _update(cfg, stage, layout, how) - rounded,
     )
     return Memory(
         weights=weights + copies + block,
@@ -168,9 +171,32 @@ def _computed_with(stage: _Stage, layout: Layout, how: Keeping, recompute: Recom
 
 
 def _optimizer(cfg: SftConfig, stage: _Stage, layout: Layout, learnt: int) -> int:
+    """Two moments of AdamW, in fp32 or eight bits (engine/optimizer.py says which of them); one of Muon."""
+    if isinstance(cfg.optimizer, AdamW) and cfg.optimizer.state_bits == 8:
+        in_fp32 = 0 if cfg.peft is not None else _embedding_and_experts(stage) // layout.shards
+        return 2 * FP32 * in_fp32 + int(2 * EIGHT_BITS * (learnt - in_fp32))
     if not isinstance(cfg.optimizer, Muon) or cfg.peft is not None:
         return 2 * FP32 * learnt
     return 2 * FP32 * learnt - FP32 * (learnt - stage.tables // layout.shards)
+
+
+def _update(cfg: SftConfig, stage: _Stage, layout: Layout, how: Keeping) -> int:
+    """Bytes between the operations of the optimizer's step, which takes weight by weight; none that counts in fp32."""
+    if not isinstance(cfg.optimizer, AdamW) or cfg.optimizer.state_bits == 32 or not how.full:
+        return 0
+    s = stage.sizes
+    widths = {"attention": s.q, "mamba": s.mamba_in, "mlp": s.inner, "moe": s.shared_inner}
+    widest = max(widths[mixer] for mixers in s.blocks for mixer in mixers)
+    if stage.last and not s.tied:
+        widest = max(widest, s.vocab)
+    return (EAGER_UPDATE if how.on_cpu else COMPILED_UPDATE) * s.hidden * widest // layout.shards
+
+
+def _embedding_and_experts(stage: _Stage) -> int:
+    """Parameters that not every token meets."""
+    s = stage.sizes
+    embedding = s.vocab * s.hidden if stage.first or (stage.last and s.tied) else 0
+    return embedding + s.count("moe") * s.experts * expert_parameters(s)
 
 
 def _kept(stage: _Stage, layout: Layout, how: Keeping, recompute: Recompute) -> tuple[int, int]:
@@ -206,6 +232,8 @@ def savings(cfg: SftConfig, arch: dict[str, Any], precision: Precision) -> list[
         changes[f"train.micro_batch_size={half}"] = replace(cfg, train=replace(train, micro_batch_size=half))
     if train.recompute is not Recompute.full:
         changes["train.recompute=full"] = replace(cfg, train=replace(train, recompute=Recompute.full))
+    if isinstance(cfg.optimizer, AdamW) and not train.cpu_offload:
+        changes["optimizer.state_bits=8"] = replace(cfg, optimizer=replace(cfg.optimizer, state_bits=8))
     if cfg.peft is None:
         changes["peft=lora"] = replace(cfg, peft=LoraConfig())
     now = estimate_memory(cfg, arch, run_layout(cfg, arch), precision).total

@@ -21,7 +21,7 @@ from sft_hydra.data.dataset import TrainRows
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.data.tokenizer import ChatTokenizer, load_tokenizer
 from sft_hydra.engine.loop import StepResult, TrainState, fit
-from sft_hydra.engine.optimizer import OptimizerSet, build_optimizer
+from sft_hydra.engine.optimizer import OptimizerSet, build_optimizer, check_state_bits
 from sft_hydra.engine.schedule import total_steps
 from sft_hydra.engine.validate import validate
 from sft_hydra.errors import ConfigError
@@ -31,7 +31,7 @@ from sft_hydra.observe.console import Console, Steps
 from sft_hydra.observe.metrics import MetricsFile
 from sft_hydra.observe.report import write_report
 from sft_hydra.observe.trackers import Trackers
-from sft_hydra.parallel.comm import first_rank_first
+from sft_hydra.parallel.comm import first_rank_first, sum_over_ranks
 from sft_hydra.parallel.process import start_process_group, stop_requested
 from sft_hydra.parallel.ranks import this_rank
 from sft_hydra.parallel.stop import StoppedError, finish_step_on_interrupt
@@ -162,6 +162,7 @@ def _build(
     """The model where it will train, laid out over the ranks, its optimizer, and where training stands."""
     layout = run_layout(cfg, model_architecture(cfg, tokenizer))
     _check_best(cfg, packed)
+    check_state_bits(cfg)
     resume_step = read_progress(last)["state"]["step"] if last is not None else 0
     first = this_rank().rank == 0
     trackers = open_trackers(cfg, paths, console, resume_step) if first else no_trackers()
@@ -182,6 +183,11 @@ def _build(
         f"on {layout.describe() if layout.world > 1 else device}"
     )
     console.note(f"optimizer  {optimizer.describe()}")
+    if rounded := int(sum_over_ranks([float(optimizer.rounded)], built.model.mesh)[0]):
+        console.say(
+            f"optimizer  {rounded:,} numbers of moments were rounded to eight bits anew: the checkpoint had them in fp32, or "
+            "other blocks of them on a rank"
+        )
     if built.coverage:
         console.table(
             "LoRA adapters",

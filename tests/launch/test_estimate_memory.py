@@ -8,6 +8,7 @@ from support.memory import training_peak
 from support.ranks import run_ranks
 
 from sft_hydra.config.schema import Device, LoraConfig, ModelConfig, Precision, Recompute, SftConfig
+from sft_hydra.config.schema_optim import AdamW
 from sft_hydra.config.world import run_layout
 from sft_hydra.estimate import estimate_memory
 
@@ -40,6 +41,7 @@ class Case:
     ranks: int = 1
     parallel: dict[str, int] = dataclasses.field(default_factory=dict)
     train: dict[str, Any] = dataclasses.field(default_factory=dict)
+    state_bits: int = 32
 
     def config(self) -> SftConfig:
         cfg = SftConfig(model=ModelConfig(name="test", architecture=self.architecture), device=Device.cpu)
@@ -47,6 +49,7 @@ class Case:
         cfg.parallel = dataclasses.replace(cfg.parallel, **({"tp": 1, "pp": 1, "cp": 1, "ep": 1} | self.parallel))
         sizes = {"global_batch_size": 2 * run_layout(cfg, self.architecture).dp, "train_iters": 2}
         cfg.train = dataclasses.replace(cfg.train, **(sizes | {"precision": Precision.fp32} | self.train))
+        cfg.optimizer = AdamW(state_bits=self.state_bits)
         return cfg
 
 
@@ -79,6 +82,13 @@ MORE = {
     "dense, PP2": Case(DENSE, ranks=2, parallel={"pp": 2}),
     "dense, PP2, FSDP2": Case(DENSE, ranks=4, parallel={"pp": 2}),
     "experts, untied": Case(MIXTURE, 2048),
+    "experts, untied, 8 bits": Case(MIXTURE, 2048, state_bits=8),
+    "dense, 8 bits": Case(DENSE, state_bits=8),
+    "dense, one short row, 8 bits": Case(DENSE, 64, train={"global_batch_size": 1}, state_bits=8),
+    "wide head, 8 bits": Case(
+        DENSE | {"vocab_size": 16384, "tie_word_embeddings": False}, train={"global_batch_size": 1}, state_bits=8
+    ),
+    "dense, FSDP2, 8 bits": Case(DENSE, ranks=2, state_bits=8),
 }
 
 
