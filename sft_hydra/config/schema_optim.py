@@ -21,7 +21,7 @@ class AdamW(Optimizer):
     kind: str = "adamw"
     state_bits: int = 32
     """Of each moment: 32, or 8 through torchao for matrices that every token meets (not embeddings, routed experts and
-    vectors). 8 takes about a quarter of the memory; a run goes on from a checkpoint of either."""
+    vectors), which takes a quarter of their memory. `checkpoint.load_optimizer` takes over either."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -57,6 +57,7 @@ CASES = {
     "dense": Case(DENSE),
     "hybrid, LoRA": Case(HYBRID, lora=LoraConfig(dim=16)),
     "dense, bf16, TP2": Case(DENSE, 2048, ranks=2, parallel={"tp": 2}, train=BF16),
+    "dense, one short row, 8 bits": Case(DENSE, 64, train={"global_batch_size": 1}, state_bits=8),
 }
 MORE = {
     "hybrid": Case(HYBRID),
@@ -84,7 +85,6 @@ MORE = {
     "experts, untied": Case(MIXTURE, 2048),
     "experts, untied, 8 bits": Case(MIXTURE, 2048, state_bits=8),
     "dense, 8 bits": Case(DENSE, state_bits=8),
-    "dense, one short row, 8 bits": Case(DENSE, 64, train={"global_batch_size": 1}, state_bits=8),
     "wide head, 8 bits": Case(
         DENSE | {"vocab_size": 16384, "tie_word_embeddings": False}, train={"global_batch_size": 1}, state_bits=8
     ),

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sft_hydra.config.schema import LoraConfig, ModelConfig, Precision, SftConfig
+from sft_hydra.config.schema_optim import AdamW, Muon
 from sft_hydra.config.world import run_layout
 from sft_hydra.errors import OutOfMemoryError
 from sft_hydra.estimate import GIB, estimate_memory, savings
@@ -35,7 +36,9 @@ def test_each_change_saves_what_it_says(cfg: SftConfig) -> None:
     now = estimate_memory(cfg, QWEN, run_layout(cfg, QWEN), Precision.bf16).total
     smaller = dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, micro_batch_size=2))
     adapted = dataclasses.replace(cfg, peft=LoraConfig())
-    for text, changed in {"train.micro_batch_size=2": smaller, "peft=lora": adapted}.items():
+    rounded = dataclasses.replace(cfg, optimizer=AdamW(state_bits=8))
+    changes = {"train.micro_batch_size=2": smaller, "peft=lora": adapted, "optimizer.state_bits=8": rounded}
+    for text, changed in changes.items():
         assert found[text] == now - estimate_memory(changed, QWEN, run_layout(changed, QWEN), Precision.bf16).total
     assert {"cluster.gpus_per_node=2", "seq_length=2048"} <= found.keys()
     assert list(found.values()) == sorted(found.values(), reverse=True)
@@ -46,6 +49,18 @@ def test_nothing_is_advised_that_cannot_be_done(cfg: SftConfig) -> None:
     advised = dict(savings(cfg, QWEN, Precision.bf16))
     assert not {"train.micro_batch_size=0", "peft=lora"} & advised.keys()
     assert "train.recompute=full" in advised
+    cfg.peft, cfg.optimizer = None, Muon()
+    assert not any(text.startswith("optimizer.") for text, _ in savings(cfg, QWEN, Precision.bf16))
+
+
+def test_eight_bits_of_what_every_token_meets(cfg: SftConfig) -> None:
+    """All matrices but the embedding, which is tied: a fourth of the state, and the scales of blocks."""
+    found = []
+    for bits in (32, 8):
+        cfg.optimizer = AdamW(state_bits=bits)
+        found.append(estimate_memory(cfg, QWEN, run_layout(cfg, QWEN), Precision.bf16).optimizer)
+    embedding = 8 * QWEN["vocab_size"] * QWEN["hidden_size"]
+    assert found[1] - embedding == pytest.approx((found[0] - embedding) / 4 * (1 + 4 / 256), rel=1e-6)
 
 
 def test_out_of_memory_is_told_with_what_helps(cfg: SftConfig) -> None:
