@@ -4,6 +4,7 @@ import dataclasses
 import sys
 
 import pytest
+import torch
 from support.packed import ARCHITECTURES, make_model, make_row
 
 from sft_hydra.config.schema import LoraConfig
@@ -22,7 +23,7 @@ def torchao():
     pytest.importorskip("torchao.optim", reason="needs torchao (the extra `speed`)")
 
 
-def train(make_cfg, bits, family="qwen3", lora=None, steps=STEPS):
+def train(make_cfg, bits, family="qwen3", lora=None, steps=STEPS, device="cpu"):
     """Losses, the farthest that a weight went in one step in multiples of the rate, the model and its optimizer."""
     cfg = make_cfg(peft=lora)
     cfg.optimizer = AdamW(lr=1e-2, weight_decay=0.1, state_bits=bits)
@@ -30,6 +31,7 @@ def train(make_cfg, bits, family="qwen3", lora=None, steps=STEPS):
     model = make_model(ARCHITECTURES[family] | WIDE)
     if lora is not None:
         apply_lora(model, lora, 0)
+    model.to(device)
     optimizer = build_optimizer(model, cfg)
     rows = [make_row([5 + i % 7, 20, 3], seed=i % 16, vocab=200) for i in range(4 * steps)]
     before = [p.detach().clone() for p in model.parameters()]
@@ -60,6 +62,16 @@ def test_training_goes_as_with_fp32(make_cfg, torchao, family, lora):
     assert losses != plain
     assert farthest < 5  # of an embedding in eight bits: hundreds, with time
     assert any(coded(optimizer, p) for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_training_on_the_device_goes_as_with_fp32(make_cfg, torchao):
+    """Compiled there."""
+    plain, *_ = train(make_cfg, 32, device="cuda")
+    losses, farthest, *_ = train(make_cfg, 8, device="cuda")
+    assert losses == pytest.approx(plain, rel=0.03)
+    assert farthest < 5
 
 
 def test_moments_of_matrices_take_a_quarter(make_cfg, torchao):

@@ -88,6 +88,9 @@ MORE = {
     "wide head, 8 bits": Case(
         DENSE | {"vocab_size": 16384, "tie_word_embeddings": False}, train={"global_batch_size": 1}, state_bits=8
     ),
+    "wide head, bf16, 8 bits": Case(
+        DENSE | {"vocab_size": 16384, "tie_word_embeddings": False}, train=BF16 | {"global_batch_size": 1}, state_bits=8
+    ),
     "dense, FSDP2, 8 bits": Case(DENSE, ranks=2, state_bits=8),
 }
 

@@ -56,6 +56,8 @@ def run(case, shape, folder, **options):
     """The answers of all ranks."""
     world, sizes = LAYOUTS[shape]
     layout = Layout(gpus_per_node=world, **sizes)
+    if world == 1:
+        return [train(case, layout, folder, **options)]
     return run_ranks(world, train, case, layout, folder, **options)
 
 
