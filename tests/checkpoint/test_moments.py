@@ -15,7 +15,7 @@ from sft_hydra.errors import CheckpointError
 from sft_hydra.models.lora import apply_lora
 
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "vocab_size": 128}
-STEPS, SAVED_AFTER = 6, 3
+STEPS, SAVED_AFTER = 4, 2
 ROWS = [make_row([5 + i % 7, 20, 3], seed=i) for i in range(4 * STEPS)]
 
 

@@ -15,7 +15,7 @@ from sft_hydra.errors import ConfigError
 from sft_hydra.models.lora import apply_lora
 
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "vocab_size": 256}
-STEPS = 24
+STEPS = 16
 
 
 @pytest.fixture
