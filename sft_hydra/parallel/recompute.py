@@ -14,7 +14,6 @@ DEAR = {
     "bmm",
     "baddbmm",
     "_grouped_mm",
-    "_scaled_mm",
     "_scaled_dot_product_flash_attention",
     "_scaled_dot_product_flash_attention_for_cpu",
     "_scaled_dot_product_efficient_attention",

@@ -25,6 +25,7 @@ def losses(make_cfg, fp8, steps, device="cpu", **train):
     if fp8:
         use_fp8(model, emulate=device == "cpu")
     model.to(device)
+    model.rounds_to = torch.bfloat16 if train.get("precision") == "bf16" else None
     rows = [make_row([5 + i, 20, 3, 1 + 2 * i], seed=i % 4) for i in range(4 * steps)]
     found = []
     fit(
@@ -49,8 +50,9 @@ def test_names_stay_and_the_loss_is_nearly_the_same(torchao):
     assert 0 < relative(ours, theirs) < 0.05
 
 
-def test_training_ends_where_it_ends_without(make_cfg, torchao):
-    plain, fp8 = losses(make_cfg, False, 8), losses(make_cfg, True, 8)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_training_ends_where_it_ends_without(make_cfg, torchao, precision):
+    plain, fp8 = (losses(make_cfg, fp8, 8, precision=precision) for fp8 in (False, True))
     assert plain[-1] < 0.9 * plain[0]
     assert fp8 == pytest.approx(plain, rel=0.1)
     assert fp8 != plain
