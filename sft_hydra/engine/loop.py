@@ -116,7 +116,9 @@ def optimizer_step(
     if not math.isfinite(loss) or not math.isfinite(grad_norm):
         raise _not_finite(losses, micro_batches, mesh)
 
-    sources = source_sums(batches, token_losses, mesh)  # the last that is asked of the device: it updates while we go on
+    sources = source_sums(
+        batches, token_losses, mesh
+    )  # the last that is asked of the device: it updates while we go on
 
     optimizer.set_rate(rate_factor(state.step, total_steps, cfg))
     optimizer.step()

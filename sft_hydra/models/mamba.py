@@ -60,6 +60,7 @@ class Mamba(Mixer):
 
     columns = ("in_proj", "conv1d", "ssm", "norm")
     rows = ("out_proj",)
+    opaque = ("_scan",)
 
     def __init__(
         self,
@@ -100,10 +101,22 @@ class Mamba(Mixer):
         values, b, c = self._convolved(mixed, groups, copies, packed).split(self._sizes(copies), dim=-1)
         values = values.unflatten(-1, (-1, self.head_dim)).flatten(1, 2)
         steps, decay, skip = self.ssm(dt.flatten(1), self.dt_limit, cp)
-        y = ssd(values, steps, decay, b, c, skip, packed.seq_idx, self.chunk)
+        y = self._scan(values, steps, decay, b, c, skip, packed)
         y = heads_to_tokens(y.flatten(1).unflatten(-1, (mixed.shape[1], -1)), cp)
         y = self.norm(y.flatten(1).view(z.shape), z)
         return sum_to_tokens(self.out_proj(y), self.mesh.tp)
+
+    def _scan(
+        self,
+        values: torch.Tensor,
+        steps: torch.Tensor,
+        decay: torch.Tensor,
+        b: torch.Tensor,
+        c: torch.Tensor,
+        skip: torch.Tensor,
+        packed: Packed,
+    ) -> torch.Tensor:
+        return ssd(values, steps, decay, b, c, skip, packed.seq_idx, self.chunk)
 
     def _convolved(self, mixed: torch.Tensor, groups: int, copies: int, packed: Packed) -> torch.Tensor:
         """The convolution (T, G, channels) of this rank's groups."""

@@ -14,8 +14,11 @@ from sft_hydra.parallel.mesh import SINGLE
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler looks at it
-def test_one_layer_over_rows_of_many_lengths():
-    architecture = ARCHITECTURES["qwen3"] | {"num_hidden_layers": 1}
+@pytest.mark.parametrize(
+    ("family", "layers"), [("qwen3", {"num_hidden_layers": 1}), ("nano", {"hybrid_override_pattern": "ME"})]
+)
+def test_few_layers_over_rows_of_many_lengths(family, layers):
+    architecture = ARCHITECTURES[family] | layers
     plain, compiled = make_model(architecture), make_model(architecture)
     apply_layout([compiled], compiled.blocks, SINGLE, Options(compile=True))
     rng = np.random.default_rng(0)
