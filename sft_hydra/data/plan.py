@@ -36,12 +36,14 @@ ROWS_PER_SHARD = 50_000  # where bytes say little: hub data sets and the demo
 
 @dataclass(frozen=True, slots=True)
 class RowRange:
-    """Rows first..stop of one file. `offset`: byte where row `first` starts, 0 where that cannot be told."""
+    """Rows first..stop of one file. `offset`: byte where row `first` starts, 0 where that cannot be told. `bytes`: about
+    what they take, unpacked; of rows that are made, a guess."""
 
     file: InputFile
     first: int
     stop: int
-    offset: int = 0
+    offset: int
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,10 @@ class ShardPlan:
     @property
     def rows(self) -> int:
         return sum(part.stop - part.first for part in self.ranges)
+
+    @property
+    def bytes(self) -> int:
+        return sum(part.bytes for part in self.ranges)
 
 
 @dataclass(slots=True)
@@ -74,11 +80,15 @@ class Plan:
     now: str  # ISO time that templates see as the present
     inputs: list[dict[str, Any]]  # per file: source, path, identity
     judge_cache: Path
-    input_bytes: int  # about; of what is made, a guess
 
     @property
     def total_rows(self) -> int:
         return sum(shard.rows for shard in self.shards)
+
+    @property
+    def by_size(self) -> list[ShardPlan]:
+        """The shards, those that take longest first."""
+        return sorted(self.shards, key=lambda shard: -shard.bytes)
 
 
 def check_splits(data: DataConfig) -> None:
@@ -132,12 +142,10 @@ def read_request(cfg: SftConfig, tokenizer: ChatTokenizer) -> Request:
 def make_plan(cfg: SftConfig, request: Request, tokenizer: ChatTokenizer, now: str) -> Plan:
     """The whole plan. Counts the rows of all inputs."""
     shards: list[ShardPlan] = []
-    made_rows = 0
     surveys = iter(request.surveys)
     for index, (source, listed) in enumerate(zip(request.sources, request.files, strict=True)):
         for ranges in _shard_ranges(source, listed, [next(surveys) for _ in listed], cfg.data):
             shards.append(ShardPlan(len(shards), index, ranges))
-            made_rows += shards[-1].rows if listed[0].kind in MADE else 0
     return Plan(
         key=request.key,
         sources=request.sources,
@@ -152,7 +160,6 @@ def make_plan(cfg: SftConfig, request: Request, tokenizer: ChatTokenizer, now: s
         now=now,
         inputs=request.inputs,
         judge_cache=_judge_cache(cfg),
-        input_bytes=sum(_size(listed) for listed in request.files) + BYTES_PER_MADE_ROW * made_rows,
     )
 
 
@@ -177,21 +184,22 @@ def _shard_ranges(
     found = [count_rows(file, source, seen) for file, seen in zip(files, surveys, strict=True)]
     counts = _limit(source, files, found, data.sample)
     total = sum(counts)
-    wanted = data.num_shards or max(_size(files) // SHARD_BYTES, 1)
+    wanted = data.num_shards or max(sum(map(_size, files)) // SHARD_BYTES, 1)
     if data.num_shards is None and files[0].kind in MADE:
         wanted = max(total // ROWS_PER_SHARD, 1)
     wanted = min(wanted, max(total, 1))
     edges = [round(total * part / wanted) for part in range(wanted + 1)]
     parts: list[list[RowRange]] = [[] for _ in range(wanted)]
     start = 0
-    for file, count, seen in zip(files, counts, surveys, strict=True):
+    for file, count, rows, seen in zip(files, counts, found, surveys, strict=True):
+        per_row = BYTES_PER_MADE_ROW if file.kind in MADE else _size(file) / max(rows, 1)
         cuts = [
             (part, max(a, start) - start, min(b, start + count) - start) for part, (a, b) in enumerate(pairwise(edges))
         ]
         cuts = [(part, first, stop) for part, first, stop in cuts if first < stop]
         offsets = line_offsets(file, [first for _, first, _ in cuts], seen)
         for (part, first, stop), offset in zip(cuts, offsets, strict=True):
-            parts[part].append(RowRange(file, first, stop, offset))
+            parts[part].append(RowRange(file, first, stop, offset, int(per_row * (stop - first))))
         start += count
     return [tuple(ranges) for ranges in parts]
 
@@ -220,11 +228,8 @@ def first_rows(request: Request, count: int) -> list[Any]:
     return found
 
 
-def _size(files: list[InputFile]) -> int:
-    """Bytes of the input, unpacked as far as one can guess."""
-    total = 0
-    for file in files:
-        if file.kind not in MADE:
-            size = Path(file.path).stat().st_size
-            total += size * (4 if file.path.endswith((".gz", ".zst", ".parquet")) else 1)
-    return total
+def _size(file: InputFile) -> int:
+    """Bytes of an input, unpacked as far as one can guess; 0 of one that is made."""
+    if file.kind in MADE:
+        return 0
+    return Path(file.path).stat().st_size * (4 if file.path.endswith((".gz", ".zst", ".parquet")) else 1)

@@ -13,6 +13,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Any
 
@@ -40,9 +41,17 @@ class Pool:
         if self.helpers:
             context = multiprocessing.get_context("spawn")
             self.reports = context.SimpleQueue()
+            self.chosen = context.SimpleQueue()
             self.taken = context.Value("q", 0)
-            self.pool = ProcessPoolExecutor(self.helpers, context, _start_helper, (self.plan, self.taken, self.reports))
+            state = (self.plan, self.taken, self.reports, self.chosen)
+            self.pool = ProcessPoolExecutor(self.helpers, context, _start_helper, state)
+            self.library.add_done_callback(self._tell)
         return self
+
+    def _tell(self, library: Future[str]) -> None:
+        """Let every helper know the library; any, if the choice failed, so that they come to an end."""
+        for _ in range(self.helpers):
+            self.chosen.put("tokenizers" if library.exception() else library.result())
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
@@ -59,13 +68,11 @@ class Pool:
         """Write the spools of these shards."""
         if not shards:
             return
-        numbers = [shard.number for shard in sorted(shards, key=lambda shard: -shard.rows)]
-        if self.pool is not None:
-            for _ in range(self.helpers):
-                self.pool.submit(_warm_up)
+        wanted = {shard.number for shard in shards}
+        numbers = [shard.number for shard in self.plan.by_size if shard.number in wanted]
         worker = ShardTokenizer(self.plan, self.library.result)
         try:
-            take = self._share(lambda: (_tokenize, numbers, partial, self.library.result()), done)
+            take = self._share(done, _tokenize, numbers, partial)
             _tokenize_shards(worker, numbers, partial, take, self._report, done)
             self._wait()
         finally:
@@ -73,20 +80,20 @@ class Pool:
 
     def pack(self, splits: list[Any], partial: Path, done: Done) -> list[Any]:
         """Write the Parquet shards; their metadata entries in the order of the plan."""
-        numbers = [shard.number for shard in sorted(self.plan.shards, key=lambda shard: -shard.rows)]
-        take = self._share(lambda: (_pack, numbers, splits, partial), done)
+        numbers = [shard.number for shard in self.plan.by_size]
+        take = self._share(done, _pack, numbers, splits, partial)
         results = _pack_shards(self.plan, numbers, splits, partial, take, done)
         for found in self._wait():
             results.update(found)
         return [entry for number in sorted(results) for entry in results[number]]
 
-    def _share(self, work: Callable[[], tuple[Any, ...]], done: Done) -> Take:
+    def _share(self, done: Done, work: Callable[..., Any], *given: Any) -> Take:
         """Let the helpers begin; how this process takes its shards."""
         self.done = done
         if self.pool is None:
             return count().__next__
         self.taken.value = 0
-        self.futures = [self.pool.submit(*work()) for _ in range(self.helpers)]
+        self.futures = [self.pool.submit(work, *given) for _ in range(self.helpers)]
         return self._take
 
     def _take(self) -> int:
@@ -170,29 +177,33 @@ class _Helper:
     plan: Plan
     taken: Any
     reports: Any
-    library: str
-    worker: ShardTokenizer | None = None
+    chosen: Any
+    library: str | None = None
+    asking = Lock()
 
 
-def _start_helper(plan: Plan, taken: Any, reports: Any) -> None:
+def _start_helper(plan: Plan, taken: Any, reports: Any, chosen: Any) -> None:
     os.environ["RAYON_NUM_THREADS"] = "1"  # one process per core already
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _Helper.plan, _Helper.taken, _Helper.reports = plan, taken, reports
+    _Helper.plan, _Helper.taken, _Helper.reports, _Helper.chosen = plan, taken, reports, chosen
 
 
-def _warm_up() -> None:
-    """Read template and tokenizer while this process's parent finds out which library to use."""
-    if _Helper.worker is None:
-        _Helper.worker = ShardTokenizer(_Helper.plan, lambda: _Helper.library)
-        _Helper.worker.warm_up()
+def _library() -> str:
+    """The library that the parent has chosen, when it has."""
+    with _Helper.asking:
+        if _Helper.library is None:
+            _Helper.library = _Helper.chosen.get()
+    return _Helper.library
 
 
-def _tokenize(numbers: list[int], partial: Path, library: str) -> None:
-    _Helper.library = library
-    _warm_up()
-    assert _Helper.worker is not None
+def _tokenize(numbers: list[int], partial: Path) -> None:
+    worker = ShardTokenizer(_Helper.plan, _library)
+    worker.warm_up()
     reports = _Helper.reports
-    _tokenize_shards(_Helper.worker, numbers, partial, _take, lambda *more: reports.put(more), lambda: reports.put(()))
+    try:
+        _tokenize_shards(worker, numbers, partial, _take, lambda *more: reports.put(more), lambda: reports.put(()))
+    finally:
+        worker.close()
 
 
 def _pack(numbers: list[int], splits: list[Any], partial: Path) -> dict[int, list[Any]]:

@@ -216,7 +216,7 @@ def _read_record(record: Path) -> dict[str, str]:
 def _workers(cfg: SftConfig, plan: Plan) -> int:
     """Processes to use, this one included: as many as have work for longer than they take to start."""
     allowed = cfg.data.num_workers or os.cpu_count() or 1
-    return min(allowed, 1 + plan.input_bytes // WORTH_A_WORKER, len(plan.shards))
+    return min(allowed, 1 + sum(shard.bytes for shard in plan.shards) // WORTH_A_WORKER, len(plan.shards))
 
 
 def _assign(plan: Plan, spools: list[Path]) -> list[Any]:
