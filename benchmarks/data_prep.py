@@ -2,12 +2,14 @@
 
 1. rows per second of `prepare` from JSONL to Parquet, against merely encoding the same rendered text with the `tokenizers`
    library (`encode_batch`, one thread); side by side, alternating, median;
-2. what a token of a conversation of eight turns costs, against one of a single turn;
-3. packing: a million lengths, and how full rows of 4096 are with GSM8K and identity chats.
+2. two workers on two cores, against one on one core and one that has both;
+3. what a token of a conversation of eight turns costs, against one of a single turn;
+4. packing: a million lengths, and how full rows of 4096 are with GSM8K and identity chats.
 
-    python benchmarks/data_prep.py CHAT_FOLDER TOKENIZER_FOLDER [--copies 1,5] [--workers 1,2] [--repeat 3]
+    python benchmarks/data_prep.py CHAT_FOLDER TOKENIZER_FOLDER [--copies 1,5] [--scaling 25] [--repeat 3]
 
-`--copies`: how often every file is put behind itself, because reading a tokenizer takes a second or two whatever the data.
+`--copies`, and `--scaling` for part 2: how often every file is put behind itself, because reading a tokenizer takes a second or
+two whatever the data. In part 1 one worker may use other cores too: it reads the tokenizer and writes rows beside its work.
 Every preparation of part 1 starts from nothing: both libraries read the tokenizer again. Times are wall clock; `cpu` is the
 processor time of the same work, which says more on a machine that does other things.
 """
@@ -22,7 +24,8 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -56,6 +59,7 @@ def main() -> None:
         folder = Path(name)
         results: dict[str, Any] = {"machine": machine(), "load_before": os.getloadavg()}
         results["speed"] = {f"copies={copies}": speed(arguments, copies, folder) for copies in arguments.copies}
+        results["scaling"] = scaling(arguments, folder) if arguments.scaling else None
         results["turns"] = turns(arguments, folder)
         results["packing"] = packing(arguments, folder)
         results["load_after"] = os.getloadavg()
@@ -78,16 +82,24 @@ def machine() -> dict[str, Any]:
     }
 
 
-def speed(arguments: argparse.Namespace, copies: int, folder: Path) -> dict[str, Any]:
+@contextmanager
+def multiplied(arguments: argparse.Namespace, copies: int, folder: Path) -> Iterator[list[Path]]:
+    """The chat files, each so many times behind itself."""
     inputs = folder / f"inputs-{copies}"
     inputs.mkdir()
     files = []
     for file in sorted(Path(arguments.chat).glob("*.jsonl")):
         files.append(inputs / file.name)
-        files[-1].write_bytes(file.read_bytes() * copies)
-    found = compare(arguments, files, folder)
+        with open(files[-1], "wb") as stream:
+            for _ in range(copies):
+                stream.write(file.read_bytes())
+    yield files
     shutil.rmtree(inputs)
-    return found
+
+
+def speed(arguments: argparse.Namespace, copies: int, folder: Path) -> dict[str, Any]:
+    with multiplied(arguments, copies, folder) as files:
+        return compare(arguments, files, folder)
 
 
 def compare(arguments: argparse.Namespace, files: list[Path], folder: Path) -> dict[str, Any]:
@@ -95,20 +107,16 @@ def compare(arguments: argparse.Namespace, files: list[Path], folder: Path) -> d
     texts = rendered_texts(cfg)
     reference = load_tokenizer(cfg).backend
     baseline: list[dict[str, float]] = []
-    ours: dict[int, list[dict[str, float]]] = {workers: [] for workers in arguments.workers}
-    meta: dict[str, Any] = {}
+    ours: list[dict[str, float]] = []
     for _ in range(arguments.repeat):
         baseline.append(timed(lambda: reference.encode_batch(texts, add_special_tokens=False)))
-        for workers in arguments.workers:
-            forget_tokenizers()
-            times, meta = prepared(make_cfg(arguments, files, workers), folder)
-            ours[workers].append(times)
+        forget_tokenizers()
+        times, meta = prepared(cfg, folder)
+        ours.append(times)
     rows, tokens = meta["rows"], meta["tokens"]
-    encoding = median(baseline, rows, tokens)
-    preparing = {str(workers): median(times, rows, tokens) for workers, times in ours.items()}
-    for figures in preparing.values():
-        figures["times_encode_batch"] = round(encoding["seconds"] / figures["seconds"], 2)
-        figures["times_encode_batch_cpu"] = round(encoding["cpu"] / figures["cpu"], 2)
+    encoding, preparing = median(baseline, rows, tokens), median(ours, rows, tokens)
+    preparing["times_encode_batch"] = round(encoding["seconds"] / preparing["seconds"], 2)
+    preparing["times_encode_batch_cpu"] = round(encoding["cpu"] / preparing["cpu"], 2)
     return {
         "rows": rows,
         "tokens": tokens,
@@ -116,6 +124,25 @@ def compare(arguments: argparse.Namespace, files: list[Path], folder: Path) -> d
         "encode_batch": encoding,
         "prepare": preparing,
     }
+
+
+def scaling(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Seconds of one worker on one core, one that has two, and two on two; alternating, median."""
+    cores = sorted(os.sched_getaffinity(0))
+    ways = {"one worker, one core": (1, cores[:1]), "one worker": (1, cores[:2]), "two workers": (2, cores[:2])}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+    with multiplied(arguments, arguments.scaling, folder) as files:
+        for _ in range(arguments.repeat):
+            for name, (workers, own) in ways.items():
+                forget_tokenizers()
+                os.sched_setaffinity(0, own)
+                times, meta = prepared(make_cfg(arguments, files, workers), folder)
+                found[name].append(times)
+    os.sched_setaffinity(0, cores)
+    medians = {name: median(times, meta["rows"], meta["tokens"]) for name, times in found.items()}
+    two = medians["two workers"]["seconds"]
+    ratios = {f"two workers, times {name}": round(medians[name]["seconds"] / two, 2) for name in list(ways)[:2]}
+    return {"copies": arguments.scaling, "rows": meta["rows"], "tokens": meta["tokens"], **medians, **ratios}
 
 
 def turns(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -177,7 +204,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("tokenizer")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--seq-length", type=int, default=16384)
-    parser.add_argument("--workers", type=numbers, default=[1])
+    parser.add_argument("--scaling", type=int, default=0)
     parser.add_argument("--copies", type=numbers, default=[1])
     return parser.parse_args()
 
