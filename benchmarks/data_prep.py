@@ -35,15 +35,15 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import numpy as np
 
+from sft_hydra.chat.render import Renderer
+from sft_hydra.chat.tokenizer import load_tokenizer
 from sft_hydra.config.schema import ModelConfig, SftConfig
 from sft_hydra.config.schema_data import Packing, SourceConfig
 from sft_hydra.data.conversation import to_conversation
 from sft_hydra.data.pack import pack
 from sft_hydra.data.prepare import prepare
-from sft_hydra.data.render import Renderer
 from sft_hydra.data.sources import Bad, Source, files_of, read_rows
 from sft_hydra.data.tokenize import forget_tokenizers
-from sft_hydra.data.tokenizer import load_tokenizer
 from sft_hydra.errors import RowError
 
 RESULTS = Path(__file__).parent / "results" / "data_prep.json"

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
+from sft_hydra.chat.tokenizer import load_tokenizer
 from sft_hydra.config.schema import LoraConfig, ModelConfig, Precision, SftConfig
 from sft_hydra.config.schema_data import SourceConfig
 from sft_hydra.config.schema_optim import AdamW, Scheduler
 from sft_hydra.data.dataset import TrainRows
 from sft_hydra.data.prepare import prepare
-from sft_hydra.data.tokenizer import load_tokenizer
 from sft_hydra.estimate import PEAK_FLOPS, count_parameters
 from sft_hydra.paths import conf_dir
 from sft_hydra.records import PackedRow

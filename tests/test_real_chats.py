@@ -11,11 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sft_hydra.chat.tokenizer import load_tokenizer
 from sft_hydra.config import saved
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.data import prepare
 from sft_hydra.data.dataset import TrainRows
-from sft_hydra.data.tokenizer import load_tokenizer
 from sft_hydra.engine.schedule import rate_factor
 from sft_hydra.models.build import as_transformers
 from sft_hydra.records import PackedRow

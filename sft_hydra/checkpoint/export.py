@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.checkpoint.adapter import limits, merge_adapter, write_adapter
 from sft_hydra.checkpoint.shards import is_export, write_tensors
 from sft_hydra.checkpoint.stream import carried_tensors, local_folder
 from sft_hydra.config.schema import SftConfig
-from sft_hydra.data.tokenizer import ChatTokenizer
 from sft_hydra.engine.microbatches import forward_hidden, load_batches
 from sft_hydra.engine.precision import compute_dtype
 from sft_hydra.errors import CheckpointError

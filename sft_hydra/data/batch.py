@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from sft_hydra.chat.locate import RenderedSequence
 from sft_hydra.config.schema_data import Overlong
-from sft_hydra.data.locate import RenderedSequence
 from sft_hydra.data.plan import Plan
 from sft_hydra.data.sources import Source
 from sft_hydra.data.spool import SpoolWriter

@@ -4,12 +4,12 @@
 import json
 from pathlib import Path
 
+from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.data.plan import Plan, read_request
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.data.sources import files_of, sources_of
 from sft_hydra.data.spool import read_spool
-from sft_hydra.data.tokenizer import ChatTokenizer
 from sft_hydra.errors import ConfigError, DataError, SeqLengthMismatchError, TokenizerMismatchError
 
 WAYS_OUT = {  # where every row of a source is rejected for a reason

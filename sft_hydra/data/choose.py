@@ -7,9 +7,9 @@ the first rows of every source.
 import json
 from typing import Any
 
+from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.data.plan import Request, first_rows
 from sft_hydra.data.tokenize import choose_library, start_fast
-from sft_hydra.data.tokenizer import ChatTokenizer
 
 ROWS = 16  # of each source
 CHARS = 2000  # at most, of each row

@@ -13,8 +13,8 @@ import jsonschema
 import orjson
 from referencing import Registry
 
+from sft_hydra.chat.limits import LimitError, limited
 from sft_hydra.config.schema_data import FilterConfig
-from sft_hydra.data.limits import LimitError, limited
 from sft_hydra.errors import ConfigError, RowError
 from sft_hydra.records import Conversation, Message
 

@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 from tokenizers import Tokenizer
 
-from sft_hydra.data.tokenizer import ChatTokenizer
+from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.errors import RowError
 from sft_hydra.records import Conversation, Message
 

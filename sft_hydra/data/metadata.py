@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.config.schema_data import DataFormat
 from sft_hydra.data.blend import plan_epoch
@@ -16,7 +17,6 @@ from sft_hydra.data.plan import Plan
 from sft_hydra.data.shards import FORMAT_VERSION, SPLITS, PackedSet, checksum, make_durable
 from sft_hydra.data.splits import LEFT_OUT
 from sft_hydra.data.spool import read_spool
-from sft_hydra.data.tokenizer import ChatTokenizer
 from sft_hydra.errors import DataError
 
 PERCENTILES = (5, 25, 50, 75, 95, 99, 100)

@@ -12,13 +12,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from sft_hydra.chat.tokenizer import AddedToken, ChatTokenizer
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.config.schema_data import DataConfig
 from sft_hydra.data.blend import check_wishes
 from sft_hydra.data.inputs import Survey, count_rows, line_offsets, survey
 from sft_hydra.data.shards import FORMAT_VERSION
 from sft_hydra.data.sources import Bad, InputFile, Source, files_of, read_rows, sources_of
-from sft_hydra.data.tokenizer import AddedToken, ChatTokenizer
 from sft_hydra.errors import ConfigError
 from sft_hydra.paths import data_root
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from sft_hydra.chat.tokenizer import ChatTokenizer, load_tokenizer
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.config.schema_data import Prepare
 from sft_hydra.data.checks import check_fits, check_rejects, is_stale
@@ -30,7 +31,6 @@ from sft_hydra.data.pool import Pool, spool_folder, undisturbed
 from sft_hydra.data.progress import OnProgress, Reporter
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.data.splits import assign
-from sft_hydra.data.tokenizer import ChatTokenizer, load_tokenizer
 from sft_hydra.errors import DataError, MissingPackedDataError
 from sft_hydra.paths import data_root
 

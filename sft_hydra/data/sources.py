@@ -17,10 +17,11 @@ from typing import IO, Any
 
 import orjson
 
+from sft_hydra.chat.message import has_long_number, parse_leniently
 from sft_hydra.config.schema_data import DataConfig, SourceConfig
 from sft_hydra.data import spelling
 from sft_hydra.data.benchmarks_as_chats import trees
-from sft_hydra.data.conversation import has_long_number, parse_leniently, prune_nulls
+from sft_hydra.data.conversation import prune_nulls
 from sft_hydra.errors import ConfigError, DataError
 
 NUMBERS = ("weight", "epochs")  # of an entry of a blend; all else is text

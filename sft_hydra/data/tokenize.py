@@ -14,9 +14,9 @@ import fastokens
 import numpy as np
 from numpy.typing import NDArray
 
+from sft_hydra.chat.locate import RenderedSequence
+from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.data.guard import Guard
-from sft_hydra.data.locate import RenderedSequence
-from sft_hydra.data.tokenizer import ChatTokenizer
 
 ADVERSARIAL = (
     "",

@@ -17,6 +17,9 @@ from typing import Any
 
 import orjson
 
+from sft_hydra.chat.render import RenderedSequence, Renderer
+from sft_hydra.chat.skeleton import SkeletonError
+from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.data.background import Background
 from sft_hydra.data.batch import Batch, SpoolFiller
 from sft_hydra.data.conversation import to_conversation
@@ -24,12 +27,9 @@ from sft_hydra.data.filters import Filters
 from sft_hydra.data.guard import WORD, Guard
 from sft_hydra.data.judge import Judge
 from sft_hydra.data.plan import Plan, ShardPlan
-from sft_hydra.data.render import RenderedSequence, Renderer
-from sft_hydra.data.skeleton import SkeletonError
 from sft_hydra.data.sources import Bad, Source, read_rows
 from sft_hydra.data.spool import SpoolWriter
 from sft_hydra.data.tokenize import SequenceEncoder, TokenBatch, start_fast
-from sft_hydra.data.tokenizer import ChatTokenizer
 from sft_hydra.errors import RowError
 from sft_hydra.records import Conversation
 

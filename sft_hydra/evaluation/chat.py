@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sft_hydra.chat.render import Renderer
+from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.data.guard import Guard
-from sft_hydra.data.render import Renderer
-from sft_hydra.data.tokenizer import ChatTokenizer
 from sft_hydra.evaluation.given import Execute
 from sft_hydra.evaluation.parse import parse_answer
 from sft_hydra.evaluation.sample import generate

@@ -1,12 +1,12 @@
 """The plan of a run as text: what `dry_run=true` prints, and the head of every run's log. Reads, never writes."""
 
+from sft_hydra.chat.tokenizer import load_tokenizer
 from sft_hydra.config.architecture import is_generic, read_architecture
 from sft_hydra.config.schema import Precision, Runner, SftConfig
 from sft_hydra.config.world import rows_per_step
 from sft_hydra.data import prepare
 from sft_hydra.data.dataset import TrainRows
 from sft_hydra.data.shards import PackedSet
-from sft_hydra.data.tokenizer import load_tokenizer
 from sft_hydra.engine.schedule import total_steps
 from sft_hydra.errors import UserError
 from sft_hydra.estimate import (

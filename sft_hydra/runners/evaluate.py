@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sft_hydra.chat.tokenizer import ChatTokenizer, load_tokenizer
 from sft_hydra.config.schema import SftConfig
-from sft_hydra.data.tokenizer import ChatTokenizer, load_tokenizer
 from sft_hydra.engine.precision import compute_dtype
 from sft_hydra.engine.validate import validate
 from sft_hydra.evaluation.chat import Chat, Prompt, Sampling

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from sft_hydra.chat.tokenizer import load_tokenizer
 from sft_hydra.config.schema import SftConfig
-from sft_hydra.data.tokenizer import load_tokenizer
 from sft_hydra.observe.console import Console
 from sft_hydra.paths import RunPaths
 from sft_hydra.runners.model import start_machine, trained_model

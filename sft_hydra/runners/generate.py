@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from sft_hydra.chat.tokenizer import load_tokenizer
 from sft_hydra.config.schema import SftConfig
-from sft_hydra.data.tokenizer import load_tokenizer
 from sft_hydra.errors import ConfigError, DataError
 from sft_hydra.evaluation.chat import Chat, Prompt, Sampling
 from sft_hydra.evaluation.given import Tools, load_tools, read_prompts

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.text import Text
 
+from sft_hydra.chat.tokenizer import ChatTokenizer, load_tokenizer
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.data.shards import PackedSet
-from sft_hydra.data.tokenizer import ChatTokenizer, load_tokenizer
 from sft_hydra.errors import DataError
 from sft_hydra.observe.console import Console
 from sft_hydra.observe.inspector import write_inspector

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.data.shards import PackedSet
-from sft_hydra.data.tokenizer import ChatTokenizer
 from sft_hydra.observe.inspector import Conversations, InspectorPage, Vocabulary, used_ids
 from sft_hydra.records import PackedRow
 from sft_hydra.runners.inspect_checks import CHECKS, suspicious

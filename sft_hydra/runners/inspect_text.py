@@ -9,7 +9,7 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
-from sft_hydra.data.tokenizer import ChatTokenizer
+from sft_hydra.chat.tokenizer import ChatTokenizer
 
 ROLES = ("system", "user", "assistant", "tool")
 WRITTEN = {

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.checkpoint import state as checkpoints
 from sft_hydra.checkpoint.stream import load_weights, local_folder
 from sft_hydra.config.architecture import read_architecture
 from sft_hydra.config.rules import foreign_model
 from sft_hydra.config.schema import Device, SftConfig
 from sft_hydra.config.schema_data import Packing
-from sft_hydra.data.tokenizer import ChatTokenizer
 from sft_hydra.engine.placement import place
 from sft_hydra.engine.precision import compute_dtype
 from sft_hydra.errors import ConfigError, TokenizerMismatchError

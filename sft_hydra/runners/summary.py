@@ -13,10 +13,10 @@ from time import perf_counter, strftime
 import torch
 
 from sft_hydra import __version__
+from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.checkpoint.export import ExportReport
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.data.shards import PackedSet
-from sft_hydra.data.tokenizer import ChatTokenizer
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.observe.console import Console
 from sft_hydra.paths import RunPaths

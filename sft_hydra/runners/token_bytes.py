@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from sft_hydra.data.tokenizer import ChatTokenizer
+from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.runners.inspect_text import TokenText
 
 

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sft_hydra.chat.tokenizer import ChatTokenizer, load_tokenizer
 from sft_hydra.checkpoint import state as checkpoints
 from sft_hydra.checkpoint.export import ExportReport, export
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.config.world import rows_per_step, run_layout
 from sft_hydra.data.dataset import TrainRows
 from sft_hydra.data.shards import PackedSet
-from sft_hydra.data.tokenizer import ChatTokenizer, load_tokenizer
 from sft_hydra.engine.loop import StepResult, TrainState, fit
 from sft_hydra.engine.optimizer import OptimizerSet, build_optimizer, check_state_bits
 from sft_hydra.engine.schedule import total_steps

@@ -9,12 +9,12 @@ from safetensors.torch import load_file, save_file
 from support.packed import ARCHITECTURES, alone, logits_of, make_model, make_row, oracle_of, relative
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from sft_hydra.chat.tokenizer import load_tokenizer
 from sft_hydra.checkpoint import export as exporting
 from sft_hydra.checkpoint import shards
 from sft_hydra.checkpoint.export import export
 from sft_hydra.checkpoint.stream import load_weights
 from sft_hydra.config.schema import LoraConfig, Precision
-from sft_hydra.data.tokenizer import load_tokenizer
 from sft_hydra.engine.batch import make_batch
 from sft_hydra.errors import CheckpointError, ModelError
 from sft_hydra.models.build import as_transformers, build_model, use_published_limits

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from support.chats import data_cfg, question, write_jsonl
 
+from sft_hydra.chat.tokenizer import ChatTokenizer, load_tokenizer
 from sft_hydra.config.schema import SftConfig
-from sft_hydra.data.tokenizer import ChatTokenizer, load_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from support.chats import all_sequences, data_cfg, write_jsonl
 
+from sft_hydra.chat.render import Renderer
+from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.config.schema_data import SourceConfig
 from sft_hydra.data.conversation import to_conversation
 from sft_hydra.data.prepare import prepare
-from sft_hydra.data.render import Renderer
-from sft_hydra.data.tokenizer import ChatTokenizer
 from sft_hydra.errors import RowError
 
 

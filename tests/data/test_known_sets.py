@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from support.chats import assistant, data_cfg, system, user, write_jsonl
 
+from sft_hydra.chat.tokenizer import load_tokenizer
 from sft_hydra.config.schema_data import DataConfig, SourceConfig
 from sft_hydra.data.conversation import to_conversation
 from sft_hydra.data.prepare import prepare
 from sft_hydra.data.sources import Source, files_of, read_rows, sources_of
-from sft_hydra.data.tokenizer import load_tokenizer
 from sft_hydra.errors import ConfigError, DataError, RowError
 
 

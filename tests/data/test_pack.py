@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.config.schema_data import Packing
 from sft_hydra.data.pack import pack
-from sft_hydra.data.tokenizer import ChatTokenizer
 
 LENGTHS = st.lists(st.integers(0, 64), max_size=200)
 

@@ -25,13 +25,13 @@ from support.chats import (
     write_jsonl,
 )
 
+from sft_hydra.chat.tokenizer import load_tokenizer
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.config.schema_data import DataFormat, Overlong, Prepare, SourceConfig
 from sft_hydra.data.prepare import find, missing, obtain, prepare
 from sft_hydra.data.progress import Progress
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.data.tokenize import forget_tokenizers
-from sft_hydra.data.tokenizer import load_tokenizer
 from sft_hydra.errors import DataError, MissingPackedDataError, SeqLengthMismatchError, TokenizerMismatchError
 
 Questions = Callable[..., SftConfig]

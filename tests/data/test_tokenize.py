@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from support.chats import TOOL, assistant, call, conversation, result, shapes, system, user
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from sft_hydra.data.locate import RenderedSequence
-from sft_hydra.data.render import Renderer
+from sft_hydra.chat.locate import RenderedSequence
+from sft_hydra.chat.render import Renderer
+from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.data.tokenize import SequenceEncoder, choose_library, start_fast
-from sft_hydra.data.tokenizer import ChatTokenizer
 from sft_hydra.errors import RowError
 
 SLOW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

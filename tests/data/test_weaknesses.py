@@ -30,13 +30,13 @@ from support.chats import (
     write_jsonl,
 )
 
+from sft_hydra.chat.render import Renderer
+from sft_hydra.chat.tokenizer import load_tokenizer
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.config.schema_data import FilterConfig, Overlong, SourceConfig
 from sft_hydra.data.dataset import TrainRows
 from sft_hydra.data.filters import Filters
 from sft_hydra.data.prepare import find, prepare
-from sft_hydra.data.render import Renderer
-from sft_hydra.data.tokenizer import load_tokenizer
 from sft_hydra.errors import ConfigError, DataError, RowError
 
 Questions = Callable[..., SftConfig]

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from sft_hydra.chat.tokenizer import BUNDLED
 from sft_hydra.cli import command
-from sft_hydra.data.tokenizer import BUNDLED
 from sft_hydra.errors import UserError
 from sft_hydra.paths import RunPaths
 from sft_hydra.runners.alone import alone_in

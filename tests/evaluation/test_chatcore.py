@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from sft_hydra.chat.tokenizer import ChatTokenizer, load_tokenizer
 from sft_hydra.config.schema import CHATCORE_TASKS, EvalConfig, SftConfig
 from sft_hydra.data import spelling
-from sft_hydra.data.tokenizer import ChatTokenizer, load_tokenizer
 from sft_hydra.errors import DataError
 from sft_hydra.evaluation.benchmarks import BENCHMARKS, read_benchmark
 from sft_hydra.evaluation.chat import Chat, Prompt

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from sft_hydra.chat.tokenizer import ChatTokenizer, load_tokenizer
 from sft_hydra.config.schema import EvalConfig, SftConfig
 from sft_hydra.config.schema_data import TokenizerConfig
-from sft_hydra.data.tokenizer import ChatTokenizer, load_tokenizer
 from sft_hydra.errors import ConfigError, DataError
 from sft_hydra.evaluation.chat import Chat
 from sft_hydra.evaluation.harness import HarnessResult, run_harness

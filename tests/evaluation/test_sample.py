@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from sft_hydra.chat.tokenizer import load_tokenizer
 from sft_hydra.config.schema import SftConfig
-from sft_hydra.data.tokenizer import load_tokenizer
 from sft_hydra.evaluation.chat import Chat, Prompt, Sampling
 from sft_hydra.evaluation.sample import generate
 from sft_hydra.models.build import as_transformers, build_model

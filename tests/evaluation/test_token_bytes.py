@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers
 
+from sft_hydra.chat.tokenizer import ChatTokenizer, load_tokenizer
 from sft_hydra.config.schema import ModelConfig, SftConfig
-from sft_hydra.data.tokenizer import ChatTokenizer, load_tokenizer
 from sft_hydra.runners.token_bytes import token_bytes
 
 TEXTS = ['How many letters has "robin"?\n\n', "  größer  als 東京 🙂\t", "def f(x):\n    return x ** 2\n"]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from support.shards import TALKS, Talk, packed_set
 
+from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.data.shards import PackedSet
-from sft_hydra.data.tokenizer import ChatTokenizer
 from sft_hydra.observe.inspector import InspectorPage
 from sft_hydra.runners.inspect_checks import CHECKS, suspicious
 from sft_hydra.runners.inspect_page import chosen_rows, inspector_page, learned_tokens

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from support.shards import GOOD, TALKS, Talk, packed_set
 
+from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.data.shards import PackedSet
-from sft_hydra.data.tokenizer import ChatTokenizer
 from sft_hydra.observe.inspector import write_inspector
 from sft_hydra.runners.inspect_page import inspector_page
 

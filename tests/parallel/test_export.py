@@ -10,10 +10,10 @@ from support.ranks import run_ranks
 from support.training import Case, make_cfg, placed_model
 from transformers import AutoModelForCausalLM
 
+from sft_hydra.chat.tokenizer import load_tokenizer
 from sft_hydra.checkpoint.export import export
 from sft_hydra.checkpoint.stream import load_weights
 from sft_hydra.config.schema import LoraConfig
-from sft_hydra.data.tokenizer import load_tokenizer
 from sft_hydra.engine.placement import place
 from sft_hydra.models.build import as_transformers, build_model
 from sft_hydra.models.initial import init_weights

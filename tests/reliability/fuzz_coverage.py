@@ -14,12 +14,12 @@ with atheris.instrument_imports(include=["sft_hydra.data"]):
     from support.chats import data_cfg, question, write_jsonl
     from support.hostile import Grammar
 
+    from sft_hydra.chat.render import Renderer
+    from sft_hydra.chat.tokenizer import load_tokenizer
     from sft_hydra.data.conversation import to_conversation
     from sft_hydra.data.filters import Filters
     from sft_hydra.data.guard import Guard
-    from sft_hydra.data.render import Renderer
     from sft_hydra.data.sources import Bad, files_of, read_rows, sources_of
-    from sft_hydra.data.tokenizer import load_tokenizer
     from sft_hydra.errors import RowError
 
 SEEDS = 500  # lines of the grammar to begin with

@@ -14,12 +14,12 @@ from support.chats import TOOL, all_sequences, assistant, call, data_cfg, questi
 from support.hostile import DEPTHS, Grammar, write_hostile
 from support.hostile_files import broken, files_of
 
+from sft_hydra.chat.tokenizer import load_tokenizer
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.config.schema_data import SourceConfig
 from sft_hydra.data import filters
 from sft_hydra.data.prepare import prepare
 from sft_hydra.data.shards import PackedSet
-from sft_hydra.data.tokenizer import load_tokenizer
 from sft_hydra.errors import UserError
 
 TEXT = st.text(st.characters(codec=None), max_size=20)

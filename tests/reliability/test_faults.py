@@ -18,6 +18,7 @@ from support.configs import make_cfg
 from support.killed import SMALLEST, losses, run_on, started
 from support.packed import ARCHITECTURES, make_model
 
+from sft_hydra.chat.tokenizer import load_tokenizer
 from sft_hydra.checkpoint.export import export
 from sft_hydra.checkpoint.state import latest, load, save
 from sft_hydra.checkpoint.stream import load_weights
@@ -25,7 +26,6 @@ from sft_hydra.config.rules_files import output_is_writable
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.data.prepare import find, prepare
 from sft_hydra.data.shards import PackedSet
-from sft_hydra.data.tokenizer import load_tokenizer
 from sft_hydra.engine.loop import TrainState
 from sft_hydra.engine.optimizer import build_optimizer
 from sft_hydra.errors import CheckpointError, DataError, UserError

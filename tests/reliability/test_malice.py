@@ -15,19 +15,19 @@ import pytest
 from support.chats import all_sequences, assistant, data_cfg, question, user, write_jsonl
 from support.packed import ARCHITECTURES, make_model
 
+from sft_hydra.chat import limits
+from sft_hydra.chat.limits import LimitError
+from sft_hydra.chat.render import Renderer
+from sft_hydra.chat.tokenizer import BUNDLED, load_tokenizer
 from sft_hydra.checkpoint.stream import load_weights
 from sft_hydra.cli import command
 from sft_hydra.config import saved
 from sft_hydra.config.architecture import read_architecture
 from sft_hydra.config.rules import no_secrets, one_line_each, run_name
 from sft_hydra.config.schema import ClusterConfig, ClusterKind, SftConfig
-from sft_hydra.data import limits
 from sft_hydra.data.judge import Judge
-from sft_hydra.data.limits import LimitError
 from sft_hydra.data.prepare import prepare
-from sft_hydra.data.render import Renderer
 from sft_hydra.data.sources import sources_of
-from sft_hydra.data.tokenizer import BUNDLED, load_tokenizer
 from sft_hydra.errors import ConfigError, DataError, ModelError
 from sft_hydra.launch.script import batch_scripts
 from sft_hydra.models.build import read_config

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from support.packed import DENSE, HYBRID, make_model
 
+from sft_hydra.chat.tokenizer import BUNDLED
 from sft_hydra.cli import command
-from sft_hydra.data.tokenizer import BUNDLED
 from sft_hydra.models.build import as_transformers
 from sft_hydra.observe.metrics import read_metrics
 

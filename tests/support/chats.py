@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from sft_hydra.chat.render import Renderer
 from sft_hydra.config.schema import ModelConfig, SftConfig
 from sft_hydra.config.schema_data import SourceConfig
 from sft_hydra.data.conversation import to_conversation
-from sft_hydra.data.render import Renderer
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.records import Conversation, Message
 

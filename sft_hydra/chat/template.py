@@ -13,10 +13,10 @@ from typing import Any
 
 from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
 
-from sft_hydra.data.limits import limited
-from sft_hydra.data.sandbox import make_environment
-from sft_hydra.data.tool_blocks import Block, take_out_blocks
-from sft_hydra.data.vet import literals
+from sft_hydra.chat.limits import limited
+from sft_hydra.chat.sandbox import make_environment
+from sft_hydra.chat.tool_blocks import Block, take_out_blocks
+from sft_hydra.chat.vet import literals
 from sft_hydra.errors import DataError
 from sft_hydra.records import Message
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from support.chats import assistant, call, conversation, result, served_prompts, shapes, system, user
 
+from sft_hydra.chat.render import Renderer
+from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.config.schema_data import MultiTurn, Reasoning
-from sft_hydra.data.render import Renderer
-from sft_hydra.data.tokenizer import ChatTokenizer
 from sft_hydra.errors import DataError, RowError
 
 TEMPLATES = Path(__file__).parent / "templates"

@@ -16,7 +16,7 @@ from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from sft_hydra.data.limits import power, times
+from sft_hydra.chat.limits import power, times
 
 DICT_NAMES = frozenset(dir(dict))
 SAFE_STR_METHODS = frozenset(

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.chats import TOOL, assistant, call, conversation, result, system, user
 
-from sft_hydra.data.render import Renderer
-from sft_hydra.data.skeleton import CHECKED, WORTH, SkeletonError
+from sft_hydra.chat.render import Renderer
+from sft_hydra.chat.skeleton import CHECKED, WORTH, SkeletonError
 from sft_hydra.errors import RowError
 from sft_hydra.records import Conversation
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from sft_hydra.chat.probe import end_of_turn_texts, learn_closings
+from sft_hydra.chat.template import ChatTemplate
 from sft_hydra.config.schema import SftConfig
-from sft_hydra.data.probe import end_of_turn_texts, learn_closings
-from sft_hydra.data.template import ChatTemplate
 from sft_hydra.errors import ConfigError, DataError
 from sft_hydra.hub import folder_of
 

@@ -9,10 +9,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from sft_hydra.data.habits import Habits
-from sft_hydra.data.limits import LimitError, limited
-from sft_hydra.data.shape import shape_messages
-from sft_hydra.data.template import ChatTemplate, Scan
+from sft_hydra.chat.habits import Habits
+from sft_hydra.chat.limits import LimitError, limited
+from sft_hydra.chat.shape import shape_messages
+from sft_hydra.chat.template import ChatTemplate, Scan
 from sft_hydra.errors import DataError
 from sft_hydra.records import Message
 

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
-from sft_hydra.data.holders import EDGES, TEXTS, Holders
-from sft_hydra.data.limits import limited
-from sft_hydra.data.locate import RenderedSequence
-from sft_hydra.data.template import ChatTemplate
-from sft_hydra.data.tool_blocks import Block
-from sft_hydra.data.tracer import Findings, Tracer
+from sft_hydra.chat.holders import EDGES, TEXTS, Holders
+from sft_hydra.chat.limits import limited
+from sft_hydra.chat.locate import RenderedSequence
+from sft_hydra.chat.template import ChatTemplate
+from sft_hydra.chat.tool_blocks import Block
+from sft_hydra.chat.tracer import Findings, Tracer
 from sft_hydra.records import Conversation
 
 WORTH = 6  # rows of a shape before it gets a skeleton

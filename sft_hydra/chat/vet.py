@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from jinja2 import nodes
 
-from sft_hydra.data.tool_blocks import PREFIX
+from sft_hydra.chat.tool_blocks import PREFIX
 
 FILTERS = {"trim", "tojson", "safe", "string", "default", "d", "length", "count", "items", "list", "join", "selectattr"}
 MARKS = {"open_mark", "close_mark", "visited"}

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sft_hydra.data.habits import Habits
-from sft_hydra.data.probe import common_prefix, tag_edge
-from sft_hydra.data.template import ChatTemplate, Scan, Span
+from sft_hydra.chat.habits import Habits
+from sft_hydra.chat.probe import common_prefix, tag_edge
+from sft_hydra.chat.template import ChatTemplate, Scan, Span
 from sft_hydra.errors import RowError
 from sft_hydra.records import Message
 

@@ -10,16 +10,16 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
+from sft_hydra.chat.habits import Habits
+from sft_hydra.chat.limits import LimitError, limited
+from sft_hydra.chat.locate import Locator, NotLocatedError, RenderedSequence
+from sft_hydra.chat.message import check_message
+from sft_hydra.chat.probe import KEEP_REASONING, learn, same_turns
+from sft_hydra.chat.shape import shape_messages
+from sft_hydra.chat.skeleton import Skeletons
+from sft_hydra.chat.template import ChatTemplate
+from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.config.schema_data import DataConfig, MultiTurn, Reasoning
-from sft_hydra.data.conversation import check_message
-from sft_hydra.data.habits import Habits
-from sft_hydra.data.limits import LimitError, limited
-from sft_hydra.data.locate import Locator, NotLocatedError, RenderedSequence
-from sft_hydra.data.probe import KEEP_REASONING, learn, same_turns
-from sft_hydra.data.shape import shape_messages
-from sft_hydra.data.skeleton import Skeletons
-from sft_hydra.data.template import ChatTemplate
-from sft_hydra.data.tokenizer import ChatTokenizer
 from sft_hydra.errors import DataError, RowError
 from sft_hydra.records import Conversation, Message
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from jinja2 import Undefined
 
-from sft_hydra.data.locate import RenderedSequence
-from sft_hydra.data.tool_blocks import Block
+from sft_hydra.chat.locate import RenderedSequence
+from sft_hydra.chat.tool_blocks import Block
 from sft_hydra.records import Conversation, Message
 
 TEXTS = ("content", "reasoning_content", "tool_call_id", "name")  # fields of messages that are texts

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 from jinja2 import nodes
 
-from sft_hydra.data.template import ChatTemplate
-from sft_hydra.data.vet import blocks_are_printed, compared, is_harmless, leaves_tools_to_blocks, literals
+from sft_hydra.chat.template import ChatTemplate
+from sft_hydra.chat.vet import blocks_are_printed, compared, is_harmless, leaves_tools_to_blocks, literals
 
 T = TypeVar("T")
 

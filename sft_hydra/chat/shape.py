@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from sft_hydra.data.habits import Habits
+from sft_hydra.chat.habits import Habits
 from sft_hydra.records import Message
 
 
