@@ -79,10 +79,10 @@ def tasks(arguments: argparse.Namespace, data: str) -> list[Task]:
         "tests",
     ]
     return [
-        step("qwen3_0_6b_full", 90, "--alone"),
+        step("qwen3_0_6b_full", 120, "--alone"),
         Task("tests", tests, 150),
-        step("nano3_cut", 90),
-        step("qwen3_8b_lora", 90, "--alone"),
+        step("nano3_cut", 120),
+        step("qwen3_8b_lora", 120, "--alone"),
         step("qwen3_0_6b_full", 120, "--alone", "--compile"),
         step("nano3_cut", 120, "--compile"),
         step("qwen3_8b_lora", 120, "--alone", "--compile"),

@@ -85,6 +85,8 @@ def measure(case: Case, rows: list[PackedRow], arguments: argparse.Namespace) ->
             times[name].append(timed(party, case))
     for party in parties.values():
         party.close()
+    if case.device == "cuda":
+        torch.cuda.empty_cache()  # for the processes that measure memory
     trained = rows[WARM_UP * case.rows :]
     peak, known = peak_flops(case.device)
     figures = {name: describe(case, trained, each, peak) for name, each in times.items()}
