@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -194,7 +195,10 @@ def _plan(
     now = datetime.now().isoformat(timespec="seconds")
     texts = probe_texts(request, tokenizer)
 
+    reading = Event()
+
     def choose_once() -> str:
+        reading.set()
         library = choose(tokenizer, texts)
         temporary = record.with_suffix(".tmp")
         temporary.write_text(json.dumps({"key": request.key, "library": library, "now": now}))
@@ -202,6 +206,7 @@ def _plan(
         return library
 
     library = background.submit(choose_once)
+    reading.wait()  # first the library that soon does without the interpreter: the plan reads the one that blocks it
     return make_plan(cfg, request, tokenizer, now), library
 
 

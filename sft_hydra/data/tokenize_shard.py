@@ -36,7 +36,7 @@ from sft_hydra.records import Conversation
 JUDGED_TOGETHER = 256  # rows
 BATCH_CHARS = 2_000_000  # text encoded at once: enough to be quick, little enough to stay small
 BATCH_ROWS = 50_000
-AHEAD = 24  # batches that are rendered before they are encoded, while the tokenizer is being read
+AHEAD = 32  # batches that are rendered before they are encoded, while the tokenizer is being read
 
 Report = Callable[[int, int, int, int], None]  # more rows, tokens, trained tokens, rejects
 Done = Callable[[], None]
