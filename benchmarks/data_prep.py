@@ -25,8 +25,10 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         results: dict[str, Any] = {"machine": machine(), "load_before": os.getloadavg()}
+        warm_up(arguments, folder)
         results["speed"] = {f"copies={copies}": speed(arguments, copies, folder) for copies in arguments.copies}
         results["scaling"] = scaling(arguments, folder) if arguments.scaling else None
         results["turns"] = turns(arguments, folder)
@@ -134,11 +137,10 @@ def scaling(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     with multiplied(arguments, arguments.scaling, folder) as files:
         for _ in range(arguments.repeat):
             for name, (workers, own) in ways.items():
-                forget_tokenizers()
-                os.sched_setaffinity(0, own)
-                times, meta = prepared(make_cfg(arguments, files, workers), folder)
+                with ProcessPoolExecutor(1, get_context("spawn"), os.sched_setaffinity, (0, own)) as pool:
+                    pool.submit(warm_up, arguments, folder).result()
+                    times, meta = pool.submit(prepared, make_cfg(arguments, files, workers), folder).result()
                 found[name].append(times)
-    os.sched_setaffinity(0, cores)
     medians = {name: median(times, meta["rows"], meta["tokens"]) for name, times in found.items()}
     two = medians["two workers"]["seconds"]
     ratios = {f"two workers, times {name}": round(medians[name]["seconds"] / two, 2) for name in list(ways)[:2]}
@@ -187,6 +189,14 @@ def mix(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "together_but_the_last": round(sum(together[1:]) / ((len(together) - 1) * CAPACITY), 5),
         "rows": {"prepared": len(rows), "together": len(together), "at_least": -(-int(lengths.sum()) // CAPACITY)},
     }
+
+
+def warm_up(arguments: argparse.Namespace, folder: Path) -> None:
+    """Prepare a single row, so that no import is timed."""
+    path = folder / "row.jsonl"
+    path.write_text('{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}\n')
+    prepared(make_cfg(arguments, [path], 1), folder)
+    forget_tokenizers()
 
 
 def prepared(cfg: SftConfig, folder: Path) -> tuple[dict[str, float], dict[str, Any]]:
