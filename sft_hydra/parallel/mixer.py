@@ -18,9 +18,7 @@ class Mixer(nn.Module):
     columns: tuple[str, ...] = ()  # split by outputs, heads or experts: the first dimension
     rows: tuple[str, ...] = ()  # split by inputs, the second dimension: their products are summed over ranks
     over: Literal["tp", "ep"] = "tp"
-    opaque: tuple[
-        str, ...
-    ] = ()  # methods that torch.compile must not look into: they ask how many there are, of documents, tokens or chunks
+    opaque: tuple[str, ...] = ()  # methods that torch.compile must not look into: they count documents, tokens, chunks
     mesh: Mesh = SINGLE
 
     def join(self, mesh: Mesh) -> None:
