@@ -28,6 +28,7 @@ from support.chats import (
 from sft_hydra.chat.tokenizer import load_tokenizer
 from sft_hydra.config.schema import SftConfig
 from sft_hydra.config.schema_data import DataFormat, Overlong, Prepare, SourceConfig
+from sft_hydra.data.plan import make_plan, read_request
 from sft_hydra.data.prepare import find, missing, obtain, prepare
 from sft_hydra.data.progress import Progress
 from sft_hydra.data.shards import PackedSet
@@ -424,6 +425,18 @@ def test_finished_shards_are_not_done_again(questions: Questions, monkeypatch: p
     first, done = done, []
     prepare(cfg)
     assert (first, done) == ([0, 1], [2, 3])
+
+
+def test_what_takes_longest_is_begun_first(tmp_path: Path) -> None:
+    many = write_jsonl(tmp_path / "many.jsonl", [question(number) for number in range(200)])
+    few = write_jsonl(tmp_path / "few.jsonl", [{"messages": [user("Go on."), assistant("word " * 5000)]}] * 3)
+    cfg = data_cfg(tmp_path, many=many, few=few)
+    cfg.data.num_shards = 2
+    tokenizer = load_tokenizer(cfg)
+    plan = make_plan(cfg, read_request(cfg, tokenizer), tokenizer, "2026-01-01T00:00:00")
+    assert [plan.sources[shard.source].name for shard in plan.by_size] == ["few", "few", "many", "many"]
+    size = many.stat().st_size + few.stat().st_size
+    assert 0.99 * size < sum(shard.bytes for shard in plan.shards) <= size
 
 
 def test_two_preparations_of_the_same_set_at_once(tmp_path: Path) -> None:
