@@ -10,6 +10,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 from sft_hydra.data.pack_shard import ShardPacker
 from sft_hydra.data.plan import Plan, ShardPlan
 from sft_hydra.data.tokenize_shard import Done, Report, ShardTokenizer
+from sft_hydra.errors import DataError
 
 Take = Callable[[], int]  # the place in the list of the next shard to do
 EVERYTHING = 1 << 40  # no shard is left from here on
@@ -114,7 +116,7 @@ class Pool:
                 self.done()
         for future in self.futures:
             if future.done():
-                future.result()
+                _result(future)
 
     def _wait(self) -> list[Any]:
         """What the helpers return."""
@@ -122,9 +124,19 @@ class Pool:
         while pending:
             pending = wait(pending, timeout=0.05).not_done
             self._look_after()
-        results = [future.result() for future in self.futures]
+        results = [_result(future) for future in self.futures]
         self.futures = []
         return results
+
+
+def _result(future: Future[Any]) -> Any:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        raise DataError(
+            "a worker of the preparation was killed, most likely because memory ran out: lower data.num_workers. The same "
+            "command goes on with the shards that are finished"
+        ) from None
 
 
 def spool_folder(partial: Path, number: int) -> Path:

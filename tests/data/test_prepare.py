@@ -439,6 +439,23 @@ def test_what_takes_longest_is_begun_first(tmp_path: Path) -> None:
     assert 0.99 * size < sum(shard.bytes for shard in plan.shards) <= size
 
 
+def test_a_worker_that_is_killed_is_told(questions: Questions, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sft_hydra.data import prepare as room
+
+    monkeypatch.setattr(room, "WORTH_A_WORKER", 1)
+    cfg = questions(400)
+    cfg.data.num_shards, cfg.data.num_workers = 8, 2
+
+    def kill(_: Progress) -> None:
+        for child in multiprocessing.active_children():
+            child.kill()
+            child.join()
+
+    with pytest.raises(DataError, match=r"worker of the preparation was killed.* data\.num_workers"):
+        prepare(cfg, kill)
+    assert prepare(cfg).metadata["rows"] == 400
+
+
 def test_two_preparations_of_the_same_set_at_once(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", [question(number) for number in range(3000)])
     processes = [start(tmp_path / "out", path, workers) for workers in (1, 2)]
