@@ -34,8 +34,8 @@ class limited:  # noqa: N801 (a context manager, called like those of contextlib
     In threads other than the first nothing is limited, because signals reach only that one; inside another `limited`
     that one holds."""
 
-    def __init__(self, seconds: float = SECONDS) -> None:
-        self.seconds = seconds
+    def __init__(self, seconds: float | None = None) -> None:
+        self.seconds = SECONDS if seconds is None else seconds
 
     def __enter__(self) -> None:
         global _active
