@@ -105,7 +105,7 @@ class SpoolFiller:
         for index in np.flatnonzero(tokens.lengths > limit).tolist():
             row, length, start = batch.owners[index], int(tokens.lengths[index]), int(starts[index])
             mask = tokens.loss_mask[start : start + length]
-            kept[index], reason = self._fit(mask)
+            kept[index], reason = self._fit(mask, batch.rows[row][3])
             if not kept[index]:
                 causes.append((row, reason, f"{length} tokens, seq_length is {self.seq_length}"))
         survivors = {batch.owners[index] for index in np.flatnonzero(kept).tolist()} if causes else set()
@@ -121,15 +121,15 @@ class SpoolFiller:
                 self._reject(origin, reason, detail)
         return kept
 
-    def _fit(self, mask: Any) -> tuple[int, str]:
-        """How many tokens of a sequence stay, and the reason if none do."""
+    def _fit(self, mask: Any, origin: str) -> tuple[int, str]:
+        """How many tokens of a sequence from `origin` stay, and the reason if none do."""
         length, seq_length = len(mask), self.seq_length
         if self.data.max_doc_tokens and length > self.data.max_doc_tokens:
             length = self.data.max_doc_tokens
             self.writer.counts["truncated"] += 1
         if length > seq_length and self.data.overlong is Overlong.error:
             raise DataError(
-                f"source {self.source.name}: a sequence of {length} tokens does not fit seq_length={seq_length}. "
+                f"{origin}: a sequence of {length} tokens does not fit seq_length={seq_length}. "
                 "Raise seq_length or choose data.overlong=split_turns, drop or truncate."
             )
         if length > seq_length and self.data.overlong is Overlong.drop:

@@ -400,7 +400,7 @@ def test_an_error_is_an_error_again(tmp_path: Path) -> None:
     cfg.data.overlong = Overlong.error
     for _ in range(2):
         forget_tokenizers()
-        with pytest.raises(DataError, match="does not fit seq_length=256"):
+        with pytest.raises(DataError, match=r"rows\.jsonl:51: a sequence of \d+ tokens does not fit seq_length=256"):
             prepare(cfg)
 
 
