@@ -1,6 +1,6 @@
 """A conversation with place holders in the place of all that differs between rows of one shape: `Holders`.
 
-Invariant: a place holder that the template changes, cuts or leaves out shows in `formats`, which then gives nothing.
+Invariant: a place holder that the template changes or cuts shows in `formats`, which then gives nothing.
 """
 
 from typing import Any

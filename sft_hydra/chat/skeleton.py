@@ -45,6 +45,7 @@ class _Skeleton:
     formats: list[list[str]]
     trained: list[list[bool]]
     bare_headers: list[int]
+    left_out: list[int]
     literals: list[str]  # texts that no content may hold
     compared: set[str]  # texts that no content may be
     longest: int  # of these
@@ -62,8 +63,10 @@ class _Skeleton:
 
     def fill(self, values: list[str]) -> list[RenderedSequence]:
         return [
-            RenderedSequence([chunk.format(*values) for chunk in chunks], trained, bare)
-            for chunks, trained, bare in zip(self.formats, self.trained, self.bare_headers, strict=True)
+            RenderedSequence([chunk.format(*values) for chunk in chunks], trained, bare, left_out)
+            for chunks, trained, bare, left_out in zip(
+                self.formats, self.trained, self.bare_headers, self.left_out, strict=True
+            )
         ]
 
 
@@ -150,9 +153,10 @@ class Skeletons:
             return None
         if any(text in holder for text in literals for holder in one.texts + two.texts):
             return None
-        trained, bare = [s.trained for s in first], [s.bare_headers for s in first]
+        trained, left_out = [s.trained for s in first], [s.left_out for s in first]
+        bare = [s.bare_headers for s in first]
         longest = max(map(len, compared), default=-1)
-        return _Skeleton(formats, trained, bare, list(literals), compared, longest, one.blocks)
+        return _Skeleton(formats, trained, bare, left_out, list(literals), compared, longest, one.blocks)
 
     def _trace(self, holders: Holders) -> tuple[list[RenderedSequence], Findings]:
         blocks = self.template.blocks[self.tracer.marking].values()

@@ -1,7 +1,8 @@
 """What is known of inputs before their rows are parsed: `survey` reads each file once, `count_rows` and `line_offsets` tell
 from that how many rows there are and where they start.
 
-Invariant: the identity changes with the content; a file's bytes are read once for all of this, whatever its size.
+Invariant: the identity changes with the content. A plain file of lines is read once for all of this, whatever its size;
+of a packed one the rows are counted in a second pass.
 """
 
 import hashlib

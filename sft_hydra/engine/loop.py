@@ -116,10 +116,8 @@ def optimizer_step(
     if not math.isfinite(loss) or not math.isfinite(grad_norm):
         raise _not_finite(losses, micro_batches, mesh)
 
-    sources = source_sums(
-        batches, token_losses, mesh
-    )  # the last that is asked of the device: it updates while we go on
-
+    # the last that is asked of the device: it updates while we go on
+    sources = source_sums(batches, token_losses, mesh)
     optimizer.set_rate(rate_factor(state.step, total_steps, cfg))
     optimizer.step()
     move_biases(model, cfg.train.router_bias_update_rate)

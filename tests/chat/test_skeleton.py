@@ -66,6 +66,11 @@ LISTED = "{% if tools %}{% for t in tools %}{{ t.function.name ~ ';' }}{% endfor
 TOOLS_SERVED = {
     "blocks": LISTED + TOOLED.replace("CALLS", "{% if m.tool_calls is defined %}" + CALLS + "{% endif %}"),
     "counted": "{% if tools and tools | length > 0 %}" + LISTED + "{% endif %}" + TOOLED.replace("CALLS", CALLS),
+    "without the text beside a call": LISTED
+    + "{% for m in messages %}{{ '<' ~ m.role ~ '>' }}{% if m.tool_calls %}"
+    + CALLS
+    + "{% else %}{{ m.content }}{% endif %}"
+    "{{ '</s>' }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}",
     "by key": LISTED + TOOLED.replace("CALLS", CALLS.replace("m.tool_calls", "m['tool_calls']")),
 }
 TOOLS_REFUSED = {
@@ -187,7 +192,7 @@ def tool_talk(tools: list[object], text: str, arguments: dict[str, object], id: 
 def tool_skeleton(renderer: Renderer) -> object:
     assert renderer.skeletons is not None
     for number in range(WORTH):
-        renderer.sequences(tool_talk([TOOL], "", {"place": f"city {number}"}, "call_1"))
+        renderer.sequences(tool_talk([TOOL], "Let me see.", {"place": f"city {number}"}, "call_1"))
     (skeleton,) = renderer.skeletons.known.values()
     return skeleton
 
