@@ -91,6 +91,7 @@ def run(cfg: SftConfig) -> None:
     """Prepare what is missing, train to the end (or on from where it stopped), evaluate, export, report."""
     assert cfg.run_dir is not None
     check_push(cfg)
+    check_state_bits(cfg)
     paths, clock = RunPaths(Path(cfg.run_dir)), Clock()
     rank, device = this_rank(), start_machine(cfg)
     start_process_group(device, cfg.cluster.start_timeout)
@@ -162,7 +163,6 @@ def _build(
     """The model where it will train, laid out over the ranks, its optimizer, and where training stands."""
     layout = run_layout(cfg, model_architecture(cfg, tokenizer))
     _check_best(cfg, packed)
-    check_state_bits(cfg)
     resume_step = read_progress(last)["state"]["step"] if last is not None else 0
     first = this_rank().rank == 0
     trackers = open_trackers(cfg, paths, console, resume_step) if first else no_trackers()
