@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from sft_hydra.config.schema import ModelConfig, SftConfig
-from sft_hydra.config.schema_data import SourceConfig
 from sft_hydra.data.dataset import TrainRows
-from sft_hydra.data.prepare import prepare
-from sft_hydra.engine.balance import balanced_shares
+from sft_hydra.data_prep.prepare import prepare
+from sft_hydra.engine.load_balancing import balanced_shares
+from sft_hydra.schema.config import ModelConfig, SftConfig
+from sft_hydra.schema.data import SourceConfig
 
 RESULTS = Path(__file__).parent / "results" / "balance.json"
 

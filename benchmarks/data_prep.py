@@ -39,14 +39,14 @@ import numpy as np
 
 from sft_hydra.chat.render import Renderer
 from sft_hydra.chat.tokenizer import load_tokenizer
-from sft_hydra.config.schema import ModelConfig, SftConfig
-from sft_hydra.config.schema_data import Packing, SourceConfig
-from sft_hydra.data.conversation import to_conversation
-from sft_hydra.data.pack import pack
-from sft_hydra.data.prepare import prepare
-from sft_hydra.data.sources import Bad, Source, files_of, read_rows
-from sft_hydra.data.tokenize import forget_tokenizers
+from sft_hydra.data_prep.conversation import to_conversation
+from sft_hydra.data_prep.pack import pack
+from sft_hydra.data_prep.prepare import prepare
+from sft_hydra.data_prep.sources import MalformedRow, Source, files_of, read_rows
+from sft_hydra.data_prep.tokenize import forget_tokenizers
 from sft_hydra.errors import RowError
+from sft_hydra.schema.config import ModelConfig, SftConfig
+from sft_hydra.schema.data import Packing, SourceConfig
 
 RESULTS = Path(__file__).parent / "results" / "data_prep.json"
 LIBRARIES = ("fastokens", "tokenizers", "orjson", "jinja2", "pyarrow", "numpy")
@@ -240,7 +240,7 @@ def rendered_texts(cfg: SftConfig) -> list[str]:
         for file in files_of(source):
             for number, row in read_rows(file, source, 0, None):
                 try:
-                    if not isinstance(row, Bad):
+                    if not isinstance(row, MalformedRow):
                         found = renderer.sequences(to_conversation(row, config, name, f"{file.path}:{number + 1}"))
                         texts += [sequence.text for sequence in found]
                 except RowError:

@@ -21,8 +21,8 @@ from train_step import machine, versions
 from train_step_cases import Case, cases
 from train_step_peers import Ours
 
-from sft_hydra.config.schema import Recompute
 from sft_hydra.records import PackedRow
+from sft_hydra.schema.config import Recompute
 
 RESULTS = Path(__file__).parent / "results"
 NO_MEMORY = 3  # exit code of a process that tried a length

@@ -24,17 +24,17 @@ import torch
 from train_step_cases import TINY
 
 from sft_hydra.checkpoint.state import Saver
-from sft_hydra.config.schema import ModelConfig, SftConfig
-from sft_hydra.config.schema_data import SourceConfig
 from sft_hydra.data.dataset import TrainRows
-from sft_hydra.data.prepare import prepare
 from sft_hydra.data.shards import PackedSet
+from sft_hydra.data_prep.prepare import prepare
 from sft_hydra.engine.batch import make_batch
 from sft_hydra.engine.loop import TrainState
 from sft_hydra.engine.optimizer import build_optimizer
-from sft_hydra.engine.read_ahead import ReadAhead
+from sft_hydra.engine.prefetch import Prefetcher
 from sft_hydra.models.build import build_model
-from sft_hydra.models.initial import init_weights
+from sft_hydra.models.init_weights import init_weights
+from sft_hydra.schema.config import ModelConfig, SftConfig
+from sft_hydra.schema.data import SourceConfig
 
 RESULTS = Path(__file__).parent / "results" / "overlap.json"
 
@@ -70,7 +70,7 @@ def rows_ahead(arguments: argparse.Namespace) -> dict[str, Any]:
         rows = TrainRows(packed, cfg)
         steps = [range(first, first + size) for first in range(0, arguments.steps * size, size)]
         plain = [seconds(lay_out, rows, numbers) for numbers in steps]
-        with ReadAhead(TrainRows(PackedSet.open(packed.folder), cfg)) as ahead:
+        with Prefetcher(TrainRows(PackedSet.open(packed.folder), cfg)) as ahead:
             ahead.expect(steps[0])
             for numbers, following in pairwise(steps):
                 ahead.expect(following)

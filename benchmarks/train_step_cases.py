@@ -12,14 +12,14 @@ import torch
 from omegaconf import OmegaConf
 
 from sft_hydra.chat.tokenizer import load_tokenizer
-from sft_hydra.config.schema import LoraConfig, ModelConfig, Precision, SftConfig
-from sft_hydra.config.schema_data import SourceConfig
-from sft_hydra.config.schema_optim import AdamW, Scheduler
 from sft_hydra.data.dataset import TrainRows
-from sft_hydra.data.prepare import prepare
-from sft_hydra.estimate import PEAK_FLOPS, count_parameters
+from sft_hydra.data_prep.prepare import prepare
 from sft_hydra.paths import conf_dir
+from sft_hydra.planning.estimate import PEAK_FLOPS, count_parameters
 from sft_hydra.records import PackedRow
+from sft_hydra.schema.config import LoraConfig, ModelConfig, Precision, SftConfig
+from sft_hydra.schema.data import SourceConfig
+from sft_hydra.schema.optim import AdamW, Scheduler
 
 TINY = {
     "model_type": "qwen3",

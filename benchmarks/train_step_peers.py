@@ -15,13 +15,13 @@ import torch
 from train_step_cases import Case, lengths, make_cfg
 
 from sft_hydra.engine.loop import TrainState, optimizer_step
+from sft_hydra.engine.materialize import materialize_on_mesh
 from sft_hydra.engine.optimizer import build_optimizer
-from sft_hydra.engine.placement import place
 from sft_hydra.models.build import build_model, merged_state, transformers_model
 from sft_hydra.models.decoder import DecoderModel
-from sft_hydra.models.initial import init_weights
+from sft_hydra.models.init_weights import init_weights
 from sft_hydra.models.lora import add_adapters, init_adapters
-from sft_hydra.parallel.layout import Layout
+from sft_hydra.planning.layout import Layout
 from sft_hydra.records import IGNORE_INDEX, PackedRow
 
 
@@ -61,7 +61,7 @@ def our_model(case: Case) -> DecoderModel:
     model = build_model(case.architecture, "meta", frozen if case.lora else torch.float32)
     if cfg.peft is not None:
         add_adapters(model, cfg.peft)
-    place(model, cfg, Layout(), device)
+    materialize_on_mesh(model, cfg, Layout(), device)
     if device.type == "cuda":
         start_on_device(model)
     else:

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sft_hydra import __version__
-from sft_hydra.config import saved
+from sft_hydra.config import serialize
 from sft_hydra.config.completion import complete
 from sft_hydra.config.compose import compose
 from sft_hydra.config.resolve import resolve
-from sft_hydra.config.world import ranks_of_runner
-from sft_hydra.launch.planner import planned
-from sft_hydra.launch.ranks import run_here
-from sft_hydra.parallel.ranks import this_rank
+from sft_hydra.launch.local_ranks import run_here
 from sft_hydra.paths import RunPaths
+from sft_hydra.planning.auto_parallel import with_auto_parallel
+from sft_hydra.planning.topology import ranks_of_runner
+from sft_hydra.process.rank import this_rank
 from sft_hydra.worker import exit_code, run_rank
 
 
@@ -43,12 +43,12 @@ def command(argv: Sequence[str]) -> int:
         return 0
     cfg = resolve(composed.config, composed.overrides, launcher=composed.launcher)
     if cfg.dry_run:
-        from sft_hydra.launch.plan import describe  # only here: a run does not need it
+        from sft_hydra.launch.dry_run import describe  # only here: a run does not need it
 
         print(describe(cfg))
         return 0
     if ranks_of_runner(cfg) != (1, 1):
-        return run_here(planned(cfg))
-    saved.save(cfg, RunPaths(Path(str(cfg.run_dir))).config(cfg.runner.value))
+        return run_here(with_auto_parallel(cfg))
+    serialize.save(cfg, RunPaths(Path(str(cfg.run_dir))).config(cfg.runner.value))
     run_rank(cfg)
     return 0

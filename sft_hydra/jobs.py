@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from sft_hydra.errors import ClusterError, UserError
-from sft_hydra.launch.follow import attach, follow, wait
-from sft_hydra.launch.handle import Handle, find_handles, job_states
+from sft_hydra.launch.job import SlurmJob, find_jobs, job_states
+from sft_hydra.launch.job_log import attach, follow, wait
 from sft_hydra.observe.console import Console
 
 
@@ -45,8 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _handles(run: Path) -> list[Handle]:
-    handles = find_handles(run.resolve())
+def _handles(run: Path) -> list[SlurmJob]:
+    handles = find_jobs(run.resolve())
     if not handles:
         there = "holds no run that was submitted" if run.is_dir() else "no such folder"
         raise ClusterError(f"{run}: {there}; `python -m sft_hydra.jobs list` shows those in outputs/")

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sft_hydra.config import saved
+from sft_hydra.config import serialize
 from sft_hydra.errors import ConfigError, UserError
 from sft_hydra.observe.compare import Comparison, compare, write_comparison
 from sft_hydra.observe.console import Console
-from sft_hydra.observe.report import RunRecord, write_report
+from sft_hydra.observe.run_report import RunRecord, write_report
 from sft_hydra.paths import RunPaths
 
 SAID_BY_NAME = (
@@ -71,7 +71,7 @@ def report(folders: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def _settings(run: RunRecord) -> dict[str, object]:
-    flat = saved.flatten(saved.load(run.paths.resolved))
+    flat = serialize.flatten(serialize.load(run.paths.resolved))
     return {key: value for key, value in flat.items() if key not in SAID_BY_NAME}
 
 

@@ -8,13 +8,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from sft_hydra.config import saved
-from sft_hydra.config.schema import SftConfig
-from sft_hydra.config.world import ranks_of_runner
+from sft_hydra.config import serialize
 from sft_hydra.errors import ConfigError, UserError
-from sft_hydra.parallel import stop
-from sft_hydra.parallel.ranks import rank_output, this_rank
 from sft_hydra.paths import RunPaths
+from sft_hydra.planning.topology import ranks_of_runner
+from sft_hydra.process import signals
+from sft_hydra.process.rank import rank_output, this_rank
+from sft_hydra.schema.config import SftConfig
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def exit_code(command: Callable[[], int]) -> int:
         if rank.world_size == 1:  # else the rank has told
             print(error.describe(), file=sys.stderr)
         return 2
-    except stop.StoppedError as stopped:
+    except signals.StoppedError as stopped:
         if rank.rank == 0:
             print(stopped, file=sys.stderr)
         return 1
@@ -57,7 +57,7 @@ def run_rank(cfg: SftConfig) -> None:
     """The runner, in this process, as the rank that the environment says."""
     assert cfg.run_dir is not None
     rank, paths = this_rank(), RunPaths(Path(cfg.run_dir))
-    stop.listen()
+    signals.install_handlers()
     started, expected = rank.world_size, math.prod(ranks_of_runner(cfg))
     if started != expected:
         raise ConfigError(
@@ -67,7 +67,7 @@ def run_rank(cfg: SftConfig) -> None:
     runner = importlib.import_module(f"sft_hydra.runners.{cfg.runner.value}")
     try:
         runner.run(cfg)
-    except stop.StoppedError:
+    except signals.StoppedError:
         if rank.rank == 0:
             paths.stopped.touch()  # the batch script looks for it
         raise
@@ -79,10 +79,10 @@ def _command() -> int:
     config = Path(sys.argv[1])
     rank = this_rank()
     if rank.world_size == 1:
-        run_rank(saved.load(config))
+        run_rank(serialize.load(config))
         return 0
     with rank_output(rank, RunPaths(config.parent)):
-        run_rank(saved.load(config))
+        run_rank(serialize.load(config))
     return 0
 
 

@@ -14,7 +14,8 @@ def test_import_layers_hold(repo: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["sft_hydra.cli", "sft_hydra.launch.plan", "sft_hydra.data.prepare", "sft_hydra.demo.conversations"]
+    "module",
+    ["sft_hydra.cli", "sft_hydra.launch.dry_run", "sft_hydra.data_prep.prepare", "sft_hydra.demo.conversations"],
 )
 def test_the_login_node_loads_no_torch(module: str) -> None:
     code = f"import sys, {module}; print(sorted({{'torch', 'transformers'}} & set(sys.modules)))"

@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 
 from sft_hydra.chat.tokenizer import load_tokenizer
-from sft_hydra.config import saved
-from sft_hydra.config.schema import SftConfig
-from sft_hydra.data import prepare
+from sft_hydra.config import serialize
 from sft_hydra.data.dataset import TrainRows
-from sft_hydra.engine.schedule import rate_factor
+from sft_hydra.data_prep import prepare
+from sft_hydra.engine.schedule import lr_factor
 from sft_hydra.models.build import as_transformers
 from sft_hydra.records import PackedRow
-from sft_hydra.runners.model import new_model
+from sft_hydra.runners.build_model import new_model
+from sft_hydra.schema.config import SftConfig
 
 STEPS = 10
 
@@ -43,7 +43,7 @@ def test_ten_steps_on_real_chats(shared: Path, tmp_path: Path, chats: str, token
     command += [f"seq_length={seq_length}", f"train.train_iters={STEPS}", "train.global_batch_size=1", "eval.every=0"]
     command += ["data.sample=200", f"output_dir={tmp_path}", "name=real", "export.auto=false", "optimizer.lr=1e-2"]
     subprocess.run(command, check=True, capture_output=True, text=True)
-    cfg = saved.load(tmp_path / "real" / "resolved.yaml")
+    cfg = serialize.load(tmp_path / "real" / "resolved.yaml")
     lines = [json.loads(line) for line in (tmp_path / "real" / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert losses == pytest.approx(_losses_of_transformers(cfg), abs=1e-4)
@@ -53,7 +53,7 @@ def test_ten_steps_on_real_chats(shared: Path, tmp_path: Path, chats: str, token
 
 def _losses_of_transformers(cfg: SftConfig) -> list[float]:
     """The same rows and start, every conversation alone through transformers, AdamW as torch has it."""
-    packed = prepare.find(cfg)
+    packed = prepare.open_existing(cfg)
     assert packed is not None
     model = as_transformers(new_model(cfg, load_tokenizer(cfg), torch.device("cpu")).model).train()
     decayed = [p for name, p in model.named_parameters() if p.ndim > 1 and "embed" not in name]
@@ -70,7 +70,7 @@ def _losses_of_transformers(cfg: SftConfig) -> list[float]:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.train.clip_grad or float("inf"))
         for group in optimizer.param_groups:
-            group["lr"] = cfg.optimizer.lr * rate_factor(step, STEPS, cfg)
+            group["lr"] = cfg.optimizer.lr * lr_factor(step, STEPS, cfg)
         optimizer.step()
     return losses
 

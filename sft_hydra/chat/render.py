@@ -10,18 +10,18 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sft_hydra.chat.habits import Habits
-from sft_hydra.chat.limits import LimitError, limited
-from sft_hydra.chat.locate import Locator, NotLocatedError, RenderedSequence
+from sft_hydra.chat.fast_path.render_cache import RenderCache
 from sft_hydra.chat.message import check_message
-from sft_hydra.chat.probe import KEEP_REASONING, learn, same_turns
-from sft_hydra.chat.shape import shape_messages
-from sft_hydra.chat.skeleton import Skeletons
+from sft_hydra.chat.message_format import format_messages
+from sft_hydra.chat.resource_limits import LimitError, limit_resources
 from sft_hydra.chat.template import ChatTemplate
+from sft_hydra.chat.template_probe import KEEP_REASONING, probe_template, same_turns
+from sft_hydra.chat.template_traits import TemplateTraits
 from sft_hydra.chat.tokenizer import ChatTokenizer
-from sft_hydra.config.schema_data import DataConfig, MultiTurn, Reasoning
+from sft_hydra.chat.turn_spans import RenderedSequence, TurnNotFoundError, TurnSpans
 from sft_hydra.errors import DataError, RowError
 from sft_hydra.records import Conversation, Message
+from sft_hydra.schema.data import DataConfig, MultiTurn, Reasoning
 
 MOST_WORK = 2_000_000  # messages to render for one conversation: some ten seconds
 
@@ -40,21 +40,21 @@ class Renderer:
     ) -> None:
         self.reasoning = reasoning
         self.multi_turn = multi_turn
-        self.habits = Habits()
+        self.habits = TemplateTraits()
         self.template: ChatTemplate | None = None
-        self.locator: Locator | None = None
-        self.skeletons: Skeletons | None = None
+        self.locator: TurnSpans | None = None
+        self.skeletons: RenderCache | None = None
         if template is None:
             return
         given = dict(variables or {})
         given.setdefault("chat_template_kwargs", {})
         self.template = ChatTemplate(template, given, now or datetime.now())
-        self.habits = learn(self.template)
-        self.locator = Locator(self.template, self.habits)
+        self.habits = probe_template(self.template)
+        self.locator = TurnSpans(self.template, self.habits)
         words = [text for text in self.template.literals if not re.fullmatch(r"\w+", text)]
         self.tested = re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))) or r"(?!)")
         if self.habits.marked:
-            self.skeletons = Skeletons(self.template, self.by_template)
+            self.skeletons = RenderCache(self.template, self.by_template)
         if reasoning is Reasoning.keep:
             if not self.habits.keeps_reasoning:
                 raise DataError(
@@ -106,7 +106,7 @@ class Renderer:
         modes = [keep and bool(message.get("reasoning_content")) for message in conversation.messages]
         thinking = keep and any("reasoning_content" in message for message in conversation.messages)
         try:
-            with limited():
+            with limit_resources():
                 found = self._sequences(messages, conversation.tools, thinking, wanted, modes)
         except LimitError as problem:
             raise RowError("template_limit", str(problem)) from None
@@ -199,7 +199,7 @@ class Renderer:
             return self._each(messages, tools, thinking, turns, modes)
         try:
             return [self.locator.together(messages, tools, thinking, turns, modes)]
-        except NotLocatedError:
+        except TurnNotFoundError:
             return self._each(messages, tools, thinking, turns, modes)
 
     def _each(
@@ -212,7 +212,7 @@ class Renderer:
     def _shape(self, messages: Iterable[Message]) -> list[Message]:
         if self.reasoning is Reasoning.drop:
             messages = [{k: v for k, v in message.items() if k != "reasoning_content"} for message in messages]
-        return shape_messages(list(messages), self.habits)
+        return format_messages(list(messages), self.habits)
 
 
 def user_turns(messages: Sequence[Message], greeting: bool = False) -> list[tuple[int, int]]:

@@ -13,10 +13,10 @@ from typing import Any
 
 from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
 
-from sft_hydra.chat.limits import limited
-from sft_hydra.chat.sandbox import make_environment
+from sft_hydra.chat.fast_path.ast_checks import string_constants
+from sft_hydra.chat.jinja_env import make_environment
+from sft_hydra.chat.resource_limits import limit_resources
 from sft_hydra.chat.tool_blocks import Block, take_out_blocks
-from sft_hydra.chat.vet import literals
 from sft_hydra.errors import DataError
 from sft_hydra.records import Message
 
@@ -59,10 +59,10 @@ class ChatTemplate:
         self.indices: dict[int, int] = {}  # id(message) -> its index, for the render that is going on
         self.blocks: dict[Marking, dict[str, Block]] = {}
         try:
-            with limited():
+            with limit_resources():
                 tree = self.environment.parse(source)
                 self.loop_sizes = _Marker(Marking(frozenset(), False)).visit(tree)
-                self.literals = literals(tree.find_all(nodes.Node))
+                self.literals = string_constants(tree.find_all(nodes.Node))
                 self.plain = self.compile(tree)
         except (TemplateError, RecursionError, ValueError, ArithmeticError) as problem:
             line = f", line {problem.lineno}" if isinstance(problem, TemplateSyntaxError) else ""
@@ -75,7 +75,7 @@ class ChatTemplate:
     ) -> str:
         """The text as a server renders it; `prompt` adds the generation prompt. Raises jinja2.TemplateError or what
         the template's expressions raise."""
-        with limited():
+        with limit_resources():
             return self.plain.render(self._context(messages, tools, thinking, prompt))
 
     def scan(
@@ -85,7 +85,7 @@ class ChatTemplate:
         assert self.marked is not None
         self.indices = {id(message): index for index, message in enumerate(messages)}
         try:
-            with limited():
+            with limit_resources():
                 raw = self.marked.render(self._context(messages, tools, thinking, prompt))
         finally:
             self.indices = {}
@@ -105,7 +105,7 @@ class ChatTemplate:
 
     def compile(self, tree: nodes.Template) -> Template:
         tree.set_environment(self.environment)
-        with limited():
+        with limit_resources():
             code = self.environment.compile(tree)
         return Template.from_code(self.environment, code, self.environment.make_globals(None))
 

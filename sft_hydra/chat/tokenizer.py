@@ -14,11 +14,11 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from sft_hydra.chat.probe import end_of_turn_texts, learn_closings
 from sft_hydra.chat.template import ChatTemplate
-from sft_hydra.config.schema import SftConfig
+from sft_hydra.chat.template_probe import end_of_turn_texts, probe_closings
 from sft_hydra.errors import ConfigError, DataError
 from sft_hydra.hub import folder_of
+from sft_hydra.schema.config import SftConfig
 
 BUNDLED = Path(__file__).resolve().parent.parent / "demo" / "tokenizer"
 FILES = (
@@ -111,7 +111,7 @@ class ChatTokenizer:
         """Tokens that close an assistant turn, found by rendering one; without a template, the tokenizer's eos."""
         if self.template is None:
             return [] if self.eos_id is None else [self.eos_id]
-        habits = learn_closings(ChatTemplate(self.template, self.template_variables, datetime.now()))
+        habits = probe_closings(ChatTemplate(self.template, self.template_variables, datetime.now()))
         texts = end_of_turn_texts(habits, [token.text for token in self.added])
         return [id_ for text in texts if (id_ := self.backend.token_to_id(text)) is not None]
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from sft_hydra.checkpoint.shards import METADATA
-from sft_hydra.config.schema import LoraConfig
-from sft_hydra.models.names import disk_rows, rows_from_disk, rows_to_disk
+from sft_hydra.checkpoint.hf_shards import METADATA
+from sft_hydra.models.state_dict_map import disk_rows, rows_from_disk, rows_to_disk
+from sft_hydra.schema.config import LoraConfig
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."

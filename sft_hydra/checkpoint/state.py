@@ -1,7 +1,7 @@
 """Checkpoints of a run: `step_<N>/` with weights, moments and progress, in safetensors and JSON.
 
 Owns that a checkpoint is whole or does not count: written as `step_<N>.tmp`, flushed to disk, renamed, and only then
-marked COMPLETE. Every rank writes its part (checkpoint/parts.py), the first does the rest; it loads under any other layout.
+marked COMPLETE. Every rank writes its part (checkpoint/sharded_tensors.py), the first does the rest; it loads under any other layout.
 With LoRA the adapters alone are saved: the base is where it came from.
 """
 
@@ -18,18 +18,18 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from torch.distributed.tensor import DTensor
 
-from sft_hydra.checkpoint.moments import load_moments, parts_of
-from sft_hydra.checkpoint.parts import Part, PartFiles, write_parts
-from sft_hydra.config.schema import SftConfig
-from sft_hydra.config.world import rows_per_step
+from sft_hydra.checkpoint.optimizer_state import load_optimizer_state, optimizer_shards
+from sft_hydra.checkpoint.sharded_tensors import ShardFiles, ShardRecord, write_shards
 from sft_hydra.engine.loop import TrainState
 from sft_hydra.engine.optimizer import OptimizerSet
 from sft_hydra.errors import CheckpointError
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.lora import is_adapter
-from sft_hydra.parallel.comm import objects_of_ranks
-from sft_hydra.parallel.storage import holds_first_copy
+from sft_hydra.parallel.collectives import all_gather_objects
+from sft_hydra.parallel.dtensor import holds_first_copy
 from sft_hydra.paths import CHECKPOINT_FORMAT, COMPLETE, STATE, complete_checkpoints, read_progress, state_digest
+from sft_hydra.planning.topology import rows_per_step
+from sft_hydra.schema.config import SftConfig
 
 MODEL, OPTIMIZER = "model", "optimizer"
 SCORES = ("eval/", "chatcore")  # metrics of which more is better; of all others, less
@@ -41,8 +41,8 @@ class Snapshot:
 
     rank: int
     step: int
-    model: dict[str, Part]
-    optimizer: dict[str, Part]
+    model: dict[str, ShardRecord]
+    optimizer: dict[str, ShardRecord]
     progress: dict[str, Any]
     keep_last: int
     keep_best: str | None
@@ -63,11 +63,11 @@ class Saver:
     ) -> None:
         """Start to save; what trains on afterwards is not in it. `metrics`, as of now, are what `keep_best` goes by."""
         self.wait()
-        snapshot = take_snapshot(model, optimizer, state, self.cfg, metrics)
+        snapshot = snapshot_state(model, optimizer, state, self.cfg, metrics)
         if not self.cfg.checkpoint.async_save:
             write_snapshot(self.folder, snapshot, self._group)
             return
-        copy = with_own_values(snapshot, self._room)
+        copy = to_cpu(snapshot, self._room)
         self._thread = Thread(target=self._write, args=(copy,), name="checkpoint")
         self._thread.start()
 
@@ -96,10 +96,10 @@ def save(
     metrics: dict[str, Any] | None = None,
 ) -> Path:
     """Write `folder/step_<N>` and drop those that `checkpoint.keep_last` and `keep_best` do not keep. Returns its folder."""
-    return write_snapshot(folder, take_snapshot(model, optimizer, state, cfg, metrics), None)
+    return write_snapshot(folder, snapshot_state(model, optimizer, state, cfg, metrics), None)
 
 
-def superfluous(folder: Path, keep_last: int, keep_best: str | None) -> list[Path]:
+def prunable(folder: Path, keep_last: int, keep_best: str | None) -> list[Path]:
     """Checkpoints that are neither among the newest nor the best one by the metric `keep_best`."""
     steps = complete_checkpoints(folder)
     kept = set(steps[-keep_last:])
@@ -111,7 +111,7 @@ def superfluous(folder: Path, keep_last: int, keep_best: str | None) -> list[Pat
     return [step for step in steps if step not in kept]
 
 
-def take_snapshot(
+def snapshot_state(
     model: DecoderModel,
     optimizer: OptimizerSet,
     state: TrainState,
@@ -120,26 +120,26 @@ def take_snapshot(
 ) -> Snapshot:
     """What this rank writes; shares the memory of model and optimizer."""
 
-    def own(tensors: dict[str, torch.Tensor]) -> dict[str, Part]:
+    def own(tensors: dict[str, torch.Tensor]) -> dict[str, ShardRecord]:
         mine = {name: tensor for name, tensor in tensors.items() if _writes(model, name, tensor)}
-        parts = (part for name, tensor in mine.items() for part in parts_of(name, tensor))
+        parts = (part for name, tensor in mine.items() for part in optimizer_shards(name, tensor))
         return {name: part for name, part in parts if part.values.numel()}
 
     return Snapshot(
         rank=model.mesh.rank,
         step=state.step,
         model=own(_weights(model)),
-        optimizer=own(_moments(model, optimizer)),
+        optimizer=own(_optimizer_state(model, optimizer)),
         progress=_progress(model, optimizer, state, cfg) | {"metrics": dict(metrics or {})},
         keep_last=max(1, cfg.checkpoint.keep_last),
         keep_best=cfg.checkpoint.keep_best,
     )
 
 
-def with_own_values(snapshot: Snapshot, room: dict[tuple[str, str], torch.Tensor]) -> Snapshot:
+def to_cpu(snapshot: Snapshot, room: dict[tuple[str, str], torch.Tensor]) -> Snapshot:
     """The same with values of its own, on the CPU, which lie in `room`: those of an earlier snapshot are overwritten."""
 
-    def copied(kind: str, parts: dict[str, Part]) -> dict[str, Part]:
+    def copied(kind: str, parts: dict[str, ShardRecord]) -> dict[str, ShardRecord]:
         copies = {}
         for name, part in parts.items():
             own = room.get((kind, name))
@@ -163,15 +163,15 @@ def write_snapshot(folder: Path, snapshot: Snapshot, group: dist.ProcessGroup | 
     if first:
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
-    _meet(group)
+    _barrier(group)
     try:
         for kind, parts in ((MODEL, snapshot.model), (OPTIMIZER, snapshot.optimizer)):
-            _flush(write_parts(building, kind, snapshot.rank, parts))
+            _flush(write_shards(building, kind, snapshot.rank, parts))
     except (OSError, SafetensorError) as problem:
         raise CheckpointError(
             f"{building}: cannot be written ({problem}). Is the disk full? Earlier checkpoints are untouched."
         ) from problem
-    _meet(group)
+    _barrier(group)
     if first:
         (building / STATE).write_text(json.dumps(snapshot.progress, indent=1))
         _flush(building / STATE)
@@ -181,13 +181,13 @@ def write_snapshot(folder: Path, snapshot: Snapshot, group: dist.ProcessGroup | 
         _flush(folder)
         (final / COMPLETE).write_text(state_digest(final))
         _flush(final)
-        for old in superfluous(folder, snapshot.keep_last, snapshot.keep_best):
+        for old in prunable(folder, snapshot.keep_last, snapshot.keep_best):
             _remove(old)
-    _meet(group)
+    _barrier(group)
     return final
 
 
-def _meet(group: dist.ProcessGroup | None) -> None:
+def _barrier(group: dist.ProcessGroup | None) -> None:
     """Wait for all ranks, on the CPU."""
     if dist.is_initialized():
         dist.all_reduce(torch.zeros(1), group=group)
@@ -217,9 +217,9 @@ def load(checkpoint: Path, model: DecoderModel, optimizer: OptimizerSet | None) 
     progress = read_progress(checkpoint)
     adapters = progress["adapters_only"]
     targets = {name: tensor for name, tensor in model.state_dict().items() if is_adapter(name) == adapters}
-    if not any(objects_of_ranks(len(targets), model.mesh)):
+    if not any(all_gather_objects(len(targets), model.mesh)):
         raise CheckpointError(f"{checkpoint} holds LoRA adapters only; the model has none (peft=lora)")
-    files = PartFiles(checkpoint, MODEL)
+    files = ShardFiles(checkpoint, MODEL)
     _check(files, targets, model)
     for name, tensor in targets.items():
         files.read_into(name, tensor)
@@ -235,7 +235,7 @@ def load_optimizer(checkpoint: Path, model: DecoderModel, optimizer: OptimizerSe
         raise CheckpointError(
             f"{checkpoint} holds the state of {'+'.join(kinds)}, this run's optimizer is {'+'.join(optimizer.kinds)}"
         )
-    optimizer.rounded = load_moments(PartFiles(checkpoint, OPTIMIZER), model, optimizer)
+    optimizer.rounded = load_optimizer_state(ShardFiles(checkpoint, OPTIMIZER), model, optimizer)
 
 
 def _weights(model: DecoderModel) -> dict[str, torch.Tensor]:
@@ -244,7 +244,7 @@ def _weights(model: DecoderModel) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in state.items() if is_adapter(name)} or state
 
 
-def _moments(model: DecoderModel, optimizer: OptimizerSet) -> dict[str, torch.Tensor]:
+def _optimizer_state(model: DecoderModel, optimizer: OptimizerSet) -> dict[str, torch.Tensor]:
     return {
         f"{name}/{key}": value
         for name, parameter in model.named_parameters()
@@ -268,9 +268,9 @@ def _progress(model: DecoderModel, optimizer: OptimizerSet, state: TrainState, c
     }
 
 
-def _check(files: PartFiles, targets: dict[str, torch.Tensor], model: DecoderModel) -> None:
+def _check(files: ShardFiles, targets: dict[str, torch.Tensor], model: DecoderModel) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in targets.items()}
-    everywhere = {name for names in objects_of_ranks(list(shapes), model.mesh) for name in names}
+    everywhere = {name for names in all_gather_objects(list(shapes), model.mesh) for name in names}
     problems = files.problems(shapes, everywhere)
     if problems:
         raise CheckpointError(*problems[:20])

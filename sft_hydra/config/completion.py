@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import hydra
 from omegaconf import DictConfig
 
-from sft_hydra.config.normalise import normalise
+from sft_hydra.config.argv import normalize_argv
 from sft_hydra.config.store import register
 from sft_hydra.errors import ConfigError
 from sft_hydra.paths import conf_dir
@@ -42,7 +42,7 @@ def candidates(line: str) -> list[str]:
     """Completions of the last word of a command line."""
     words = _COMMAND.sub("", line).split(" ")
     register()
-    arguments = normalise([word for word in words[:-1] if word and not word.startswith("-")])
+    arguments = normalize_argv([word for word in words[:-1] if word and not word.startswith("-")])
     os.environ["COMP_LINE"] = " ".join(["sft_hydra", *arguments, words[-1]])
     sys.argv = ["sft_hydra", "-sc", "query=bash"]
     shown = io.StringIO()

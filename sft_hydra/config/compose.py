@@ -16,8 +16,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from sft_hydra.config.argv import experiment_files, normalize_argv
 from sft_hydra.config.diagnose import diagnose, unknown_flags
-from sft_hydra.config.normalise import experiment_files, normalise
 from sft_hydra.config.store import register
 from sft_hydra.errors import ConfigError
 from sft_hydra.paths import conf_dir
@@ -35,7 +35,7 @@ class Composed:
 
 def compose(argv: Sequence[str]) -> Composed | None:
     """None if Hydra has answered itself or swept. Raises ConfigError with every problem that keeps it from composing."""
-    arguments = normalise(argv)
+    arguments = normalize_argv(argv)
     register(experiment_files(argv))
     if unknown_flags(arguments):
         raise ConfigError(*diagnose(arguments))

@@ -20,11 +20,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from sft_hydra.config.keys import declared_type, describe_type, hint, key_problem, leaves, undeclared
-from sft_hydra.config.normalise import split_flags
-from sft_hydra.config.peers import our_name
+from sft_hydra.config.aliases import our_name
+from sft_hydra.config.argv import split_flags
 from sft_hydra.config.resolve import resolve
-from sft_hydra.config.sweep import sweep_problem
+from sft_hydra.config.schema_introspection import declared_type, describe_type, hint, key_problem, leaves, undeclared
+from sft_hydra.config.sweep_labels import sweep_problem
 from sft_hydra.errors import ConfigError
 from sft_hydra.paths import conf_dir
 

@@ -7,14 +7,14 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sft_hydra.config.inherit import inherit
-from sft_hydra.config.keys import hint, is_filled, unknown_keys
-from sft_hydra.config.resume import adopt_run, resume_problems
+from sft_hydra.config.from_checkpoint import inherit
+from sft_hydra.config.resume_compat import inherit_run_config, resume_problems
 from sft_hydra.config.rules import RULES, rule_problems
 from sft_hydra.config.rules_eval import EVAL_RULES
 from sft_hydra.config.rules_files import FILE_RULES
-from sft_hydra.config.schema import SftConfig
+from sft_hydra.config.schema_introspection import hint, is_filled, unknown_keys
 from sft_hydra.errors import ConfigError
+from sft_hydra.schema.config import SftConfig
 
 # Overrides that leave the default command the demo: what is done with it, and where.
 DEMO_KEYS = ("runner", "dry_run", "output_dir", "device", "eval", "generate", "export", "inspect")
@@ -45,7 +45,7 @@ def resolve(
     typed = [text.lstrip("+~").partition("=")[0] for text in overrides]
     cfg.name = cfg.name or default_name or run_name(cfg, typed)
     cfg.run_dir = str(Path(cfg.output_dir) / cfg.name / label)
-    cfg, contradictions = adopt_run(cfg, typed)
+    cfg, contradictions = inherit_run_config(cfg, typed)
     problems += contradictions
     problems += rule_problems(cfg, (*RULES, *EVAL_RULES, *FILE_RULES))
     if compare and not problems:

@@ -8,20 +8,20 @@ import re
 from collections.abc import Callable, Iterator
 from itertools import chain
 
-from sft_hydra.config.architecture import (
+from sft_hydra.config.serialize import flatten
+from sft_hydra.errors import ModelError
+from sft_hydra.planning.architecture import (
     FAMILIES,
     is_generic,
     is_mixture,
     length_of_fixed_positions,
     read_architecture,
 )
-from sft_hydra.config.saved import flatten
-from sft_hydra.config.schema import Device, Precision, Runner, SftConfig
-from sft_hydra.config.schema_data import Packing
-from sft_hydra.config.schema_optim import AdamW
-from sft_hydra.config.world import possible_layouts, rows_per_step, run_layout
-from sft_hydra.errors import ModelError
-from sft_hydra.parallel.layout import layout_problems, num_experts
+from sft_hydra.planning.layout import layout_problems, num_experts
+from sft_hydra.planning.topology import possible_layouts, rows_per_step, run_layout
+from sft_hydra.schema.config import Device, Precision, Runner, SftConfig
+from sft_hydra.schema.data import Packing
+from sft_hydra.schema.optim import AdamW
 
 Rule = Callable[[SftConfig], Iterator[str]]
 
@@ -101,7 +101,7 @@ def run_name(cfg: SftConfig) -> Iterator[str]:
         yield f"name={cfg.name!r} cannot be a run's folder below output_dir (`data` holds prepared data); choose another"
 
 
-def model_is_said(cfg: SftConfig) -> Iterator[str]:
+def model_is_set(cfg: SftConfig) -> Iterator[str]:
     try:
         architecture = read_architecture(cfg)
     except ModelError as error:
@@ -116,7 +116,7 @@ def model_is_said(cfg: SftConfig) -> Iterator[str]:
         yield "model.architecture has no model_type, so it describes no model; e.g. +model.architecture.model_type=qwen3"
 
 
-def data_is_said(cfg: SftConfig) -> Iterator[str]:
+def data_is_set(cfg: SftConfig) -> Iterator[str]:
     data = cfg.data
     if cfg.runner not in DATA_RUNNERS:
         return
@@ -142,7 +142,7 @@ def data_is_said(cfg: SftConfig) -> Iterator[str]:
             yield f"data.sources.{name} has weight={source.weight} and epochs={source.epochs}; keep one of them"
 
 
-def runner_is_said(cfg: SftConfig) -> Iterator[str]:
+def runner_is_set(cfg: SftConfig) -> Iterator[str]:
     """A training that was meant to be something else would take hours to say so."""
     asked = {
         "generate.prompts": (cfg.generate.prompts, Runner.generate),
@@ -354,7 +354,7 @@ def _at_most_one(cfg: SftConfig, section: str, names: tuple[str, ...]) -> Iterat
 
 
 RULES: tuple[Rule, ...] = (
-    numbers_in_range, known_words, run_name, model_is_said, data_is_said, runner_is_said, splits_sum_to_one, length_of_training, batch_size,
+    numbers_in_range, known_words, run_name, model_is_set, data_is_set, runner_is_set, splits_sum_to_one, length_of_training, batch_size,
     schedule, layout, foreign_model, fp8, optimizer_state, routers, lora_targets, optimizer_warm_start, no_secrets,
     one_line_each,
 )  # fmt: skip

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from sft_hydra.config.local_items import local_items
+from sft_hydra.config.benchmark_files import local_items
 from sft_hydra.config.rules import Rule
-from sft_hydra.config.schema import CHATCORE_TASKS, Runner, SftConfig
 from sft_hydra.errors import DataError
+from sft_hydra.schema.config import CHATCORE_TASKS, Runner, SftConfig
 
 
 def chatcore_is_known(cfg: SftConfig) -> Iterator[str]:

@@ -7,10 +7,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from sft_hydra.config.architecture import is_hub_id
-from sft_hydra.config.megatron import megatron_problem
+from sft_hydra.config.megatron_checkpoint import megatron_problem
 from sft_hydra.config.rules import DATA_RUNNERS, Rule
-from sft_hydra.config.schema import SftConfig
+from sft_hydra.planning.architecture import is_hub_id
+from sft_hydra.schema.config import SftConfig
 
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".gz", ".zst")
 DEMO_PARTS = ("train", "drill", "heldout")

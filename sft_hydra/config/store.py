@@ -13,11 +13,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from sft_hydra.config.inherit import allow_null
-from sft_hydra.config.normalise import option_of_file
-from sft_hydra.config.schema import LoraConfig, SftConfig
-from sft_hydra.config.schema_optim import OPTIMIZERS, Optimizer
+from sft_hydra.config.argv import option_of_file
+from sft_hydra.config.from_checkpoint import allow_null
 from sft_hydra.errors import ConfigError
+from sft_hydra.schema.config import LoraConfig, SftConfig
+from sft_hydra.schema.optim import OPTIMIZERS, Optimizer
 
 PLAIN_OF_HYDRA = frozenset({"mode", "sweeper"})  # what an experiment may say of Hydra itself
 PLUGIN = "hydra_plugins.sft_hydra_launcher.launcher"

@@ -9,12 +9,12 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from sft_hydra.config.schema import SftConfig
-from sft_hydra.config.schema_data import RowOrder
-from sft_hydra.data.blend import plan_epoch
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.data.splits import mix
+from sft_hydra.data_prep.blend import plan_epoch
 from sft_hydra.records import PackedRow
+from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.data import RowOrder
 
 
 class TrainRows:
@@ -42,7 +42,7 @@ class TrainRows:
         squares = self.packed.row_squares("train")
         return [float(squares[self._epoch(epoch)[inside]]) for epoch, inside in places]
 
-    def never_seen(self, count: int) -> str | None:
+    def unreached_sources(self, count: int) -> str | None:
         """In words, the sources of the blend that the first `count` rows do not reach because others come first."""
         starts = np.cumsum([0, *(share.rows for share in self.shares)])
         missed = [

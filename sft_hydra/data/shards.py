@@ -135,7 +135,7 @@ class PackedSet:
         path = folder / "metadata.json"
         if not path.is_file():
             if trust_foreign:
-                from sft_hydra.data.foreign import read_foreign
+                from sft_hydra.data.external_packed import read_foreign
 
                 return cls(folder, *read_foreign(folder))
             raise MissingPackedDataError(f"{folder}: no packed set (no metadata.json)")

@@ -9,7 +9,7 @@ ratio is above 0 (of fewer rows, all are for training).
 import numpy as np
 from numpy.typing import NDArray
 
-from sft_hydra.config.schema_data import SplitConfig
+from sft_hydra.schema.data import SplitConfig
 
 TRAIN, VALID, TEST, LEFT_OUT = 0, 1, 2, -1
 

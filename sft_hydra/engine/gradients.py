@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from sft_hydra.models.decoder import DecoderModel
-from sft_hydra.parallel.comm import sum_over_ranks
-from sft_hydra.parallel.storage import held, holds_first_copy
+from sft_hydra.parallel.collectives import sum_over_ranks
+from sft_hydra.parallel.dtensor import holds_first_copy, local_shard
 
 
 def clip_gradients(model: DecoderModel, limit: float | None) -> float:
@@ -17,9 +17,9 @@ def clip_gradients(model: DecoderModel, limit: float | None) -> float:
     once however many ranks hold a copy of it.
     """
     gradients = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
-    counted = [held(grad)[0] for name, grad in gradients if holds_first_copy(grad) and not model.is_copy(name)]
+    counted = [local_shard(grad)[0] for name, grad in gradients if holds_first_copy(grad) and not model.is_copy(name)]
     square = float(nn.utils.get_total_norm(counted)) ** 2
     norm = math.sqrt(sum_over_ranks([square], model.mesh)[0])
     if limit is not None and norm > limit:
-        torch._foreach_mul_([held(grad)[0] for _, grad in gradients], limit / (norm + 1e-6))
+        torch._foreach_mul_([local_shard(grad)[0] for _, grad in gradients], limit / (norm + 1e-6))
     return norm

@@ -11,20 +11,20 @@ from dataclasses import dataclass, field
 
 import torch
 
-from sft_hydra.config.schema import SftConfig
-from sft_hydra.config.world import rows_per_step
 from sft_hydra.engine.batch import Batch
 from sft_hydra.engine.gradients import clip_gradients
-from sft_hydra.engine.microbatches import TrainingRows, forward_backward, load_batches, share_rows
+from sft_hydra.engine.microbatches import TrainingRows, assign_rows, forward_backward, load_batches
+from sft_hydra.engine.moe_balancing import attach_router_counters, set_balancing_loss, update_router_bias
 from sft_hydra.engine.optimizer import OptimizerSet
-from sft_hydra.engine.read_ahead import ReadAhead
-from sft_hydra.engine.routers import move_biases, set_balancing_loss, watch_routers
-from sft_hydra.engine.schedule import rate_factor
+from sft_hydra.engine.prefetch import Prefetcher
+from sft_hydra.engine.schedule import lr_factor
 from sft_hydra.errors import NonFiniteLossError
 from sft_hydra.models.decoder import DecoderModel
-from sft_hydra.parallel.comm import max_over_ranks, objects_of_ranks, sum_over_ranks
+from sft_hydra.parallel.collectives import all_gather_objects, max_over_ranks, sum_over_ranks
 from sft_hydra.parallel.mesh import Mesh
+from sft_hydra.planning.topology import rows_per_step
 from sft_hydra.records import IGNORE_INDEX
+from sft_hydra.schema.config import SftConfig
 
 
 @dataclass(slots=True)
@@ -52,7 +52,7 @@ class StepResult:
     router_aux_loss: float | None = None  # how unevenly experts are used, if train.router_aux_loss asks for it
 
 
-def fit(
+def train_loop(
     model: DecoderModel,
     optimizer: OptimizerSet,
     rows: TrainingRows,
@@ -66,11 +66,11 @@ def fit(
     """Train from `state` up to `total_steps`, or until `should_stop()` is true after a step. Updates `state` in place."""
 
     def own_rows(steps_ahead: int) -> list[int]:
-        micro_batches = share_rows(rows, rows_of_step(state, cfg, steps_ahead), cfg.train.micro_batch_size, model.mesh)
+        micro_batches = assign_rows(rows, rows_of_step(state, cfg, steps_ahead), cfg.train.micro_batch_size, model.mesh)
         return [number for numbers in micro_batches for number in numbers]
 
-    watch_routers(model, cfg)
-    with ReadAhead(rows) as ahead:
+    attach_router_counters(model, cfg)
+    with Prefetcher(rows) as ahead:
         ahead.expect(own_rows(0))
         while state.step < total_steps:
             if state.step + 1 < total_steps:
@@ -99,7 +99,7 @@ def optimizer_step(
     started = time.perf_counter()
     mesh = model.mesh
     numbers = rows_of_step(state, cfg)
-    micro_batches = share_rows(rows, numbers, cfg.train.micro_batch_size, mesh)
+    micro_batches = assign_rows(rows, numbers, cfg.train.micro_batch_size, mesh)
     batches = load_batches(rows, micro_batches, model, cfg)
     tokens, trained_tokens, trained_sequences = count_all(batches, mesh)
     count = max(1, trained_tokens if cfg.train.calculate_per_token_loss else trained_sequences)
@@ -118,9 +118,9 @@ def optimizer_step(
 
     # the last that is asked of the device: it updates while we go on
     sources = source_sums(batches, token_losses, mesh)
-    optimizer.set_rate(rate_factor(state.step, total_steps, cfg))
+    optimizer.set_rate(lr_factor(state.step, total_steps, cfg))
     optimizer.step()
-    move_biases(model, cfg.train.router_bias_update_rate)
+    update_router_bias(model, cfg.train.router_bias_update_rate)
     state.step += 1
     state.rows_consumed += len(numbers)
     state.tokens += tokens
@@ -141,7 +141,7 @@ def optimizer_step(
 def count_all(batches: list[Batch], mesh: Mesh) -> tuple[int, int, int]:
     """Tokens, trained tokens and sequences with a trained token, over all ranks."""
     counts = [[batch.num_tokens, batch.num_trained, batch.num_trained_sequences] for batch in batches]
-    own = [float(sum(column)) * mesh.first_of_rows for column in zip(*counts, strict=True)]
+    own = [float(sum(column)) * mesh.is_row_owner for column in zip(*counts, strict=True)]
     tokens, trained, sequences = (int(total) for total in sum_over_ranks(own, mesh))
     return tokens, trained, sequences
 
@@ -169,9 +169,9 @@ def source_sums(batches: list[Batch], token_losses: list[torch.Tensor], mesh: Me
 def _not_finite(losses: list[torch.Tensor], micro_batches: list[list[int]], mesh: Mesh) -> NonFiniteLossError:
     """Names the rows, of all ranks, whose loss is not finite; all rows of the step if it is the gradient."""
     bad = [numbers for numbers, loss in zip(micro_batches, losses, strict=True) if not torch.isfinite(loss)]
-    everywhere = [numbers for part in objects_of_ranks(bad, mesh) for numbers in part]
+    everywhere = [numbers for part in all_gather_objects(bad, mesh) for numbers in part]
     what = "loss" if everywhere else "gradient"
-    everywhere = everywhere or [numbers for part in objects_of_ranks(micro_batches, mesh) for numbers in part]
+    everywhere = everywhere or [numbers for part in all_gather_objects(micro_batches, mesh) for numbers in part]
     names = spelled({number for numbers in everywhere for number in numbers})
     return NonFiniteLossError(
         f"the {what} is not finite in training rows {names}; the model was not updated. Lower optimizer.lr, or look at "

@@ -9,13 +9,13 @@ from typing import Any, Protocol
 
 import torch
 
-from sft_hydra.config.schema import SftConfig
-from sft_hydra.engine.balance import balanced_shares
 from sft_hydra.engine.batch import Batch, make_batch
+from sft_hydra.engine.load_balancing import balanced_shares
 from sft_hydra.models.decoder import DecoderModel
-from sft_hydra.parallel.apply import release
 from sft_hydra.parallel.mesh import Mesh
+from sft_hydra.parallel.parallelize import reshard
 from sft_hydra.records import PackedRow
+from sft_hydra.schema.config import SftConfig
 
 
 class Rows(Protocol):
@@ -29,7 +29,7 @@ class TrainingRows(Rows, Protocol):
         """What attention costs in each of these rows: the sum of their squared lengths. Asked for if ranks share them."""
 
 
-def share_rows(rows: TrainingRows, numbers: range, size: int, mesh: Mesh) -> list[list[int]]:
+def assign_rows(rows: TrainingRows, numbers: range, size: int, mesh: Mesh) -> list[list[int]]:
     """Row numbers of this rank's micro-batches of a training step: an even share of `numbers` by number and cost."""
     if mesh.dp.size == 1:
         return [list(part) for part in split_rows(numbers, size, mesh)]
@@ -79,7 +79,7 @@ def forward_only(model: DecoderModel, batches: list[Batch]) -> list[torch.Tensor
         token_losses = _losses(model.pipeline.forward(batches), batches)[1]
     else:
         token_losses = [forward_loss(model, batch)[1] for batch in batches]
-    release(model.roots)
+    reshard(model.roots)
     return token_losses
 
 
@@ -97,7 +97,7 @@ def forward_hidden(model: DecoderModel, batch: Batch) -> torch.Tensor | None:
     else:
         hidden = model(batch.input_ids, batch.position_ids, batch.cu_seqlens, batch.max_seqlen)
     model.rounds_to = trains_in
-    release(model.roots)
+    reshard(model.roots)
     return hidden
 
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from sft_hydra.config.schema import SftConfig
-from sft_hydra.config.schema_optim import AdamW, Muon, Optimizer
 from sft_hydra.engine.stacked_muon import StackedMuon
 from sft_hydra.errors import ConfigError
 from sft_hydra.models.decoder import DecoderModel
+from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.optim import AdamW, Muon, Optimizer
 
 if TYPE_CHECKING:
     from sft_hydra.engine.adamw_8bit import AdamW8bit

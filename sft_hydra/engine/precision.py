@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from sft_hydra.config.schema import Precision, SftConfig
+from sft_hydra.schema.config import Precision, SftConfig
 
 
 def compute_dtype(cfg: SftConfig, device: torch.device) -> torch.dtype:

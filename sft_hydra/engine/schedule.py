@@ -5,9 +5,9 @@ Free of torch, so that a dry run can ask the same questions.
 
 import math
 
-from sft_hydra.config.schema import SftConfig
-from sft_hydra.config.schema_optim import Scheduler
-from sft_hydra.config.world import rows_per_step
+from sft_hydra.planning.topology import rows_per_step
+from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.optim import Scheduler
 
 
 def total_steps(cfg: SftConfig, rows_per_epoch: int) -> int:
@@ -23,7 +23,7 @@ def total_steps(cfg: SftConfig, rows_per_epoch: int) -> int:
     return max(1, math.ceil(rows / rows_per_step(cfg)))
 
 
-def rate_factor(step: int, total: int, cfg: SftConfig) -> float:
+def lr_factor(step: int, total: int, cfg: SftConfig) -> float:
     """What the peak rates are multiplied with in step `step` (from 0) of `total`.
 
     Warm-up is linear and ends on the peak; the decay would reach the minimum in the step after the last.

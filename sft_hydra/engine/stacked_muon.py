@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sft_hydra.parallel.storage import held
+from sft_hydra.parallel.dtensor import local_shard
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients and smallest norm of torch.optim.Muon
 SMALLEST = 1e-7
@@ -44,7 +44,7 @@ class StackedMuon(torch.optim.Optimizer):
         state = self.state[stack]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(stack.grad)
-        weight, gradient, momentum = (held(x)[0] for x in (stack, stack.grad, state["momentum_buffer"]))
+        weight, gradient, momentum = (local_shard(x)[0] for x in (stack, stack.grad, state["momentum_buffer"]))
         momentum.lerp_(gradient, 1 - group["momentum"])
         direction = gradient.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
         rows, columns = weight.shape[1:]

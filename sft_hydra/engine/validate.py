@@ -6,16 +6,16 @@ from collections import defaultdict
 import numpy as np
 import torch
 
-from sft_hydra.config.schema import SftConfig
-from sft_hydra.config.world import rows_per_step
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.engine.batch import Batch
 from sft_hydra.engine.loop import source_sums
 from sft_hydra.engine.microbatches import forward_only, load_batches, split_rows
 from sft_hydra.models.decoder import DecoderModel
-from sft_hydra.parallel.comm import sum_over_ranks
+from sft_hydra.parallel.collectives import sum_over_ranks
 from sft_hydra.parallel.mesh import Mesh
+from sft_hydra.planning.topology import rows_per_step
 from sft_hydra.records import PackedRow
+from sft_hydra.schema.config import SftConfig
 
 SPLIT = "valid"
 

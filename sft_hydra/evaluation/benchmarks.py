@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from sft_hydra.config.local_items import local_items
-from sft_hydra.config.schema_data import SourceConfig
-from sft_hydra.data.benchmarks_as_chats import LETTERS
-from sft_hydra.data.sources import Bad, Source, files_of, read_rows
+from sft_hydra.config.benchmark_files import local_items
+from sft_hydra.data_prep.benchmark_adapters import LETTERS
+from sft_hydra.data_prep.sources import MalformedRow, Source, files_of, read_rows
 from sft_hydra.errors import DataError
+from sft_hydra.schema.data import SourceConfig
 
 WITHOUT_HUB = "its items can also come from files, eval.data_dir=<folder with <task>_<split>.jsonl>"
 
@@ -85,7 +85,7 @@ def read_benchmark(name: str, split: str, data_dir: str | None) -> Rows:
 
 
 def _checked(row: Any, known: Benchmark | None, origin: str) -> dict[str, Any]:
-    if isinstance(row, Bad) or not isinstance(row, dict):
+    if isinstance(row, MalformedRow) or not isinstance(row, dict):
         raise DataError(f"{origin}: not a JSON object")
     if known is None:
         return row

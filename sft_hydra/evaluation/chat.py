@@ -9,12 +9,12 @@ from typing import Any
 
 from sft_hydra.chat.render import Renderer
 from sft_hydra.chat.tokenizer import ChatTokenizer
-from sft_hydra.config.schema import SftConfig
-from sft_hydra.data.guard import Guard
-from sft_hydra.evaluation.given import Execute
+from sft_hydra.data_prep.control_tokens import ControlTokenEscaper
 from sft_hydra.evaluation.parse import parse_answer
+from sft_hydra.evaluation.prompts import Execute
 from sft_hydra.evaluation.sample import generate
 from sft_hydra.records import Conversation, Message
+from sft_hydra.schema.config import SftConfig
 
 MAX_ROUNDS = 4  # answers in a row that may call a tool before a conversation is left as it is
 
@@ -43,7 +43,7 @@ class Chat:
         self.tokenizer = tokenizer
         self.cfg = cfg
         self.renderer = Renderer.of(tokenizer, cfg.data)
-        self.guard = Guard(tokenizer)
+        self.guard = ControlTokenEscaper(tokenizer)
 
     def answer(
         self, prompts: list[Prompt], sampling: Sampling, after_batch: Callable[[int], None] = lambda done: None

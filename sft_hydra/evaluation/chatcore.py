@@ -8,13 +8,13 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sft_hydra.config.schema import EvalConfig
-from sft_hydra.data.benchmarks_as_chats import LETTERS
+from sft_hydra.data_prep.benchmark_adapters import LETTERS
 from sft_hydra.errors import DataError
 from sft_hydra.evaluation.chat import Chat, Prompt, Sampling
 from sft_hydra.evaluation.chatcore_tasks import TASKS, Question
 from sft_hydra.evaluation.likelihood import log_likelihoods
 from sft_hydra.evaluation.parse import parse_answer
+from sft_hydra.schema.config import EvalConfig
 
 MAX_NEW_TOKENS = 512
 

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from sft_hydra.data.benchmarks_as_chats import LETTERS, multiple_choice
-from sft_hydra.data.spelling import test_rows
+from sft_hydra.data_prep.benchmark_adapters import LETTERS, multiple_choice
+from sft_hydra.data_prep.spelling import test_rows
 from sft_hydra.evaluation.benchmarks import read_benchmark
+from sft_hydra.evaluation.code_sandbox import run_programs
 from sft_hydra.evaluation.humaneval import program_of
-from sft_hydra.evaluation.sandbox import run_programs
 
 SPELLING_ITEMS = 256
 GSM8K_NUMBER = re.compile(r"#### (-?[0-9.,]+)")

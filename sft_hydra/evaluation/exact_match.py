@@ -10,8 +10,8 @@ from typing import Any
 
 from sft_hydra.errors import DataError
 from sft_hydra.evaluation.chat import Prompt, tool_result
-from sft_hydra.evaluation.given import DEMO, Execute, read_conversations
 from sft_hydra.evaluation.parse import parse_answer
+from sft_hydra.evaluation.prompts import DEMO, Execute, read_conversations
 from sft_hydra.records import Conversation, Message
 
 

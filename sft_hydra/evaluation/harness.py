@@ -10,9 +10,9 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
-from sft_hydra.config.schema import EvalConfig, SftConfig
 from sft_hydra.errors import ConfigError
 from sft_hydra.evaluation.chat import Chat
+from sft_hydra.schema.config import EvalConfig, SftConfig
 
 FEWSHOT_SEED = 1234  # the harness's own
 USUAL = ("Custom kwargs can be passed", "num_fewshot")  # in warnings about what is meant to be so here

@@ -10,9 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sft_hydra.launch.plan import describe
-from sft_hydra.launch.ranks import run_here
-from sft_hydra.launch.sweep import Job
+from sft_hydra.launch.dry_run import describe
+from sft_hydra.launch.local_ranks import run_here
+from sft_hydra.launch.sweep_jobs import Job
 
 METRIC_PREFIX = "eval/"
 

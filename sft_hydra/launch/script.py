@@ -13,9 +13,9 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from sft_hydra.config.schema import Device, Runner, SftConfig
-from sft_hydra.config.world import ranks_of_runner
 from sft_hydra.paths import RunPaths
+from sft_hydra.planning.topology import ranks_of_runner
+from sft_hydra.schema.config import Device, Runner, SftConfig
 
 WITHOUT_GPU = (Runner.data_prep, Runner.inspect)
 

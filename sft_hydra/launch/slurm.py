@@ -14,12 +14,12 @@ from pathlib import Path
 from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError
 
-from sft_hydra.config import saved
-from sft_hydra.config.schema import SftConfig
+from sft_hydra.config import serialize
 from sft_hydra.errors import ClusterError
-from sft_hydra.launch.handle import Handle, find_handle, job_state
+from sft_hydra.launch.job import SlurmJob, find_job, job_state
 from sft_hydra.launch.script import BatchScript, batch_scripts, run_folder
 from sft_hydra.paths import RunPaths
+from sft_hydra.schema.config import SftConfig
 
 PLAIN_VARIABLES = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV",
                    "CONDA_PREFIX", "MODULEPATH", "SLURM_CONF")  # fmt: skip
@@ -49,7 +49,7 @@ class ScriptExecutor(SlurmExecutor):
 
 def submit(
     cfgs: Sequence[SftConfig], *, dependency: str | None = None, waiting: Sequence[SftConfig] = ()
-) -> list[Handle]:
+) -> list[SlurmJob]:
     """Submit every run, one job array for those that ask Slurm for the same. Handles come in the order of `cfgs`.
 
     `dependency`: as sbatch takes it (`afterok:12`); jobs whose dependency cannot come true are cancelled. `waiting`: runs
@@ -59,7 +59,7 @@ def submit(
     if shutil.which("sbatch") is None:
         raise ClusterError("no sbatch on this machine: cluster=slurm works where Slurm's commands are (a login node)")
     _refuse_busy(cfgs)
-    handles: list[Handle] = []
+    handles: list[SlurmJob] = []
     with all_or_nothing(handles):
         for script in batch_scripts(cfgs, waiting):
             handles += _submit_script(script, dependency)
@@ -68,7 +68,7 @@ def submit(
 
 
 @contextmanager
-def all_or_nothing(handles: list[Handle]) -> Iterator[None]:
+def all_or_nothing(handles: list[SlurmJob]) -> Iterator[None]:
     """What the body has submitted and noted in `handles` is cancelled if it then fails."""
     try:
         yield
@@ -82,7 +82,7 @@ def _refuse_busy(cfgs: Sequence[SftConfig]) -> None:
     """Two jobs must not write one folder."""
     problems = []
     for cfg in cfgs:
-        handle = find_handle(run_folder(cfg))
+        handle = find_job(run_folder(cfg))
         if handle is not None and (state := job_state(handle)).is_active:
             problems.append(
                 f"{cfg.run_dir}: its job {handle.job_id} is {state.name}; wait for it, or "
@@ -92,11 +92,11 @@ def _refuse_busy(cfgs: Sequence[SftConfig]) -> None:
         raise ClusterError(*problems)
 
 
-def _submit_script(script: BatchScript, dependency: str | None) -> list[Handle]:
+def _submit_script(script: BatchScript, dependency: str | None) -> list[SlurmJob]:
     script.folder.mkdir(parents=True, exist_ok=True)
     for cfg in script.cfgs:
         paths = RunPaths(run_folder(cfg))
-        saved.save(cfg, paths.config(cfg.runner.value))
+        serialize.save(cfg, paths.config(cfg.runner.value))
         paths.job.unlink(missing_ok=True)
     variables = (*PLAIN_VARIABLES, *script.cfgs[0].cluster.env_pass)
     try:
@@ -106,7 +106,7 @@ def _submit_script(script: BatchScript, dependency: str | None) -> list[Handle]:
         raise ClusterError(f"sbatch refused the job: {error}; the script is in {script.folder}") from error
     ids = [f"{number}_{index}" for index in range(len(script.cfgs))] if script.is_array else [number]
     handles = [
-        Handle(run_folder(cfg), job_id, script.folder / f"{job_id}.txt")
+        SlurmJob(run_folder(cfg), job_id, script.folder / f"{job_id}.txt")
         for cfg, job_id in zip(script.cfgs, ids, strict=True)
     ]
     for handle in handles:

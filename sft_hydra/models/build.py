@@ -11,10 +11,10 @@ import torch
 from sft_hydra.errors import ModelError
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.dense import dense_model
-from sft_hydra.models.generic import generic_model
+from sft_hydra.models.hf.causal_lm import generic_model
 from sft_hydra.models.lora import merged_state, merged_tensors
-from sft_hydra.models.names import to_disk
 from sft_hydra.models.nemotron_h import nemotron_h_model
+from sft_hydra.models.state_dict_map import to_disk
 
 FAMILIES: dict[str, Callable[[Any], DecoderModel]] = {
     "llama": dense_model,

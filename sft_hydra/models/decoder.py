@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from sft_hydra.kernels.loss import linear_cross_entropy, softcapped
-from sft_hydra.models.balance import Balance
 from sft_hydra.models.layers import Linear, Packed, RMSNorm
-from sft_hydra.models.names import ignorable
+from sft_hydra.models.moe_aux_loss import BalancingLoss
 from sft_hydra.models.rotary import rotary_tables
+from sft_hydra.models.state_dict_map import ignorable
 from sft_hydra.parallel.mesh import SINGLE
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -40,9 +40,9 @@ class DecoderModel(nn.Module, ABC):
         )
         self.prefix = ""  # that names of all but the head may lack on disk
         self.adapter_scale = 0.0  # of LoRA, if there is any
-        self.balances: list[Balance] = []  # of routers whose experts are to be used evenly
+        self.balances: list[BalancingLoss] = []  # of routers whose experts are to be used evenly
         self.mesh = SINGLE  # the layout's, once there is one
-        self.pipeline: Any = None  # models/stages.py, if the blocks are spread over several stages
+        self.pipeline: Any = None  # models/pipeline_stages.py, if the blocks are spread over several stages
 
     @property
     @abstractmethod

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from sft_hydra.models.attention import Attention
 from sft_hydra.models.decoder import FamilyModel
 from sft_hydra.models.layers import Packed, RMSNorm
 from sft_hydra.models.mlp import MLP
 from sft_hydra.models.moe import Experts, MoE, SoftmaxRouter
 from sft_hydra.models.rotary import check_rotary
+from sft_hydra.models.self_attention import Attention
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj")
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sft_hydra.errors import ModelError
-from sft_hydra.parallel.storage import local, summands
+from sft_hydra.parallel.dtensor import local_tensor, partial_sum_ranks
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
@@ -31,8 +31,8 @@ class Linear(nn.Linear):
     """nn.Linear on this rank's part of the weight. Of a weight split by inputs, the outputs are to be summed over ranks."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        bias = None if self.bias is None else (local(self.bias) / summands(self.weight)).to(x.dtype)
-        return F.linear(x, local(self.weight).to(x.dtype), bias)
+        bias = None if self.bias is None else (local_tensor(self.bias) / partial_sum_ranks(self.weight)).to(x.dtype)
+        return F.linear(x, local_tensor(self.weight).to(x.dtype), bias)
 
 
 class RMSNorm(nn.Module):
@@ -44,7 +44,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, self.weight.shape, local(self.weight).to(x.dtype), self.eps)
+        return F.rms_norm(x, self.weight.shape, local_tensor(self.weight).to(x.dtype), self.eps)
 
 
 def relu2(x: torch.Tensor) -> torch.Tensor:

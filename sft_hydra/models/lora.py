@@ -13,16 +13,16 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from sft_hydra.config.schema import LoraConfig
 from sft_hydra.errors import ConfigError
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.layers import Linear
 from sft_hydra.models.lora_layers import Adapter, LoraGroupedLinear, LoraLinear, scale_of
 from sft_hydra.models.moe import GroupedLinear
-from sft_hydra.models.streams import stream
-from sft_hydra.parallel.comm import objects_of_ranks
-from sft_hydra.parallel.storage import fill
-from sft_hydra.parallel.whole import whole_tensors
+from sft_hydra.models.seeded_generator import seeded_generator
+from sft_hydra.parallel.collectives import all_gather_objects
+from sft_hydra.parallel.dtensor import copy_shard_
+from sft_hydra.parallel.full_state_dict import full_tensors
+from sft_hydra.schema.config import LoraConfig
 
 ALIASES = {
     "linear_qkv": ("q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value"),
@@ -80,7 +80,9 @@ def init_adapters(model: DecoderModel, seed: int) -> None:
     """Adapters that change nothing yet: every A is drawn from (seed, its name), every B is zero."""
     for name, module in model.named_modules():
         if isinstance(module, Adapter):
-            fill(module.lora_A, _initial_a(module.lora_A.shape, module.a_init, stream(seed, f"{name}.lora_A")))
+            copy_shard_(
+                module.lora_A, _initial_a(module.lora_A.shape, module.a_init, seeded_generator(seed, f"{name}.lora_A"))
+            )
             module.lora_B.zero_()
 
 
@@ -160,12 +162,12 @@ def _features(layer: nn.Linear | GroupedLinear) -> int:
 @torch.no_grad()
 def merged_tensors(model: DecoderModel) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor of the model, one after the other, as if there were no adapters: adapted weights merged (copies), all
-    else shared with the model. Over several ranks as `whole_tensors`: on the first rank, but all must go through."""
+    else shared with the model. Over several ranks as `full_tensors`: on the first rank, but all must go through."""
     state = model.state_dict()
-    adapters = (name for names in objects_of_ranks([n for n in state if is_adapter(n)], model.mesh) for name in names)
+    adapters = (name for names in all_gather_objects([n for n in state if is_adapter(n)], model.mesh) for name in names)
     adapted = {name.rpartition(".")[0] for name in adapters}
     waiting: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in whole_tensors(state, model.mesh):
+    for name, tensor in full_tensors(state, model.mesh):
         layer, _, leaf = name.rpartition(".")
         if layer not in adapted or leaf == "bias":
             yield name, tensor

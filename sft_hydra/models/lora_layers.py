@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sft_hydra.config.schema import LoraConfig
 from sft_hydra.kernels.grouped import grouped_linear
 from sft_hydra.models.layers import Linear
 from sft_hydra.models.moe import GroupedLinear
-from sft_hydra.parallel.storage import local
+from sft_hydra.parallel.dtensor import local_tensor
+from sft_hydra.schema.config import LoraConfig
 
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of rows and a matrix, or one matrix per expert
 
@@ -37,8 +37,8 @@ class Adapter(nn.Module):
     def update(self, x: torch.Tensor, product: Product) -> torch.Tensor:
         """What the adapter adds to the layer's output."""
         dropped = F.dropout(x, self.dropout, self.training) if self.dropout_first else x
-        inner = product(dropped, local(self.lora_A).to(x.dtype))
-        update = product(inner, local(self.lora_B).to(x.dtype)) * self.scale
+        inner = product(dropped, local_tensor(self.lora_A).to(x.dtype))
+        update = product(inner, local_tensor(self.lora_B).to(x.dtype)) * self.scale
         return update if self.dropout_first else F.dropout(update, self.dropout, self.training)
 
 

@@ -2,7 +2,7 @@
 
 Rows of `in_proj` and channels of `conv1d` lie group by group, [z, x, B, C, dt] of the first group, then of the second:
 each group is whole by itself, so any even share of rows is a share of groups. Hugging Face's files have all z, then all
-x, and so on; models/names.py knows both orders.
+x, and so on; models/state_dict_map.py knows both orders.
 """
 
 import math
@@ -13,10 +13,10 @@ from torch import nn
 
 from sft_hydra.kernels.ssd import causal_conv_silu, ssd
 from sft_hydra.models.layers import Linear, Packed
-from sft_hydra.parallel.comm import gather_tokens, heads_to_tokens, sum_to_tokens, tokens_to_heads
+from sft_hydra.parallel.collectives import gather_tokens, heads_to_tokens, sum_to_tokens, tokens_to_heads
+from sft_hydra.parallel.dtensor import local_tensor
 from sft_hydra.parallel.mesh import Group
-from sft_hydra.parallel.mixer import KeepFp32, Mixer
-from sft_hydra.parallel.storage import local
+from sft_hydra.parallel.sharded_module import KeepFp32, ShardedModule
 
 
 class StateSpace(KeepFp32):
@@ -32,7 +32,9 @@ class StateSpace(KeepFp32):
         self, dt: torch.Tensor, limit: tuple[float, float], ranks: Group
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Steps (T, H), decay rates (H,) and skips (H,), fp32, of this rank's heads among `ranks`; `dt` (T, H)."""
-        dt_bias, A_log, D = (local(p).chunk(ranks.size)[ranks.rank].float() for p in (self.dt_bias, self.A_log, self.D))
+        dt_bias, A_log, D = (
+            local_tensor(p).chunk(ranks.size)[ranks.rank].float() for p in (self.dt_bias, self.A_log, self.D)
+        )
         return F.softplus(dt.float() + dt_bias).clamp(*limit), -torch.exp(A_log), D.clone()
 
 
@@ -48,10 +50,10 @@ class GroupNorm(nn.Module):
         """`y` and `z` (T, G, size / G) -> (T, size) of y's dtype."""
         gated = y.float() * F.silu(z.float())
         gated = gated * torch.rsqrt(gated.pow(2).mean(-1, keepdim=True) + self.eps)
-        return (gated.flatten(1) * local(self.weight).to(y.dtype)).to(y.dtype)
+        return (gated.flatten(1) * local_tensor(self.weight).to(y.dtype)).to(y.dtype)
 
 
-class Mamba(Mixer):
+class Mamba(ShardedModule):
     """(T, hidden) -> (T, hidden). Decays, step biases and skips are used in fp32 whatever the precision.
 
     Tensor parallelism gives each rank a share of the groups. Context parallelism swaps tokens for groups between the input
@@ -120,9 +122,9 @@ class Mamba(Mixer):
 
     def _convolved(self, mixed: torch.Tensor, groups: int, copies: int, packed: Packed) -> torch.Tensor:
         """The convolution (T, G, channels) of this rank's groups."""
-        weight, bias = local(self.conv1d.weight)[:, 0].to(mixed.dtype), self.conv1d.bias
+        weight, bias = local_tensor(self.conv1d.weight)[:, 0].to(mixed.dtype), self.conv1d.bias
         weight = self._own(weight, groups, copies)
-        bias = None if bias is None else self._own(local(bias).to(mixed.dtype), groups, copies)
+        bias = None if bias is None else self._own(local_tensor(bias).to(mixed.dtype), groups, copies)
         return causal_conv_silu(mixed.flatten(1), weight, bias, packed.seq_idx).view(mixed.shape)
 
     def _own(self, channels: torch.Tensor, groups: int, copies: int) -> torch.Tensor:

@@ -3,11 +3,11 @@
 import torch
 
 from sft_hydra.models.layers import Linear, activation
-from sft_hydra.parallel.comm import gather_tokens, sum_to_tokens
-from sft_hydra.parallel.mixer import Mixer
+from sft_hydra.parallel.collectives import gather_tokens, sum_to_tokens
+from sft_hydra.parallel.sharded_module import ShardedModule
 
 
-class MLP(Mixer):
+class MLP(ShardedModule):
     """(T, hidden) -> (T, hidden). Tensor parallelism gives each rank a share of the inner channels, if `split`."""
 
     def __init__(

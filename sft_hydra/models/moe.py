@@ -10,11 +10,11 @@ from torch import nn
 
 from sft_hydra.kernels.grouped import grouped_linear
 from sft_hydra.kernels.permute import inverse_of, permuted
-from sft_hydra.models.balance import Balance, counts_of_sorted
 from sft_hydra.models.layers import activation
-from sft_hydra.parallel.comm import exchange_counts, exchange_rows
-from sft_hydra.parallel.mixer import KeepFp32, Mixer
-from sft_hydra.parallel.storage import local
+from sft_hydra.models.moe_aux_loss import BalancingLoss, counts_of_sorted
+from sft_hydra.parallel.collectives import exchange_counts, exchange_rows
+from sft_hydra.parallel.dtensor import local_tensor
+from sft_hydra.parallel.sharded_module import KeepFp32, ShardedModule
 
 Routing = tuple[torch.Tensor, torch.Tensor]  # experts (T, k) int64, their weights (T, k) fp32
 
@@ -27,7 +27,7 @@ class SoftmaxRouter(KeepFp32):
         self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
         self.top_k = top_k
         self.normalise = normalise
-        self.balance: Balance | None = None
+        self.balance: BalancingLoss | None = None
 
     def forward(self, x: torch.Tensor) -> Routing:
         probabilities = F.linear(x.float(), self.weight.float()).softmax(-1)
@@ -51,7 +51,7 @@ class SigmoidRouter(KeepFp32):
         self.top_k = top_k
         self.normalise = normalise
         self.scale = scale
-        self.balance: Balance | None = None
+        self.balance: BalancingLoss | None = None
 
     def forward(self, x: torch.Tensor) -> Routing:
         scores = F.linear(x.float(), self.weight.float()).sigmoid()
@@ -73,10 +73,10 @@ class GroupedLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_experts, out_features, in_features))
 
     def forward(self, x: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-        return grouped_linear(x, local(self.weight).to(x.dtype), counts)
+        return grouped_linear(x, local_tensor(self.weight).to(x.dtype), counts)
 
 
-class Experts(Mixer):
+class Experts(ShardedModule):
     """Feed-forward layers of all experts: gated, with gate and up as one product, or plain. Expert parallelism gives each
     rank a share of the experts, to which tokens travel and from which results come back."""
 

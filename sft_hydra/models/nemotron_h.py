@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from sft_hydra.errors import ModelError
-from sft_hydra.models.attention import Attention
 from sft_hydra.models.decoder import FamilyModel
 from sft_hydra.models.layers import Linear, Packed, RMSNorm
 from sft_hydra.models.mamba import Mamba
 from sft_hydra.models.mlp import MLP
 from sft_hydra.models.moe import Experts, MoE, SigmoidRouter
+from sft_hydra.models.self_attention import Attention
 
 # without Mamba's out_proj, whose adapters the peft library refuses to load
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "in_proj", "up_proj", "down_proj")

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft_hydra.observe import pages
+from sft_hydra.observe import html_pages
 from sft_hydra.observe.charts import Series, line_chart, smooth
-from sft_hydra.observe.report import LAST, RunRecord
+from sft_hydra.observe.run_report import LAST, RunRecord
 
 CURVES = (
     ("Loss", "loss", True),
@@ -77,7 +77,7 @@ def write_comparison(path: Path, comparison: Comparison, runs: Sequence[RunRecor
         ]
         if svg := line_chart(lines, title):
             charts.append({"title": title, "names": comparison.names, "svg": svg})
-    text = pages.render(
+    text = html_pages.render(
         "compare.html.jinja",
         title=f"{len(runs)} runs",
         folders=[str(run.paths.root) for run in runs],
@@ -85,7 +85,7 @@ def write_comparison(path: Path, comparison: Comparison, runs: Sequence[RunRecor
         columns=[(figure, comparison.best(figure)) for figure in comparison.columns()],
         charts=charts,
     )
-    pages.write(path, text)
+    html_pages.write(path, text)
 
 
 def _outcome(run: RunRecord) -> dict[str, float | None]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sft_hydra.observe import pages
+from sft_hydra.observe import html_pages
 
 BLOCK_TOKENS = 1 << 17  # a block unpacks in a few milliseconds
 
@@ -95,16 +95,16 @@ def write_inspector(path: Path, page: InspectorPage) -> None:
         "vocabControl": words.control.astype(np.uint8),
         "blockFirst": first,
     }
-    text = pages.render(
+    text = html_pages.render(
         "inspector.html.jinja",
         title=page.title,
         facts=facts,
         rejects=page.rejects,
-        arrays={name: (array.dtype.name, pages.pack(array)) for name, array in arrays.items()},
-        vocabulary=pages.pack(b"".join(words.text)),
+        arrays={name: (array.dtype.name, html_pages.pack(array)) for name, array in arrays.items()},
+        vocabulary=html_pages.pack(b"".join(words.text)),
         blocks=blocks,
     )
-    pages.write(path, text)
+    html_pages.write(path, text)
 
 
 def _planes(size: int) -> int:
@@ -128,5 +128,5 @@ def _blocks(talks: Conversations, words: Vocabulary) -> tuple[NDArray[np.uint32]
         cut = slice(int(talks.offsets[a]), int(talks.offsets[b]))
         ranks = rank[talks.input_ids[cut]]
         planes = [(ranks >> (8 * plane)).astype(np.uint8) for plane in range(_planes(len(words.ids)))]
-        blocks.append(pages.pack(np.concatenate([*planes, np.packbits(talks.learned[cut])])))
+        blocks.append(html_pages.pack(np.concatenate([*planes, np.packbits(talks.learned[cut])])))
     return first, blocks

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from sft_hydra.parallel.layout import Layout
+from sft_hydra.planning.layout import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Mesh:
         return self.cp.rank * self.tp.size + self.tp.rank
 
     @property
-    def first_of_rows(self) -> bool:
+    def is_row_owner(self) -> bool:
         """Whether this rank counts the rows that it shares with the other ranks of its cp, tp and pp groups."""
         return self.pp.rank == 0 and self.slice == 0
 

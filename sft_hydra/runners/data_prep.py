@@ -3,13 +3,13 @@
 from contextlib import closing
 from pathlib import Path
 
-from sft_hydra.config.schema import LoggerConfig, SftConfig
-from sft_hydra.data.blend import plan_epoch
-from sft_hydra.data.prepare import obtain, prepare, prepare_part
-from sft_hydra.data.progress import Progress
 from sft_hydra.data.shards import PackedSet
+from sft_hydra.data_prep.blend import plan_epoch
+from sft_hydra.data_prep.prepare import open_or_prepare, prepare, prepare_part
+from sft_hydra.data_prep.progress import Progress
 from sft_hydra.observe.console import Console, Work
 from sft_hydra.paths import RunPaths
+from sft_hydra.schema.config import LoggerConfig, SftConfig
 
 COLUMNS = ("source", "rows", "kept", "rejected", "tokens", "trained", "p50", "p95", "longest", "packs", "blend")
 
@@ -48,7 +48,7 @@ def prepared_set(cfg: SftConfig, console: Console) -> PackedSet:
             made.append(progress)
             _show(work, progress)
 
-        packed = obtain(cfg, show)
+        packed = open_or_prepare(cfg, show)
     if made:
         _tell(console, cfg, packed)
     else:

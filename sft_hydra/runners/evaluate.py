@@ -9,26 +9,26 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sft_hydra.chat.token_bytes import token_bytes
 from sft_hydra.chat.tokenizer import ChatTokenizer, load_tokenizer
-from sft_hydra.config.schema import SftConfig
 from sft_hydra.engine.precision import compute_dtype
 from sft_hydra.engine.validate import validate
 from sft_hydra.evaluation.chat import Chat, Prompt, Sampling
 from sft_hydra.evaluation.exact_match import ExactMatchResult, load_items, run_exact_match
-from sft_hydra.evaluation.given import DEMO, load_tools
 from sft_hydra.evaluation.harness import check_tasks
+from sft_hydra.evaluation.prompts import DEMO, load_tools
+from sft_hydra.evaluation.transcript import as_text
 from sft_hydra.models.build import as_transformers
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.observe.console import Console
-from sft_hydra.observe.report import write_report
-from sft_hydra.parallel.comm import first_rank_at_leisure
-from sft_hydra.parallel.stop import StoppedError
+from sft_hydra.observe.run_report import write_report
+from sft_hydra.parallel.collectives import rank0_long_task
 from sft_hydra.paths import RunPaths
-from sft_hydra.runners import benchmarks
+from sft_hydra.process.signals import StoppedError
+from sft_hydra.runners import benchmark_runs
+from sft_hydra.runners.build_model import start_machine, trained_model
 from sft_hydra.runners.data_prep import prepared_set
-from sft_hydra.runners.model import start_machine, trained_model
-from sft_hydra.runners.token_bytes import token_bytes
-from sft_hydra.runners.transcript import as_text
+from sft_hydra.schema.config import SftConfig
 
 KEPT_MISSES = 5  # per task, in evaluation.json
 
@@ -94,12 +94,12 @@ def evaluate_chatcore(
     """ChatCORE while training; `before` and `after` it is kept as an entry, too. Of several ranks, which all must call, the
     first does it and the others wait for as long as it takes. Empty for these, and after a signal to stop."""
     theirs = as_transformers(model, compute_dtype(cfg, model.device))
-    with first_rank_at_leisure():
+    with rank0_long_task():
         if theirs is None:
             return {}
         try:
             chat, brief = Chat(theirs, tokenizer, cfg), when == "training"
-            scores, entry = benchmarks.chatcore(chat, cfg, console, paths.answers / when, brief)
+            scores, entry = benchmark_runs.chatcore(chat, cfg, console, paths.answers / when, brief)
         except StoppedError:
             console.say("ChatCORE is left: a signal to stop came")
             return {}
@@ -117,8 +117,8 @@ def _evaluate_tasks(
     chat, folder = Chat(as_transformers(model), tokenizer, cfg), paths.answers / "evaluate"
     scores: dict[str, float] = {}
     for asked, ask in (
-        ("chatcore" in cfg.eval.tasks, benchmarks.chatcore),
-        (_harness_tasks(cfg), benchmarks.harness),
+        ("chatcore" in cfg.eval.tasks, benchmark_runs.chatcore),
+        (_harness_tasks(cfg), benchmark_runs.harness),
     ):
         if asked:
             found, entry = ask(chat, cfg, console, folder)

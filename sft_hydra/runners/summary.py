@@ -14,13 +14,13 @@ import torch
 
 from sft_hydra import __version__
 from sft_hydra.chat.tokenizer import ChatTokenizer
-from sft_hydra.checkpoint.export import ExportReport
-from sft_hydra.config.schema import SftConfig
+from sft_hydra.checkpoint.hf_export import ExportReport
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.observe.console import Console
 from sft_hydra.paths import RunPaths
-from sft_hydra.runners.model import RunModel
+from sft_hydra.runners.build_model import RunModel
+from sft_hydra.schema.config import SftConfig
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "hydra-core", "numpy", "pyarrow")
 

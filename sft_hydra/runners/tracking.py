@@ -9,20 +9,20 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from sft_hydra.checkpoint.export import ExportReport
-from sft_hydra.config import saved
-from sft_hydra.config.schema import SftConfig
-from sft_hydra.data.blend import plan_epoch
+from sft_hydra.checkpoint.hf_export import ExportReport
+from sft_hydra.config import serialize
 from sft_hydra.data.shards import PackedSet
+from sft_hydra.data_prep.blend import plan_epoch
 from sft_hydra.observe.console import Console
 from sft_hydra.observe.trackers import Artifact, MLflow, TensorBoard, Tracker, Trackers, WeightsAndBiases
 from sft_hydra.paths import RunPaths
+from sft_hydra.schema.config import SftConfig
 
 
 def open_trackers(cfg: SftConfig, paths: RunPaths, console: Console, resume_step: int) -> Trackers:
     """What `logger` asks for. TrackerError if one of them cannot be had. For the first rank; `no_trackers` for others."""
     wanted = cfg.logger
-    config = {key: getattr(value, "value", value) for key, value in saved.flatten(cfg).items()}
+    config = {key: getattr(value, "value", value) for key, value in serialize.flatten(cfg).items()}
     name = str(cfg.name)
     ids: dict[str, str] = {}
     if resume_step and paths.trackers.is_file():

@@ -13,42 +13,42 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sft_hydra.chat.token_bytes import token_bytes
 from sft_hydra.chat.tokenizer import ChatTokenizer, load_tokenizer
 from sft_hydra.checkpoint import state as checkpoints
-from sft_hydra.checkpoint.export import ExportReport, export
-from sft_hydra.config.schema import SftConfig
-from sft_hydra.config.world import rows_per_step, run_layout
+from sft_hydra.checkpoint.hf_export import ExportReport, export
 from sft_hydra.data.dataset import TrainRows
 from sft_hydra.data.shards import PackedSet
-from sft_hydra.engine.loop import StepResult, TrainState, fit
+from sft_hydra.engine.loop import StepResult, TrainState, train_loop
 from sft_hydra.engine.optimizer import OptimizerSet, build_optimizer, check_state_bits
 from sft_hydra.engine.schedule import total_steps
 from sft_hydra.engine.validate import validate
 from sft_hydra.errors import ConfigError
-from sft_hydra.estimate import GIB, PEAK_FLOPS, flops_per_token
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.observe.console import Console, Steps
 from sft_hydra.observe.metrics import MetricsFile
-from sft_hydra.observe.report import write_report
+from sft_hydra.observe.run_report import write_report
 from sft_hydra.observe.trackers import Trackers
-from sft_hydra.parallel.comm import first_rank_first, sum_over_ranks
-from sft_hydra.parallel.process import start_process_group, stop_requested
-from sft_hydra.parallel.ranks import this_rank
-from sft_hydra.parallel.stop import StoppedError, finish_step_on_interrupt
+from sft_hydra.parallel.collectives import rank0_first, sum_over_ranks
+from sft_hydra.parallel.rendezvous import start_process_group, stop_requested
 from sft_hydra.paths import RunPaths, find_checkpoint, read_progress
-from sft_hydra.runners.alone import alone_in
+from sft_hydra.planning.estimate import GIB, PEAK_FLOPS, flops_per_token
+from sft_hydra.planning.topology import rows_per_step, run_layout
+from sft_hydra.process.rank import this_rank
+from sft_hydra.process.run_lock import run_lock
+from sft_hydra.process.signals import StoppedError, finish_step_on_interrupt
+from sft_hydra.runners.build_model import RunModel, checkpoint_folder, model_architecture, new_model, start_machine
 from sft_hydra.runners.data_prep import prepared_set
 from sft_hydra.runners.evaluate import evaluate_chatcore, evaluate_model
-from sft_hydra.runners.memory import out_of_memory_told
-from sft_hydra.runners.model import RunModel, checkpoint_folder, model_architecture, new_model, start_machine
-from sft_hydra.runners.push import check_push, push_export
+from sft_hydra.runners.hub_upload import check_upload, upload_export
+from sft_hydra.runners.oom import explain_oom
 from sft_hydra.runners.summary import Clock, say_next_steps, write_summary
-from sft_hydra.runners.token_bytes import token_bytes
 from sft_hydra.runners.tracking import data_artifact, model_artifact, no_trackers, open_trackers
+from sft_hydra.schema.config import SftConfig
 
 
 @dataclass(slots=True)
-class Training:
+class TrainingContext:
     """What the parts of a training run share."""
 
     cfg: SftConfig
@@ -68,7 +68,7 @@ class Training:
     """Of every metric, its last value."""
     validated: int | None = None
     """Step of the last validation."""
-    questioned: int | None = None
+    last_chatcore_step: int | None = None
     """Step of the last ChatCORE."""
 
     @property
@@ -90,24 +90,24 @@ class Training:
 def run(cfg: SftConfig) -> None:
     """Prepare what is missing, train to the end (or on from where it stopped), evaluate, export, report."""
     assert cfg.run_dir is not None
-    check_push(cfg)
+    check_upload(cfg)
     check_state_bits(cfg)
     paths, clock = RunPaths(Path(cfg.run_dir)), Clock()
     rank, device = this_rank(), start_machine(cfg)
     start_process_group(device, cfg.cluster.start_timeout)
-    with alone_in(paths) if rank.rank == 0 else nullcontext(), Console(paths.log, speak=rank.rank == 0) as console:
-        with clock("prepare data"), first_rank_first():
+    with run_lock(paths) if rank.rank == 0 else nullcontext(), Console(paths.log, speak=rank.rank == 0) as console:
+        with clock("prepare data"), rank0_first():
             packed = prepared_set(cfg, console)
             tokenizer = load_tokenizer(cfg)
             rows = TrainRows(packed, cfg)
         steps = total_steps(cfg, rows.rows_per_epoch)
-        if missed := rows.never_seen(steps * rows_per_step(cfg)):
+        if missed := rows.unreached_sources(steps * rows_per_step(cfg)):
             console.say(missed, style="yellow")
         last = checkpoints.latest(checkpoint_folder(cfg))
         if last is not None and _is_finished(paths, last, steps):
             console.say(f"{paths.root}: finished, all {steps} steps are done (train.train_iters or name=... goes on)")
             return
-        with out_of_memory_told(cfg, model_architecture(cfg, tokenizer), device):
+        with explain_oom(cfg, model_architecture(cfg, tokenizer), device):
             with clock("build model"):
                 training = _build(cfg, device, paths, console, packed, tokenizer, rows, last)
             with closing(training.trackers):
@@ -117,10 +117,10 @@ def run(cfg: SftConfig) -> None:
             write_report(paths)
         say_next_steps(console, cfg, paths, exported, clock)
         if exported is not None and rank.rank == 0:
-            push_export(cfg, exported, console)
+            upload_export(cfg, exported, console)
 
 
-def _train(training: Training, clock: Clock) -> ExportReport | None:
+def _train(training: TrainingContext, clock: Clock) -> ExportReport | None:
     """Evaluate, train to the end, evaluate again, export. StoppedError if a signal ended it before."""
     cfg, state = training.cfg, training.state
     if state.step == 0:
@@ -159,7 +159,7 @@ def _build(
     tokenizer: ChatTokenizer,
     rows: TrainRows,
     last: Path | None,
-) -> Training:
+) -> TrainingContext:
     """The model where it will train, laid out over the ranks, its optimizer, and where training stands."""
     layout = run_layout(cfg, model_architecture(cfg, tokenizer))
     _check_best(cfg, packed)
@@ -196,7 +196,9 @@ def _build(
         )
     metrics = MetricsFile(paths.metrics if first else None, resume_step=resume_step)
     sizes = token_bytes(tokenizer, built.model.config.vocab_size)
-    return Training(cfg, paths, console, packed, tokenizer, built, optimizer, state, rows, sizes, metrics, trackers)
+    return TrainingContext(
+        cfg, paths, console, packed, tokenizer, built, optimizer, state, rows, sizes, metrics, trackers
+    )
 
 
 def _check_best(cfg: SftConfig, packed: PackedSet) -> None:
@@ -211,7 +213,7 @@ def _check_best(cfg: SftConfig, packed: PackedSet) -> None:
         raise ConfigError(f"checkpoint.keep_best={best} is not measured while training; there are: {', '.join(known)}")
 
 
-def _fit(training: Training) -> None:
+def _fit(training: TrainingContext) -> None:
     """The loop, with what happens between its steps: metrics, validation, checkpoints. One more if a signal stops it."""
     cfg, state = training.cfg, training.state
     saver = checkpoints.Saver(checkpoint_folder(cfg), cfg)
@@ -224,15 +226,15 @@ def _fit(training: Training) -> None:
             if not last and cfg.eval.every and result.step % cfg.eval.every == 0:
                 _validate(training)
             if not last and cfg.eval.chatcore_every and result.step % cfg.eval.chatcore_every == 0:
-                _ask_chatcore(training, "training")
+                _run_chatcore(training, "training")
             if saves and (cfg.checkpoint.keep_best or "").startswith("val/"):
                 _validate(training)
             if saves and (cfg.checkpoint.keep_best or "").startswith("eval/chatcore"):
-                _ask_chatcore(training, "after" if last else "training")
+                _run_chatcore(training, "after" if last else "training")
             if saves:
                 saver.save(training.model, training.optimizer, state, training.latest)
 
-        fit(
+        train_loop(
             training.model,
             training.optimizer,
             training.rows,
@@ -252,7 +254,7 @@ def _is_due(cfg: SftConfig, step: int) -> bool:
     return cfg.checkpoint.interval is not None and step % cfg.checkpoint.interval == 0
 
 
-def _record(training: Training, result: StepResult, progress: Steps) -> None:
+def _record(training: TrainingContext, result: StepResult, progress: Steps) -> None:
     """One line of metrics.jsonl and of the console."""
     cfg, speed = training.cfg, result.tokens / result.seconds
     values: dict[str, Any] = {
@@ -278,7 +280,7 @@ def _record(training: Training, result: StepResult, progress: Steps) -> None:
     progress.update(result.step, figures)
 
 
-def _mfu(training: Training, tokens_per_second: float) -> float | None:
+def _mfu(training: TrainingContext, tokens_per_second: float) -> float | None:
     """Model FLOPs used, of the bf16 peak of an H100/H200; None on other devices, whose peak we do not know."""
     if training.model.device.type != "cuda":
         return None
@@ -292,7 +294,7 @@ def _memory(device: torch.device) -> float | None:
     return round(torch.cuda.max_memory_allocated(device) / GIB, 3) if device.type == "cuda" else None
 
 
-def _validate(training: Training) -> None:
+def _validate(training: TrainingContext) -> None:
     if training.validated == training.state.step:
         return
     training.validated = training.state.step
@@ -302,7 +304,7 @@ def _validate(training: Training) -> None:
         training.console.say(f"step {training.state.step}: validation loss {losses['val/loss']:.4f}")
 
 
-def _evaluate(training: Training, when: str) -> None:
+def _evaluate(training: TrainingContext, when: str) -> None:
     """Validation, exact match and sample answers, before or after training; kept in the run's folder."""
     _validate(training)
     scores = evaluate_model(
@@ -310,14 +312,14 @@ def _evaluate(training: Training, when: str) -> None:
     )
     if scores:
         training.record(scores)
-    _ask_chatcore(training, when)
+    _run_chatcore(training, when)
 
 
-def _ask_chatcore(training: Training, when: str) -> None:
+def _run_chatcore(training: TrainingContext, when: str) -> None:
     """ChatCORE of this step, if the config asks for it and it is not known yet."""
-    if not training.cfg.eval.chatcore_every or training.questioned == training.state.step:
+    if not training.cfg.eval.chatcore_every or training.last_chatcore_step == training.state.step:
         return
-    training.questioned = training.state.step
+    training.last_chatcore_step = training.state.step
     scores = evaluate_chatcore(
         training.model, training.cfg, training.tokenizer, training.console, paths=training.paths, when=when
     )

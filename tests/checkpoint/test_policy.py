@@ -10,7 +10,7 @@ from support.packed import ARCHITECTURES, make_model, make_row
 
 from sft_hydra.checkpoint.state import load, load_optimizer, save
 from sft_hydra.cli import command
-from sft_hydra.config import saved
+from sft_hydra.config import serialize
 from sft_hydra.engine.loop import TrainState, optimizer_step
 from sft_hydra.engine.optimizer import build_optimizer
 from sft_hydra.errors import ConfigError, UserError
@@ -87,7 +87,7 @@ def test_null_is_inherited_and_the_optimizer_goes_on_warm(first: Path, tmp_path:
         "optimizer.lr=null", "optimizer.matrix_lr=null", "optimizer.init_lr_frac=0.1", "scheduler=constant",
     ]) == 0  # fmt: skip
     assert "its optimizer's state too" in capsys.readouterr().out
-    cfg = saved.load(tmp_path / "second/resolved.yaml")
+    cfg = serialize.load(tmp_path / "second/resolved.yaml")
     assert (cfg.seq_length, cfg.train.global_batch_size, cfg.train.micro_batch_size) == (256, 4, 4)
     assert (cfg.optimizer.lr, cfg.optimizer.matrix_lr) == (0.3, 0.3)
     (step,) = [line for line in read_metrics(tmp_path / "second/metrics.jsonl") if "lr" in line]

@@ -11,12 +11,12 @@ import torch
 from support.packed import ARCHITECTURES, make_model, make_row
 
 from sft_hydra.checkpoint.state import latest, load, save
-from sft_hydra.config.schema import LoraConfig
-from sft_hydra.engine.loop import TrainState, fit
+from sft_hydra.engine.loop import TrainState, train_loop
 from sft_hydra.engine.optimizer import build_optimizer
 from sft_hydra.errors import CheckpointError
 from sft_hydra.models.lora import apply_lora
 from sft_hydra.paths import find_checkpoint
+from sft_hydra.schema.config import LoraConfig
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def start(cfg, architecture="qwen3"):
 
 def train(model, optimizer, state, cfg, rows, until):
     losses = []
-    fit(
+    train_loop(
         model,
         optimizer,
         rows,
@@ -134,7 +134,7 @@ def test_a_save_that_is_killed_never_becomes_the_latest(tmp_path, repo, killed_i
         from pathlib import Path
         from support.packed import ARCHITECTURES, make_model
         from sft_hydra.checkpoint import state
-        from sft_hydra.config.schema import SftConfig
+        from sft_hydra.schema.config import SftConfig
         from sft_hydra.engine.loop import TrainState
         from sft_hydra.engine.optimizer import build_optimizer
         cfg, model = SftConfig(), make_model(ARCHITECTURES["qwen3"])

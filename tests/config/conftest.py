@@ -8,12 +8,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, open_dict
 
 from sft_hydra.cli import command
-from sft_hydra.config.normalise import experiment_files, normalise
+from sft_hydra.config.argv import experiment_files, normalize_argv
 from sft_hydra.config.resolve import resolve
-from sft_hydra.config.schema import SftConfig
 from sft_hydra.config.store import register
 from sft_hydra.errors import UserError
 from sft_hydra.paths import conf_dir
+from sft_hydra.schema.config import SftConfig
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def composed() -> Iterator[Callable[..., DictConfig]]:
 
         def run(*argv: str) -> DictConfig:
             register(experiment_files(argv))
-            return compose("config", overrides=normalise(argv), return_hydra_config=True)
+            return compose("config", overrides=normalize_argv(argv), return_hydra_config=True)
 
         yield run
 

@@ -10,10 +10,10 @@ import pytest
 import yaml
 from omegaconf import DictConfig
 
-from sft_hydra.config.keys import all_keys
-from sft_hydra.config.peers import PEER_NAMES
-from sft_hydra.config.schema import SftConfig
+from sft_hydra.config.aliases import PEER_NAMES
+from sft_hydra.config.schema_introspection import all_keys
 from sft_hydra.paths import conf_dir
+from sft_hydra.schema.config import SftConfig
 
 FILES = sorted(path.relative_to(conf_dir()) for path in conf_dir().rglob("*.yaml"))
 OPTIONS = [path.with_suffix("") for path in FILES if len(path.parts) > 1 and path.parts[0] != "hydra"]

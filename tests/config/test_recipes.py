@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from sft_hydra.cli import command
-from sft_hydra.config.saved import flatten
-from sft_hydra.config.schema import SftConfig
+from sft_hydra.config.serialize import flatten
+from sft_hydra.schema.config import SftConfig
 
 Resolved = Callable[..., SftConfig]
 

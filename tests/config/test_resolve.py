@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sft_hydra.config.schema import LoraConfig, SftConfig
-from sft_hydra.config.schema_optim import AdamW, Muon
+from sft_hydra.schema.config import LoraConfig, SftConfig
+from sft_hydra.schema.optim import AdamW, Muon
 
 Resolved = Callable[..., SftConfig]
 

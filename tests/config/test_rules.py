@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sft_hydra.config.schema import SftConfig
 from sft_hydra.errors import ConfigError
+from sft_hydra.schema.config import SftConfig
 
 Resolved = Callable[..., SftConfig]
 DRY = "dry_run=true"

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from support.chats import assistant, data_cfg, question, user, write_jsonl
 
-from sft_hydra.config.schema import SftConfig
-from sft_hydra.config.schema_data import RowOrder
-from sft_hydra.data.blend import plan_epoch
 from sft_hydra.data.dataset import TrainRows, shuffled
-from sft_hydra.data.prepare import find, prepare
+from sft_hydra.data_prep.blend import plan_epoch
+from sft_hydra.data_prep.prepare import open_existing, prepare
 from sft_hydra.errors import ConfigError
+from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.data import RowOrder
 
 SIZES = {"small": 400, "middle": 900, "large": 3000}
 
@@ -34,7 +34,7 @@ def _cfg(folder: Path) -> SftConfig:
 
 
 def rows_of(cfg: SftConfig) -> TrainRows:
-    packed = find(cfg)
+    packed = open_existing(cfg)
     assert packed is not None  # whatever the blend, nothing is packed again
     return TrainRows(packed, cfg)
 
@@ -65,10 +65,10 @@ def test_sources_that_a_short_training_does_not_reach_are_named(base: Path) -> N
     order = rows.packed.row_source("train")[rows.indices(0)]
     for count in (1, *np.flatnonzero(np.diff(order)), *(np.flatnonzero(np.diff(order)) + 1), len(order)):
         missed = [name for i, name in enumerate(names) if i in order and i not in order[:count]]
-        told = rows.never_seen(int(count))
+        told = rows.unreached_sources(int(count))
         assert (f"never sees {', '.join(missed)}; train longer" in told) if told else not missed
     cfg.data.order = RowOrder.shuffle
-    assert rows_of(cfg).never_seen(1) is None
+    assert rows_of(cfg).unreached_sources(1) is None
 
 
 def test_rows_are_a_pure_function_of_their_number(base: Path) -> None:
@@ -135,7 +135,7 @@ def test_unclear_blends_are_told(base: Path, wishes: dict[str, dict[str, float]]
     for name, options in wishes.items():
         for key, value in options.items():
             setattr(cfg.data.sources[name], key, value)
-    packed = find(_cfg(base))
+    packed = open_existing(_cfg(base))
     assert packed is not None
     with pytest.raises(ConfigError, match=match):
         plan_epoch(packed, cfg.data)

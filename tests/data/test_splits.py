@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sft_hydra.config.schema_data import SplitConfig
 from sft_hydra.data.splits import LEFT_OUT, TEST, TRAIN, VALID, assign, mix
+from sft_hydra.schema.data import SplitConfig
 
 
 def hashes(count: int, seed: int = 0) -> np.ndarray:

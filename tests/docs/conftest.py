@@ -16,11 +16,11 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, open_dict
 
-from sft_hydra.config.normalise import experiment_files, normalise
+from sft_hydra.config.argv import experiment_files, normalize_argv
 from sft_hydra.config.resolve import resolve
-from sft_hydra.config.schema import SftConfig
 from sft_hydra.config.store import register
 from sft_hydra.paths import conf_dir
+from sft_hydra.schema.config import SftConfig
 
 FILES = (
     "chats.jsonl",
@@ -88,7 +88,7 @@ def dry_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Sf
             patch.chdir(folder)
             if files := list(experiment_files(argv)):
                 register(files)
-            return [one_run(job) for job in jobs(normalise(argv))]
+            return [one_run(job) for job in jobs(normalize_argv(argv))]
 
     return run
 

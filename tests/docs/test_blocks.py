@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from sft_hydra.cli import command
-from sft_hydra.config.schema import SftConfig
 from sft_hydra.jobs import _parser
 from sft_hydra.paths import conf_dir
+from sft_hydra.schema.config import SftConfig
 
 FENCED = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 INDENTED = re.compile(r"(?:(?<=\n\n)|(?<=\n\n\n))((?: {4}.*\n)+)")

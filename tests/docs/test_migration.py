@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sft_hydra.config.schema import SftConfig
+from sft_hydra.schema.config import SftConfig
 
 BASE = "model=qwen3_0_6b"  # goes before every cell
 DATA = "data=jsonl data.path=chats.jsonl"  # what a cell does not say itself

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sft_hydra.config.keys import all_keys
 from sft_hydra.config.reference import GROUPS
-from sft_hydra.config.schema import SftConfig
+from sft_hydra.config.schema_introspection import all_keys
+from sft_hydra.schema.config import SftConfig
 
 COMMAND = re.compile(r"python -m sft_hydra(?: (?P<arguments>.*))?$")
 OPEN_SECTIONS = (

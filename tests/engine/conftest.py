@@ -3,7 +3,7 @@ from collections.abc import Callable
 import pytest
 from support import configs
 
-from sft_hydra.config.schema import SftConfig
+from sft_hydra.schema.config import SftConfig
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ import pytest
 import torch
 from support.packed import ARCHITECTURES, make_model, make_row
 
-from sft_hydra.config.schema import LoraConfig
-from sft_hydra.config.schema_optim import AdamW
-from sft_hydra.engine.loop import TrainState, fit
+from sft_hydra.engine.loop import TrainState, train_loop
 from sft_hydra.engine.optimizer import build_optimizer, check_state_bits
 from sft_hydra.errors import ConfigError
 from sft_hydra.models.lora import apply_lora
+from sft_hydra.schema.config import LoraConfig
+from sft_hydra.schema.optim import AdamW
 
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "vocab_size": 256}
 STEPS = 16
@@ -43,7 +43,7 @@ def train(make_cfg, bits, family="qwen3", lora=None, steps=STEPS, device="cpu"):
             moves.append(float((parameter.detach() - old).abs().max()) / result.lr)
             old.copy_(parameter.detach())
 
-    fit(model, optimizer, rows, TrainState(), cfg, steps, after_step=after_step, should_stop=lambda: False)
+    train_loop(model, optimizer, rows, TrainState(), cfg, steps, after_step=after_step, should_stop=lambda: False)
     return losses, max(moves), model, optimizer
 
 

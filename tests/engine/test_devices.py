@@ -7,15 +7,15 @@ import pytest
 import torch
 from support.packed import ARCHITECTURES, make_model, make_row
 
-from sft_hydra.config.schema import LoraConfig, Precision, Recompute
-from sft_hydra.engine.loop import TrainState, fit
+from sft_hydra.engine.loop import TrainState, train_loop
+from sft_hydra.engine.materialize import materialize_on_mesh
 from sft_hydra.engine.optimizer import build_optimizer
-from sft_hydra.engine.placement import place
 from sft_hydra.models.build import build_model
 from sft_hydra.models.lora import add_adapters, init_adapters
-from sft_hydra.parallel.layout import Layout
-from sft_hydra.parallel.process import stop_process_group
-from sft_hydra.parallel.storage import fill
+from sft_hydra.parallel.dtensor import copy_shard_
+from sft_hydra.parallel.rendezvous import stop_process_group
+from sft_hydra.planning.layout import Layout
+from sft_hydra.schema.config import LoraConfig, Precision, Recompute
 
 SIZES = {"hidden_size": 64, "head_dim": 16, "intermediate_size": 128}  # in multiples of what kernels take
 FAMILIES = ["qwen3", "mistral_window", "qwen3_moe", "nano", "super"]
@@ -38,16 +38,16 @@ def losses(
     model = build_model(architecture, "meta", torch.float32 if lora is None else frozen)
     if lora is not None:
         add_adapters(model, lora)
-    place(model, cfg, Layout(), torch.device(device))
+    materialize_on_mesh(model, cfg, Layout(), torch.device(device))
     values = make_model(architecture).state_dict()
     with torch.no_grad():
         for name, tensor in model.state_dict(keep_vars=True).items():
             if name in values:
-                fill(tensor, values[name].to(tensor))
+                copy_shard_(tensor, values[name].to(tensor))
     init_adapters(model, seed=0)
     rows = [make_row([5 + i, 20, 3, 1 + 2 * i, 40], seed=i % 4) for i in range(4 * STEPS)]
     found: list[float] = []
-    fit(
+    train_loop(
         model, build_optimizer(model, cfg), rows, TrainState(), cfg, STEPS,  # type: ignore[arg-type]
         after_step=lambda result: found.append(result.loss), should_stop=lambda: False,
     )  # fmt: skip

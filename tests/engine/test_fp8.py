@@ -6,7 +6,7 @@ from support.packed import ARCHITECTURES, make_model, make_row, relative
 
 from sft_hydra.engine.batch import make_batch
 from sft_hydra.engine.fp8 import check_fp8, use_fp8
-from sft_hydra.engine.loop import TrainState, fit
+from sft_hydra.engine.loop import TrainState, train_loop
 from sft_hydra.engine.microbatches import forward_loss
 from sft_hydra.engine.optimizer import build_optimizer
 from sft_hydra.errors import ConfigError
@@ -28,7 +28,7 @@ def losses(make_cfg, fp8, steps, device="cpu", **train):
     model.rounds_to = torch.bfloat16 if train.get("precision") == "bf16" else None
     rows = [make_row([5 + i, 20, 3, 1 + 2 * i], seed=i % 4) for i in range(4 * steps)]
     found = []
-    fit(
+    train_loop(
         model, build_optimizer(model, cfg), rows, TrainState(), cfg, steps,
         after_step=lambda result: found.append(result.loss), should_stop=lambda: False,
     )  # fmt: skip

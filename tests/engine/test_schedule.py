@@ -2,14 +2,14 @@
 
 import pytest
 
-from sft_hydra.config.schema_optim import Scheduler
-from sft_hydra.config.world import rows_per_step
-from sft_hydra.engine.schedule import rate_factor, total_steps
+from sft_hydra.engine.schedule import lr_factor, total_steps
+from sft_hydra.planning.topology import rows_per_step
+from sft_hydra.schema.optim import Scheduler
 
 
 def factors(cfg, total, **fields):
     cfg.scheduler = Scheduler(**fields)
-    return [rate_factor(step, total, cfg) for step in range(total)]
+    return [lr_factor(step, total, cfg) for step in range(total)]
 
 
 def test_warm_up_is_linear_and_reaches_the_peak(make_cfg):

@@ -5,9 +5,9 @@ import pytest
 import torch
 from support.packed import ARCHITECTURES, alone, make_model, make_row, oracle_of, relative
 
-from sft_hydra.engine.loop import TrainState, fit, optimizer_step
+from sft_hydra.engine.loop import TrainState, optimizer_step, train_loop
 from sft_hydra.engine.optimizer import build_optimizer
-from sft_hydra.engine.schedule import rate_factor
+from sft_hydra.engine.schedule import lr_factor
 from sft_hydra.errors import DataError, NonFiniteLossError
 
 
@@ -26,7 +26,7 @@ def run(cfg, rows, steps, architecture="qwen3"):
     optimizer = build_optimizer(model, cfg)
     state = TrainState()
     results = []
-    fit(model, optimizer, rows, state, cfg, steps, after_step=results.append, should_stop=lambda: False)
+    train_loop(model, optimizer, rows, state, cfg, steps, after_step=results.append, should_stop=lambda: False)
     return results, model
 
 
@@ -62,11 +62,11 @@ def test_ten_steps_equal_a_plain_transformers_loop(make_cfg, rows, per_token):
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(oracle.parameters(), 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = 1e-2 * rate_factor(step, 10, cfg)
+            group["lr"] = 1e-2 * lr_factor(step, 10, cfg)
         optimizer.step()
         assert result.loss == pytest.approx(loss.item(), rel=1e-4)
         assert result.grad_norm == pytest.approx(norm.item(), rel=1e-3)
-        assert result.lr == pytest.approx(1e-2 * rate_factor(step, 10, cfg))
+        assert result.lr == pytest.approx(1e-2 * lr_factor(step, 10, cfg))
     trained = dict(oracle.named_parameters())
     for name, parameter in model.named_parameters():
         assert relative(parameter, trained[name]) < 1e-3, name
@@ -115,7 +115,7 @@ def test_should_stop_ends_after_the_step_it_was_asked_in(make_cfg, rows):
     model = make_model(ARCHITECTURES["qwen3"])
     state = TrainState()
     done = []
-    fit(
+    train_loop(
         model,
         build_optimizer(model, cfg),
         rows,

@@ -9,11 +9,11 @@ import torch
 from support.packed import ARCHITECTURES, make_model
 
 from sft_hydra.chat.tokenizer import load_tokenizer
-from sft_hydra.config.schema_data import DataConfig, SourceConfig, SplitConfig
-from sft_hydra.data.prepare import prepare
+from sft_hydra.data_prep.prepare import prepare
 from sft_hydra.engine.batch import make_batch
 from sft_hydra.engine.microbatches import forward_loss
 from sft_hydra.engine.validate import validate, validation_rows
+from sft_hydra.schema.data import DataConfig, SourceConfig, SplitConfig
 
 
 def conversation(answer):

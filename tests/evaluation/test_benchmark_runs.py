@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from sft_hydra.cli import command
-from sft_hydra.data.benchmarks_as_chats import multiple_choice
+from sft_hydra.data_prep.benchmark_adapters import multiple_choice
 from sft_hydra.errors import ConfigError
-from sft_hydra.observe.report import write_report
+from sft_hydra.observe.run_report import write_report
 from sft_hydra.paths import RunPaths
 
 NAMES = ("Ada", "Bea", "Cleo", "Dora", "Eve", "Fay", "Gia", "Hal")

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from sft_hydra.chat.tokenizer import ChatTokenizer, load_tokenizer
-from sft_hydra.config.schema import CHATCORE_TASKS, EvalConfig, SftConfig
-from sft_hydra.data import spelling
+from sft_hydra.data_prep import spelling
 from sft_hydra.errors import DataError
 from sft_hydra.evaluation.benchmarks import BENCHMARKS, read_benchmark
 from sft_hydra.evaluation.chat import Chat, Prompt
 from sft_hydra.evaluation.chatcore import ChatCore, TaskScore, run_chatcore
 from sft_hydra.evaluation.chatcore_tasks import TASKS, Question
 from sft_hydra.models.build import as_transformers, build_model
-from sft_hydra.models.initial import init_weights
+from sft_hydra.models.init_weights import init_weights
+from sft_hydra.schema.config import CHATCORE_TASKS, EvalConfig, SftConfig
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from sft_hydra.chat.tokenizer import ChatTokenizer, load_tokenizer
-from sft_hydra.config.schema import EvalConfig, SftConfig
-from sft_hydra.config.schema_data import TokenizerConfig
 from sft_hydra.errors import ConfigError, DataError
 from sft_hydra.evaluation.chat import Chat
 from sft_hydra.evaluation.harness import HarnessResult, run_harness
 from sft_hydra.models.build import as_transformers, build_model
-from sft_hydra.models.initial import init_weights
+from sft_hydra.models.init_weights import init_weights
+from sft_hydra.schema.config import EvalConfig, SftConfig
+from sft_hydra.schema.data import TokenizerConfig
 
 pytest.importorskip("lm_eval")
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*:RuntimeWarning")

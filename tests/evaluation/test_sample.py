@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from sft_hydra.chat.tokenizer import load_tokenizer
-from sft_hydra.config.schema import SftConfig
 from sft_hydra.evaluation.chat import Chat, Prompt, Sampling
 from sft_hydra.evaluation.sample import generate
 from sft_hydra.models.build import as_transformers, build_model
-from sft_hydra.models.initial import init_weights
+from sft_hydra.models.init_weights import init_weights
+from sft_hydra.schema.config import SftConfig
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.cluster import MakeRun, cluster
 
-from sft_hydra.config.schema import ClusterConfig, ClusterKind, SftConfig
+from sft_hydra.schema.config import ClusterConfig, ClusterKind, SftConfig
 
 
 @pytest.fixture(scope="session")

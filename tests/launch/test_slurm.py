@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from support.cluster import MakeRun, cluster, finish, until
 
-from sft_hydra.config.schema import SftConfig
 from sft_hydra.errors import ClusterError
-from sft_hydra.launch.follow import wait
-from sft_hydra.launch.handle import Handle, JobState, find_handle, job_state
+from sft_hydra.launch.job import JobState, SlurmJob, find_job, job_state
+from sft_hydra.launch.job_log import wait
 from sft_hydra.launch.script import batch_scripts
 from sft_hydra.launch.slurm import submit
+from sft_hydra.schema.config import SftConfig
 
 SHOW = """
 import json, os, sys
@@ -70,13 +70,13 @@ def test_slurm_accepts_the_script_and_a_refusal_is_told(slurm: Path, make_run: M
     subprocess.run(["sbatch", "--test-only", script], check=True)
     with pytest.raises(ClusterError, match="invalid partition"):
         submit([make_run(SHOW, partition="nowhere")])
-    assert find_handle(Path("outputs/run")) is None
+    assert find_job(Path("outputs/run")) is None
 
 
 FAIL = """
 import os, sys, time
 from pathlib import Path
-from sft_hydra.parallel.ranks import rank_output, this_rank
+from sft_hydra.process.rank import rank_output, this_rank
 from sft_hydra.paths import RunPaths
 rank = this_rank()
 with rank_output(rank, RunPaths(Path(sys.argv[1]).parent)):
@@ -101,7 +101,7 @@ def test_a_failing_rank_ends_the_job_and_tells_why(slurm: Path, make_run: MakeRu
 COUNT = """
 import os, sys, time
 from pathlib import Path
-from sft_hydra.parallel import stop
+from sft_hydra.process import signals as stop
 run = Path(sys.argv[1]).parent
 stop.listen()
 saved = sorted(int(folder.name[5:]) for folder in run.glob("checkpoints/step_*"))
@@ -244,7 +244,7 @@ def test_a_failing_set_up_line_is_named(slurm: Path, make_run: MakeRun) -> None:
 
 
 def test_a_job_nobody_knows_any_more(slurm: Path, tmp_path: Path) -> None:
-    handle = Handle(folder=tmp_path, job_id="999999", log=tmp_path / "log")
+    handle = SlurmJob(folder=tmp_path, job_id="999999", log=tmp_path / "log")
     assert job_state(handle) == JobState("UNKNOWN", "Slurm has no record of the job")
     (tmp_path / "slurm").mkdir()
     (tmp_path / "slurm" / "exit_code").write_text("0\n")
@@ -256,7 +256,7 @@ def test_without_accounting(repo: Path, make_run: MakeRun, tmp_path: Path, monke
         monkeypatch.setenv("SLURM_CONF", str(conf))
         [handle] = submit([make_run(SHOW)])
         assert wait(handle).name == "COMPLETED"
-        lost = Handle(folder=tmp_path, job_id="999999", log=tmp_path / "log")
+        lost = SlurmJob(folder=tmp_path, job_id="999999", log=tmp_path / "log")
         state = job_state(lost)
     assert state.name == "UNKNOWN"
     assert "accounting storage is disabled" in state.detail

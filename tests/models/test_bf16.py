@@ -7,13 +7,13 @@ import torch
 from support.packed import ARCHITECTURES, make_model, make_row, relative
 from torch import nn
 
-from sft_hydra.config.schema import LoraConfig
 from sft_hydra.engine.batch import make_batch
 from sft_hydra.engine.microbatches import forward_loss
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.lora import apply_lora
 from sft_hydra.models.moe import MoE
-from sft_hydra.parallel.mixer import KeepFp32
+from sft_hydra.parallel.sharded_module import KeepFp32
+from sft_hydra.schema.config import LoraConfig
 
 FAMILIES = ["qwen3", "qwen3_moe", "nano", "super"]
 BATCH = make_batch([make_row([11, 30, 23])], "cpu")

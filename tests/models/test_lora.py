@@ -10,14 +10,14 @@ from safetensors.torch import load_file
 from support.packed import ARCHITECTURES, alone, logits_of, make_model, make_row, oracle_of, relative
 
 from sft_hydra.checkpoint.adapter import write_adapter
-from sft_hydra.config.schema import LoraConfig
 from sft_hydra.engine.batch import make_batch
 from sft_hydra.engine.microbatches import forward_loss
 from sft_hydra.errors import ConfigError
 from sft_hydra.models.build import as_transformers
 from sft_hydra.models.lora import apply_lora
 from sft_hydra.models.lora_layers import Adapter, LoraLinear
-from sft_hydra.models.names import disk_rows, rows_to_disk
+from sft_hydra.models.state_dict_map import disk_rows, rows_to_disk
+from sft_hydra.schema.config import LoraConfig
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sft_hydra.models.build import build_model, transformers_class
-from sft_hydra.models.names import to_disk
+from sft_hydra.models.state_dict_map import to_disk
 
 # billions of parameters as published: with the embedding of Qwen3-0.6B counted once
 PUBLISHED = {

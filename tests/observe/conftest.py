@@ -9,8 +9,8 @@ import pytest
 from support.shards import REJECTS, TALKS, packed_set
 
 from sft_hydra.chat.tokenizer import BUNDLED, ChatTokenizer
-from sft_hydra.config.schema import SftConfig
 from sft_hydra.data.shards import PackedSet
+from sft_hydra.schema.config import SftConfig
 
 SEQ_LENGTH = 256
 CHROMIUM_FLAGS = (

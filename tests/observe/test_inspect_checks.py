@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from support.shards import TALKS, Talk, packed_set
 
+from sft_hydra.chat.token_text import ROLES, TokenText
 from sft_hydra.chat.tokenizer import ChatTokenizer
-from sft_hydra.config.schema import SftConfig
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.observe.inspector import InspectorPage
-from sft_hydra.runners.inspect_checks import CHECKS, suspicious
-from sft_hydra.runners.inspect_page import chosen_rows, inspector_page, learned_tokens
-from sft_hydra.runners.inspect_text import ROLES, TokenText
+from sft_hydra.runners.inspect.checks import CHECKS, suspicious
+from sft_hydra.runners.inspect.page import chosen_rows, inspector_page, supervised_tokens
+from sft_hydra.schema.config import SftConfig
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_each_kind_of_suspicious_conversation_is_flagged(page: InspectorPage) ->
 def test_without_known_ends_of_turns_nothing_is_said_of_ends(packed: PackedSet) -> None:
     row = packed.row("train", 2)
     offsets = np.array([0, len(row.input_ids)])
-    flags, _ = suspicious(row.input_ids, learned_tokens(row), offsets, [], [])
+    flags, _ = suspicious(row.input_ids, supervised_tokens(row), offsets, [], [])
     assert names(int(flags[0])) == set()
 
 

@@ -7,10 +7,10 @@ import pytest
 from support.shards import GOOD, TALKS, Talk, packed_set
 
 from sft_hydra.chat.tokenizer import ChatTokenizer
-from sft_hydra.config.schema import SftConfig
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.observe.inspector import write_inspector
-from sft_hydra.runners.inspect_page import inspector_page
+from sft_hydra.runners.inspect.page import inspector_page
+from sft_hydra.schema.config import SftConfig
 
 
 @pytest.fixture

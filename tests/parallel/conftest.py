@@ -1,7 +1,7 @@
 import pytest
 from support.training import Case, Outcome, train
 
-from sft_hydra.parallel.layout import Layout
+from sft_hydra.planning.layout import Layout
 
 
 @pytest.fixture(scope="session")

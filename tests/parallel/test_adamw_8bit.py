@@ -7,11 +7,11 @@ from support.training import Case, make_cfg, placed_model, training_rows
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from sft_hydra.checkpoint.state import Saver, latest, load
-from sft_hydra.config.schema import LoraConfig
-from sft_hydra.engine.loop import TrainState, fit
+from sft_hydra.engine.loop import TrainState, train_loop
 from sft_hydra.engine.optimizer import build_optimizer
-from sft_hydra.parallel.layout import Layout
-from sft_hydra.parallel.storage import gathered, held
+from sft_hydra.parallel.dtensor import full_tensor, local_shard
+from sft_hydra.planning.layout import Layout
+from sft_hydra.schema.config import LoraConfig
 
 SAVED_AFTER, STEPS = 2, 4
 WIDE = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}
@@ -39,14 +39,14 @@ def train(case, layout, folder, *, bits, resume, async_save=False):
         if result.step == SAVED_AFTER:
             saver.save(model, optimizer, state)
 
-    fit(model, optimizer, training_rows(), state, cfg, STEPS, after_step=after_step, should_stop=lambda: False)
+    train_loop(model, optimizer, training_rows(), state, cfg, STEPS, after_step=after_step, should_stop=lambda: False)
     saver.wait()
     weights, moments = {}, {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            weights[name] = gathered(parameter)
+            weights[name] = full_tensor(parameter)
             for kind, moment in optimizer.state_of(parameter).items():
-                mine = held(moment)[0]
+                mine = local_shard(moment)[0]
                 coded = is_traceable_wrapper_subclass(mine)
                 moments[f"{name}/{kind}"] = (mine.codes, mine.scale) if coded else (mine,)
     return losses, weights, moments, optimizer.rounded

@@ -8,8 +8,8 @@ from torch._dynamo.utils import counters
 
 from sft_hydra.engine.batch import make_batch
 from sft_hydra.engine.microbatches import forward_loss
-from sft_hydra.parallel.apply import Options, apply_layout
 from sft_hydra.parallel.mesh import SINGLE
+from sft_hydra.parallel.parallelize import Options, parallelize
 
 
 @pytest.mark.slow
@@ -20,7 +20,7 @@ from sft_hydra.parallel.mesh import SINGLE
 def test_few_layers_over_rows_of_many_lengths(family, layers):
     architecture = ARCHITECTURES[family] | layers
     plain, compiled = make_model(architecture), make_model(architecture)
-    apply_layout([compiled], compiled.blocks, SINGLE, Options(compile=True))
+    parallelize([compiled], compiled.blocks, SINGLE, Options(compile=True))
     rng = np.random.default_rng(0)
     graphs = []
     torch._dynamo.reset()

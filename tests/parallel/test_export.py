@@ -11,15 +11,15 @@ from support.training import Case, make_cfg, placed_model
 from transformers import AutoModelForCausalLM
 
 from sft_hydra.chat.tokenizer import load_tokenizer
-from sft_hydra.checkpoint.export import export
-from sft_hydra.checkpoint.stream import load_weights
-from sft_hydra.config.schema import LoraConfig
-from sft_hydra.engine.placement import place
+from sft_hydra.checkpoint.hf_export import export
+from sft_hydra.checkpoint.load_hf_weights import load_weights
+from sft_hydra.engine.materialize import materialize_on_mesh
 from sft_hydra.models.build import as_transformers, build_model
-from sft_hydra.models.initial import init_weights
+from sft_hydra.models.init_weights import init_weights
 from sft_hydra.models.lora import add_adapters, init_adapters
-from sft_hydra.parallel.layout import Layout
-from sft_hydra.parallel.storage import gathered, held
+from sft_hydra.parallel.dtensor import full_tensor, local_shard
+from sft_hydra.planning.layout import Layout
+from sft_hydra.schema.config import LoraConfig
 
 LAYOUTS = [
     (4, {"tp": 2, "cp": 2, "ep": 4}),
@@ -41,7 +41,7 @@ def write(case, layout, folder):
     cfg.export.merge = case.lora is not None and folder.name == "merged"
     model = placed_model(case, cfg, layout)
     report = export(model, cfg, load_tokenizer(cfg), folder)
-    return report, {name: gathered(tensor) for name, tensor in model.state_dict().items()}
+    return report, {name: full_tensor(tensor) for name, tensor in model.state_dict().items()}
 
 
 @pytest.mark.parametrize(("world", "sizes"), EACH_LAYOUT)
@@ -82,10 +82,10 @@ def stream(architecture, layout, folder):
     """Load from files, and say how many numbers this rank holds."""
     cfg = make_cfg(Case())
     model = build_model(architecture, "meta", torch.float32)
-    place(model, cfg, layout, torch.device("cpu"))
+    materialize_on_mesh(model, cfg, layout, torch.device("cpu"))
     load_weights(model, str(folder))
-    part = sum(held(parameter)[0].numel() for parameter in model.parameters())
-    return part, {name: gathered(tensor) for name, tensor in model.state_dict().items()}
+    part = sum(local_shard(parameter)[0].numel() for parameter in model.parameters())
+    return part, {name: full_tensor(tensor) for name, tensor in model.state_dict().items()}
 
 
 @pytest.mark.parametrize(("world", "sizes"), EACH_LAYOUT)
@@ -105,10 +105,10 @@ def start(architecture, layout):
     cfg = make_cfg(Case(lora=LoraConfig(dim=4)))
     model = build_model(architecture, "meta", torch.float32)
     add_adapters(model, cfg.peft)
-    place(model, cfg, layout, torch.device("cpu"))
+    materialize_on_mesh(model, cfg, layout, torch.device("cpu"))
     init_weights(model, seed=3, std=0.1)
     init_adapters(model, seed=3)
-    return {name: gathered(tensor) for name, tensor in model.state_dict().items()}
+    return {name: full_tensor(tensor) for name, tensor in model.state_dict().items()}
 
 
 @pytest.mark.parametrize("family", ["nano", "qwen3"])

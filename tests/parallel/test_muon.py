@@ -4,11 +4,11 @@ import pytest
 from support.ranks import run_ranks
 from support.training import Case, make_cfg, placed_model, training_rows
 
-from sft_hydra.config.schema_optim import Muon
 from sft_hydra.engine.loop import TrainState, optimizer_step
 from sft_hydra.engine.optimizer import build_optimizer
-from sft_hydra.parallel.layout import Layout
-from sft_hydra.parallel.storage import gathered
+from sft_hydra.parallel.dtensor import full_tensor
+from sft_hydra.planning.layout import Layout
+from sft_hydra.schema.optim import Muon
 
 
 def update(case, layout):
@@ -16,9 +16,9 @@ def update(case, layout):
     cfg = make_cfg(case)
     cfg.optimizer = Muon(lr=1e-3, matrix_lr=0.02)
     model = placed_model(case, cfg, layout)
-    before = {name: gathered(parameter).clone() for name, parameter in model.named_parameters()}
+    before = {name: full_tensor(parameter).clone() for name, parameter in model.named_parameters()}
     optimizer_step(model, build_optimizer(model, cfg), training_rows(), TrainState(), cfg, 1)
-    return {name: gathered(parameter) - before[name] for name, parameter in model.named_parameters()}
+    return {name: full_tensor(parameter) - before[name] for name, parameter in model.named_parameters()}
 
 
 @pytest.mark.parametrize(

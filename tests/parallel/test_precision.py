@@ -5,10 +5,10 @@ import torch
 from support.ranks import run_ranks
 from support.training import Case, make_cfg, placed_model, train, training_rows
 
-from sft_hydra.config.schema import LoraConfig, Precision
 from sft_hydra.engine.loop import TrainState, optimizer_step
 from sft_hydra.engine.optimizer import build_optimizer
-from sft_hydra.parallel.layout import Layout
+from sft_hydra.planning.layout import Layout
+from sft_hydra.schema.config import LoraConfig, Precision
 
 BF16 = {"precision": Precision.bf16}
 WATCHED = {

@@ -9,11 +9,11 @@ from support.ranks import run_ranks
 from support.training import Case, make_cfg, placed_model, training_rows
 
 from sft_hydra.checkpoint.state import Saver, latest, load
-from sft_hydra.config.schema import LoraConfig
-from sft_hydra.engine.loop import TrainState, fit
+from sft_hydra.engine.loop import TrainState, train_loop
 from sft_hydra.engine.optimizer import build_optimizer
-from sft_hydra.parallel.layout import Layout
-from sft_hydra.parallel.storage import gathered
+from sft_hydra.parallel.dtensor import full_tensor
+from sft_hydra.planning.layout import Layout
+from sft_hydra.schema.config import LoraConfig
 
 SAVED_AFTER, STEPS = 2, 4
 HYBRID = {
@@ -42,7 +42,7 @@ def train(case, layout, folder, *, resume, until, async_save):
         if result.step == SAVED_AFTER:
             saver.save(model, optimizer, state)  # in the background, the next step begins while it writes
 
-    fit(
+    train_loop(
         model,
         optimizer,
         training_rows(),
@@ -56,8 +56,8 @@ def train(case, layout, folder, *, resume, until, async_save):
     tensors = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            tensors[name] = gathered(parameter)
-            tensors |= {f"{name}/{key}": gathered(value) for key, value in optimizer.state_of(parameter).items()}
+            tensors[name] = full_tensor(parameter)
+            tensors |= {f"{name}/{key}": full_tensor(value) for key, value in optimizer.state_of(parameter).items()}
     return losses, state, tensors
 
 

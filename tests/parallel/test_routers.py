@@ -9,15 +9,15 @@ from support.packed import oracle_gradients, oracle_of, relative
 from support.training import Case, make_cfg, placed_model, train, training_rows
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
-from sft_hydra.config.schema import Recompute
 from sft_hydra.engine.batch import make_batch
-from sft_hydra.engine.loop import TrainState, fit
+from sft_hydra.engine.loop import TrainState, train_loop
 from sft_hydra.engine.microbatches import forward_only, load_batches
 from sft_hydra.engine.optimizer import build_optimizer
 from sft_hydra.models.moe import SigmoidRouter
-from sft_hydra.models.names import to_disk
-from sft_hydra.parallel.layout import Layout
+from sft_hydra.models.state_dict_map import to_disk
+from sft_hydra.planning.layout import Layout
 from sft_hydra.records import IGNORE_INDEX
+from sft_hydra.schema.config import Recompute
 
 FACTOR, RATE = 0.5, 0.02
 AUX = Case("qwen3_moe", steps=1, train={"router_aux_loss": FACTOR})
@@ -85,7 +85,7 @@ def test_validation_between_steps_counts_for_nothing():
         cfg, rows, state = make_cfg(replace(BIAS, steps=2)), training_rows(), TrainState()
         model = placed_model(BIAS, cfg, Layout())
         others = load_batches(rows, [range(20, 30)], model, cfg)
-        fit(
+        train_loop(
             model,
             build_optimizer(model, cfg),
             rows,

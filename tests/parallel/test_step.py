@@ -9,9 +9,9 @@ from sft_hydra.engine.loop import TrainState, optimizer_step
 from sft_hydra.engine.microbatches import split_rows
 from sft_hydra.engine.optimizer import build_optimizer
 from sft_hydra.errors import NonFiniteLossError
-from sft_hydra.parallel.layout import Layout
+from sft_hydra.parallel.dtensor import copy_shard_, full_tensor
 from sft_hydra.parallel.mesh import Group, Mesh
-from sft_hydra.parallel.storage import fill, gathered
+from sft_hydra.planning.layout import Layout
 
 POISON = 96  # a token of two rows
 
@@ -27,9 +27,9 @@ def poisoned_step(layout):
         if number in (1, 3):
             row.input_ids[0], row.loss_mask[0] = POISON, 1
     if model.mesh.pp.rank == 0:
-        embedding = gathered(model.model.embed_tokens.weight).clone()
+        embedding = full_tensor(model.model.embed_tokens.weight).clone()
         embedding[POISON] = torch.inf
-        fill(model.model.embed_tokens.weight, embedding)
+        copy_shard_(model.model.embed_tokens.weight, embedding)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     with pytest.raises(NonFiniteLossError) as caught:
         optimizer_step(model, build_optimizer(model, cfg), rows, TrainState(), cfg, 3)

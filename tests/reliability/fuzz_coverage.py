@@ -16,10 +16,10 @@ with atheris.instrument_imports(include=["sft_hydra.data"]):
 
     from sft_hydra.chat.render import Renderer
     from sft_hydra.chat.tokenizer import load_tokenizer
-    from sft_hydra.data.conversation import to_conversation
-    from sft_hydra.data.filters import Filters
-    from sft_hydra.data.guard import Guard
-    from sft_hydra.data.sources import Bad, files_of, read_rows, sources_of
+    from sft_hydra.data_prep.control_tokens import ControlTokenEscaper
+    from sft_hydra.data_prep.conversation import to_conversation
+    from sft_hydra.data_prep.filters import Filters
+    from sft_hydra.data_prep.sources import MalformedRow, files_of, read_rows, sources_of
     from sft_hydra.errors import RowError
 
 SEEDS = 500  # lines of the grammar to begin with
@@ -31,14 +31,18 @@ def main() -> None:
         cfg = data_cfg(Path(folder) / "out", hostile=path)
         cfg.data.filters.tool_schema = cfg.data.filters.repetition = True
         tokenizer = load_tokenizer(cfg)
-        renderer, filters, guard = Renderer.of(tokenizer, cfg.data), Filters(cfg.data.filters), Guard(tokenizer)
+        renderer, filters, guard = (
+            Renderer.of(tokenizer, cfg.data),
+            Filters(cfg.data.filters),
+            ControlTokenEscaper(tokenizer),
+        )
         (source,) = sources_of(cfg.data)
         (file,) = files_of(source)
 
         def one(data: bytes) -> None:
             path.write_bytes(data.replace(b"\n", b" "))
             for _, row in read_rows(file, source, 0, None):
-                if isinstance(row, Bad):
+                if isinstance(row, MalformedRow):
                     continue
                 try:
                     talk = to_conversation(row, source.config, source.name, "line:1")

@@ -13,7 +13,7 @@ from pathlib import Path
 from support.chats import data_cfg
 from support.hostile import write_hostile
 
-from sft_hydra.data.prepare import prepare
+from sft_hydra.data_prep.prepare import prepare
 
 FILE_LINES = 10_000
 

@@ -35,7 +35,7 @@ def rows(count: int, folder: Path, times: int) -> None:
     """A preparation by two workers, with the bundled tokenizer."""
     from support.chats import data_cfg
 
-    from sft_hydra.data.prepare import prepare
+    from sft_hydra.data_prep.prepare import prepare
 
     path = folder / "rows.jsonl"
     with open(path, "w") as stream:
@@ -65,8 +65,8 @@ def soak(steps: int, folder: Path) -> None:
 
     from sft_hydra.checkpoint.state import Saver
     from sft_hydra.data.dataset import TrainRows
-    from sft_hydra.data.prepare import prepare
-    from sft_hydra.engine.loop import StepResult, TrainState, fit
+    from sft_hydra.data_prep.prepare import prepare
+    from sft_hydra.engine.loop import StepResult, TrainState, train_loop
     from sft_hydra.engine.optimizer import build_optimizer
 
     torch.set_num_threads(1)
@@ -90,7 +90,9 @@ def soak(steps: int, folder: Path) -> None:
             print(f"step {result.step:,}: {seen[-1][0]} MiB, {seen[-1][1]} files, {seen[-1][2]} threads", flush=True)
 
     began = time.monotonic()
-    fit(model, optimizer, TrainRows(packed, cfg), state, cfg, steps, after_step=after_step, should_stop=lambda: False)
+    train_loop(
+        model, optimizer, TrainRows(packed, cfg), state, cfg, steps, after_step=after_step, should_stop=lambda: False
+    )
     saver.wait()
     print(f"{steps:,} steps, {steps // 100} checkpoints: {time.monotonic() - began:.0f} s")
     memory, files, threads = zip(*seen[1:], strict=True)  # the first tenth fills caches

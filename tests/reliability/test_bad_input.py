@@ -15,12 +15,12 @@ from support.hostile import DEPTHS, Grammar, write_hostile
 from support.hostile_files import broken, files_of
 
 from sft_hydra.chat.tokenizer import load_tokenizer
-from sft_hydra.config.schema import SftConfig
-from sft_hydra.config.schema_data import SourceConfig
-from sft_hydra.data import filters
-from sft_hydra.data.prepare import prepare
 from sft_hydra.data.shards import PackedSet
+from sft_hydra.data_prep import filters
+from sft_hydra.data_prep.prepare import prepare
 from sft_hydra.errors import UserError
+from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.data import SourceConfig
 
 TEXT = st.text(st.characters(codec=None), max_size=20)
 VALUE = st.recursive(

@@ -13,9 +13,9 @@ from support.ranks import run_ranks
 from support.training import Case, make_cfg, placed_model, training_rows
 
 from sft_hydra.checkpoint.state import Saver, latest, load
-from sft_hydra.engine.loop import TrainState, fit
+from sft_hydra.engine.loop import TrainState, train_loop
 from sft_hydra.engine.optimizer import build_optimizer
-from sft_hydra.parallel.layout import Layout
+from sft_hydra.planning.layout import Layout
 
 STEPS = 8
 SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 16, "vocab_size": 97}
@@ -42,7 +42,7 @@ def attempt(folder: Path, world: int, steps: int, saves: bool) -> list[tuple[int
             saver.save(model, optimizer, state)
 
     if state.step < STEPS:
-        fit(
+        train_loop(
             model,
             optimizer,
             training_rows(),

@@ -19,16 +19,16 @@ from support.killed import SMALLEST, losses, run_on, started
 from support.packed import ARCHITECTURES, make_model
 
 from sft_hydra.chat.tokenizer import load_tokenizer
-from sft_hydra.checkpoint.export import export
+from sft_hydra.checkpoint.hf_export import export
+from sft_hydra.checkpoint.load_hf_weights import load_weights
 from sft_hydra.checkpoint.state import latest, load, save
-from sft_hydra.checkpoint.stream import load_weights
 from sft_hydra.config.rules_files import output_is_writable
-from sft_hydra.config.schema import SftConfig
-from sft_hydra.data.prepare import find, prepare
 from sft_hydra.data.shards import PackedSet
+from sft_hydra.data_prep.prepare import open_existing, prepare
 from sft_hydra.engine.loop import TrainState
 from sft_hydra.engine.optimizer import build_optimizer
 from sft_hydra.errors import CheckpointError, DataError, UserError
+from sft_hydra.schema.config import SftConfig
 
 STEPS, INTERVAL = 12, 2
 MANY = [pytest.mark.reliability, pytest.mark.timeout(3000)]
@@ -257,9 +257,9 @@ def test_missing_and_cut_off_shards_are_told_by_name(packed: tuple[SftConfig, Pa
     for change in (path.unlink, lambda: path.write_bytes(data[:-1])):
         change()
         with pytest.raises(DataError, match=path.name):
-            find(cfg)
+            open_existing(cfg)
     path.write_bytes(data)
-    assert find(cfg) is not None
+    assert open_existing(cfg) is not None
 
 
 def test_times_in_the_future_or_in_the_past_change_nothing(packed: tuple[SftConfig, PackedSet]) -> None:
@@ -268,7 +268,7 @@ def test_times_in_the_future_or_in_the_past_change_nothing(packed: tuple[SftConf
         for path in opened.folder.rglob("*"):
             os.utime(path, (moment, moment))
         os.utime(str(cfg.data.sources["rows"].path), (moment, moment))
-        found = find(cfg)
+        found = open_existing(cfg)
         assert found is not None
         assert found.folder == opened.folder
 

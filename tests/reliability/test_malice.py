@@ -15,22 +15,22 @@ import pytest
 from support.chats import all_sequences, assistant, data_cfg, question, user, write_jsonl
 from support.packed import ARCHITECTURES, make_model
 
-from sft_hydra.chat import limits
-from sft_hydra.chat.limits import LimitError
+from sft_hydra.chat import resource_limits
 from sft_hydra.chat.render import Renderer
+from sft_hydra.chat.resource_limits import LimitError
 from sft_hydra.chat.tokenizer import BUNDLED, load_tokenizer
-from sft_hydra.checkpoint.stream import load_weights
+from sft_hydra.checkpoint.load_hf_weights import load_weights
 from sft_hydra.cli import command
-from sft_hydra.config import saved
-from sft_hydra.config.architecture import read_architecture
+from sft_hydra.config import serialize
 from sft_hydra.config.rules import no_secrets, one_line_each, run_name
-from sft_hydra.config.schema import ClusterConfig, ClusterKind, SftConfig
-from sft_hydra.data.judge import Judge
-from sft_hydra.data.prepare import prepare
-from sft_hydra.data.sources import sources_of
+from sft_hydra.data_prep.llm_judge import LLMJudge
+from sft_hydra.data_prep.prepare import prepare
+from sft_hydra.data_prep.sources import sources_of
 from sft_hydra.errors import ConfigError, DataError, ModelError
 from sft_hydra.launch.script import batch_scripts
 from sft_hydra.models.build import read_config
+from sft_hydra.planning.architecture import read_architecture
+from sft_hydra.schema.config import ClusterConfig, ClusterKind, SftConfig
 
 SECRETS = {
     "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
@@ -105,8 +105,8 @@ def test_templates_cannot_leave_the_sandbox(template: str) -> None:
 
 @pytest.mark.parametrize("template", [*LOOPS, *BOMBS])
 def test_templates_end_in_time_and_in_memory(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "SECONDS", 0.3)
-    monkeypatch.setattr(limits, "BYTES", 1 << 29)
+    monkeypatch.setattr(resource_limits, "SECONDS", 0.3)
+    monkeypatch.setattr(resource_limits, "BYTES", 1 << 29)
     with pytest.raises(DataError):
         Renderer(template)
 
@@ -114,7 +114,7 @@ def test_templates_end_in_time_and_in_memory(template: str, monkeypatch: pytest.
 def test_a_template_that_waits_for_a_row_of_users_costs_that_row_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "SECONDS", 0.3)
+    monkeypatch.setattr(resource_limits, "SECONDS", 0.3)
     cfg = data_cfg(tmp_path / "out")
     template = load_tokenizer(cfg).template
     bomb = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
@@ -134,7 +134,7 @@ def test_limits_leave_nothing_behind() -> None:
             pass
 
     before = resource.getrlimit(resource.RLIMIT_AS)
-    with pytest.raises(LimitError), limits.limited(0.05):
+    with pytest.raises(LimitError), resource_limits.limit_resources(0.05):
         spin()
     assert resource.getrlimit(resource.RLIMIT_AS) == before
     assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
@@ -294,10 +294,10 @@ def test_targets_are_refused_on_the_command_line(
 
 def test_a_resolved_config_with_objects_is_refused(tmp_path: Path, traps: Path) -> None:
     path = tmp_path / "resolved.yaml"
-    saved.save(SftConfig(), path)
+    serialize.save(SftConfig(), path)
     path.write_text(path.read_text() + f"x: !!python/object/apply:os.system ['touch {traps}']\n")
     with pytest.raises(ConfigError, match=r"resolved\.yaml"):
-        saved.load(path)
+        serialize.load(path)
     assert not traps.exists()
 
 
@@ -423,8 +423,8 @@ def test_a_judge_that_cannot_be_reached_does_not_tell_the_key(tmp_path: Path, mo
     monkeypatch.setenv("OPENAI_API_KEY", SECRETS["OPENAI_API_KEY"])
     cfg = data_cfg(tmp_path / "out", rows=write_jsonl(tmp_path / "rows.jsonl", [question(1)]))
     cfg.data.filters.judge.model, cfg.data.filters.judge.url = "m", "http://127.0.0.1:9/v1"
-    monkeypatch.setattr(Judge, "PAUSE", 0, raising=False)
-    monkeypatch.setattr("sft_hydra.data.judge.time.sleep", lambda _: None)
+    monkeypatch.setattr(LLMJudge, "PAUSE", 0, raising=False)
+    monkeypatch.setattr("sft_hydra.data_prep.llm_judge.time.sleep", lambda _: None)
     with pytest.raises(DataError, match="no verdict") as told:
         prepare(cfg)
     assert SECRETS["OPENAI_API_KEY"] not in str(told.value)

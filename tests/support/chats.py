@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from sft_hydra.chat.render import Renderer
-from sft_hydra.config.schema import ModelConfig, SftConfig
-from sft_hydra.config.schema_data import SourceConfig
-from sft_hydra.data.conversation import to_conversation
 from sft_hydra.data.shards import PackedSet
+from sft_hydra.data_prep.conversation import to_conversation
 from sft_hydra.records import Conversation, Message
+from sft_hydra.schema.config import ModelConfig, SftConfig
+from sft_hydra.schema.data import SourceConfig
 
 TOOL = {
     "type": "function",

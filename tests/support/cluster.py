@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from sft_hydra.config.schema import SftConfig
-from sft_hydra.launch.follow import follow
-from sft_hydra.launch.handle import Handle, JobState
+from sft_hydra.launch.job import JobState, SlurmJob
+from sft_hydra.launch.job_log import follow
+from sft_hydra.schema.config import SftConfig
 
 COMMANDS = ("slurmctld", "slurmd", "sbatch", "munged", "slurmdbd", "mariadbd", "gcc")
 MakeRun = Callable[..., SftConfig]
@@ -45,7 +45,7 @@ def _free_ports() -> int:
     raise AssertionError("no free ports")
 
 
-def finish(handle: Handle) -> tuple[JobState, str]:
+def finish(handle: SlurmJob) -> tuple[JobState, str]:
     """The last state of a job and all it printed."""
     pieces: list[str] = []
     return follow(handle, pieces.append), "".join(pieces)

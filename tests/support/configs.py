@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Any
 
-from sft_hydra.config.schema import ModelConfig, SftConfig
-from sft_hydra.config.schema_optim import AdamW, Muon, Scheduler
+from sft_hydra.schema.config import ModelConfig, SftConfig
+from sft_hydra.schema.optim import AdamW, Muon, Scheduler
 
 
 def make_cfg(optimizer: str = "adamw", train: dict[str, Any] | None = None, **fields: Any) -> SftConfig:

@@ -6,7 +6,7 @@ import torch
 from support.packed import VOCAB
 
 from sft_hydra.models.build import build_model
-from sft_hydra.models.generic import GenericModel
+from sft_hydra.models.hf.causal_lm import GenericModel
 
 SIZES: dict[str, Any] = {
     "vocab_size": VOCAB,

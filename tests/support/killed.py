@@ -15,7 +15,7 @@ from support.configs import make_cfg
 from support.packed import ARCHITECTURES, RowList, make_model, make_row
 
 from sft_hydra.checkpoint.state import Saver, latest, load
-from sft_hydra.engine.loop import StepResult, TrainState, fit
+from sft_hydra.engine.loop import StepResult, TrainState, train_loop
 from sft_hydra.engine.optimizer import build_optimizer
 
 SMALLEST = ARCHITECTURES["qwen3"] | {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16}
@@ -40,7 +40,7 @@ def run_on(folder: Path, steps: int, interval: int) -> None:
                 saver.save(model, optimizer, state)
 
         rows = RowList(make_row([5 + i % 7, 20, 3], seed=i) for i in range(60))
-        fit(model, optimizer, rows, state, cfg, steps, after_step=after_step, should_stop=lambda: False)
+        train_loop(model, optimizer, rows, state, cfg, steps, after_step=after_step, should_stop=lambda: False)
         saver.wait()
 
 

@@ -9,15 +9,15 @@ import torch
 from support.packed import RowList, make_row
 from torch.profiler import ProfilerActivity, profile
 
-from sft_hydra.config.schema import SftConfig
-from sft_hydra.config.world import run_layout
 from sft_hydra.engine.loop import TrainState, optimizer_step
+from sft_hydra.engine.materialize import materialize_on_mesh
 from sft_hydra.engine.optimizer import build_optimizer
-from sft_hydra.engine.placement import place
 from sft_hydra.engine.precision import compute_dtype
 from sft_hydra.models.build import build_model
-from sft_hydra.models.initial import init_weights
+from sft_hydra.models.init_weights import init_weights
 from sft_hydra.models.lora import add_adapters, init_adapters
+from sft_hydra.planning.topology import run_layout
+from sft_hydra.schema.config import SftConfig
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
@@ -52,7 +52,7 @@ def training_peak(cfg: SftConfig) -> int:
         model = build_model(architecture, "meta", torch.float32 if cfg.peft is None else compute_dtype(cfg, device))
         if cfg.peft is not None:
             add_adapters(model, cfg.peft)
-        place(model, cfg, run_layout(cfg, architecture), device)
+        materialize_on_mesh(model, cfg, run_layout(cfg, architecture), device)
         init_weights(model, 0, 0.02)
         if cfg.peft is not None:
             init_adapters(model, 0)

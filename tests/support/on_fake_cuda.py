@@ -21,12 +21,12 @@ from support.packed import ARCHITECTURES, make_row
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sft_hydra.config.schema import LoraConfig
 from sft_hydra.engine.batch import Batch, make_batch
 from sft_hydra.engine.microbatches import forward_loss
 from sft_hydra.models.build import build_model
 from sft_hydra.models.lora import add_adapters
-from sft_hydra.parallel.apply import Options, apply_layout
+from sft_hydra.parallel.parallelize import Options, parallelize
+from sft_hydra.schema.config import LoraConfig
 
 SIZES = {"hidden_size": 64, "head_dim": 16, "intermediate_size": 128}  # in multiples of what kernels take
 FAMILIES = ("qwen3", "mistral_window", "qwen3_moe", "nano", "super")
@@ -50,7 +50,7 @@ def run(family: str, kind: str, lora: bool) -> dict[str, Any]:
     if lora:
         add_adapters(model, LoraConfig(dim=8, match_all_linear=True))
     model.rounds_to = torch.bfloat16
-    apply_layout([model], model.blocks, model.mesh, Options(torch.bfloat16, kind))
+    parallelize([model], model.blocks, model.mesh, Options(torch.bfloat16, kind))
     batch = make_batch([make_row([11, 30, 23])], "cpu")
     seen: set[torch.dtype] = set()
     for block in model.blocks:

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from sft_hydra.engine.batch import Batch, make_batch
 from sft_hydra.models.build import as_transformers, build_model
 from sft_hydra.models.decoder import DecoderModel
-from sft_hydra.models.initial import init_weights
-from sft_hydra.models.names import to_disk
+from sft_hydra.models.init_weights import init_weights
+from sft_hydra.models.state_dict_map import to_disk
 from sft_hydra.records import IGNORE_INDEX, PackedRow
 
 VOCAB = 97

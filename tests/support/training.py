@@ -9,16 +9,16 @@ from support.generic import FAMILIES as GENERIC
 from support.generic import generic
 from support.packed import ARCHITECTURES, RowList, make_model, make_row
 
-from sft_hydra.config.schema import LoraConfig, ModelConfig, SftConfig
-from sft_hydra.config.schema_optim import AdamW, Scheduler
-from sft_hydra.engine.loop import StepResult, TrainState, fit
+from sft_hydra.engine.loop import StepResult, TrainState, train_loop
+from sft_hydra.engine.materialize import materialize_on_mesh
 from sft_hydra.engine.optimizer import build_optimizer
-from sft_hydra.engine.placement import place
 from sft_hydra.models.build import build_model
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.lora import add_adapters
-from sft_hydra.parallel.layout import Layout
-from sft_hydra.parallel.storage import fill, gathered
+from sft_hydra.parallel.dtensor import copy_shard_, full_tensor
+from sft_hydra.planning.layout import Layout
+from sft_hydra.schema.config import LoraConfig, ModelConfig, SftConfig
+from sft_hydra.schema.optim import AdamW, Scheduler
 
 SEQ_LENGTH = 96
 WIDE = {key: {"mamba_num_heads": 16, "n_groups": 4, "n_routed_experts": 8} for key in ("nano", "super")}
@@ -96,10 +96,10 @@ def placed_model(case: Case, cfg: SftConfig, layout: Layout) -> DecoderModel:
             correction.copy_(torch.tensor([9.0, 9.0] + [0.0] * (len(correction) - 2)))
     whole.to(case.dtype)
     model.to(case.dtype)
-    place(model, cfg, layout, torch.device("cpu"))
+    materialize_on_mesh(model, cfg, layout, torch.device("cpu"))
     values = whole.state_dict()
     for name, tensor in model.state_dict(keep_vars=True).items():
-        fill(tensor, values[name])
+        copy_shard_(tensor, values[name])
     return model
 
 
@@ -112,9 +112,9 @@ def train(case: Case, layout: Layout) -> Outcome:
     def after_step(result: StepResult) -> None:
         results.append(result)
         if result.step == 1:
-            gradients.update({n: gathered(p.grad) for n, p in model.named_parameters() if p.grad is not None})
+            gradients.update({n: full_tensor(p.grad) for n, p in model.named_parameters() if p.grad is not None})
 
-    fit(
+    train_loop(
         model,
         build_optimizer(model, cfg),
         training_rows(),
@@ -124,4 +124,4 @@ def train(case: Case, layout: Layout) -> Outcome:
         after_step=after_step,
         should_stop=lambda: False,
     )
-    return Outcome(results, gradients, {n: gathered(tensor) for n, tensor in model.state_dict().items()})
+    return Outcome(results, gradients, {n: full_tensor(tensor) for n, tensor in model.state_dict().items()})

@@ -46,19 +46,19 @@ class SftLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Returns final losses of local jobs, ids of Slurm jobs. Ends the program with code 1 if a job failed."""
-        from sft_hydra.launch import local, remote
-        from sft_hydra.launch.sweep import compose_jobs, resolve_jobs
+        from sft_hydra.launch import local, slurm_run
+        from sft_hydra.launch.sweep_jobs import compose_jobs, resolve_jobs
 
         composed = compose_jobs(self.loader, self.config, job_overrides)
         given = [str(text) for text in self.config.hydra.overrides.task]
         jobs = resolve_jobs(composed, job_overrides, given, self.name)
         on_slurm = self.name == "submitit_slurm"
         if all(job.cfg.dry_run for job in jobs):
-            remote.plan_jobs(jobs) if on_slurm else local.plan_jobs(jobs)
+            slurm_run.plan_jobs(jobs) if on_slurm else local.plan_jobs(jobs)
             return [_done(job.overrides, None) for job in jobs]
         if on_slurm:
             return [
-                _done(job.overrides, handle.job_id) for job, handle in zip(jobs, remote.run_jobs(jobs), strict=True)
+                _done(job.overrides, handle.job_id) for job, handle in zip(jobs, slurm_run.run_jobs(jobs), strict=True)
             ]
         results = local.run_jobs(jobs)
         if any(result.exit_code for result in results):

@@ -1,0 +1,1 @@
+"""Rendering many conversations without running Jinja for each: a template's output is cached per message shape."""

@@ -1,0 +1,94 @@
+"""Renders a template and tells which parts of its syntax tree were gone through, so that only these need to be harmless:
+`Tracer`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from jinja2 import nodes
+
+from sft_hydra.chat.fast_path.ast_checks import (
+    blocks_are_printed,
+    compared_constants,
+    is_content_independent,
+    leaves_tools_to_blocks,
+    string_constants,
+)
+from sft_hydra.chat.template import ChatTemplate
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What the branches that a render went through do to contents: `literals` that no content may hold and `compared`
+    texts that none may be, if they are `harmless` at all. `blocks`: tools and calls are printed by blocks alone."""
+
+    harmless: bool
+    blocks: bool
+    literals: list[str]
+    compared: set[str]
+
+
+class Tracer:
+    """Renders a template so that it can be told which of its branches were gone through."""
+
+    def __init__(self, template: ChatTemplate) -> None:
+        assert template.marking is not None
+        self.template = template
+        self.marking = template.marking
+        self.bodies: list[list[nodes.Node]] = []  # of each branch: the nodes that are its own
+        self.seen: set[int] = set()
+        self.known: dict[frozenset[int], Findings] = {}
+        template.environment.filters["visited"] = self._visited
+        marked = template.marked_tree(self.marking)
+        self.prints_blocks = blocks_are_printed(marked)
+        self._enter(marked.body)
+        self.traced = template.compile(marked)
+
+    def run(self, work: Callable[[], T]) -> tuple[T, Findings]:
+        """What `work` returns when all that it renders is traced, and what the template did on the way."""
+        template = self.template
+        plain, marked = template.plain, template.marked
+        template.plain = template.marked = self.traced
+        self.seen.clear()
+        try:
+            result = work()
+        finally:
+            template.plain, template.marked = plain, marked
+        branches = frozenset(self.seen)
+        if branches not in self.known:
+            parts = [node for branch in sorted(branches) for node in self.bodies[branch]]
+            texts = string_constants(parts)
+            shortest = [text for text in texts if not any(other != text and other in text for other in texts)]
+            blocks = self.prints_blocks and leaves_tools_to_blocks(parts)
+            self.known[branches] = Findings(
+                all(map(is_content_independent, parts)), blocks, shortest, compared_constants(parts)
+            )
+        return result, self.known[branches]
+
+    def _visited(self, _: Any, branch: int) -> str:
+        self.seen.add(branch)
+        return ""
+
+    def _enter(self, body: list[nodes.Node]) -> None:
+        """Put a sign at the start of a branch and of all branches in it."""
+        own: list[nodes.Node] = []
+        number = len(self.bodies)
+        self.bodies.append(own)
+        for statement in body:
+            inner = [getattr(statement, name, None) for name in ("body", "else_")]
+            inner += [branch.body for branch in getattr(statement, "elif_", ())]
+            branches = [branch for branch in inner if isinstance(branch, list) and branch]
+            own += _own_nodes(statement, branches)
+            for branch in branches:
+                self._enter(branch)
+        anything = nodes.Name("messages", "load")  # a filter of constants would be computed before any render
+        sign = nodes.Filter(anything, "visited", [nodes.Const(number)], [], None, None)
+        body.insert(0, nodes.Output([sign], lineno=1))
+
+
+def _own_nodes(statement: nodes.Node, branches: list[list[nodes.Node]]) -> list[nodes.Node]:
+    """The statement's nodes that are not in a branch of it."""
+    inside = {id(node) for branch in branches for part in branch for node in (part, *part.find_all(nodes.Node))}
+    return [node for node in (statement, *statement.find_all(nodes.Node)) if id(node) not in inside]

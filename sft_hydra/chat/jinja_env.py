@@ -1,0 +1,105 @@
+"""The Jinja environment that chat templates run in: the sandbox of Jinja, with the look-ups that templates make most first.
+
+Invariant: the same text and the same refusals as `ImmutableSandboxedEnvironment`. Only exact built-in types and public
+names of a fixed list take the short way; everything else goes to the sandbox.
+"""
+
+import json
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.runtime import Context, LoopContext
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+from sft_hydra.chat.resource_limits import power, times
+
+DICT_NAMES = frozenset(dir(dict))
+SAFE_STR_METHODS = frozenset(
+    [
+        "strip",
+        "lstrip",
+        "rstrip",
+        "split",
+        "rsplit",
+        "startswith",
+        "endswith",
+        "replace",
+        "lower",
+        "upper",
+        "title",
+        "capitalize",
+    ]
+)
+
+
+class GenerationTag(Extension):
+    """`{% generation %}...{% endgeneration %}` as transformers knows it; here it changes nothing: spans come from marks."""
+
+    tags = {"generation"}  # noqa: RUF012 (the base class declares it so)
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class FastSandbox(ImmutableSandboxedEnvironment):
+    """`ImmutableSandboxedEnvironment` with short cuts for plain dicts, strings and loop variables, and with arithmetic
+    that cannot hang."""
+
+    intercepted_binops = frozenset(["*", "**"])
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        return times(left, right) if operator == "*" else power(left, right)
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        kind = type(obj)
+        if kind is dict:
+            if attribute not in DICT_NAMES:
+                return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        elif kind is str:
+            if attribute in SAFE_STR_METHODS:
+                return getattr(obj, attribute)
+        elif (kind is LoopContext or kind is Namespace) and not attribute.startswith("_"):
+            try:
+                return getattr(obj, attribute)
+            except AttributeError:
+                pass
+        return super().getattr(obj, attribute)
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 (as in Jinja)
+        if type(getattr(__obj, "__self__", None)) is str and __obj.__name__ in SAFE_STR_METHODS:
+            kwargs.pop("_loop_vars", None)
+            kwargs.pop("_block_vars", None)
+            return __obj(*args, **kwargs)
+        return super().call(__context, __obj, *args, **kwargs)
+
+
+def make_environment(now: Callable[[], datetime] = datetime.now) -> FastSandbox:
+    """The environment with what chat templates expect of it: `tojson` that keeps Unicode, `raise_exception`,
+    `strftime_now`, `break` and `continue`, whitespace trimming as in transformers."""
+    environment = FastSandbox(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", GenerationTag]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda pattern: now().strftime(pattern)
+    return environment
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise TemplateError(message)

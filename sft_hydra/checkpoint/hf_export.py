@@ -1,0 +1,198 @@
+"""A trained model as a Hugging Face folder that transformers loads as it is.
+
+Owns the promise of an export: it is loaded back from disk by transformers, and its logits are those of the live model,
+before it gets its name.
+"""
+
+import copy
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sft_hydra.chat.tokenizer import ChatTokenizer
+from sft_hydra.checkpoint.adapter import limits, merge_adapter, write_adapter
+from sft_hydra.checkpoint.hf_shards import is_export, write_tensors
+from sft_hydra.checkpoint.load_hf_weights import carried_tensors, local_folder
+from sft_hydra.engine.microbatches import forward_hidden, load_batches
+from sft_hydra.engine.precision import compute_dtype
+from sft_hydra.errors import CheckpointError
+from sft_hydra.models.build import KEEP_FP32, transformers_class, transformers_model, use_published_limits
+from sft_hydra.models.decoder import DecoderModel
+from sft_hydra.models.lora import is_adapter, merged_tensors
+from sft_hydra.models.state_dict_map import to_disk
+from sft_hydra.parallel.collectives import all_gather_objects, gather_tokens
+from sft_hydra.parallel.dtensor import full_tensor
+from sft_hydra.parallel.full_state_dict import full_tensors
+from sft_hydra.records import PackedRow
+from sft_hydra.schema.config import SftConfig
+
+Tensors = Iterator[tuple[str, torch.Tensor]]
+
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest logit
+PROBE_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What was written and how well it agrees with the live model."""
+
+    folder: Path
+    kind: str  # `model` or `adapter`
+    tensors: int
+    dtype: str
+    max_diff: float  # between logits of the export and of the live model
+    allowed_diff: float
+    note: str | None = None  # what the user should know before using it
+
+
+def export(model: DecoderModel, cfg: SftConfig, tokenizer: ChatTokenizer, folder: Path) -> ExportReport:
+    """Write `folder` (replacing an earlier export). LoRA: the adapter, or the merged model with `export.merge`.
+
+    An adapter whose base exists nowhere else (a random start) gets it as `folder/base`. CheckpointError if the export
+    does not agree with the live model. Of several ranks all must call it; the first writes.
+    """
+    if folder.is_file() or (folder.exists() and any(folder.iterdir()) and not is_export(folder)):
+        raise CheckpointError(f"export.path: {folder} exists and is not an export of ours; give another folder")
+    live = live_logits(model, cfg)
+    adapter = cfg.peft is not None and not cfg.export.merge
+    tensors = full_tensors(model.state_dict(), model.mesh) if adapter else merged_tensors(model)
+    report = None
+    if live is not None:
+        building = folder.with_name(folder.name + ".tmp")
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir(parents=True)
+        # over several ranks the live model computes as it trains, alone in the precision that its weights are kept in
+        as_trained = model.mesh.whole is not None or cfg.peft is not None
+        computed = compute_dtype(cfg, model.device) if as_trained else torch.float32
+        writer = _Writer(model.config, cfg, tokenizer, building, folder, live, computed)
+        report = writer.adapter(tensors) if adapter else writer.model(tensors)
+        shutil.rmtree(folder, ignore_errors=True)
+        building.rename(folder)
+    for _ in tensors:
+        pass  # the other ranks give what they hold
+    return next(answer for answer in all_gather_objects(report, model.mesh) if answer is not None)
+
+
+@torch.no_grad()
+def live_logits(model: DecoderModel, cfg: SftConfig) -> torch.Tensor | None:
+    """Logits (PROBE_TOKENS, vocab), fp32, of the probe on the first rank; None on the others, which must all ask."""
+    ids = probe_ids(model.config)
+    row = PackedRow(ids.numpy(), np.zeros(len(ids), np.uint8), np.zeros(1, np.int32), np.zeros(1, np.int16))
+    batches = load_batches([row], [range(1)], model, cfg)
+    training = model.training
+    model.eval()
+    hidden = forward_hidden(model, batches[0])
+    model.train(training)
+    logits = None
+    if hidden is not None:
+        hidden = gather_tokens(gather_tokens(hidden, model.mesh.tp), model.mesh.cp)[:PROBE_TOKENS]
+        logits = model.logits(hidden, full_tensor(model.head_weight)).float().cpu()
+    if model.mesh.pp.size == 1:
+        return logits if model.mesh.rank == 0 else None
+    mine = logits if model.mesh.dp.rank == 0 and model.mesh.slice == 0 else None
+    everyone = [answer for answer in all_gather_objects(mine, model.mesh) if answer is not None]
+    return everyone[0] if model.mesh.rank == 0 else None
+
+
+def probe_ids(config: Any) -> torch.Tensor:
+    """A fixed text of random ids."""
+    return torch.randint(0, config.vocab_size, (PROBE_TOKENS,), generator=torch.Generator().manual_seed(0))
+
+
+@dataclass(frozen=True, slots=True)
+class _Writer:
+    """Writes into `building`, which becomes `folder`; `live` are the logits that the export must have."""
+
+    config: Any
+    cfg: SftConfig
+    tokenizer: ChatTokenizer
+    building: Path
+    folder: Path
+    live: torch.Tensor
+    computed: torch.dtype  # what `live` was computed in
+
+    def model(self, tensors: Tensors) -> ExportReport:
+        from transformers import AutoModelForCausalLM
+
+        dtype = self._dtype()
+        count = self._write(tensors, dtype, self.building)
+        reloaded = AutoModelForCausalLM.from_pretrained(self.building, dtype=torch.float32)
+        return self._report(reloaded, "model", count, dtype)
+
+    def adapter(self, tensors: Tensors) -> ExportReport:
+        assert self.cfg.peft is not None
+        state = dict(tensors)
+        adapters = {name: state.pop(name) for name in list(state) if is_adapter(name)}
+        base, dtype = self.cfg.model.path or str(self.folder / "base"), torch.float32
+        if self.cfg.model.path is None:
+            dtype = self._dtype()
+            self._write(iter(state.items()), dtype, self.building / "base")
+        count = write_adapter(self.config, adapters, self.cfg.peft, base, self.building)
+        self.tokenizer.save_files(self.building)
+        reloaded = transformers_model(self.config, merge_adapter(self.config, self.building, state))
+        report = self._report(reloaded, "adapter", count, dtype)
+        return replace(report, note=limits(self.config, adapters))
+
+    def _dtype(self) -> torch.dtype:
+        """That of the source model; after a random start the one that training computed in."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return self.config.dtype or compute_dtype(self.cfg, device)
+
+    def _write(self, tensors: Tensors, dtype: torch.dtype, folder: Path) -> int:
+        """Weights, configs and tokenizer. Returns the number of tensors."""
+        folder.mkdir(exist_ok=True)
+        count = write_tensors(self._on_disk(tensors, dtype), folder)
+        config = copy.deepcopy(self.config)
+        config.architectures = [transformers_class(config).__name__]
+        config.dtype = dtype
+        config.__dict__.pop("auto_map", None)  # names code that is not part of the export
+        for kind in ("bos", "eos", "pad"):
+            setattr(config, f"{kind}_token_id", getattr(self.tokenizer, f"{kind}_id"))
+        config.save_pretrained(folder)
+        _generation_config(self.cfg, self.tokenizer).save_pretrained(folder)
+        self.tokenizer.save_files(folder)
+        return count
+
+    def _on_disk(self, tensors: Tensors, dtype: torch.dtype) -> Tensors:
+        """Every tensor of the export by its name on disk, with those of the source model that are not trained here."""
+        for ours, whole in tensors:
+            for name, tensor in to_disk(self.config, {ours: whole}):
+                yield name, tensor.to(torch.float32 if name.rpartition(".")[2] in KEEP_FP32 else dtype)
+        if self.cfg.model.path is not None:
+            yield from carried_tensors(self.config, local_folder(self.cfg.model.path, self.cfg.model.revision))
+
+    @torch.no_grad()
+    def _report(self, reloaded: Any, kind: str, tensors: int, dtype: torch.dtype) -> ExportReport:
+        """Compare logits; CheckpointError if they differ by more than rounding explains."""
+        use_published_limits(reloaded)
+        device = next(reloaded.parameters()).device
+        exported = reloaded.eval()(input_ids=probe_ids(self.config)[None].to(device)).logits[0].float().cpu()
+        max_diff = float((self.live - exported).abs().max())
+        allowed = max(TOLERANCE[dtype], TOLERANCE[self.computed]) * float(self.live.abs().max())
+        if not max_diff <= allowed:
+            raise CheckpointError(
+                f"{self.folder}: the export does not agree with the trained model: logits differ by {max_diff:.2e}, "
+                f"rounding to {dtype} allows {allowed:.2e}. It was left as {self.folder.name}.tmp"
+            )
+        return ExportReport(self.folder, kind, tensors, str(dtype).removeprefix("torch."), max_diff, allowed)
+
+
+def _generation_config(cfg: SftConfig, tokenizer: ChatTokenizer) -> Any:
+    """The source model's, if it has one, with the ids that end a turn first among those that end generation."""
+    from transformers import GenerationConfig
+
+    config = GenerationConfig()
+    if cfg.model.path is not None:
+        source = local_folder(cfg.model.path, cfg.model.revision)
+        if (source / "generation_config.json").is_file():
+            config = GenerationConfig.from_pretrained(source)
+    known = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    stops = [*tokenizer.end_of_turn_ids, tokenizer.eos_id, *known]
+    config.eos_token_id = list(dict.fromkeys(i for i in stops if i is not None))
+    config.bos_token_id, config.pad_token_id = tokenizer.bos_id, tokenizer.pad_id
+    return config

@@ -1,0 +1,113 @@
+"""Weights of a Hugging Face folder into a model that is already where it will train, tensor by tensor.
+
+Every rank reads only the rows that it holds, so the whole model is never in the memory of one.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from sft_hydra.checkpoint.hf_shards import INDEX, SINGLE
+from sft_hydra.errors import ModelError
+from sft_hydra.hub import folder_of
+from sft_hydra.models.decoder import DecoderModel
+from sft_hydra.models.lora import is_adapter
+from sft_hydra.models.state_dict_map import carried, from_disk, shape_on_disk, stored
+from sft_hydra.parallel.collectives import all_gather_objects
+from sft_hydra.parallel.dtensor import local_shard
+
+
+def local_folder(path: str, revision: str | None = None) -> Path:
+    """The folder of a model: `path` itself, or the cached download of that hub id."""
+    return folder_of("model.path", path, ["*.safetensors", "*.json"], revision=revision, error=ModelError)
+
+
+@torch.no_grad()
+def load_weights(model: DecoderModel, path: str, revision: str | None = None) -> None:
+    """Fill the model from safetensors. ModelError lists all names that are missing, left over or of another shape."""
+    folder = local_folder(path, revision)
+    files = _tensor_files(folder)
+    prefix = "" if any(name.startswith(model.prefix) for name in files) else model.prefix
+    files = {prefix + name: file for name, file in files.items()}
+    targets = {
+        name: (tensor, stored(model.config, name, tensor.shape))
+        for name, tensor in model.state_dict().items()
+        if not is_adapter(name)
+    }
+    own = {name for _, place in targets.values() for name in place.names}
+    needed = {name for names in all_gather_objects(own, model.mesh) for name in names}
+    problems = [f"{folder}: {name} is missing" for name in sorted(needed - files.keys())]
+    left_over = sorted(name for name in files.keys() - needed if not model.ignores(name))
+    problems += [f"{folder}: {name} has no place in this model" for name in left_over]
+    if problems:
+        raise ModelError(*problems[:20], *([f"... and {len(problems) - 20} more"] if len(problems) > 20 else []))
+    reader = _Reader(files, prefix)
+    for name, (tensor, place) in targets.items():
+        there = shape_on_disk(place, reader.get)
+        if there != tuple(tensor.shape):
+            raise ModelError(f"{folder}: {name} is {there}, config.json makes it {tuple(tensor.shape)}")
+        part, where = local_shard(tensor)
+        if part.numel():
+            part.copy_(from_disk(place, reader.get, where))
+
+
+def carried_tensors(config: Any, folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Tensors of a model's folder that training does not touch but that an export must hold."""
+    files = _tensor_files(folder)
+    reader = _Reader(files)
+    yield from ((name, reader.get(name)[:]) for name in files if carried(config, name))
+
+
+def _tensor_files(folder: Path) -> dict[str, Path]:
+    """Which file every tensor is in."""
+    if (folder / INDEX).is_file():
+        weight_map = _weight_map(folder / INDEX)
+        absent = sorted({file for file in weight_map.values() if not (folder / file).is_file()})
+        if absent:
+            raise ModelError(*(f"{folder / file}, named in {INDEX}, does not exist" for file in absent))
+        return {name: folder / file for name, file in weight_map.items()}
+    if (folder / SINGLE).is_file():
+        with _open(folder / SINGLE) as file:
+            return dict.fromkeys(file.keys(), folder / SINGLE)
+    raise ModelError(f"{folder} has no {SINGLE} and no {INDEX}: only safetensors are read (torch's pickles are not)")
+
+
+class _Reader:
+    """Opens every file once. Names begin with `prefix`, which the files lack."""
+
+    def __init__(self, files: dict[str, Path], prefix: str = "") -> None:
+        self.files, self.prefix = files, prefix
+        self.handles: dict[Path, Any] = {}
+
+    def get(self, name: str) -> Any:
+        """What slices into the tensor of this name."""
+        file = self.files[name]
+        if file not in self.handles:
+            self.handles[file] = _open(file)
+        try:
+            return self.handles[file].get_slice(name.removeprefix(self.prefix))
+        except SafetensorError as error:
+            raise ModelError(f"{file}: {name}, which the index says is in it, cannot be read: {error}") from error
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor -> file, all in the folder of the index."""
+    try:
+        found = dict(json.loads(index.read_text())["weight_map"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{index}: not a readable index of tensors ({error!r})") from error
+    outside = sorted({str(file) for file in found.values() if not isinstance(file, str) or Path(file).name != file})
+    if outside:
+        raise ModelError(*(f"{index} names {file}, which is no file beside it" for file in outside))
+    return found
+
+
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"{file} cannot be read as safetensors: {error}") from error

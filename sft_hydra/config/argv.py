@@ -1,0 +1,106 @@
+"""What a user types -> what Hydra understands. A pure function of argv; nothing else in the project rewrites overrides.
+
+Hydra 1.3 cannot take some things that people reasonably write: `peft=null` (not a string), flags after overrides, a new
+entry in `data.sources`, a file as `experiment`, a job's folder as `name`. Each has one function below.
+"""
+
+import re
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+NULLABLE_GROUPS = ("peft", "logger", "experiment")
+VALUE_FLAGS = ("--cfg", "-c", "--package", "-p", "--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd")
+INFO_CHOICES = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+
+_BARE_NULL = re.compile(r"(?<![\w./'\"-])null(?![\w./'\"-])")
+_CHOICE = re.compile(r"choice\((.*)\)", re.DOTALL)
+_NEW_SOURCE = re.compile(r"\+\+?data\.sources\.(?P<name>[\w-]+)(?P<rest>[.=].*)", re.DOTALL)
+_JOB_NAME = re.compile(r"name=([^,'\"]+/[^,'\"]+=.*)", re.DOTALL)
+_YAML_PATH = re.compile(r"'?([^,'\[\]]+\.ya?ml)'?")
+
+
+def normalize_argv(argv: Sequence[str]) -> list[str]:
+    """Arguments for Hydra: flags first, overrides after them in the order in which they were given."""
+    flags, overrides = split_flags(argv)
+    overrides = [_quote_job(_experiment_option(_quote_null(text))) for text in overrides]
+    return flags + _slurm_both_ways(_new_sources(overrides))
+
+
+def split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(flags with their values, overrides). Hydra refuses a flag that follows the first override."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    rest = deque(argv)
+    while rest:
+        text = rest.popleft()
+        if text in ("--info", "-i"):  # its value is optional, and would swallow the first override
+            flags.append("--info=" + (rest.popleft() if rest and rest[0] in INFO_CHOICES else "all"))
+        elif text in VALUE_FLAGS and rest:
+            flags += [text, rest.popleft()]
+        elif text.startswith("-"):
+            flags.append(text)
+        else:
+            overrides.append(text)
+    return flags, overrides
+
+
+def experiment_files(argv: Sequence[str]) -> Iterator[Path]:
+    """The YAML files that were given as `experiment=<path>`."""
+    for text in split_flags(argv)[1]:
+        key, _, value = text.partition("=")
+        if key == "experiment":
+            yield from (Path(path) for path in _YAML_PATH.findall(value))
+
+
+def option_of_file(path: Path) -> str:
+    """Name of the group option under which a user's experiment file is registered: its absolute path."""
+    return str(path.expanduser().absolute().with_suffix("")).lstrip("/")
+
+
+def _quote_null(text: str) -> str:
+    """`peft=null` -> `peft='null'`: the option is a file of that name. `choice(...)` would drop the quotes."""
+    key, equals, value = text.partition("=")
+    if not equals or key not in NULLABLE_GROUPS:
+        return text
+    choice = _CHOICE.fullmatch(value)
+    return f"{key}={_BARE_NULL.sub(repr('null'), choice[1] if choice else value)}"
+
+
+def _experiment_option(text: str) -> str:
+    """`experiment=mine.yaml` -> the option that stands for this file."""
+    key, equals, value = text.partition("=")
+    if not equals or key != "experiment":
+        return text
+    return f"experiment={_YAML_PATH.sub(lambda match: repr(option_of_file(Path(match[1]))), value)}"
+
+
+def _quote_job(text: str) -> str:
+    """`name=mine/peft=null,seed=1`, the folder of a sweep's job, is one text and no sweep."""
+    return _JOB_NAME.sub(r"name='\1'", text)
+
+
+def _new_sources(overrides: list[str]) -> list[str]:
+    """`+data.sources.code.path=x` -> an empty source `code` first, then `data.sources.code.path=x`.
+
+    All new sources go into one override, because a sweep keeps only the last of several with the same key.
+    """
+    names: list[str] = []
+    rewritten = []
+    for text in overrides:
+        new = _NEW_SOURCE.fullmatch(text)
+        if new:
+            names.append(new["name"])
+            text = f"data.sources.{new['name']}{new['rest']}"
+        rewritten.append(text)
+    if not names:
+        return rewritten
+    entries = ", ".join(f"{name}: {{}}" for name in dict.fromkeys(names))
+    return [f"++data.sources={{{entries}}}", *rewritten]
+
+
+def _slurm_both_ways(overrides: list[str]) -> list[str]:
+    """`hydra/launcher=submitit_slurm` implies `cluster=slurm`; `conf/cluster/slurm.yaml` says the reverse."""
+    if "hydra/launcher=submitit_slurm" in overrides and not any(text.startswith("cluster=") for text in overrides):
+        return ["cluster=slurm", *overrides]
+    return overrides

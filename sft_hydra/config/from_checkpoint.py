@@ -1,0 +1,73 @@
+"""Sizes and rates that a command leaves open (null) and the checkpoint that it loads knows.
+
+Owns which keys those are: null may be said for them, and once a config is resolved only those that have a meaning of their
+own for null can still be it.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from sft_hydra.config.megatron_checkpoint import megatron_problem
+from sft_hydra.errors import CheckpointError
+from sft_hydra.paths import find_checkpoint, read_progress
+
+# Key -> where a checkpoint's state.json has it.
+INHERITED = {
+    "seq_length": ("sizes", "seq_length"),
+    "train.global_batch_size": ("sizes", "global_batch_size"),
+    "train.micro_batch_size": ("sizes", "micro_batch_size"),
+    "optimizer.lr": ("rates", "lr"),
+    "optimizer.matrix_lr": ("rates", "matrix_lr"),
+    "optimizer.embedding_lr": ("rates", "embedding_lr"),
+    "optimizer.unembedding_lr": ("rates", "unembedding_lr"),
+}
+# For the others null has a meaning of its own; these must get a value.
+USUAL = {"seq_length": 4096, "train.micro_batch_size": 1, "optimizer.lr": 1.0e-5, "optimizer.matrix_lr": 0.02}
+
+
+def allow_null(schema: Any, section: str = "") -> DictConfig:
+    """The same schema, in which null may be said for what can be inherited, although the dataclass wants a number."""
+    node = OmegaConf.structured(schema)
+    for key in INHERITED:
+        if not key.startswith(section):
+            continue
+        parent, _, name = key.removeprefix(section).rpartition(".")
+        holder: Any = OmegaConf.select(node, parent) if parent else node
+        if name in holder:
+            holder._get_node(name)._metadata.optional = True
+    return node
+
+
+def inherit(composed: DictConfig) -> Iterator[str]:
+    """Fill what is null, in place; yields what could not be (its usual value stands in)."""
+    open_keys = [key for key in INHERITED if _is_open(composed, key)]
+    load = OmegaConf.select(composed, "checkpoint.load")
+    recorded: dict[str, Any] = {}
+    if open_keys and load is not None:
+        try:
+            recorded = read_progress(find_checkpoint(load))
+        except CheckpointError as error:
+            if Path(load).expanduser().exists() and not megatron_problem(
+                "checkpoint.load", load
+            ):  # else a rule says it
+                yield f"checkpoint.load={load}: {error}"
+    for key in open_keys:
+        section, name = INHERITED[key]
+        value = recorded.get(section, {}).get(name)
+        if value is not None:
+            OmegaConf.update(composed, key, value)
+        elif key in USUAL:
+            OmegaConf.update(composed, key, USUAL[key])
+            where = f"{load} records none" if load else "there is none"
+            yield f"{key}=null is taken from checkpoint.load, and {where}; set {key}={USUAL[key]:g}, for instance"
+
+
+def _is_open(composed: DictConfig, key: str) -> bool:
+    section, _, name = key.rpartition(".")
+    holder = OmegaConf.select(composed, section) if section else composed
+    if name == "global_batch_size" and holder.global_batch_tokens is not None:
+        return False
+    return name in holder and not OmegaConf.is_missing(holder, name) and holder[name] is None

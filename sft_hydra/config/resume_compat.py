@@ -1,0 +1,94 @@
+"""What may change between two runs of one folder. Resuming is the same command; anything that would make the losses of the
+continued run differ from a straight one is refused, with the difference shown."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sft_hydra.config import serialize
+from sft_hydra.paths import RunPaths
+from sft_hydra.schema.config import Runner, SftConfig
+
+MAY_CHANGE = (
+    "runner", "name", "output_dir", "run_dir", "dry_run", "device", "cluster", "parallel", "logger", "eval", "generate",
+    "export", "inspect", "checkpoint.interval", "checkpoint.keep_last", "checkpoint.keep_best", "checkpoint.async_save",
+    "train.micro_batch_size", "train.recompute",
+    "train.cpu_offload", "train.compile", "train.log_interval", "train.num_threads", "data.prepare", "data.force",
+    "data.num_workers",
+)  # fmt: skip
+MAY_GROW = ("train.train_iters", "train.epochs", "train.train_samples")
+READING_RUNNERS = (Runner.generate, Runner.evaluate, Runner.export, Runner.inspect)
+# What a reading runner takes from its own command, always, and where the user wrote it; all else is the run's.
+ALWAYS_OWN = ("runner", "name", "output_dir", "run_dir", "dry_run", "cluster", "parallel", "generate", "inspect")
+OWN_IF_TYPED = ("device", "logger", "eval", "export")
+
+
+def resume_problems(cfg: SftConfig) -> Iterator[str]:
+    """Why this training cannot go on in its folder. A folder without a checkpoint holds nothing to go on from."""
+    paths = RunPaths(Path(str(cfg.run_dir)))
+    if cfg.runner is not Runner.train or not paths.resolved.is_file():
+        return
+    before = serialize.load(paths.resolved)
+    if not any(Path(before.checkpoint.save or paths.checkpoints).glob("step_*")):
+        return
+    changes = [
+        f"    {key}: {_show(there)} there, {_show(here)} here" + (" (may only grow)" if key in MAY_GROW else "")
+        for key, there, here in differences(before, cfg)
+        if not _within(key, MAY_CHANGE) and not (key in MAY_GROW and _grows(there, here))
+    ]
+    if changes:
+        yield (
+            f"{paths.root} holds a run that this command would not continue:\n"
+            + "\n".join(changes)
+            + "\n    choose another name=..., or repeat the command of that run"
+        )
+
+
+def inherit_run_config(cfg: SftConfig, typed: Sequence[str]) -> tuple[SftConfig, list[str]]:
+    """A reading runner works on the run in its folder, as that run was: `runner=generate name=mine` is enough.
+
+    `typed` are the keys that the user wrote; those that contradict the run are the problems returned.
+    """
+    paths = RunPaths(Path(str(cfg.run_dir)))
+    if cfg.runner not in READING_RUNNERS or not paths.resolved.is_file():
+        return cfg, []
+    run = serialize.load(paths.resolved)
+    problems = [
+        f"{key}: {_show(here)}, but the run in {paths.root} has {_show(there)}; leave it out, or choose another name=..."
+        for key, there, here in differences(run, cfg)
+        if _within(key, typed) and not _within(key, (*ALWAYS_OWN, *OWN_IF_TYPED))
+    ]
+    for key in (*ALWAYS_OWN, *(key for key in typed if _within(key, OWN_IF_TYPED))):
+        _copy_value(key, cfg, run)
+    return run, problems
+
+
+def differences(before: SftConfig, now: SftConfig) -> Iterator[tuple[str, Any, Any]]:
+    """(key, value before, value now) wherever two configs differ; a key that one lacks counts as null."""
+    there, here = serialize.flatten(before), serialize.flatten(now)
+    for key in dict.fromkeys([*there, *here]):
+        if there.get(key) != here.get(key):
+            yield key, there.get(key), here.get(key)
+
+
+def _within(key: str, sections: Sequence[str]) -> bool:
+    return any(key == section or key.startswith(f"{section}.") for section in sections)
+
+
+def _copy_value(key: str, source: Any, target: Any) -> None:
+    """Set `key` of one config to the other's value; a mapping is taken whole."""
+    name, _, rest = key.partition(".")
+    if rest and dataclasses.is_dataclass(getattr(source, name)) and dataclasses.is_dataclass(getattr(target, name)):
+        _copy_value(rest, getattr(source, name), getattr(target, name))
+    else:
+        setattr(target, name, getattr(source, name))
+
+
+def _grows(there: Any, here: Any) -> bool:
+    """-1 (one epoch) and null (said in another way) cannot be compared in advance."""
+    return there is None or here is None or -1 in (there, here) or here >= there
+
+
+def _show(value: Any) -> str:
+    return "null" if value is None else str(getattr(value, "value", value))

@@ -1,0 +1,153 @@
+"""Which keys exist, of which type, and what to answer when one does not: a peer's name, the nearest name, the option
+that brings it."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Collection, Iterator
+from enum import Enum
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+
+from sft_hydra.config.aliases import our_name
+from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.optim import OPTIMIZERS, Optimizer
+
+GROUPS_BESIDE_KEYS = ("experiment",)  # groups that are no section
+
+
+class UnknownKey(NamedTuple):
+    key: str  # as it was written, down to a value
+    section: str  # the declared section that does not have ...
+    name: str  # ... this
+
+
+def unknown_keys(node: Any, section: str = "") -> Iterator[UnknownKey]:
+    """Keys in a composed config that no dataclass declares: Hydra lets `+train.lrr=1` pass."""
+    cls = OmegaConf.get_type(node)
+    declared = field_types(cls) if dataclasses.is_dataclass(cls) else None
+    for name in map(str, node):
+        key, child = _join(section, name), node._get_node(name)
+        if declared is not None and name not in declared:
+            yield from (UnknownKey(leaf, section, name) for leaf, _ in leaves(child, key))
+        elif is_filled(child):
+            yield from unknown_keys(child, key)
+
+
+def key_problem(key: str, config: DictConfig) -> str | None:
+    """Why `key` cannot be set in this composed config, with a hint; None if it can."""
+    node: Any = config
+    declared: Any = SftConfig
+    section = ""
+    for name in key.split("."):
+        if dataclasses.is_dataclass(declared):
+            if node is None:
+                return f"{key}: {section} is null here; {_what_brings(section)}"
+            known = field_types(OmegaConf.get_type(node))
+            if name not in known:
+                return f"{key}: {hint(UnknownKey(key, section, name), known)}"
+            declared = known[name]
+        elif typing.get_origin(declared) is dict:
+            if node is None or name not in node:
+                return f"{key}: there is no {_join(section, name)} yet; write +{key}=... to add it"
+            declared = typing.get_args(declared)[1]
+        elif declared is not Any:
+            return f"{key}: {section} is {describe_type(declared)}, there is nothing below it"
+        node = OmegaConf.select(node, name) if OmegaConf.is_config(node) else None
+        section = _join(section, name)
+    return None
+
+
+def undeclared(node: Any, section: str = "") -> Iterator[UnknownKey]:
+    """As `unknown_keys`, for a YAML file on its own: by the declared types alone, whichever variant is chosen."""
+    everything = set(all_keys())
+    for name in map(str, node):
+        key, child = _join(section, name), node._get_node(name)
+        if key not in everything:
+            yield UnknownKey(key, section, name)
+        elif is_filled(child) and any(other.startswith(f"{key}.") for other in everything):
+            yield from undeclared(child, key)
+
+
+def hint(unknown: UnknownKey, siblings: Collection[str] | None = None) -> str:
+    """`unknown key; did you mean ...`: a peer's name first, then siblings, then the same name elsewhere."""
+    key, section, name = unknown
+    everything = list(dict.fromkeys(all_keys()))
+    if ours := our_name(key):
+        return f"unknown key; it is called {ours} here"
+    if section == "optimizer" and (kinds := [kind for kind, cls in OPTIMIZERS.items() if name in field_types(cls)]):
+        return f"unknown key; it exists with optimizer={' or '.join(kinds)}"
+    if siblings is None:
+        siblings = [other.rpartition(".")[2] for other in everything if other.rpartition(".")[0] == section]
+    siblings = [*siblings, *(() if section else GROUPS_BESIDE_KEYS)]
+    if near := difflib.get_close_matches(name, siblings, n=1):
+        nearest = _join(section, near[0])
+        rest = key.removeprefix(_join(section, name))
+        return f"unknown key; did you mean {nearest + rest if nearest + rest in everything else nearest}?"
+    elsewhere = {other.rpartition(".")[2]: other for other in sorted(everything)}
+    if near := difflib.get_close_matches(key.rpartition(".")[2], elsewhere, n=1, cutoff=0.8):
+        return f"unknown key; did you mean {elsewhere[near[0]]}?"
+    return f"unknown key; {section or 'the top level'} has: {', '.join(siblings)}"
+
+
+def all_keys(cls: Any = SftConfig, section: str = "") -> Iterator[str]:
+    """Every declared key, sections included; those of all variants of the optimizer."""
+    for name, declared in field_types(cls).items():
+        yield _join(section, name)
+        for variant in OPTIMIZERS.values() if declared is Optimizer else [declared]:
+            if dataclasses.is_dataclass(variant):
+                yield from all_keys(variant, _join(section, name))
+
+
+def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in a config that is no section."""
+    if not is_filled(node):
+        yield key, OmegaConf.to_container(node) if OmegaConf.is_config(node) else node._value()
+        return
+    for name in map(str, node):
+        yield from leaves(node._get_node(name), _join(key, name))
+
+
+def field_types(cls: Any) -> dict[str, Any]:
+    """Declared type of each field of a dataclass, without `| None`."""
+    return {field.name: _without_none(field.type) for field in dataclasses.fields(cls)}
+
+
+def declared_type(key: str, config: DictConfig) -> Any:
+    """Type of an existing key; Any below a mapping."""
+    section, _, name = key.rpartition(".")
+    cls = OmegaConf.get_type(OmegaConf.select(config, section) if section else config)
+    return field_types(cls).get(name, Any) if dataclasses.is_dataclass(cls) else Any
+
+
+def describe_type(declared: Any) -> str:
+    """A type in words."""
+    if isinstance(declared, type) and issubclass(declared, Enum):
+        return f"one of {', '.join(member.name for member in declared)}"
+    if dataclasses.is_dataclass(declared) or typing.get_origin(declared) is dict:
+        return "a section"
+    if typing.get_origin(declared) is list:
+        return "a list like [a,b]"
+    return {int: "an integer", float: "a number", bool: "true or false", str: "a text"}.get(declared, "a value")
+
+
+def _what_brings(section: str) -> str:
+    group, _, option = section.partition(".")
+    return f"choose {group}={option or 'lora'} for it"
+
+
+def is_filled(node: Any) -> bool:
+    """A section with something in it: not null, not `???`, not an interpolation."""
+    return bool(OmegaConf.is_dict(node) and isinstance(node._content, dict) and node._content)
+
+
+def _join(section: str, name: str) -> str:
+    return f"{section}.{name}" if section else name
+
+
+def _without_none(declared: Any) -> Any:
+    if isinstance(declared, types.UnionType):
+        return next(arg for arg in typing.get_args(declared) if arg is not types.NoneType)
+    return declared

@@ -1,0 +1,79 @@
+"""resolved.yaml: an SftConfig on disk, the only thing that ranks, jobs and later runs read. Writing and reading are inverse."""
+
+import dataclasses
+import re
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from sft_hydra.errors import ConfigError
+from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.optim import OPTIMIZERS
+
+
+def dump(cfg: SftConfig) -> str:
+    return OmegaConf.to_yaml(OmegaConf.create(_plain(dataclasses.asdict(cfg))))
+
+
+def save(cfg: SftConfig, path: Path) -> None:
+    """Write through a temporary file, so that no reader ever sees half of it. ConfigError if nothing can be written there."""
+    unfinished = path.with_suffix(".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(dump(cfg))
+        unfinished.replace(path)
+    except OSError as error:
+        raise ConfigError(
+            f"output_dir={cfg.output_dir}: {path} cannot be written ({error.strerror}); choose another output_dir"
+        ) from None
+
+
+def load(path: Path) -> SftConfig:
+    """Raises ConfigError if the file is missing or does not fit this version's schema."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file")
+    try:
+        text: Any = OmegaConf.load(path)
+        kind = text.optimizer.kind  # the class first: YAML does not carry it
+        if kind not in OPTIMIZERS:
+            raise ConfigError(f"{path}: optimizer.kind={kind} is none of {', '.join(OPTIMIZERS)}")
+        schema = OmegaConf.structured(SftConfig(optimizer=OPTIMIZERS[kind]()))
+        cfg = OmegaConf.to_object(OmegaConf.merge(schema, text))
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(
+            f"{path}: not a config of this version: {str(error).splitlines()[0]}; take the file away, or choose another name=..."
+        ) from error
+    assert isinstance(cfg, SftConfig)
+    return cfg
+
+
+def flatten(cfg: SftConfig) -> dict[str, Any]:
+    """Dotted key -> value of every leaf; what two configs are compared by. A section that is null is a leaf."""
+    flat: dict[str, Any] = {}
+
+    def walk(value: Any, key: str) -> None:
+        if isinstance(value, dict) and value:
+            for name, child in value.items():
+                walk(child, f"{key}.{name}" if key else str(name))
+        else:
+            flat[key] = value
+
+    walk(dataclasses.asdict(cfg), "")
+    return flat
+
+
+def _plain(value: Any) -> Any:
+    """Enums by name; and `${`, which templates and prompts may have, not to be read as an interpolation."""
+    if isinstance(value, dict):
+        return {key: _plain(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_plain(child) for child in value]
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + r"\${", value)
+    return value

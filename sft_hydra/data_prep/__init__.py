@@ -1,0 +1,1 @@
+"""From chat rows to packed shards on disk."""

@@ -1,0 +1,159 @@
+"""Control-token text that users, tools or data sets wrote into contents: found, marked, and encoded as ordinary text.
+
+`ControlTokenEscaper.mark` breaks every such text with a random word before the template sees it; `ControlTokenEscaper.encode` takes the word out
+again and encodes what it marked as plain text, what the template itself printed as control tokens.
+Invariant: no id of a control token comes out of untrusted content; the text is what it was.
+"""
+
+import json
+import re
+import secrets
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import orjson
+from tokenizers import Tokenizer
+
+from sft_hydra.chat.tokenizer import ChatTokenizer
+from sft_hydra.errors import RowError
+from sft_hydra.records import Conversation, Message
+
+WORD = f"g{secrets.token_hex(8)}"
+
+
+class ControlTokenEscaper:
+    """For one tokenizer; `encode_ordinary`: its encoding without added tokens, if there is a quick one. In user, system and tool texts every added token is untrusted; in assistant texts those
+    marked special (`<think>` and `<tool_call>` are not, and mean there what the template means)."""
+
+    def __init__(self, tokenizer: ChatTokenizer, encode_ordinary: Callable[[str], list[int]] | None = None) -> None:
+        self.file = tokenizer.file
+        self.encode_ordinary = encode_ordinary or self._encode_slowly
+        self.added = {token.text: token for token in tokenizer.added if token.text.strip()}
+        self.every = _Finder(list(self.added))
+        self.special = _Finder([text for text, token in self.added.items() if token.special])
+        self.shows_in_json = not any(sign in text for text in self.added for sign in '"\\\n\r\t')
+
+    def is_needed(self, conversation: Conversation) -> bool:
+        """True if a text of this row holds what would become a control token."""
+        plain = [message["content"] for message in conversation.messages if len(message) == 2 and "content" in message]
+        if (
+            not conversation.tools
+            and len(plain) == len(conversation.messages)
+            and not self.every.finds("\0".join(plain))
+        ):
+            return False  # most rows, told quickly
+        for message in conversation.messages:
+            finder = self.special if message["role"] == "assistant" else self.every
+            content = message.get("content")
+            if type(content) is str and finder.finds(content):
+                return True
+            if len(message) > 2 and self._is_in(message, finder):
+                return True
+        return bool(conversation.tools) and self._is_in(conversation.tools, self.every)
+
+    def _is_in(self, value: Any, finder: "_Finder") -> bool:
+        """Whether one of the texts inside a JSON value holds a control token; for most values its JSON text tells."""
+        if self.shows_in_json:
+            try:
+                return finder.finds(orjson.dumps(value).decode())
+            except TypeError:  # an integer of more than 64 bits
+                pass
+        found = False
+
+        def look(text: str) -> str:
+            nonlocal found
+            found = found or finder.finds(text)
+            return text
+
+        _map(value, look)
+        return found
+
+    def mark(self, conversation: Conversation) -> Conversation:
+        """A copy whose control texts are broken by WORD."""
+        messages = [
+            _map_message(message, self.special if message["role"] == "assistant" else self.every, _break)
+            for message in conversation.messages
+        ]
+        tools = [_map(tool, lambda text: _break(text, self.every)) for tool in conversation.tools or ()]
+        return Conversation(messages, tools or None, conversation.origin, conversation.source, conversation.meta)
+
+    def encode(self, chunk: str) -> list[int]:
+        """Ids of a chunk of marked text. Raises RowError where the tokenizer cannot do it."""
+        ids: list[int] = []
+        position = 0
+        for match in self.every.pattern.finditer(chunk):
+            ids += self._encode_ordinary(chunk[position : match.start()])
+            ids.append(self.added[match[0]].id)
+            position = match.end()
+            if self.added[match[0]].rstrip:
+                position += len(chunk) - position - len(chunk[position:].lstrip())
+        return ids + self._encode_ordinary(chunk[position:])
+
+    def _encode_ordinary(self, text: str) -> list[int]:
+        if not text:
+            return []
+        ids = self.encode_ordinary(text.replace(WORD, ""))
+        if not self.ids.isdisjoint(ids):
+            raise RowError("control_text", "holds a control token that this tokenizer cannot write as ordinary text")
+        return ids
+
+    def _encode_slowly(self, text: str) -> list[int]:
+        return self.ordinary.encode(text, add_special_tokens=False).ids
+
+    @cached_property
+    def ids(self) -> set[int]:
+        return {token.id for token in self.added.values()}
+
+    @cached_property
+    def ordinary(self) -> Tokenizer:
+        """The tokenizer without its added tokens; read when first used."""
+        spec = json.loads(self.file.read_text(encoding="utf-8"))
+        return Tokenizer.from_str(json.dumps({**spec, "added_tokens": [], "post_processor": None}))
+
+
+class _Finder:
+    """One pattern for many texts, with a cheap test first."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self.firsts = sorted({text[0] for text in texts})
+        self.pattern = re.compile(any_of(texts))
+
+    def finds(self, text: str) -> bool:
+        for first in self.firsts:
+            if first in text:
+                return self.pattern.search(text) is not None
+        return False
+
+
+def any_of(texts: list[str]) -> str:
+    """A pattern that matches the longest of these texts; what they begin with in common is tested once."""
+    if not texts:
+        return r"(?!)"
+    groups: dict[str, list[str]] = {}
+    for text in texts:
+        groups.setdefault(text[:1], []).append(text[1:])
+    branches = [re.escape(first) + any_of(rest) for first, rest in groups.items() if first]
+    pattern = branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})" if branches else ""
+    return f"(?:{pattern})?" if "" in groups and pattern else pattern
+
+
+def _break(text: str, finder: _Finder) -> str:
+    return finder.pattern.sub(lambda match: match[0][0] + WORD + match[0][1:], text)
+
+
+def _map(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {change(key): _map(item, change) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_map(item, change) for item in value]
+    return value
+
+
+def _map_message(message: Message, finder: _Finder, change: Callable[[str, _Finder], str]) -> Message:
+    return {
+        key: value if key == "role" else _map(value, lambda text: change(text, finder))
+        for key, value in message.items()
+    }

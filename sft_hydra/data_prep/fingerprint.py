@@ -1,0 +1,109 @@
+"""What is known of inputs before their rows are parsed: `survey` reads each file once, `count_rows` and `line_offsets` tell
+from that how many rows there are and where they start.
+
+Invariant: the identity changes with the content. A plain file of lines is read once for all of this, whatever its size;
+of a packed one the rows are counted in a second pass.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sft_hydra.data_prep import spelling
+from sft_hydra.data_prep.sources import PACKED, InputFile, Source, hub_data, open_bytes, parquet_file, read_rows
+from sft_hydra.errors import DataError
+
+BLOCK = 1 << 20  # bytes
+THREADS = 4  # files read at once: hashing is what takes the time
+
+
+@dataclass(frozen=True, slots=True)
+class InputFingerprint:
+    """`identity`: sha256 of a file's bytes, or a hub data set's fingerprint. `lines[b]`: line ends before block b of a
+    plain file of lines, and after the last block. `is_open`: it does not end with a line end."""
+
+    identity: str
+    lines: NDArray[np.int64]
+    is_open: bool = False
+
+
+def fingerprint_inputs(inputs: Sequence[tuple[InputFile, Source]]) -> list[InputFingerprint]:
+    """Look at all inputs. Raises DataError if one cannot be read."""
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        return list(pool.map(_fingerprint, *zip(*inputs, strict=True))) if inputs else []
+
+
+def _fingerprint(file: InputFile, source: Source) -> InputFingerprint:
+    if file.kind in ("builtin", "demo", "hub"):
+        return InputFingerprint(_identity_of_made(file, source), np.zeros(0, np.int64))
+    digest = hashlib.sha256()
+    counts, last = [0], b"\n"
+    try:
+        with open(file.path, "rb") as stream:
+            while block := stream.read(BLOCK):
+                digest.update(block)
+                counts.append(block.count(b"\n"))
+                last = block[-1:]
+    except OSError as problem:
+        raise DataError(f"source {source.name}: {file.path}: cannot be read ({problem.strerror})") from None
+    return InputFingerprint(digest.hexdigest(), np.cumsum(counts), last != b"\n")
+
+
+def _identity_of_made(file: InputFile, source: Source) -> str:
+    if file.kind == "hub":
+        return str(hub_data(file.path, source.config)._fingerprint)
+    if file.kind == "builtin":
+        return hashlib.sha256(Path(spelling.__file__).read_bytes()).hexdigest()
+    from sft_hydra.demo import conversations
+
+    folder = Path(conversations.__file__).parent
+    code = b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))
+    return hashlib.sha256(code).hexdigest()
+
+
+def count_rows(file: InputFile, source: Source, seen: InputFingerprint) -> int:
+    """Rows of an input; of lines the number of lines, blank ones too."""
+    if file.kind == "parquet":
+        return int(parquet_file(file.path).metadata.num_rows)
+    if file.kind == "hub":
+        return len(hub_data(file.path, source.config))
+    if file.kind == "builtin" and file.path.removeprefix("builtin:") in spelling.ROWS:
+        return spelling.ROWS[file.path.removeprefix("builtin:")]
+    if file.kind in ("array", "demo", "builtin"):
+        return sum(1 for _ in read_rows(file, source, 0, None))
+    if not file.path.endswith(PACKED):
+        return int(seen.lines[-1]) + seen.is_open
+    count, last = 0, b"\n"
+    with open_bytes(file.path) as stream:
+        while block := stream.read(BLOCK):
+            count += block.count(b"\n")
+            last = block[-1:]
+    return count + (last != b"\n")
+
+
+def line_offsets(file: InputFile, rows: list[int], seen: InputFingerprint) -> list[int]:
+    """Byte offsets at which these rows of a plain file of lines start; zeros for every other kind of file."""
+    if file.kind != "lines" or file.path.endswith(PACKED) or not any(rows):
+        return [0] * len(rows)
+    with open_bytes(file.path) as stream:
+        return [_offset(stream, row, seen.lines) for row in rows]
+
+
+def _offset(stream: IO[bytes], row: int, lines: NDArray[np.int64]) -> int:
+    """Where `row` starts: behind as many line ends."""
+    if not row:
+        return 0
+    number = int(np.searchsorted(lines, row)) - 1
+    stream.seek(number * BLOCK)
+    block = stream.read(BLOCK)
+    end = -1
+    for _ in range(row - int(lines[number])):
+        end = block.index(b"\n", end + 1)
+    return number * BLOCK + end + 1

@@ -1,0 +1,118 @@
+"""A language model as a filter: asked once per conversation through an OpenAI-compatible endpoint, remembered for ever.
+
+Invariant: a verdict is appended to the cache before it is used, so that neither a kill nor another run asks again; an
+endpoint that does not answer stops the preparation and loses no row.
+"""
+
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from sft_hydra.errors import DataError, RowError
+from sft_hydra.records import Conversation
+from sft_hydra.schema.data import JudgeConfig
+
+PAUSE = 0.5  # seconds before the second try, twice as long before each next
+ANSWER_TOKENS = 16
+
+
+class LLMJudge:
+    """Asks `config.model` about conversations; `cache` is a JSONL file of verdicts that several processes may append to."""
+
+    def __init__(self, config: JudgeConfig, cache: Path) -> None:
+        self.config = config
+        self.cache = cache
+        self.answers: dict[str, str] = {}
+        if cache.is_file():
+            with open(cache, encoding="utf-8") as stream:
+                for line in stream:
+                    if line.endswith("\n"):  # a kill may have cut the last one
+                        entry = json.loads(line)
+                        self.answers[entry["key"]] = entry["answer"]
+
+    def ask(self, conversations: Iterable[Conversation]) -> None:
+        """Get the verdicts of these conversations, several at a time. Raises DataError if the endpoint does not answer."""
+        prompts = {self._key(prompt): prompt for prompt in map(self._prompt, conversations)}
+        new = {key: prompt for key, prompt in prompts.items() if key not in self.answers}
+        if not new:
+            return
+        with ThreadPoolExecutor(self.config.parallel) as pool:
+            futures = [pool.submit(self._learn, key, prompt) for key, prompt in new.items()]
+            try:
+                for future in futures:
+                    future.result()
+            except DataError:
+                pool.shutdown(cancel_futures=True)  # those under way still end, and are remembered
+                raise
+
+    def check(self, conversation: Conversation) -> None:
+        """Raises RowError if the verdict is not yes."""
+        prompt = self._prompt(conversation)
+        key = self._key(prompt)
+        if key not in self.answers:
+            self._learn(key, prompt)
+        answer = self.answers[key]
+        if not answer.strip().lower().startswith("yes"):
+            raise RowError("judge", f"{self.config.model} says {answer[:80]!r}")
+
+    def _key(self, prompt: str) -> str:
+        return sha256(f"{self.config.model}\0{prompt}".encode("utf-8", "replace")).hexdigest()
+
+    def _prompt(self, conversation: Conversation) -> str:
+        lines = [f"tools: {json.dumps(conversation.tools, ensure_ascii=False)}"] if conversation.tools else []
+        for message in conversation.messages:
+            said = [message.get("reasoning_content"), message.get("content")]
+            said += [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls", ())]
+            lines.append(f"{message['role']}: " + "\n".join(text for text in said if text))
+        return f"{self.config.question}\nAnswer yes or no.\n\n" + "\n\n".join(lines)
+
+    def _learn(self, key: str, prompt: str) -> None:
+        answer = self._request(prompt)
+        self.answers[key] = answer
+        self.cache.parent.mkdir(parents=True, exist_ok=True)
+        line = json.dumps({"key": key, "answer": answer}) + "\n"
+        handle = os.open(self.cache, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        try:
+            os.write(handle, line.encode())  # one write: lines of several processes do not mix
+        finally:
+            os.close(handle)
+
+    def _request(self, prompt: str) -> str:
+        problem: object = None
+        for attempt in range(self.config.retries + 1):
+            if attempt:
+                time.sleep(PAUSE * 2 ** (attempt - 1))
+            try:
+                return self._post(prompt)
+            except urllib.error.HTTPError as raised:
+                problem = raised
+                if raised.code < 500 and raised.code != 429:  # asking again would not help
+                    break
+            except (OSError, ValueError, LookupError, TypeError) as raised:  # no answer, or not one of this kind
+                problem = raised
+        raise DataError(
+            f"data.filters.judge.url={self.config.url}: no verdict from {self.config.model} after {attempt + 1} tries "
+            f"({problem}). Verdicts so far are kept in {self.cache}; the same command goes on from there."
+        )
+
+    def _post(self, prompt: str) -> str:
+        body: dict[str, Any] = {
+            "model": self.config.model,
+            "messages": [{"role": "user", "content": prompt}],
+            "temperature": 0,
+            "max_tokens": ANSWER_TOKENS,
+        }
+        headers = {"Content-Type": "application/json"}
+        if key := os.environ.get(self.config.api_key_env):
+            headers["Authorization"] = f"Bearer {key}"
+        url = f"{self.config.url.rstrip('/')}/chat/completions"
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request, timeout=self.config.timeout) as response:
+            return str(json.load(response)["choices"][0]["message"]["content"])

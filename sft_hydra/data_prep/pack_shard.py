@@ -1,0 +1,126 @@
+"""Second half of a shard's work: a spool and its rows' splits -> packed Parquet shards (`ShardPacker`).
+
+Invariant: the only place where the mask is rolled: stored[j] = trained(j + 1) inside each sequence, its last 0.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sft_hydra.data.shards import SPLITS, PackedColumns, ShardWriter, checksum, pieces_of
+from sft_hydra.data_prep.ordered_executor import OrderedExecutor
+from sft_hydra.data_prep.pack import pack
+from sft_hydra.data_prep.plan import Plan, ShardPlan
+from sft_hydra.data_prep.token_store import TokenStore, read_token_store
+
+WINDOW_TOKENS = 32 << 20  # sequences are packed this many tokens at a time, so that memory stays bounded
+
+
+class ShardPacker:
+    """Packs shards of one plan into `folder`; use it as a context manager. Two threads write what is packed."""
+
+    def __init__(self, plan: Plan, folder: Path) -> None:
+        self.plan = plan
+        self.folder = folder
+        self.threads = [OrderedExecutor(WINDOW_TOKENS) for _ in range(2)]
+        self.written = 0
+
+    def __enter__(self) -> "ShardPacker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for thread in self.threads:
+            thread.close()
+
+    def pack(self, shard: ShardPlan, spool_folder: Path, splits: NDArray[np.int8]) -> list[Any]:
+        """Pack the shard's rows of each split. `splits` (rows,): index into SPLITS, or -1 for a row left out.
+        Returns metadata entries, with the row index under `index`, that are whole after `finish`."""
+        spool = read_token_store(spool_folder)
+        starts = np.cumsum(spool.lengths) - spool.lengths
+        of_sequence = splits[spool.row_of] if len(spool.row_of) else np.zeros(0, np.int8)
+        entries: list[Any] = []
+        for number, split in enumerate(SPLITS):
+            chosen = np.flatnonzero(of_sequence == number)
+            if len(chosen):
+                writer = ShardWriter(self.folder / split / f"shard_{shard.number:06d}.parquet")
+                entry = {"file": f"{split}/{writer.path.name}", "split": split, "source": shard.source}
+                entries.append(entry)
+                thread = self.threads[self.written % 2]
+                self.written += 1
+                parts = []
+                for columns in _pack(self.plan, shard, spool, chosen, starts):
+                    write = partial(writer.write, columns)
+                    tokens = len(columns.input_ids)
+                    thread.submit(write, lambda _: None, ready=False, weight=tokens)
+                    parts.append(_index(columns, shard.source))
+                close = partial(_close, writer, len(chosen), np.concatenate(parts))
+                thread.submit(close, entry.update, ready=False)
+        return entries
+
+    def finish(self) -> None:
+        """Wait until all is written."""
+        for thread in self.threads:
+            thread.finish()
+
+
+def _pack(
+    plan: Plan, shard: ShardPlan, spool: TokenStore, chosen: NDArray[np.int64], starts: NDArray[np.int64]
+) -> Iterator[PackedColumns]:
+    window = np.cumsum(spool.lengths[chosen]) // WINDOW_TOKENS
+    for sequences in np.split(chosen, np.flatnonzero(np.diff(window)) + 1):
+        bins = pack(spool.lengths[sequences], plan.seq_length, plan.data.packing, plan.seed)
+        order = sequences[np.concatenate([np.array(members) for members in bins])]
+        yield gather(spool, order, np.array([len(members) for members in bins]), starts, shard.source)
+
+
+def _index(columns: PackedColumns, source: int) -> NDArray[np.int64]:
+    """Tokens, trained tokens and source of each packed row, (rows, 3)."""
+    tokens = np.diff(columns.token_offsets).astype(np.int64)
+    rows = np.split(columns.loss_mask.view(bool), columns.token_offsets[1:-1])
+    trained = [np.count_nonzero(row) for row in rows]
+    return np.stack([tokens, trained, np.full(len(tokens), source)], axis=1)
+
+
+def _close(writer: ShardWriter, sequences: int, index: NDArray[np.int64]) -> dict[str, Any]:
+    """What is to say of a shard that is now whole."""
+    writer.close()
+    path = writer.path
+    return {
+        "rows": len(index),
+        "sequences": sequences,
+        "tokens": int(index[:, 0].sum()),
+        "trained_tokens": int(index[:, 1].sum()),
+        "bytes": path.stat().st_size,
+        "sha256": checksum(path),
+        "pieces": pieces_of(path),
+        "index": index,
+    }
+
+
+def gather(
+    spool: TokenStore, order: NDArray[np.int64], sizes: NDArray[np.int64], starts: NDArray[np.int64], source: int
+) -> PackedColumns:
+    """The sequences in `order`, `sizes[b]` of them in packed row b, with the mask rolled left inside each."""
+    lengths = spool.lengths[order]
+    slices = [slice(a, a + n) for a, n in zip(starts[order].tolist(), lengths.tolist(), strict=True)]
+    ids = np.concatenate([spool.input_ids[part] for part in slices])
+    mask = np.concatenate([spool.loss_mask[part] for part in slices])
+    ends = np.cumsum(lengths)
+    rolled = np.empty_like(mask)
+    rolled[:-1] = mask[1:]
+    rolled[ends - 1] = 0
+    sequence_offsets = np.concatenate([[0], np.cumsum(sizes)])
+    token_offsets = np.concatenate([[0], ends])[sequence_offsets]
+    seq_start = (ends - lengths) - np.repeat(token_offsets[:-1], sizes)
+    return PackedColumns(
+        ids,
+        rolled,
+        seq_start.astype(np.int32),
+        np.full(len(order), source, np.int16),
+        token_offsets.astype(np.int32),
+        sequence_offsets.astype(np.int32),
+    )

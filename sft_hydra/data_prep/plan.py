@@ -1,0 +1,235 @@
+"""What a preparation will do, decided before any work: sources, files, row ranges of every shard, and the content key.
+
+Invariant: the plan depends on the config and on the bytes of the inputs, never on workers, machines or time. The key is
+made of all that can change a token; weights, epochs and order are not in it, because they only choose among packed rows.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from enum import Enum
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from sft_hydra.chat.tokenizer import AddedToken, ChatTokenizer
+from sft_hydra.data.shards import FORMAT_VERSION
+from sft_hydra.data_prep.blend import check_weights
+from sft_hydra.data_prep.fingerprint import InputFingerprint, count_rows, fingerprint_inputs, line_offsets
+from sft_hydra.data_prep.sources import InputFile, MalformedRow, Source, files_of, read_rows, sources_of
+from sft_hydra.errors import ConfigError
+from sft_hydra.paths import data_root
+from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.data import DataConfig
+
+ROWS_ONLY = ("weight", "epochs")  # of a source: they choose among packed rows
+READ_ALREADY = ("path", "prompt_file", "system_prompt_file")  # what is in these files is in the key
+NOT_IN_KEY = {
+    *("name", "path", "valid_path", "blend", "sources", "default", "packed_dir", "trust_foreign", "prepare", "force"),
+    *("num_workers", "num_parts", "part", "max_bad_rows", "order"),
+}
+MADE = ("hub", "demo", "builtin")  # kinds of input that have no size in bytes
+SHARD_BYTES = 32 << 20
+BYTES_PER_MADE_ROW = 1000
+ROWS_PER_SHARD = 50_000  # where bytes say little: hub data sets and the demo
+
+
+@dataclass(frozen=True, slots=True)
+class RowRange:
+    """Rows first..stop of one file. `offset`: byte where row `first` starts, 0 where that cannot be told. `bytes`: about
+    what they take, unpacked; of rows that are made, a guess."""
+
+    file: InputFile
+    first: int
+    stop: int
+    offset: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """The unit of work: some ranges of one source. `number` names its files and is its place in the set."""
+
+    number: int
+    source: int
+    ranges: tuple[RowRange, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(part.stop - part.first for part in self.ranges)
+
+    @property
+    def bytes(self) -> int:
+        return sum(part.bytes for part in self.ranges)
+
+
+@dataclass(slots=True)
+class Plan:
+    """Everything a worker needs to know; it crosses process borders."""
+
+    key: str
+    sources: list[Source]
+    shards: list[ShardPlan]
+    data: DataConfig
+    seq_length: int
+    seed: int
+    tokenizer_folder: Path
+    template: str | None
+    template_kwargs: dict[str, Any]
+    added: list[AddedToken]
+    now: str  # ISO time that templates see as the present
+    inputs: list[dict[str, Any]]  # per file: source, path, identity
+    judge_cache: Path
+
+    @property
+    def total_rows(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def by_size(self) -> list[ShardPlan]:
+        """The shards, those that take longest first."""
+        return sorted(self.shards, key=lambda shard: -shard.bytes)
+
+
+def check_splits(data: DataConfig) -> None:
+    """Raises ConfigError unless the ratios are a partition."""
+    ratios = [data.split.train, data.split.valid, data.split.test]
+    if min(ratios) < 0 or abs(sum(ratios) - 1) > 1e-6 or data.split.train == 0:
+        raise ConfigError(
+            f"data.split: train={ratios[0]}, valid={ratios[1]}, test={ratios[2]} must be 0 or more, train above 0, "
+            f"and add up to 1 (they add up to {sum(ratios):g})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a config asks for: the content key, the sources with their files, and a record of every input."""
+
+    key: str
+    sources: list[Source]
+    files: list[list[InputFile]]
+    inputs: list[dict[str, Any]]
+    surveys: list[InputFingerprint]  # in the order of `inputs`
+
+
+def read_request(cfg: SftConfig, tokenizer: ChatTokenizer) -> Request:
+    """Reads all input bytes once for their checksums. Raises ConfigError or DataError."""
+    check_splits(cfg.data)
+    sources = sources_of(cfg.data)
+    check_weights(sources)
+    files = [files_of(source) for source in sources]
+    pairs = [(file, source) for source, listed in zip(sources, files, strict=True) for file in listed]
+    surveys = fingerprint_inputs(pairs)
+    inputs = [
+        {"source": source.name, "path": file.path, "identity": seen.identity}
+        for (file, source), seen in zip(pairs, surveys, strict=True)
+    ]
+    said = {
+        "format": FORMAT_VERSION,
+        "tokenizer": tokenizer.fingerprint,
+        "special_tokens": tokenizer.special_tokens,
+        "template_kwargs": tokenizer.template_kwargs,
+        "seq_length": cfg.seq_length,
+        "seed": cfg.seed,
+        "data": {key: value for key, value in asdict(cfg.data).items() if key not in NOT_IN_KEY},
+        "sources": [_said(source) for source in sources],
+        "inputs": [{"source": entry["source"], "identity": entry["identity"]} for entry in inputs],
+    }
+    text = json.dumps(said, sort_keys=True, default=_plain)
+    return Request(hashlib.sha256(text.encode()).hexdigest()[:16], sources, files, inputs, surveys)
+
+
+def make_plan(cfg: SftConfig, request: Request, tokenizer: ChatTokenizer, now: str) -> Plan:
+    """The whole plan. Counts the rows of all inputs."""
+    shards: list[ShardPlan] = []
+    surveys = iter(request.surveys)
+    for index, (source, listed) in enumerate(zip(request.sources, request.files, strict=True)):
+        for ranges in _shard_ranges(source, listed, [next(surveys) for _ in listed], cfg.data):
+            shards.append(ShardPlan(len(shards), index, ranges))
+    return Plan(
+        key=request.key,
+        sources=request.sources,
+        shards=shards,
+        data=cfg.data,
+        seq_length=cfg.seq_length,
+        seed=cfg.seed,
+        tokenizer_folder=tokenizer.folder,
+        template=tokenizer.template,
+        template_kwargs=tokenizer.template_kwargs,
+        added=tokenizer.added,
+        now=now,
+        inputs=request.inputs,
+        judge_cache=_judge_cache(cfg),
+    )
+
+
+def _judge_cache(cfg: SftConfig) -> Path:
+    cache = cfg.data.filters.judge.cache
+    return Path(cache) if cache else data_root(cfg.output_dir) / "judge.jsonl"
+
+
+def _said(source: Source) -> dict[str, Any]:
+    options = {key: value for key, value in asdict(source.config).items() if key not in (*ROWS_ONLY, *READ_ALREADY)}
+    return {"name": source.name, "only": source.only, **options}
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else str(value)
+
+
+def _shard_ranges(
+    source: Source, files: list[InputFile], surveys: list[InputFingerprint], data: DataConfig
+) -> list[tuple[RowRange, ...]]:
+    """The source's rows cut into `data.num_shards` parts of equal rows (null: about 32 MiB of input each)."""
+    found = [count_rows(file, source, seen) for file, seen in zip(files, surveys, strict=True)]
+    counts = _limit(source, files, found, data.sample)
+    total = sum(counts)
+    wanted = data.num_shards or max(sum(map(_size, files)) // SHARD_BYTES, 1)
+    if data.num_shards is None and files[0].kind in MADE:
+        wanted = max(total // ROWS_PER_SHARD, 1)
+    wanted = min(wanted, max(total, 1))
+    edges = [round(total * part / wanted) for part in range(wanted + 1)]
+    parts: list[list[RowRange]] = [[] for _ in range(wanted)]
+    start = 0
+    for file, count, rows, seen in zip(files, counts, found, surveys, strict=True):
+        per_row = BYTES_PER_MADE_ROW if file.kind in MADE else _size(file) / max(rows, 1)
+        cuts = [
+            (part, max(a, start) - start, min(b, start + count) - start) for part, (a, b) in enumerate(pairwise(edges))
+        ]
+        cuts = [(part, first, stop) for part, first, stop in cuts if first < stop]
+        offsets = line_offsets(file, [first for _, first, _ in cuts], seen)
+        for (part, first, stop), offset in zip(cuts, offsets, strict=True):
+            parts[part].append(RowRange(file, first, stop, offset, int(per_row * (stop - first))))
+        start += count
+    return [tuple(ranges) for ranges in parts]
+
+
+def _limit(source: Source, files: list[InputFile], counts: list[int], sample: int | None) -> list[int]:
+    """Row counts cut to the first `sample` rows; blank lines do not count as rows."""
+    if sample is None:
+        return counts
+    left, limited = sample, []
+    for file, count in zip(files, counts, strict=True):
+        stop = 0
+        for number, _ in read_rows(file, source, 0, count) if left else ():
+            stop, left = number + 1, left - 1
+            if not left:
+                break
+        limited.append(stop)
+    return limited
+
+
+def first_rows(request: Request, count: int) -> list[Any]:
+    """The first parsed rows of every source."""
+    found: list[Any] = []
+    for source, listed in zip(request.sources, request.files, strict=True):
+        rows = (row for _, row in read_rows(listed[0], source, 0, count))
+        found += [row for row in rows if not isinstance(row, MalformedRow)]
+    return found
+
+
+def _size(file: InputFile) -> int:
+    """Bytes of an input, unpacked as far as one can guess; 0 of one that is made."""
+    if file.kind in MADE:
+        return 0
+    return Path(file.path).stat().st_size * (4 if file.path.endswith((".gz", ".zst", ".parquet")) else 1)

@@ -1,0 +1,144 @@
+"""Rendered rows of a shard on their way into its spool: `TokenBatcher` collects them, `TokenBatcher.encode` makes tokens of them, and
+`StoreWriter.fill` writes these.
+
+Owns what happens to sequences that do not fit: they are cut or left out as the policies say, and everything left out is
+counted and written to rejects.jsonl.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sft_hydra.chat.turn_spans import RenderedSequence
+from sft_hydra.data_prep.plan import Plan
+from sft_hydra.data_prep.sources import Source
+from sft_hydra.data_prep.token_store import TokenStoreWriter
+from sft_hydra.data_prep.tokenize import SequenceEncoder, TokenBatch
+from sft_hydra.errors import DataError, RowError
+from sft_hydra.schema.data import Overlong
+
+Counts = tuple[int, int, int, int]  # rows, tokens, trained tokens, rejects
+
+
+@dataclass(slots=True)
+class TokenBatcher:
+    """Rows that are encoded together. `owners[i]`: index into `rows` of the row that sequence i is from."""
+
+    sequences: list[RenderedSequence] = field(default_factory=list)
+    owners: list[int] = field(default_factory=list)
+    rows: list[tuple[int, int, int, str]] = field(default_factory=list)  # hash, range, number, origin
+    rejects: list[tuple[str, str, str]] = field(default_factory=list)  # origin, reason, detail
+    chars: int = 0
+    read: int = 0
+
+    def add(self, place: tuple[int, int, int, str], sequences: list[RenderedSequence]) -> None:
+        self.owners += [len(self.rows)] * len(sequences)
+        self.rows.append(place)
+        self.sequences += sequences
+        for sequence in sequences:
+            self.chars += sum(map(len, sequence.chunks))
+
+    def encode(self, encoder: SequenceEncoder) -> TokenBatch:
+        """The tokens of all sequences; rows with control-token text that this tokenizer cannot write as ordinary text are
+        taken out."""
+        bad: set[int] = set()
+        for owner, sequence in zip(self.owners, self.sequences, strict=True):
+            if sequence.guarded and owner not in bad:
+                try:
+                    encoder.guard.encode(sequence.text)
+                except RowError as problem:
+                    bad.add(owner)
+                    self.rejects.append((self.rows[owner][3], problem.reason, problem.detail))
+        if bad:
+            stay = [index for index, owner in enumerate(self.owners) if owner not in bad]
+            self.sequences = [self.sequences[index] for index in stay]
+            self.owners = [self.owners[index] for index in stay]
+        return encoder.encode(self.sequences)
+
+
+class StoreWriter:
+    """Fills the spool of one shard of `source`."""
+
+    def __init__(self, plan: Plan, source: Source, writer: TokenStoreWriter) -> None:
+        self.data = plan.data
+        self.seq_length = plan.seq_length
+        self.source = source
+        self.writer = writer
+        self.rejected = 0
+
+    def fill(self, batch: TokenBatcher, tokens: TokenBatch) -> Counts:
+        """Write a batch; what was done."""
+        self.rejected = 0
+        for reject in batch.rejects:
+            self._reject(*reject)
+        counts = self.writer.counts
+        counts["rows"] += batch.read
+        counts["guarded"] += sum(sequence.guarded for sequence in batch.sequences)
+        counts["left_out"] += sum(sequence.left_out for sequence in batch.sequences)
+        counts["bare_headers"] += sum(sequence.bare_headers for sequence in batch.sequences)
+        kept = self._lengths(batch, tokens)
+        owners = np.array(batch.owners, np.int64)
+        survivors = np.unique(owners[kept > 0])
+        new_row = np.full(len(batch.rows) + 1, -1, np.int64)
+        new_row[survivors] = np.arange(len(survivors)) + len(self.writer.rows)
+        self.writer.rows += [batch.rows[row][:3] for row in survivors.tolist()]
+        ids, mask = tokens.input_ids, tokens.loss_mask
+        if (kept != tokens.lengths).any():
+            starts = np.cumsum(tokens.lengths) - tokens.lengths
+            inside = np.arange(len(ids)) - np.repeat(starts, tokens.lengths) < np.repeat(kept, tokens.lengths)
+            ids, mask = ids[inside], mask[inside]
+        self.writer.add(ids, mask, kept[kept > 0], new_row[owners[kept > 0]])
+        return batch.read, len(ids), int(np.count_nonzero(mask)), self.rejected
+
+    def _reject(self, origin: str, reason: str, detail: str) -> None:
+        self.rejected += 1
+        self.writer.counts[f"rejected/{reason}"] += 1
+        self.writer.reject(origin=origin, source=self.source.name, reason=reason, detail=detail)
+
+    def _lengths(self, batch: TokenBatcher, tokens: TokenBatch) -> Any:
+        """Tokens of each sequence that stay: 0 for those that do not fit the policies."""
+        causes: list[tuple[int, str, str]] = []
+        kept = tokens.lengths.copy()
+        limit = min(self.data.max_doc_tokens or self.seq_length, self.seq_length)
+        starts = np.cumsum(tokens.lengths) - tokens.lengths
+        for index in np.flatnonzero(tokens.lengths > limit).tolist():
+            row, length, start = batch.owners[index], int(tokens.lengths[index]), int(starts[index])
+            mask = tokens.loss_mask[start : start + length]
+            kept[index], reason = self._fit(mask, batch.rows[row][3])
+            if not kept[index]:
+                causes.append((row, reason, f"{length} tokens, seq_length is {self.seq_length}"))
+        survivors = {batch.owners[index] for index in np.flatnonzero(kept).tolist()} if causes else set()
+        lost: set[int] = set()
+        for row, reason, detail in causes:
+            origin = batch.rows[row][3]
+            if row in survivors:
+                self.writer.counts[f"dropped_sequences/{reason}"] += 1
+                detail = f"one sequence of {detail}"
+                self.writer.reject(origin=origin, source=self.source.name, reason=reason, detail=detail)
+            elif row not in lost:
+                lost.add(row)
+                self._reject(origin, reason, detail)
+        return kept
+
+    def _fit(self, mask: Any, origin: str) -> tuple[int, str]:
+        """How many tokens of a sequence from `origin` stay, and the reason if none do."""
+        length, seq_length = len(mask), self.seq_length
+        if self.data.max_doc_tokens and length > self.data.max_doc_tokens:
+            length = self.data.max_doc_tokens
+            self.writer.counts["truncated"] += 1
+        if length > seq_length and self.data.overlong is Overlong.error:
+            raise DataError(
+                f"{origin}: a sequence of {length} tokens does not fit seq_length={seq_length}. "
+                "Raise seq_length or choose data.overlong=split_turns, drop or truncate."
+            )
+        if length > seq_length and self.data.overlong is Overlong.drop:
+            return 0, "overlong"
+        if length > seq_length and self.data.overlong is Overlong.truncate:
+            length = seq_length
+            self.writer.counts["truncated"] += 1
+        if length > seq_length:  # split_turns: up to the last turn that ends inside
+            ends = np.flatnonzero(np.diff(mask[: seq_length + 1].astype(np.int8)) == -1) + 1
+            self.writer.counts["cut_at_turn"] += len(ends) > 0
+            return (int(ends[-1]), "") if len(ends) else (0, "overlong")
+        return (length, "") if mask[:length].any() else (0, "truncated")

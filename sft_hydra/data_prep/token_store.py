@@ -1,0 +1,91 @@
+"""Tokenized shards on their way to packing: flat files in a folder that gets its name when it is whole.
+
+ids.bin, mask.bin    tokens of all sequences end to end, int32 and uint8 (before the roll)
+sequences.npy        (sequences, 2) int64: length, row (index into rows.npy)
+rows.npy             (rows,) of ROW: content hash, place of origin
+rejects.jsonl        rows and sequences left out so far
+counts.json          what was counted
+"""
+
+import json
+import os
+import shutil
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+MOST_CHARS = 2000  # of a detail that tells why a row was rejected
+ROW = np.dtype([("hash", "<u8"), ("range", "<i4"), ("number", "<i8")])
+
+
+@dataclass(slots=True)
+class TokenStore:
+    """A finished tokenized shard, opened for reading."""
+
+    input_ids: NDArray[np.int32]
+    loss_mask: NDArray[np.uint8]
+    lengths: NDArray[np.int64]
+    row_of: NDArray[np.int64]
+    rows: NDArray[Any]
+    counts: dict[str, Any]
+
+
+class TokenStoreWriter:
+    """Collects one shard's sequences; `close` makes the folder appear under its name."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+        shutil.rmtree(self.temporary, ignore_errors=True)
+        self.temporary.mkdir(parents=True)
+        self.ids = open(self.temporary / "ids.bin", "wb")  # noqa: SIM115 (open as long as the writer)
+        self.mask = open(self.temporary / "mask.bin", "wb")  # noqa: SIM115
+        self.rejects = open(self.temporary / "rejects.jsonl", "wb")  # noqa: SIM115
+        self.lengths: list[NDArray[np.int64]] = []
+        self.row_of: list[NDArray[np.int64]] = []
+        self.rows: list[tuple[int, int, int]] = []
+        self.counts: Counter[str] = Counter()
+
+    def add(
+        self, ids: NDArray[np.int32], mask: NDArray[np.uint8], lengths: NDArray[np.int64], row_of: NDArray[np.int64]
+    ) -> None:
+        ids.tofile(self.ids)
+        mask.tofile(self.mask)
+        self.lengths.append(lengths)
+        self.row_of.append(row_of)
+
+    def reject(self, **entry: str) -> None:
+        written = {key: _printable(text) for key, text in entry.items()}
+        self.rejects.write(orjson.dumps(written) + b"\n")
+
+    def close(self) -> None:
+        for stream in (self.ids, self.mask, self.rejects):
+            stream.close()
+        empty = [np.zeros(0, np.int64)]
+        sequences = np.stack([np.concatenate(self.lengths or empty), np.concatenate(self.row_of or empty)], axis=1)
+        np.save(self.temporary / "sequences.npy", sequences)
+        np.save(self.temporary / "rows.npy", np.array(self.rows, ROW))
+        (self.temporary / "counts.json").write_text(json.dumps(self.counts))
+        shutil.rmtree(self.folder, ignore_errors=True)
+        os.replace(self.temporary, self.folder)
+
+
+def _printable(text: str) -> str:
+    """A text that any file takes: halves of surrogate pairs are spelled out, and what is very long is cut."""
+    return (text if len(text) <= MOST_CHARS else f"{text[:MOST_CHARS]}...").encode("utf-8", "backslashreplace").decode()
+
+
+def read_token_store(folder: Path) -> TokenStore:
+    sequences = np.load(folder / "sequences.npy")
+    rows = np.load(folder / "rows.npy")
+    counts = json.loads((folder / "counts.json").read_text())
+    ids, mask = np.zeros(0, np.int32), np.zeros(0, np.uint8)
+    if len(sequences):
+        ids = np.asarray(np.memmap(folder / "ids.bin", np.int32, "r"))
+        mask = np.asarray(np.memmap(folder / "mask.bin", np.uint8, "r"))
+    return TokenStore(ids, mask, sequences[:, 0], sequences[:, 1], rows, counts)

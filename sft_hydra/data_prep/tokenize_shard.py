@@ -1,0 +1,176 @@
+"""First half of a shard's work: rows -> checked and rendered -> tokenized sequences in a spool (`ShardTokenizer.run`).
+
+Rows are read, checked and rendered here, then encoded and written (batch.py); a thread beside encodes those that wait while
+the tokenizer is being read.
+Owns what happens to a row on the way: every row read ends as sequences or as a line in rejects.jsonl, and is counted.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import datetime
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from sft_hydra.chat.fast_path.render_cache import NotCachedError
+from sft_hydra.chat.render import RenderedSequence, Renderer
+from sft_hydra.chat.tokenizer import ChatTokenizer
+from sft_hydra.data_prep.control_tokens import WORD, ControlTokenEscaper
+from sft_hydra.data_prep.conversation import to_conversation
+from sft_hydra.data_prep.filters import Filters
+from sft_hydra.data_prep.llm_judge import LLMJudge
+from sft_hydra.data_prep.ordered_executor import OrderedExecutor
+from sft_hydra.data_prep.plan import Plan, ShardPlan
+from sft_hydra.data_prep.sources import MalformedRow, Source, read_rows
+from sft_hydra.data_prep.token_batch import StoreWriter, TokenBatcher
+from sft_hydra.data_prep.token_store import TokenStoreWriter
+from sft_hydra.data_prep.tokenize import SequenceEncoder, TokenBatch, start_fast
+from sft_hydra.errors import RowError
+from sft_hydra.records import Conversation
+
+JUDGED_TOGETHER = 256  # rows
+BATCH_CHARS = 2_000_000  # text encoded at once: enough to be quick, little enough to stay small
+BATCH_ROWS = 50_000
+AHEAD = 32  # batches that are rendered before they are encoded, while the tokenizer is being read
+
+Report = Callable[[int, int, int, int], None]  # more rows, tokens, trained tokens, rejects
+Done = Callable[[], None]
+
+
+class ShardTokenizer:
+    """Does the first half for any shard of one plan. `library` says which one encodes, as soon as that is known."""
+
+    def __init__(self, plan: Plan, library: Callable[[], str]) -> None:
+        self.plan = plan
+        self.library = library
+        self.tokenizer = tokenizer = ChatTokenizer(plan.tokenizer_folder, plan.template, plan.template_kwargs)
+        tokenizer.added = plan.added  # read once, when the plan was made
+        self.background = OrderedExecutor(AHEAD)
+        self.encoder: SequenceEncoder | None = None  # made by the first job
+        self.renderer = Renderer.of(tokenizer, plan.data, datetime.fromisoformat(plan.now))
+        self.filters = Filters(plan.data.filters)
+        judge = plan.data.filters.judge
+        self.judge = LLMJudge(judge, plan.judge_cache) if judge.model else None
+        trusted = plan.data.allow_special_in_content or plan.template is None
+        self.guard = None if trusted else ControlTokenEscaper(tokenizer)
+
+    def warm_up(self) -> None:
+        """Begin to read the tokenizer, which takes a second."""
+        self.background.start(lambda: start_fast(self.tokenizer))
+
+    def run(self, shard: ShardPlan, folder: Path, report: Report, done: Done) -> None:
+        """Read and render the shard's rows; its spool is in `folder` when `done` is called, in a later `run` or `finish`."""
+        try:
+            self._run(shard, folder, report, done)
+        except NotCachedError:  # the quick way is not for this template after all
+            self.renderer.skeletons = None
+            self._run(shard, folder, report, done)
+
+    def finish(self) -> None:
+        """Wait until all spools are written."""
+        self.background.help()
+        self.background.finish()
+
+    def close(self) -> None:
+        self.background.close()
+
+    def _run(self, shard: ShardPlan, folder: Path, report: Report, done: Done) -> None:
+        writer = TokenStoreWriter(folder)
+        source = self.plan.sources[shard.source]
+        filler = StoreWriter(self.plan, source, writer)
+
+        def flush(batch: TokenBatcher) -> None:
+            encode = partial(self._encode, batch)
+            fill = partial(filler.fill, batch)
+            self.background.submit(encode, lambda tokens: report(*fill(tokens)), ready=self.encoder is not None)
+
+        batch = TokenBatcher()
+        for index, part in enumerate(shard.ranges):
+            rows = read_rows(part.file, source, part.first, part.stop, part.offset)
+            for number, row in self._judged(rows, source) if self.judge else rows:
+                self._add(batch, row, source, (index, number, f"{part.file.path}:{number + 1}"))
+                if batch.chars > BATCH_CHARS or batch.read >= BATCH_ROWS:
+                    flush(batch)
+                    batch = TokenBatcher()
+        flush(batch)
+
+        def close(_: None) -> None:
+            writer.close()
+            done()
+
+        self.background.submit(lambda: None, close, ready=True, weight=0)
+
+    def _add(self, batch: TokenBatcher, row: Any, source: Source, place: tuple[int, int, str]) -> None:
+        batch.read += 1
+        try:
+            conversation, sequences = self.convert(row, source, place[2])
+            batch.add((content_hash(conversation), *place), sequences)
+        except RowError as problem:
+            batch.rejects.append((place[2], problem.reason, problem.detail))
+        except RecursionError:
+            batch.rejects.append((place[2], "nesting", "objects or lists are nested too deeply"))
+
+    def _encode(self, batch: TokenBatcher) -> TokenBatch:
+        if self.encoder is None:
+            prefix = self.tokenizer.bos_prefix if self.plan.template is None else []
+            self.encoder = SequenceEncoder(self.tokenizer, self.library(), prefix)
+        return batch.encode(self.encoder)
+
+    def _judged(self, rows: Iterator[tuple[int, Any]], source: Source) -> Iterator[tuple[int, Any]]:
+        """The same rows, when the judge has been asked about those that the filters keep, many at a time."""
+        assert self.judge is not None
+        while chunk := list(islice(rows, JUDGED_TOGETHER)):
+            worth = []
+            for _, row in chunk:
+                with suppress(RowError, RecursionError):
+                    worth.append(self.check(row, source, ""))
+            self.judge.ask(worth)
+            yield from chunk
+
+    def check(self, row: Any, source: Source, origin: str) -> Conversation:
+        """A parsed row as a conversation that the filters keep. Raises RowError."""
+        if isinstance(row, MalformedRow):
+            raise RowError("malformed", row.problem)
+        conversation = to_conversation(row, source.config, source.name, origin)
+        self.filters.check(conversation)
+        return conversation
+
+    def convert(self, row: Any, source: Source, origin: str) -> tuple[Conversation, list[RenderedSequence]]:
+        """A parsed row to its conversation and sequences. Raises RowError."""
+        conversation = self.check(row, source, origin)
+        if self.judge is not None:
+            self.judge.check(conversation)
+        sequences = self.renderer.sequences(conversation)
+        if self.guard is not None and self.guard.is_needed(conversation):
+            sequences = self._guarded(self.guard.mark(conversation), sequences)
+        return conversation, sequences
+
+    def _guarded(self, marked: Conversation, plain: list[RenderedSequence]) -> list[RenderedSequence]:
+        """The sequences with control-token text marked, provided that the template does nothing else with it."""
+        found = self.renderer.sequences(marked)
+        same = [(sequence.chunks, sequence.trained) for sequence in plain]
+        if [([c.replace(WORD, "") for c in sequence.chunks], sequence.trained) for sequence in found] != same:
+            raise RowError("control_text", "the template acts on control-token text in a content")
+        for sequence in found:
+            sequence.guarded = WORD in sequence.text
+        return found
+
+
+def content_hash(conversation: Conversation) -> int:
+    """64 bits of a conversation's messages and tools, the same for every tokenizer and template. Raises RowError."""
+    what = [conversation.messages, conversation.tools]
+    try:
+        data = orjson.dumps(what, option=orjson.OPT_SORT_KEYS)
+    except TypeError:  # an integer of more than 64 bits, half a surrogate pair, or no number
+        try:
+            data = json.dumps(what, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
+        except UnicodeEncodeError:
+            raise RowError("unicode", "holds half a surrogate pair, which is no Unicode text") from None
+        except ValueError:
+            raise RowError("number", "holds NaN or an infinite number, which is no JSON") from None
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")

@@ -1,0 +1,90 @@
+"""What a user gives to be answered: conversations from files, and tools with what executes them.
+
+Invariant: a call is executed only by the bundled tools' own code; of anybody else's tools nothing is ever run.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from sft_hydra.data_prep.adapters import RowError
+from sft_hydra.data_prep.conversation import to_conversation
+from sft_hydra.data_prep.sources import MalformedRow, Source, files_of, read_rows
+from sft_hydra.demo import calculator
+from sft_hydra.errors import DataError
+from sft_hydra.records import Conversation
+from sft_hydra.schema.data import SourceConfig
+
+DEMO = "demo"
+
+Execute = Callable[[str, Any], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    definitions: list[dict[str, Any]] | None = None
+    execute: Execute | None = None
+    """None: calls are shown, not executed."""
+
+
+def load_tools(path: str | None) -> Tools:
+    """The bundled tools (`demo`), or a JSON file with a list of definitions; null: none."""
+    if path is None:
+        return Tools()
+    if path == DEMO:
+        return Tools(list(calculator.TOOLS.values()), calculator.execute)
+    try:
+        definitions = orjson.loads(Path(path).expanduser().read_bytes())
+    except (OSError, ValueError) as problem:
+        raise DataError(f"tools={path}: not a JSON file ({problem})") from None
+    if not isinstance(definitions, list) or not all(isinstance(tool, dict) for tool in definitions):
+        raise DataError(f"tools={path}: must hold a list of tool definitions")
+    return Tools(definitions)
+
+
+def read_conversations(path: str, key: str) -> Iterator[Conversation]:
+    """All rows of a data file, checked. `key` is the config key that errors name."""
+    for origin, row in _rows(path, key):
+        yield _conversation(row, origin, key)
+
+
+def read_prompts(path: str) -> Iterator[Conversation]:
+    """Conversations that wait for an answer: rows with a `prompt`, or with `messages` (and `tools`) of which the last
+    answer is left out; any other text file is one prompt a line. DataError names the row."""
+    key = "generate.prompt_file"
+    if not Path(path).is_file():
+        raise DataError(f"{key}={path}: no such file")
+    if ".json" not in Path(path).name:
+        for line in Path(path).read_text(encoding="utf-8").splitlines():
+            if line.strip():
+                yield Conversation([{"role": "user", "content": line.strip()}], None, path, key)
+        return
+    for origin, row in _rows(path, key):
+        if isinstance(row, dict) and isinstance(row.get("prompt"), str):
+            row = {**row, "messages": [{"role": "user", "content": row["prompt"]}]}
+        conversation = _conversation(row, origin, key)
+        while conversation.messages and conversation.messages[-1]["role"] == "assistant":
+            conversation.messages.pop()
+        if not conversation.messages:
+            raise DataError(f"{key}: {origin}: nothing to answer")
+        yield conversation
+
+
+def _rows(path: str, key: str) -> Iterator[tuple[str, Any]]:
+    source = Source(key, SourceConfig(path=path))
+    for file in files_of(source):
+        for number, row in read_rows(file, source, 0, None):
+            origin = f"{file.path}:{number + 1}"
+            if isinstance(row, MalformedRow):
+                raise DataError(f"{key}: {origin}: not JSON ({row.problem})")
+            yield origin, row
+
+
+def _conversation(row: Any, origin: str, key: str) -> Conversation:
+    try:
+        return to_conversation(row, SourceConfig(format="openai"), key, origin)
+    except RowError as problem:
+        raise DataError(f"{key}: {origin}: {problem}") from None

@@ -1,0 +1,76 @@
+"""Data preparation as Slurm jobs of its own, ahead of the runs that need it: no GPU waits for a tokenizer.
+
+For each packed set that is missing: an array of CPU jobs that tokenize, one that finishes (even if a part was lost: it
+does what is missing), then the runs. Pure but for looking at what is there.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sft_hydra.data_prep.prepare import missing, open_existing, packed_folder
+from sft_hydra.data_prep.sources import files_of, sources_of
+from sft_hydra.schema.config import Runner, SftConfig
+from sft_hydra.schema.data import Prepare
+
+CPUS = 16  # of one job, where data.num_workers says nothing
+BYTES_PER_PART = 1 << 30
+MAX_PARTS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class DataPrepJob:
+    parts: list[SftConfig]
+    """Runs that tokenize a share each; none where one machine is enough."""
+    finish: SftConfig
+    runs: list[SftConfig]
+    """Those that wait for it."""
+
+
+def data_prep_jobs(cfgs: Sequence[SftConfig]) -> tuple[list[DataPrepJob], list[SftConfig]]:
+    """(what must be prepared, runs that need no preparation). MissingPackedDataError if `data.prepare=never` forbids it."""
+    groups: dict[Path, list[SftConfig]] = {}
+    ready = []
+    for cfg in cfgs:
+        if cfg.runner is not Runner.train or (not cfg.data.force and open_existing(cfg) is not None):
+            ready.append(cfg)
+        elif cfg.data.prepare is Prepare.never:
+            raise missing(cfg)
+        else:
+            groups.setdefault(packed_folder(cfg), []).append(cfg)
+    return [_data_prep_job(folder, runs) for folder, runs in groups.items()], ready
+
+
+def _data_prep_job(folder: Path, runs: list[SftConfig]) -> DataPrepJob:
+    cfg = runs[0]
+    workers = cfg.data.num_workers or CPUS
+    cluster = replace(
+        cfg.cluster,
+        partition=cfg.cluster.cpu_partition or cfg.cluster.partition,
+        cpus_per_task=workers,
+        mem=None,
+        exclusive=False,
+        sbatch_args=[],
+    )
+    place = folder.with_name(f"{folder.name}.prep")
+    finish = replace(
+        cfg,
+        runner=Runner.data_prep,
+        name=f"prepare-{cfg.name}",
+        run_dir=str(place),
+        cluster=cluster,
+        data=replace(cfg.data, num_workers=workers),
+    )
+    count = 1 if cfg.data.force else cfg.data.num_parts or _parts_by_size(cfg)
+    parts = [
+        replace(finish, run_dir=str(place / f"part_{part}"), data=replace(finish.data, part=part, num_parts=count))
+        for part in range(count if count > 1 else 0)
+    ]
+    waiting = [replace(run, data=replace(run.data, force=False)) for run in runs]  # it is new when they start
+    return DataPrepJob(parts, finish, waiting)
+
+
+def _parts_by_size(cfg: SftConfig) -> int:
+    files = [Path(file.path) for source in sources_of(cfg.data) for file in files_of(source)]
+    size = sum(file.stat().st_size for file in files if file.is_file())  # of the hub's files nothing is known
+    return max(1, min(MAX_PARTS, size // BYTES_PER_PART))

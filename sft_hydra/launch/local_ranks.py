@@ -1,0 +1,126 @@
+"""Several ranks of one run on this machine: plain child processes with torchrun's variables.
+
+The parent imports no torch, prints nothing that the ranks print themselves, and hands on signals, so that one Ctrl-C or
+`kill` reaches every rank once. It ends with the exit code of the rank that failed first.
+"""
+
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from sft_hydra.config import serialize
+from sft_hydra.paths import RunPaths
+from sft_hydra.planning.topology import ranks_of_runner
+from sft_hydra.process.signals import StoppedError
+from sft_hydra.schema.config import SftConfig
+
+LAST_WORDS_SECONDS = 3.0  # for ranks that lost a neighbour to say so, before they are killed
+POLL_SECONDS = 0.1
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
+
+
+def run_here(cfg: SftConfig) -> int:
+    """Run what is resolved on this machine, each rank in a process of its own; the exit code."""
+    file = RunPaths(Path(str(cfg.run_dir))).config(cfg.runner.value)
+    serialize.save(cfg, file)
+    nodes, ranks = ranks_of_runner(cfg)
+    worker = ["-m", "sft_hydra.worker", str(file)]
+    if nodes == 1:
+        return start_ranks([sys.executable, *worker], ranks)
+    print(
+        f"cluster.nodes={nodes} and this is one machine (cluster=slurm starts them all). By hand, on each of the {nodes}:\n"
+        f"  torchrun --nnodes={nodes} --nproc-per-node={ranks} --rdzv-backend=c10d --rdzv-endpoint=<first host>:29500 "
+        + shlex.join(worker)
+    )
+    return 0
+
+
+def start_ranks(command: Sequence[str], world_size: int) -> int:
+    """Run `command` once for each rank until all have ended. 0, or the exit code of the first rank that failed (killed: 1).
+
+    StoppedError if they ended so because of a signal to this process.
+    """
+    # a session of their own: the terminal's Ctrl-C comes to the parent alone
+    ranks = [
+        subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+        for environment in _environments(world_size)
+    ]
+    try:
+        with _signals_forwarded(ranks) as signals:
+            failed = _first_failure(ranks)
+            if failed is None:
+                return 0
+            _await_end(ranks)
+    finally:
+        for process in ranks:
+            process.kill()
+    if signals:
+        raise StoppedError(f"stopped by {signals[0].name}")
+    code = ranks[failed].returncode
+    if code > 0:
+        return code
+    print(f"rank {failed} of {world_size} was killed by {signal.Signals(-code).name}", file=sys.stderr, flush=True)
+    return 1
+
+
+def _environments(world_size: int) -> Iterator[dict[str, str]]:
+    port = _free_port()
+    threads = max(1, (os.cpu_count() or 1) // world_size)
+    for rank in range(world_size):
+        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "SFT_HYDRA_HOSTS": socket.gethostname()}
+        ours = {name: str(value) for name, value in {**own, **meeting}.items()}
+        yield {"OMP_NUM_THREADS": str(threads), **os.environ, **ours}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def _signals_forwarded(ranks: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[signal.Signals]]:
+    """Yields the list of signals that come in the body. A second Ctrl-C kills the ranks."""
+    came: list[signal.Signals] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        came.append(signal.Signals(number))
+        for process in ranks:
+            if came.count(signal.SIGINT) > 1:
+                process.kill()
+            else:
+                process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+
+    before = {number: signal.signal(number, forward) for number in FORWARDED}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _first_failure(ranks: Sequence[subprocess.Popen[bytes]]) -> int | None:
+    """Wait until a rank fails, or all have ended well."""
+    while True:
+        codes = [process.poll() for process in ranks]
+        for rank, code in enumerate(codes):
+            if code:
+                return rank
+        if all(code == 0 for code in codes):
+            return None
+        time.sleep(POLL_SECONDS)
+
+
+def _await_end(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
+    deadline = time.monotonic() + LAST_WORDS_SECONDS
+    while time.monotonic() < deadline and any(process.poll() is None for process in ranks):
+        time.sleep(POLL_SECONDS)

@@ -1,0 +1,95 @@
+"""The jobs of a sweep: each composed, resolved and given its folder, or all problems of all jobs together and nothing
+started."""
+
+import copy
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from sft_hydra.config.resolve import resolve
+from sft_hydra.config.sweep_labels import distinct_labels, job_label, sweep_problem
+from sft_hydra.errors import ConfigError
+from sft_hydra.paths import RunPaths
+from sft_hydra.planning.auto_parallel import with_auto_parallel
+from sft_hydra.schema.config import SftConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    cfg: SftConfig
+    overrides: list[str]
+    label: str
+
+    @property
+    def paths(self) -> RunPaths:
+        return RunPaths(Path(str(self.cfg.run_dir)))
+
+
+def compose_jobs(loader: ConfigLoaderImpl, command: DictConfig, overrides: Sequence[Sequence[str]]) -> list[DictConfig]:
+    """The config of each job, as Hydra composes it. Jobs that choose the same groups share that work, which is nearly all
+    of it: their values are put into copies, as Hydra puts them in."""
+    parse = OverridesParser.create().parse_override
+    composed: dict[tuple[str, ...], DictConfig] = {}
+    jobs = []
+    for texts in overrides:
+        parsed = {text: parse(text) for text in texts}
+        groups = tuple(text for text in texts if loader.repository.group_exists(parsed[text].key_or_group))
+        if groups not in composed:
+            composed[groups] = loader.load_sweep_config(command, list(groups))
+            with open_dict(composed[groups]):
+                composed[groups].pop("hydra")
+        job = copy.deepcopy(composed[groups])
+        loader._apply_overrides_to_config([parsed[text] for text in texts if text not in groups], job)
+        jobs.append(job)
+    return jobs
+
+
+def resolve_jobs(
+    composed: Sequence[DictConfig], overrides: Sequence[Sequence[str]], given: Sequence[str], launcher: str
+) -> list[Job]:
+    """`overrides` are those of each job, `given` those of the command line. Raises ConfigError, problems by job."""
+    swept = swept_keys(overrides, given)
+    if problems := [problem for key in swept if (problem := sweep_problem(key))]:
+        raise ConfigError(*problems)
+    labels = distinct_labels([job_label(texts, swept) for texts in overrides], overrides)
+    common_name = _common_name(composed)
+    jobs, problems = [], []
+    for config, texts, label in zip(composed, overrides, labels, strict=True):
+        try:
+            cfg = resolve(config, texts, launcher=launcher, default_name=common_name, label=label)
+            jobs.append(Job(with_auto_parallel(cfg), list(texts), label))
+        except ConfigError as error:
+            problems += [f"{label}: {problem}" if label else problem for problem in error.problems]
+    folders = Counter(str(job.paths.root) for job in jobs)
+    problems += [
+        f"{folder}: {count} jobs of this sweep share this folder" for folder, count in folders.items() if count > 1
+    ]
+    if problems:
+        raise ConfigError(*dict.fromkeys(problems))
+    return jobs
+
+
+def swept_keys(overrides: Sequence[Sequence[str]], given: Sequence[str]) -> list[str]:
+    """Keys that the sweep varies: those of the jobs that the command line gives no single value."""
+    parse = OverridesParser.create().parse_override
+    single = {parsed.get_key_element() for parsed in map(parse, given) if not parsed.is_sweep_override()}
+    keys = (text.partition("=")[0] for texts in overrides for text in texts)
+    return [key.lstrip("+") for key in dict.fromkeys(keys) if key not in single]
+
+
+def _common_name(composed: Sequence[DictConfig]) -> str | None:
+    """The parent folder of a sweep: what all jobs agree on of `<model>-<data>-<peft>`. None for a sweep of one."""
+    if len(composed) < 2:
+        return None
+    parts = zip(*(_parts_of_name(config) for config in composed), strict=True)
+    return "-".join(part[0] for part in parts if len(set(part)) == 1) or "sweep"
+
+
+def _parts_of_name(composed: DictConfig) -> tuple[str, str, str]:
+    model, data = (str(OmegaConf.select(composed, f"{section}.name")) for section in ("model", "data"))
+    return model, data, "full" if composed.peft is None else "lora"

@@ -1,0 +1,1 @@
+"""Models defined by transformers, trained on packed sequences (`model=hf`)."""

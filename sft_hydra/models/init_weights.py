@@ -1,0 +1,50 @@
+"""A random start. Every parameter is drawn from (seed, its name): no order and no layout matters."""
+
+import math
+
+import torch
+
+from sft_hydra.models.decoder import DecoderModel
+from sft_hydra.models.seeded_generator import seeded_generator
+from sft_hydra.parallel.dtensor import copy_shard_
+
+OUT_PROJECTIONS = ("o_proj", "down_proj", "out_proj")  # those that write into the residual stream
+QK_NORMS = ("q_norm", "k_norm")
+QK_NORM_START = 1.7  # sharper attention from the first step: small models learn to copy in far fewer steps
+
+
+@torch.no_grad()
+def init_weights(model: DecoderModel, seed: int, std: float) -> None:
+    """Fill parameters and buffers. `std` is that of embeddings and head; hidden matrices are scaled by their inputs,
+    those that write into the residual stream by the depth."""
+    depth = model.config.num_hidden_layers
+    for buffer in model.buffers():
+        buffer.zero_()  # only routers have one: the correction of their scores
+    for name, parameter in model.named_parameters():
+        generator = seeded_generator(seed, name)
+        layer, leaf = name.split(".")[-2:]
+        if leaf in ("A_log", "dt_bias", "D"):
+            copy_shard_(parameter, _state_space(leaf, len(parameter), model, generator))
+        elif leaf == "bias":
+            parameter.zero_()
+        elif parameter.ndim == 1:
+            parameter.fill_(QK_NORM_START if layer in QK_NORMS else 1.0)
+        else:
+            spread = 0.5 * parameter.shape[-1] ** -0.5
+            if layer in ("embed_tokens", "lm_head"):
+                spread = std
+            elif layer in OUT_PROJECTIONS:
+                spread = std / math.sqrt(2 * depth)
+            copy_shard_(parameter, torch.randn(parameter.shape, generator=generator) * spread)
+
+
+def _state_space(leaf: str, heads: int, model: DecoderModel, generator: torch.Generator) -> torch.Tensor:
+    """Mamba's own start (heads,): decays 1, 2, 3, ..., steps spread evenly in the logarithm, a skip of 1."""
+    if leaf == "A_log":
+        return torch.arange(1, heads + 1).float().log()
+    if leaf == "D":
+        return torch.ones(heads)
+    low, high = math.log(model.config.time_step_min), math.log(model.config.time_step_max)
+    steps = torch.empty(heads).uniform_(low, high, generator=generator).exp()
+    steps = steps.clamp_min(model.config.time_step_floor)
+    return steps + torch.log(-torch.expm1(-steps))  # softplus of it is the step

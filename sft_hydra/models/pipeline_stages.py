@@ -1,0 +1,165 @@
+"""A model whose blocks are spread over pipeline stages: what a stage is, and passes of micro-batches through all of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from sft_hydra.models.decoder import FamilyModel
+from sft_hydra.models.moe import MoE
+from sft_hydra.parallel.dtensor import local_shard
+from sft_hydra.parallel.pipeline import make_schedule, stages_of_rank
+from sft_hydra.planning.stage_split import partition_layers
+
+
+class MicroBatch(Protocol):
+    """What a model needs of a micro-batch, see DecoderModel.forward. All have the same number of tokens."""
+
+    @property
+    def input_ids(self) -> torch.Tensor: ...
+    @property
+    def position_ids(self) -> torch.Tensor: ...
+    @property
+    def cu_seqlens(self) -> torch.Tensor: ...
+    @property
+    def max_seqlen(self) -> int: ...
+    @property
+    def targets(self) -> torch.Tensor: ...
+    @property
+    def trained(self) -> torch.Tensor: ...
+
+
+@dataclass(slots=True)
+class Pass:
+    """One trip of micro-batches through the pipeline."""
+
+    batches: Sequence[MicroBatch]
+    targets: bool = True  # losses, or else hidden states after the final norm
+    count: int = 1  # gradients are those of the summed loss / count
+    results: dict[int, Any] = field(
+        default_factory=dict
+    )  # on the last stage: what the model gives for each of `batches`
+
+
+class Stage(nn.Module):
+    """Consecutive blocks of a model, shared with it; the first stage has the embedding too, the last norm and head."""
+
+    def __init__(self, model: FamilyModel, layers: Sequence[str], *, first: bool, last: bool) -> None:
+        super().__init__()
+        self.first, self.last = first, last
+        self.blocks = nn.ModuleList(model.model.layers[layer] for layer in layers)
+        self.embed_tokens = model.model.embed_tokens if first or (last and model.lm_head is None) else None
+        self.norm = model.model.norm if last else None
+        self.lm_head = model.lm_head if last else None
+        self.embed, self.packed, self.finish = model.embed, model.packed, model.finish
+        self.now: Pass
+
+    def forward(self, hidden: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """`hidden` (t, D) of the stage before, anything for the first; `index` (1,) says which micro-batch it is."""
+        number = int(index)
+        batch = self.now.batches[min(number, len(self.now.batches) - 1)]  # what fills up a round repeats the last
+        packed = self.packed(batch.position_ids, batch.cu_seqlens, batch.max_seqlen)
+        if self.first:
+            hidden = self.embed(batch.input_ids)
+        for block in self.blocks:
+            hidden = block(hidden, packed)
+        return self._result(number, hidden, batch) if self.last else hidden
+
+    def _result(self, number: int, hidden: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
+        """Keep what the model gives for a micro-batch; returns its share of the loss (1,)."""
+        if not self.now.targets:
+            self.now.results[number] = self.finish(hidden, None)
+            return hidden.new_zeros(1)
+        loss_sum, token_losses = self.finish(hidden, batch.targets, batch.trained)
+        self.now.results[number] = (loss_sum.detach(), token_losses)
+        counted = 1 / self.now.count if number < len(self.now.batches) else 0.0
+        return loss_sum[None] * counted
+
+
+class Pipeline:
+    """This rank's stages of a model, and the schedules that run them."""
+
+    def __init__(self, model: FamilyModel, per_rank: int) -> None:
+        self.model = model
+        self.tied = model.lm_head is None
+        self.stages = split_into_stages(model, per_rank)
+        self._schedules: dict[int, Any] = {}  # by number of micro-batches
+
+    def forward_backward(self, batches: Sequence[MicroBatch], count: int) -> dict[int, Any]:
+        """Add the gradient of (sum of losses / count). Returns, on ranks of the last stage, losses of each micro-batch."""
+        now = self._run(Pass(batches, count=count), backward=True)
+        self._sum_tied_gradient()
+        return now.results
+
+    def forward(self, batches: Sequence[MicroBatch], *, targets: bool = True) -> dict[int, Any]:
+        """On ranks of the last stage: losses of each micro-batch, or hidden states after the final norm."""
+        return self._run(Pass(batches, targets), backward=False).results
+
+    def _run(self, now: Pass, *, backward: bool) -> Pass:
+        size, device = self.model.mesh.pp.size, self.model.device
+        number = -(-len(now.batches) // size) * size  # interleaving wants whole rounds
+        if number not in self._schedules:
+            self._schedules[number] = make_schedule(self.stages, self.model.mesh, device, number)
+        schedule = self._schedules[number]
+        for stage in self.stages:
+            stage.now = now
+        index = torch.arange(number)  # on the CPU: reading it there waits for nothing
+        nothing = (torch.zeros(number, device=device),) if self.stages[0].first else ()
+        last: dict[str, Any] = {"target": index, "losses": []} if self.stages[-1].last else {}
+        (schedule.step if backward else schedule.eval)(*nothing, index=index, **last)
+        return now
+
+    def _sum_tied_gradient(self) -> None:
+        """Where head and embedding are one parameter, the first and the last stage have a copy each: both get the sum."""
+        pp = self.model.mesh.pp
+        ends = {0: pp.size - 1, pp.size - 1: 0}
+        if not self.tied or pp.rank not in ends:
+            return
+        weight = self.model.model.embed_tokens.weight
+        if weight.grad is None:  # frozen
+            return
+        own, _ = local_shard(weight.grad)
+        theirs = torch.empty_like(own)
+        assert pp.handle is not None
+        other = dist.get_global_rank(pp.handle, ends[pp.rank])
+        swap = [dist.P2POp(dist.isend, own, other, pp.handle), dist.P2POp(dist.irecv, theirs, other, pp.handle)]
+        for work in dist.batch_isend_irecv(swap):
+            work.wait()
+        own += theirs
+
+
+def split_into_stages(model: FamilyModel, per_rank: int) -> list[Stage]:
+    """Leave of a model, still on the meta device, what this rank's stages need. Returns these stages."""
+    trunk, total = model.model, model.mesh.pp.size * per_rank
+    layers = list(trunk.layers)
+    costs = [active_parameters(block) for block in trunk.layers.values()]
+    costs[-1] += model.head_weight.numel()  # the head goes with the last block
+    shares = partition_layers(costs, total)
+    stages = [
+        Stage(model, [layers[i] for i in shares[number]], first=number == 0, last=number == total - 1)
+        for number in stages_of_rank(model.mesh, per_rank)
+    ]
+    kept = [block for stage in stages for block in stage.blocks]
+    for layer in layers:
+        if not any(trunk.layers[layer] is block for block in kept):
+            del trunk.layers[layer]
+    if all(stage.embed_tokens is None for stage in stages):
+        del trunk.embed_tokens
+    if not stages[-1].last:
+        del trunk.norm
+        if model.lm_head is not None:
+            del model.lm_head
+    return stages
+
+
+def active_parameters(block: nn.Module) -> float:
+    """Parameters that one token meets in a block."""
+    count = float(sum(parameter.numel() for parameter in block.parameters()))
+    for module in block.modules():
+        if isinstance(module, MoE):
+            idle = 1 - module.gate.top_k / module.experts.num_experts
+            count -= idle * sum(parameter.numel() for parameter in module.experts.parameters())
+    return count

@@ -1,0 +1,84 @@
+"""Grouped-query attention on packed tokens, with the options of the families: biases, norms on q and k, a window.
+
+Over several ranks: tensor parallelism gives each rank a share of the heads. Context parallelism swaps tokens for heads, so
+that each rank attends over whole rows with few heads; what the heads do not suffice for, ranks gather keys and values.
+"""
+
+import torch
+
+from sft_hydra.kernels.attention import attend
+from sft_hydra.models.layers import Linear, Packed, RMSNorm
+from sft_hydra.models.rotary import rotate
+from sft_hydra.parallel.collectives import gather_tokens, heads_to_tokens, sum_to_tokens, tokens_to_heads
+from sft_hydra.parallel.mesh import Mesh
+from sft_hydra.parallel.sharded_module import ShardedModule
+
+
+class Attention(ShardedModule):
+    """(T, hidden) -> (T, hidden). Positions come in only through `packed.rotary`."""
+
+    columns: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
+    rows = ("o_proj",)
+    opaque = ("_attend_row",)
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        *,
+        qkv_bias: bool = False,
+        out_bias: bool = False,
+        qk_norm_eps: float | None = None,
+        window: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.num_kv_heads = num_kv_heads
+        self.head_dim = head_dim
+        self.window = window
+        self.q_proj = Linear(hidden_size, num_heads * head_dim, bias=qkv_bias)
+        self.k_proj = Linear(hidden_size, num_kv_heads * head_dim, bias=qkv_bias)
+        self.v_proj = Linear(hidden_size, num_kv_heads * head_dim, bias=qkv_bias)
+        self.o_proj = Linear(num_heads * head_dim, hidden_size, bias=out_bias)
+        self.q_norm = RMSNorm(head_dim, qk_norm_eps) if qk_norm_eps is not None else None
+        self.k_norm = RMSNorm(head_dim, qk_norm_eps) if qk_norm_eps is not None else None
+
+    def join(self, mesh: Mesh) -> None:
+        """With fewer key-value heads than tensor-parallel ranks, each rank has them all and uses those of its queries."""
+        super().join(mesh)
+        if self.num_kv_heads % mesh.tp.size:
+            self.columns = ("q_proj",)
+
+    def forward(self, x: torch.Tensor, packed: Packed) -> torch.Tensor:
+        x = gather_tokens(x, self.mesh.tp)
+        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if packed.rotary is not None:
+            q, k = rotate(q, packed.rotary), rotate(k, packed.rotary)
+        k, v = self._kv_heads_of_queries(k), self._kv_heads_of_queries(v)
+        out = self._attend_row(q.to(v.dtype), k.to(v.dtype), v, packed)
+        return sum_to_tokens(self.o_proj(out.flatten(1)), self.mesh.tp)
+
+    def _kv_heads_of_queries(self, x: torch.Tensor) -> torch.Tensor:
+        """Of all key-value heads, those that this rank's query heads attend to."""
+        if "k_proj" in self.columns:
+            return x
+        share = self.num_heads // self.mesh.tp.size
+        first, queries = self.mesh.tp.rank * share, self.num_heads // self.num_kv_heads
+        return x[:, first // queries : -(-(first + share) // queries)]
+
+    def _attend_row(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packed: Packed) -> torch.Tensor:
+        """Attention over whole rows for tokens and heads of this rank."""
+        swap, others = self.mesh.cp_heads, self.mesh.cp_rows
+        if k.shape[1] % swap.size:  # as many as there are ranks, or one for each query head
+            copies = swap.size // k.shape[1] if swap.size % k.shape[1] == 0 else q.shape[1] // k.shape[1]
+            k, v = k.repeat_interleave(copies, dim=1), v.repeat_interleave(copies, dim=1)
+        q, k, v = (tokens_to_heads(x, swap) for x in (q, k, v))
+        first = others.rank * len(q)
+        k, v = gather_tokens(k, others), gather_tokens(v, others)
+        scale = self.head_dim**-0.5
+        out = attend(q, k, v, packed.cu_seqlens, packed.max_seqlen, scale, self.window, first_query=first)
+        return heads_to_tokens(out, swap)

@@ -1,0 +1,168 @@
+"""All collectives that gradients flow through. In a group of one each of them is the identity.
+
+Owns the rule that makes layouts simple: between mixers every rank holds its own tokens; a mixer gathers or exchanges
+them on its way in and gives them back on its way out. So the backward pass of each of these is the collective that returns
+gradients to whose they are, and no gradient is ever averaged.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from sft_hydra.parallel.mesh import Group, Mesh
+
+PATIENCE = timedelta(days=1)
+
+if hasattr(dist, "all_gather_single"):  # torch 2.13 renamed them
+    all_gather, reduce_scatter = dist.all_gather_single, dist.reduce_scatter_single
+else:
+    all_gather, reduce_scatter = dist.all_gather_into_tensor, dist.reduce_scatter_tensor
+
+
+def gather_tokens(x: torch.Tensor, group: Group) -> torch.Tensor:
+    """(t, ...) of each rank -> (size * t, ...), all of them, on every rank."""
+    return x if group.size == 1 else _Gather.apply(x, group.handle)
+
+
+def sum_to_tokens(x: torch.Tensor, group: Group) -> torch.Tensor:
+    """Sum over ranks of their (size * t, ...), of which every rank keeps its own (t, ...)."""
+    return x if group.size == 1 else _Scatter.apply(x, group.handle)
+
+
+def tokens_to_heads(x: torch.Tensor, group: Group) -> torch.Tensor:
+    """(t, H, d), own tokens and all heads -> (size * t, H / size, d), all tokens and own heads."""
+    if group.size == 1:
+        return x
+    x = x.unflatten(1, (group.size, -1)).movedim(1, 0).flatten(0, 1)
+    return _Exchange.apply(x, None, None, group.handle)
+
+
+def heads_to_tokens(x: torch.Tensor, group: Group) -> torch.Tensor:
+    """The way back: (size * t, H / size, d) -> (t, H, d)."""
+    if group.size == 1:
+        return x
+    x = _Exchange.apply(x, None, None, group.handle)
+    return x.unflatten(0, (group.size, -1)).movedim(0, 1).flatten(1, 2)
+
+
+def exchange_rows(x: torch.Tensor, send: list[int], receive: list[int], group: Group) -> torch.Tensor:
+    """Send the first `send[0]` rows to rank 0, the next `send[1]` to rank 1, ...; returns what came, in order of rank."""
+    return x if group.size == 1 else _Exchange.apply(x, send, receive, group.handle)
+
+
+def exchange_counts(counts: torch.Tensor, group: Group) -> torch.Tensor:
+    """Send an even part of `counts` to each rank; returns the parts that came, in order of rank."""
+    return counts if group.size == 1 else _all_to_all(counts, None, None, group.handle)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+        ctx.group = group
+        return _all_gather(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return _reduce_scatter(grad, ctx.group), None
+
+
+class _Scatter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+        ctx.group = group
+        return _reduce_scatter(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return _all_gather(grad, ctx.group), None
+
+
+class _Exchange(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, send: list[int] | None, receive: list[int] | None, group: dist.ProcessGroup
+    ) -> torch.Tensor:
+        ctx.send, ctx.receive, ctx.group = send, receive, group
+        return _all_to_all(x, send, receive, group)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        return _all_to_all(grad, ctx.receive, ctx.send, ctx.group), None, None, None
+
+
+def _all_gather(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    out = x.new_empty(x.shape[0] * group.size(), *x.shape[1:])
+    all_gather(out, x.contiguous(), group=group)
+    return out
+
+
+def _reduce_scatter(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    out = x.new_empty(x.shape[0] // group.size(), *x.shape[1:])
+    reduce_scatter(out, x.contiguous(), group=group)
+    return out
+
+
+def _all_to_all(
+    x: torch.Tensor, send: list[int] | None, receive: list[int] | None, group: dist.ProcessGroup
+) -> torch.Tensor:
+    rows = x.shape[0] if receive is None else sum(receive)
+    out = x.new_empty(rows, *x.shape[1:])
+    dist.all_to_all_single(out, x.contiguous(), receive, send, group=group)
+    return out
+
+
+def sum_over_ranks(values: list[float], mesh: Mesh) -> list[float]:
+    """Sums over all ranks of numbers on the CPU; every rank gets them, in full precision."""
+    return _reduced(values, mesh, dist.ReduceOp.SUM)
+
+
+def max_over_ranks(value: float, mesh: Mesh) -> float:
+    return _reduced([value], mesh, dist.ReduceOp.MAX)[0]
+
+
+def _reduced(values: list[float], mesh: Mesh, op: dist.ReduceOp.RedOpType) -> list[float]:
+    if mesh.layout.world == 1:
+        return values
+    tensor = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(tensor, op)
+    return tensor.tolist()
+
+
+def all_gather_objects(value: Any, mesh: Mesh) -> list[Any]:
+    """What each rank has, in order of rank. For small things and rare moments."""
+    if mesh.layout.world == 1:
+        return [value]
+    values: list[Any] = [None] * mesh.layout.world
+    dist.all_gather_object(values, value)
+    return values
+
+
+def barrier() -> None:
+    """Until every rank is here, on the CPU."""
+    if dist.is_initialized():
+        dist.all_reduce(torch.zeros(1))
+
+
+@contextmanager
+def rank0_long_task() -> Iterator[None]:
+    """A body in which the first rank has work for longer than a collective may take; the others wait at its end."""
+    group = dist.new_group(backend="gloo", timeout=PATIENCE) if dist.is_initialized() else None
+    yield
+    if group is not None:
+        dist.all_reduce(torch.zeros(1), group=group)
+        dist.destroy_process_group(group)
+
+
+@contextmanager
+def rank0_first() -> Iterator[None]:
+    """The first rank goes through the body, then the others, who find what it has made."""
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    if not first:
+        barrier()
+    yield
+    if first:
+        barrier()

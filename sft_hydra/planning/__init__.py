@@ -1,0 +1,1 @@
+"""Architecture, topology, layout and estimates: what a run will be, in integers and without torch."""

@@ -1,0 +1,109 @@
+"""What a model looks like, as the fields of its config.json: read from the model's own files, else from the config's hints.
+
+Torch-free, and never over the network: a hub id is looked up in the local cache of huggingface_hub.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sft_hydra.errors import ModelError
+from sft_hydra.schema.config import SftConfig
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "nemotron_h")  # model_type of those we define ourselves
+MOST = {
+    "num_hidden_layers": 10_000,
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "head_dim"), 100_000),
+    **dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size"), 100_000_000),
+}  # of sizes: what is beyond is a mistake, or meant to exhaust a machine
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+OTHER_NAMES = {
+    "hidden_size": ("n_embd", "d_model"),
+    "num_hidden_layers": ("n_layer", "num_layers", "n_layers"),
+    "num_attention_heads": ("n_head", "num_heads", "n_heads"),
+    "intermediate_size": ("n_inner", "ffn_dim", "d_ff", "ffn_hidden_size"),
+}  # of sizes, in older families
+
+
+def read_architecture(cfg: SftConfig) -> dict[str, Any]:
+    """Fields of config.json; empty if neither the files are at hand nor hints are given.
+
+    Raises ModelError if the config.json that is there cannot be read.
+    """
+    file = config_file(cfg.model.path, cfg.model.revision)
+    if file is None:
+        return dict(cfg.model.architecture)
+    try:
+        fields = json.loads(file.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ModelError(f"{file}: not a readable config.json ({error})") from error
+    if not isinstance(fields, dict) or "model_type" not in fields:
+        raise ModelError(f"{file}: has no model_type, so it describes no model")
+    if problems := [f"{file}: {problem}" for problem in _wrong_sizes(fields)]:
+        raise ModelError(*problems)
+    return fields
+
+
+def _wrong_sizes(fields: dict[str, Any]) -> Iterator[str]:
+    for key, most in MOST.items():
+        size = fields.get(key)
+        if isinstance(size, bool | str | float) or (isinstance(size, int) and not 1 <= size <= most):
+            yield f"{key}={str(size)[:40]} must be a whole number from 1 to {most:,}"
+
+
+def config_file(path: str | None, revision: str | None = None) -> Path | None:
+    """config.json of a folder or of a hub id in the local cache, if it is there."""
+    if path is None:
+        return None
+    local = Path(path).expanduser()
+    if local.is_dir():
+        file = local / "config.json"
+        return file if file.is_file() else None
+    if is_hub_id(path):
+        from huggingface_hub import try_to_load_from_cache  # only here: a tenth of a second that most commands save
+
+        cached = try_to_load_from_cache(path, "config.json", revision=revision)
+        return Path(cached) if isinstance(cached, str) else None
+    return None
+
+
+def is_hub_id(path: str) -> bool:
+    """`owner/name`, and not the beginning of a local path."""
+    owner, slash, name = path.partition("/")
+    return (
+        bool(slash and owner and name) and "/" not in name and owner not in (".", "..", "~") and not Path(path).exists()
+    )
+
+
+def is_generic(cfg: SftConfig, architecture: dict[str, Any]) -> bool:
+    """Whether the model trains through the transformers implementation instead of our own."""
+    family = architecture.get("model_type")
+    return cfg.model.generic or (family is not None and family not in FAMILIES)
+
+
+def is_mixture(architecture: dict[str, Any]) -> bool:
+    """Whether there are several experts to choose from."""
+    return any((architecture.get(key) or 0) > 1 for key in EXPERT_COUNTS)
+
+
+def common_names(architecture: dict[str, Any]) -> dict[str, Any]:
+    """The same with the sizes of every model under their usual names; what an older family leaves out has its usual value."""
+    named = dict(architecture)
+    for name, others in OTHER_NAMES.items():
+        known = [architecture[other] for other in (name, *others) if architecture.get(other) is not None]
+        if known:
+            named[name] = known[0]
+    named.setdefault("num_attention_heads", 1)
+    if not is_mixture(named) and "hidden_size" in named:
+        named.setdefault("intermediate_size", 4 * named["hidden_size"])
+    return named
+
+
+def length_of_fixed_positions(architecture: dict[str, Any]) -> int | None:
+    """Up to which length rotary positions depend on themselves alone; None: always, as all but two ways of scaling have it."""
+    rope = architecture.get("rope_parameters") or architecture.get("rope_scaling") or {}
+    if rope.get("rope_type", rope.get("type")) not in ("dynamic", "longrope", "su"):
+        return None
+    key = "original_max_position_embeddings"
+    return int(rope.get(key) or architecture.get(key) or architecture["max_position_embeddings"])

@@ -1,0 +1,1 @@
+"""This process: its rank, its signals, its lock on a run folder. Without torch."""

@@ -1,0 +1,148 @@
+"""The model of a run: where its weights come from, in which order of priority, and on which device.
+
+Owns that order: a checkpoint of this run (resume), then `checkpoint.load`, then `model.path`, then a random start.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+from sft_hydra.chat.tokenizer import ChatTokenizer
+from sft_hydra.checkpoint import state as checkpoints
+from sft_hydra.checkpoint.load_hf_weights import load_weights, local_folder
+from sft_hydra.config.rules import foreign_model
+from sft_hydra.engine.materialize import materialize_on_mesh
+from sft_hydra.engine.precision import compute_dtype
+from sft_hydra.errors import ConfigError, TokenizerMismatchError
+from sft_hydra.models.build import build_model
+from sft_hydra.models.decoder import DecoderModel
+from sft_hydra.models.hf.causal_lm import GenericModel
+from sft_hydra.models.hf.check_contamination import check_contamination
+from sft_hydra.models.init_weights import init_weights
+from sft_hydra.models.lora import Coverage, add_adapters, init_adapters
+from sft_hydra.paths import find_checkpoint
+from sft_hydra.planning.architecture import read_architecture
+from sft_hydra.planning.layout import Layout
+from sft_hydra.process.rank import this_rank
+from sft_hydra.schema.config import Device, SftConfig
+from sft_hydra.schema.data import Packing
+
+
+@dataclass(slots=True)
+class RunModel:
+    model: DecoderModel
+    origin: str
+    """Where the weights come from, for people."""
+    parameters: int
+    """Of the whole model, with its adapters."""
+    trained: int
+    """Those of them that are trained."""
+    coverage: list[Coverage]
+    """What LoRA adapts; empty for full training."""
+
+
+def start_machine(cfg: SftConfig) -> torch.device:
+    """The device of this rank; sets the number of threads of a CPU run. ConfigError if the device is not there."""
+    logging.disable_progress_bar()  # our console says what goes on, once for all ranks
+    rank = this_rank()
+    if cfg.train.num_threads is not None:
+        torch.set_num_threads(cfg.train.num_threads)
+    elif rank.local_world_size > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // rank.local_world_size))
+    there = {Device.cuda: torch.cuda.is_available(), Device.mps: torch.backends.mps.is_available(), Device.cpu: True}
+    found = ", ".join(device.value for device, is_there in there.items() if is_there)
+    device = cfg.device
+    if device is Device.auto:
+        device = next(device for device, is_there in there.items() if is_there)
+    if not there[device]:
+        raise ConfigError(
+            f"device={device.value}: torch {torch.__version__} finds no such device on this machine; "
+            f"it has {found} (device=auto picks one)"
+        )
+    if device is not Device.cuda:
+        return torch.device(device.value)
+    if rank.local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"cluster.gpus_per_node={rank.local_world_size}, but this machine has {torch.cuda.device_count()} CUDA devices"
+        )
+    return torch.device("cuda", rank.local_rank)
+
+
+def new_model(cfg: SftConfig, tokenizer: ChatTokenizer, device: torch.device, layout: Layout | None = None) -> RunModel:
+    """The model as training starts with it, laid out over the ranks (None: there is only this one): weights from
+    `checkpoint.load`, `model.path` or a random start, then LoRA."""
+    architecture = model_architecture(cfg, tokenizer)
+    if problems := list(foreign_model(cfg)):  # of a model on the hub, nothing was known when the config was checked
+        raise ConfigError(*problems)
+    # Trained weights are fp32 masters; a frozen base is kept in the precision it is used in.
+    dtype = torch.float32 if cfg.peft is None else compute_dtype(cfg, device)
+    packed = cfg.data.packing is not Packing.none
+    model = build_model(architecture, "meta", dtype, generic=cfg.model.generic, packed=packed)
+    _check_length(model, cfg.seq_length)
+    coverage = add_adapters(model, cfg.peft) if cfg.peft is not None else []
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    materialize_on_mesh(model, cfg, layout or Layout(), device)
+    if cfg.model.path is not None:
+        load_weights(model, cfg.model.path, cfg.model.revision)
+        origin = cfg.model.path
+    else:
+        init_weights(model, cfg.seed, cfg.model.init_std)
+        origin = f"random start, seed {cfg.seed}"
+    if cfg.peft is not None:
+        init_adapters(model, cfg.seed)
+    if cfg.checkpoint.load is not None:
+        step = find_checkpoint(cfg.checkpoint.load)
+        checkpoints.load(step, model, None)
+        origin = str(step)
+    if isinstance(model, GenericModel) and packed:
+        check_contamination(model)
+    parameters, trained = sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
+    return RunModel(model, origin, parameters, trained, coverage)
+
+
+def _check_length(model: DecoderModel, seq_length: int) -> None:
+    """ConfigError if a row may be longer than what the model has positions for."""
+    learnt = model.learned_positions if isinstance(model, GenericModel) else None
+    if learnt is not None and seq_length > learnt:
+        raise ConfigError(f"seq_length={seq_length}: this model has learnt {learnt} positions; use seq_length={learnt}")
+
+
+def model_architecture(cfg: SftConfig, tokenizer: ChatTokenizer) -> dict[str, Any]:
+    """Fields of the model's config.json; a random start without `vocab_size` takes the tokenizer's."""
+    if cfg.model.path is not None:
+        local_folder(cfg.model.path, cfg.model.revision)  # what is on the hub is fetched first, its config with it
+    architecture = read_architecture(cfg)
+    if cfg.model.path is None:
+        architecture = {"vocab_size": tokenizer.vocab_size, **architecture}
+    if architecture["vocab_size"] < tokenizer.vocab_size:
+        raise TokenizerMismatchError(
+            f"tokenizer_mismatch: the tokenizer in {tokenizer.folder} has {tokenizer.vocab_size:,} ids, the model "
+            f"{cfg.model.path or cfg.model.name} only {architecture['vocab_size']:,}; set tokenizer.path to the model's own"
+        )
+    return architecture
+
+
+def trained_model(cfg: SftConfig, tokenizer: ChatTokenizer, device: torch.device) -> RunModel:
+    """The model to evaluate, export or talk to: the run's latest checkpoint if it has one, else as training would start.
+    ConfigError if that is a random start."""
+    step = checkpoints.latest(checkpoint_folder(cfg))
+    if step is None and cfg.model.path is None and cfg.checkpoint.load is None:
+        raise ConfigError(
+            f"runner={cfg.runner.value}: {checkpoint_folder(cfg)} holds no checkpoint yet, and neither model.path nor "
+            "checkpoint.load names weights; train first (the same command without runner=), or give the name=... of a "
+            "run that has been trained"
+        )
+    built = new_model(cfg, tokenizer, device)
+    if step is not None:
+        checkpoints.load(step, built.model, None)
+        built.origin = str(step)
+    return built
+
+
+def checkpoint_folder(cfg: SftConfig) -> Path:
+    """Where this run's checkpoints are."""
+    assert cfg.run_dir is not None
+    return Path(cfg.checkpoint.save) if cfg.checkpoint.save else Path(cfg.run_dir) / "checkpoints"

@@ -1,0 +1,375 @@
+"""What may be said: the root of the config tree and the sections about the run itself.
+
+A dataclass says what exists, of which type, with which default; the YAML in `conf/` says what we choose. The text under a
+field is its documentation (docs/config.md is made from it). Data has its own file, schema_data.py; optimizers and
+schedules theirs, schema_optim.py.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+from sft_hydra.schema.data import DataConfig, TokenizerConfig
+from sft_hydra.schema.optim import AdamW, Optimizer, Scheduler
+
+CHATCORE_TASKS = ("arc_easy", "arc_challenge", "mmlu", "gsm8k", "humaneval", "spelling_bee")
+
+
+class Runner(Enum):
+    train = "train"
+    data_prep = "data_prep"
+    generate = "generate"
+    evaluate = "evaluate"
+    export = "export"
+    inspect = "inspect"
+
+
+class Device(Enum):
+    auto = "auto"
+    cuda = "cuda"
+    cpu = "cpu"
+    mps = "mps"
+
+
+class Precision(Enum):
+    bf16 = "bf16"
+    fp32 = "fp32"
+
+
+class Recompute(Enum):
+    none = "none"
+    selective = "selective"
+    full = "full"
+
+
+class ClusterKind(Enum):
+    local = "local"
+    slurm = "slurm"
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    name: str = MISSING
+    """Short name; part of the run's name."""
+    path: str | None = None
+    """Hub id or folder of a Hugging Face model. null: random start from `architecture`."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    architecture: dict[str, Any] = field(default_factory=dict)
+    """Fields of the model's config.json. The model itself when `path` is null; else hints, so that a dry run needs no
+    network. What a readable `path` says goes first."""
+    generic: bool = False
+    """True: train through the transformers implementation (FSDP and LoRA only)."""
+    init_std: float = 0.02
+    """Standard deviation of a random start."""
+
+
+@dataclass(kw_only=True, slots=True)
+class LoraConfig:
+    dim: int = 32
+    """Rank."""
+    alpha: float = 32.0
+    """Scale: the update is `alpha / dim * B @ A`."""
+    dropout: float = 0.0
+    dropout_position: str = "pre"
+    """`pre` (on the input) or `post` (on the update)."""
+    target_modules: list[str] | None = None
+    """Module names, wildcards allowed (`*.q_proj`). null or []: the family's linear layers. `linear_qkv`, `linear_proj`,
+    `linear_fc1`, `linear_fc2`, `in_proj`, `out_proj` are accepted as aliases."""
+    exclude_modules: list[str] | None = None
+    """Everything linear but these. Not together with `target_modules`."""
+    match_all_linear: bool = False
+    """Every linear layer but the head; overrides `target_modules`."""
+    a_init: str = "xavier"
+    """`xavier`, `kaiming` or `normal`."""
+    rank_stabilized: bool = False
+    """Scale by `alpha / sqrt(dim)`."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ParallelConfig:
+    tp: int | None = None
+    """Tensor parallel size; null: chosen for the model and the cluster."""
+    pp: int | None = None
+    """Pipeline parallel size; null: chosen."""
+    vp: int = 1
+    """Stages that each pipeline rank holds; with more than one the schedule is interleaved."""
+    cp: int | None = None
+    """Context parallel size; null: chosen."""
+    ep: int | None = None
+    """Expert parallel size; null: chosen."""
+    dp_replicate: int = 1
+    """Copies of the sharded model (HSDP). The FSDP degree is world / (tp*pp*cp*dp_replicate)."""
+    sequence_parallel: bool = True
+    """Between mixers every tensor parallel rank holds its own tokens."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ClusterConfig:
+    kind: ClusterKind = ClusterKind.local
+    nodes: int = 1
+    gpus_per_node: int | None = None
+    """Ranks on each node (on a CPU: processes). null: 1 on this machine, 8 on Slurm."""
+    gpu_memory_gib: float = 80
+    """Of one GPU, for the plan: what does not fit is not chosen. H100 80, H200 141."""
+    partition: str | None = None
+    cpu_partition: str | None = None
+    """Partition of the jobs that prepare data; null: `partition`."""
+    account: str | None = None
+    qos: str | None = None
+    reservation: str | None = None
+    time: str | None = None
+    """Time limit as Slurm writes it, `HH:MM:SS` or `D-HH:MM:SS`."""
+    cpus_per_task: int | None = None
+    """CPU cores of one rank; null: the site's default, often 1."""
+    mem: str | None = None
+    """Memory of each node as Slurm writes it, `200G`; 0 = all of it; null: the site's default."""
+    exclusive: bool = False
+    """Whole nodes: nobody else's jobs beside this one."""
+    sbatch_args: list[str] = field(default_factory=list)
+    """Further options of the job, as sbatch takes them: `--constraint=h100`. Not for jobs that prepare data."""
+    srun_args: list[str] = field(default_factory=list)
+    """Further options for starting the ranks, as srun takes them."""
+    container_image: str | None = None
+    """Image for the ranks, through pyxis: an enroot URI or a .sqsh file."""
+    container_mounts: list[str] = field(default_factory=list)
+    """`host:container[:ro]`. The working directory and `output_dir` are mounted anyway."""
+    python: str | None = None
+    """Interpreter on the nodes; null: this one, in a container `python`."""
+    env: dict[str, str] = field(default_factory=dict)
+    """Variables set in the job. Secrets are refused here: pass them by name, see `env_pass`."""
+    env_pass: list[str] = field(default_factory=lambda: ["HF_HOME", "HF_DATASETS_CACHE", "WANDB_API_KEY", "HF_TOKEN"])
+    """Variables handed on from the submitting shell, by name; their values are never written down."""
+    setup: list[str] = field(default_factory=list)
+    """Shell lines run once, on the first node, before the ranks start; what they export reaches every rank."""
+    start_timeout: int = 600
+    """Seconds that ranks wait for each other at the start."""
+    stop_seconds: int = 120
+    """Seconds before the time limit at which the ranks save a checkpoint and the job queues itself again."""
+    attach: bool = False
+    """True: follow the job's log until it ends. false: print the job id and return."""
+    max_parallel: int | None = None
+    """Jobs of one sweep that may run at the same time."""
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainConfig:
+    train_iters: int | None = None
+    """Optimizer steps; -1 = one epoch. At most one of train_iters, epochs, train_samples; none of them: one epoch."""
+    epochs: float | None = None
+    train_samples: int | None = None
+    """Length of training in packed rows."""
+    global_batch_size: int | None = None
+    """Packed rows per optimizer step; null and no global_batch_tokens: 8."""
+    global_batch_tokens: int | None = None
+    """Tokens per optimizer step instead: rows = tokens / seq_length."""
+    micro_batch_size: int = 1
+    """Packed rows of one forward pass on one data-parallel rank."""
+    precision: Precision | None = None
+    """null: bf16 on CUDA, fp32 on a CPU. Master weights and reductions are fp32 either way."""
+    fp8: bool = False
+    """Multiply in fp8 in the linear layers of all blocks (routed experts excepted), through torchao. Full fine-tuning in
+    bf16 on H100-like devices, without tensor parallelism."""
+    calculate_per_token_loss: bool = True
+    """True: loss sum / trained tokens of the global batch. false: loss sum / conversations with a trained token."""
+    router_aux_loss: float = 0.0
+    """Mixture of experts with softmax routers (Qwen3-MoE): factor of the loss that has experts used evenly, over all tokens
+    of the global batch. 0 = off."""
+    router_bias_update_rate: float = 0.0
+    """Mixture of experts with sigmoid routers (Nemotron-H): how far a step moves the bias of each expert, up if it got fewer
+    tokens than its layer's mean, down if more. 0 = frozen."""
+    clip_grad: float | None = 1.0
+    """Largest norm of the gradient; null: no clipping."""
+    recompute: Recompute = Recompute.none
+    """Activation checkpointing: what blocks compute again in the backward pass. `full`: everything; `selective`: what is
+    cheap, everything but matrix products and attention."""
+    cpu_offload: bool = False
+    """Keep weights, gradients and optimizer state in the host's memory; blocks travel to the device when they are needed."""
+    compile: bool = False
+    """torch.compile each block by itself."""
+    log_interval: int = 10
+    """Steps between two lines on a console that is not a terminal. metrics.jsonl has every step."""
+    num_threads: int | None = None
+    """Threads of a CPU run; null: torch's own choice."""
+
+
+@dataclass(kw_only=True, slots=True)
+class CheckpointConfig:
+    save: str | None = None
+    """Folder; null: `checkpoints/` in the run's folder."""
+    load: str | None = None
+    """A checkpoint of ours (its folder, or one `step_<N>`) to start the weights from. Resuming a run goes first. What is null
+    of `seq_length`, `train.global_batch_size`, `train.micro_batch_size` and the rates of `optimizer` is taken from it."""
+    load_optimizer: bool = False
+    """Take the optimizer's state from `load` too; rates are reset."""
+    interval: int | None = 500
+    """Steps between checkpoints; the last step is always saved. null: only the last."""
+    async_save: bool = False
+    """Write checkpoints while training goes on, from a copy in the memory of the host."""
+    keep_last: int = 2
+    keep_best: str | None = None
+    """A metric of metrics.jsonl, `val/loss` for instance: the checkpoint that is best by it is kept too. Of scores
+    (`eval/...`, `chatcore...`) more is better, of all else less."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ExactMatchConfig:
+    path: str | None = None
+    """Conversations whose assistant turns the model must write itself, JSONL with a `task` each; `demo` = the bundled
+    ones. null: this evaluation is off."""
+    max_items: int | None = None
+    """Items per task; null: all."""
+    max_new_tokens: int = 64
+
+
+@dataclass(kw_only=True, slots=True)
+class EvalConfig:
+    every: int = 200
+    """Steps between two validations; 0 = never."""
+    tokens: int | None = None
+    """Tokens of the validation split that are used, always the same ones; null: all."""
+    batch_size: int = 128
+    """Sequences generated, or scored, together."""
+    tasks: list[str] = field(default_factory=list)
+    """Of `runner=evaluate`: tasks of the lm-evaluation-harness by name (`mmlu`, `gsm8k`, ...), `spelling_bee`, task files or
+    folders of them (YAML), and `chatcore`."""
+    data_dir: str | None = None
+    """Folder with the items of tasks as `<task>_<split>.jsonl`; null: from the hub."""
+    max_items: int | None = None
+    """Items of each of `tasks`, the first ones; null: all."""
+    num_fewshot: int | None = None
+    """Solved examples before a question; null: as many as the task says."""
+    max_new_tokens: int | None = None
+    """Longest answer of generative tasks; null: what the task says, 512 for ChatCORE."""
+    chat_template: bool = True
+    """Ask `tasks` in the model's chat template; false: as bare text, which is how base models are compared."""
+    thinking: bool = False
+    """Generative tasks ask in the template's thinking mode; the reasoning is left out of the answer."""
+    allow_code: bool = False
+    """Run the code that the model writes for HumanEval, in a sandbox. Without it that task is refused, and left out of
+    ChatCORE."""
+    chatcore_every: int = 0
+    """Steps between two ChatCORE evaluations, which then also come before and after training; 0 = never."""
+    chatcore_tasks: list[str] = field(default_factory=lambda: list(CHATCORE_TASKS))
+    """The tasks whose mean it is."""
+    chatcore_max_categorical: int | None = None
+    """Items of each multiple-choice task (ARC, MMLU); null: all."""
+    chatcore_max_generative: int | None = None
+    """Items of each task whose answers are generated (GSM8K, HumanEval, SpellingBee); null: all."""
+    exact_match: ExactMatchConfig = field(default_factory=ExactMatchConfig)
+    samples: list[str] = field(default_factory=list)
+    """Prompts that are answered before and after training."""
+    sample_tokens: int = 96
+    tools: str | None = None
+    """Tools offered with the samples: a JSON file with a list of definitions, or `demo` (the bundled ones, which are
+    executed)."""
+
+
+@dataclass(kw_only=True, slots=True)
+class GenerateConfig:
+    prompts: list[str] = field(default_factory=list)
+    prompt_file: str | None = None
+    """JSONL: a `prompt` or `messages` (and `tools`) a line; or plain text, one prompt a line."""
+    interactive: bool = False
+    system: str | None = None
+    tools: str | None = None
+    """Tools offered with every prompt, as in `eval.tools`. null: those of `eval.tools`."""
+    thinking: bool = False
+    """Ask in the template's thinking mode."""
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    """0 = greedy."""
+    top_p: float = 1.0
+
+
+@dataclass(kw_only=True, slots=True)
+class ExportConfig:
+    auto: bool = True
+    """Export by itself at the end of training."""
+    path: str | None = None
+    """Folder; null: `hf/` in the run's folder."""
+    merge: bool = False
+    """LoRA: write the merged model instead of the adapter."""
+    push_to: str | None = None
+    """Repository on the Hugging Face hub, `owner/name`, that the verified export is uploaded to, with the token in HF_TOKEN.
+    null: nothing leaves this machine."""
+    public: bool = False
+    """A repository that is made for `push_to` is public; false: private."""
+
+
+@dataclass(kw_only=True, slots=True)
+class InspectConfig:
+    split: str = "train"
+    count: int = 3
+    """Packed rows shown in the terminal."""
+    html: bool = False
+    """Also write one self-contained page, `inspect.html` in the run's folder."""
+    conversations: int = 10_000
+    """About so many conversations are on the page: all packed rows, or rows spread evenly over the split."""
+
+
+@dataclass(kw_only=True, slots=True)
+class WandbConfig:
+    project: str = "sft_hydra"
+    entity: str | None = None
+    """Team or user; null: your default."""
+    mode: str = "online"
+    """`online`, `offline` (written to `wandb/` in the run's folder; `wandb sync` uploads it later) or `disabled`."""
+
+
+@dataclass(kw_only=True, slots=True)
+class TensorboardConfig:
+    folder: str | None = None
+    """Parent of the event files, with a folder for each run; null: `tensorboard/` in the run's folder."""
+
+
+@dataclass(kw_only=True, slots=True)
+class MlflowConfig:
+    tracking_uri: str | None = None
+    """A server, or `sqlite:///runs.db`; null: what MLflow finds, MLFLOW_TRACKING_URI or a file here."""
+    experiment: str = "sft_hydra"
+    """Experiment that the run belongs to; made if it is not there."""
+
+
+@dataclass(kw_only=True, slots=True)
+class LoggerConfig:
+    """Trackers beside the console and `metrics.jsonl`, which are always there."""
+
+    wandb: WandbConfig | None = None
+    tensorboard: TensorboardConfig | None = None
+    mlflow: MlflowConfig | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class SftConfig:
+    runner: Runner = Runner.train
+    """What to do."""
+    name: str | None = None
+    """Name of the run; null: `demo` for the pure default, else `<model>-<data>-<peft>`."""
+    output_dir: str = "outputs"
+    """Parent of the run folders."""
+    seq_length: int = 4096
+    """Size of a packed row and length of training rows: the one knob for both."""
+    seed: int = 1234
+    dry_run: bool = False
+    """Print what would happen; start and write nothing."""
+    device: Device = Device.auto
+    model: ModelConfig = field(default_factory=ModelConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    peft: LoraConfig | None = None
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optimizer: Optimizer = field(default_factory=AdamW)
+    scheduler: Scheduler = field(default_factory=Scheduler)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    inspect: InspectConfig = field(default_factory=InspectConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    run_dir: str | None = None
+    """Folder of this run; filled in when the config is resolved (never set by hand)."""

@@ -1,0 +1,169 @@
+"""Rows of every format become the same conversations; what does not fit is told with a reason."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.chats import TOOL, assistant, call, system, user, write_jsonl
+
+from sft_hydra.data_prep.conversation import prune_nulls, to_conversation
+from sft_hydra.data_prep.sources import Source, files_of, read_rows
+from sft_hydra.errors import RowError
+from sft_hydra.schema.data import SourceConfig
+
+GREETING = [user("Hi"), assistant("Hello")]
+
+
+def convert(row: Any, **options: Any) -> Any:
+    return to_conversation(row, SourceConfig(**options), "test", "test:1")
+
+
+@pytest.mark.parametrize(
+    ("row", "options"),
+    [
+        ({"messages": GREETING}, {}),
+        ({"chat": GREETING}, {"messages_key": "chat"}),
+        (GREETING, {}),
+        ({"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}, {}),
+        ({"conversations": GREETING}, {}),
+        ({"instruction": "Hi", "input": "", "output": "Hello"}, {}),
+        ({"prompt": "Hi", "completion": "Hello"}, {}),
+        ({"prompt": GREETING[:1], "completion": GREETING[1:]}, {}),
+        ({"q": "Hi", "a": "Hello"}, {"input_key": "q", "output_key": "a"}),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}, assistant("Hello")]}, {}),
+        ({"messages": [{**user("Hi"), "name": None}, assistant("Hello", tool_calls=None, reasoning_content=None)]}, {}),
+    ],
+)
+def test_formats_agree(row: Any, options: dict[str, Any]) -> None:
+    assert convert(row, **options).messages == GREETING
+
+
+def test_system_prompts_are_added_once() -> None:
+    row = {"messages": GREETING, "sys": "Be brief."}
+    assert convert(row, system_key="sys").messages[0] == system("Be brief.")
+    assert convert(row, system_prompt="Be kind.").messages[0] == system("Be kind.")
+    both = convert({"messages": [system("Own."), *GREETING]}, system_prompt="Be kind.").messages
+    assert [message["content"] for message in both] == ["Own.", "Hi", "Hello"]
+
+
+def test_alpaca_input_and_sharegpt_tools() -> None:
+    row = {"instruction": "Add", "input": "1 and 2", "output": "3"}
+    assert convert(row).messages[0]["content"] == "Add\n\n1 and 2"
+    turns = [
+        {"from": "human", "value": "Rain?"},
+        {"from": "function_call", "value": '{"name": "weather", "arguments": {"place": "Oslo"}}'},
+        {"from": "observation", "value": "sun"},
+        {"from": "gpt", "value": "No."},
+    ]
+    talk = convert({"conversations": turns, "system": "S", "tools": "[]"})
+    assert [message["role"] for message in talk.messages] == ["system", "user", "assistant", "tool", "assistant"]
+    assert talk.messages[2]["tool_calls"][0]["function"]["arguments"] == {"place": "Oslo"}
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        {"type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}},
+        {"function": {"name": "f", "arguments": {"x": 1}}},
+        {"name": "f", "arguments": {"x": 1}},
+        {"name": "f", "arguments": ' {"x": 1}'},
+    ],
+)
+def test_tool_calls_of_any_shape(function: dict[str, Any]) -> None:
+    (found,) = convert({"messages": [user("x"), assistant("", tool_calls=[function])]}).messages[1]["tool_calls"]
+    assert found["function"] == {"name": "f", "arguments": {"x": 1}}
+
+
+def test_long_integers_stay_what_they_are(tmp_path: Path) -> None:
+    number = 123456789012345678901234567890
+    for arguments in ({"id": number}, json.dumps({"id": number})):
+        row = {"messages": [user("x"), assistant("", tool_calls=[{"name": "f", "arguments": arguments}])]}
+        source = Source("s", SourceConfig(path=str(write_jsonl(tmp_path / "rows.jsonl", [row]))))
+        ((_, read),) = read_rows(files_of(source)[0], source, 0, None)
+        assert convert(read).messages[1]["tool_calls"][0]["function"]["arguments"] == {"id": number}
+
+
+@pytest.mark.parametrize("empty", [None, "", "  ", {}, "{}"])
+def test_calls_without_arguments(empty: Any) -> None:
+    row = {"messages": [user("x"), assistant("", tool_calls=[{"name": "f", "arguments": empty}])]}
+    assert convert(row).messages[1]["tool_calls"][0]["function"]["arguments"] == {}
+
+
+def test_tools_flat_wrapped_and_as_text() -> None:
+    flat = TOOL["function"]
+    for tools in ([TOOL], [flat], json.dumps([TOOL])):
+        assert convert({"messages": GREETING, "tools": tools}).tools == [TOOL]
+    assert convert({"messages": GREETING, "tools": []}).tools is None
+    assert convert({"messages": GREETING, "tools": ""}).tools is None
+
+
+@pytest.mark.parametrize(
+    ("content", "reasoning", "rest"),
+    [
+        ("<think>\nwhy\n</think>\n\nbecause", "why", "because"),
+        ("<think>why</think>because", "why", "because"),
+        ("why\n</think>\n\nbecause", "why", "because"),
+        ("<think></think>because", None, "because"),
+        ("<think>\n\n</think>\n\nbecause", None, "because"),
+        ("a </think> in a sentence", None, "a </think> in a sentence"),
+        ("First.<think>no</think>", None, "First.<think>no</think>"),
+        ("<think>never closed", None, "<think>never closed"),
+    ],
+)
+def test_inline_reasoning(content: str, reasoning: str | None, rest: str) -> None:
+    message = convert({"messages": [user("x"), assistant(content)]}).messages[1]
+    assert (message.get("reasoning_content"), message["content"]) == (reasoning, rest)
+
+
+def test_a_reasoning_field_goes_before_inline_text_and_has_other_names() -> None:
+    message = convert({"messages": [user("x"), assistant("</think>\nrest", reasoning_content="own")]}).messages[1]
+    assert (message["reasoning_content"], message["content"]) == ("own", "</think>\nrest")
+    for key in ("reasoning", "thinking"):
+        message = convert({"messages": [user("x"), assistant("rest", **{key: "why"})]}).messages[1]
+        assert message == assistant("rest", reasoning_content="why")
+
+
+def test_results_given_as_objects_are_written_as_json() -> None:
+    row = {"messages": [user("x"), call(), {"role": "tool", "content": {"rain": False, "ü": 1}}]}
+    assert convert(row).messages[2]["content"] == '{"rain":false,"ü":1}'
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({}, "no_messages"),
+        ({"messages": None}, "no_messages"),
+        ({"messages": []}, "no_messages"),
+        ({"messages": {"role": "user"}}, "no_messages"),
+        ("text", "format"),
+        ({"messages": ["text"]}, "format"),
+        ({"messages": [{"content": "x"}]}, "role"),
+        ({"messages": [{"role": 3, "content": "x"}]}, "role"),
+        ({"messages": [{"role": "user"}]}, "content"),
+        ({"messages": [{"role": "user", "content": 3}]}, "content"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "content"),
+        ({"messages": [user("x"), assistant("", tool_calls={"name": "f"})]}, "tool_calls"),
+        ({"messages": [user("x"), assistant("", tool_calls=[{"arguments": {}}])]}, "tool_calls"),
+        ({"messages": [user("x"), assistant("", tool_calls=[{"name": "f", "arguments": "{"}])]}, "tool_arguments"),
+        ({"messages": [user("x"), assistant("", tool_calls=[{"name": "f", "arguments": "3"}])]}, "tool_arguments"),
+        ({"messages": GREETING, "tools": {"name": "f"}}, "tools"),
+        ({"messages": [user("x"), assistant("y", weight=0.5)]}, "weight"),
+    ],
+)
+def test_what_does_not_fit_has_a_reason(row: Any, reason: str) -> None:
+    with pytest.raises(RowError) as caught:
+        convert(row)
+    assert caught.value.reason == reason
+
+
+def test_nulls_of_columnar_files_are_pruned_everywhere() -> None:
+    filled = {"a": None, "b": [{"c": None, "d": 0}], "e": {"f": None, "g": ""}}
+    assert prune_nulls(filled) == {"b": [{"d": 0}], "e": {"g": ""}}
+
+
+def test_the_row_given_is_not_changed() -> None:
+    row = {"messages": [user("x"), assistant("<think>a</think>b", tool_calls=[{"name": "f", "arguments": "{}"}])]}
+    before = repr(row)
+    convert(row)
+    assert repr(row) == before
