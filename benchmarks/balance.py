@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sft_hydra.data.dataset import TrainRows
+from sft_hydra.data_prep.blend import train_rows
 from sft_hydra.data_prep.prepare import prepare
 from sft_hydra.engine.load_balancing import balanced_shares
 from sft_hydra.schema.config import ModelConfig, SftConfig
@@ -60,7 +60,7 @@ def row_costs(arguments: argparse.Namespace) -> list[float]:
         cfg.tokenizer.path = str(arguments.tokenizer)
         cfg.data.num_workers = 1
         cfg.data.sources = {"chat": SourceConfig(path=str(arguments.chat / "*.jsonl"))}
-        rows = TrainRows(prepare(cfg), cfg)
+        rows = train_rows(prepare(cfg), cfg)
         return rows.costs(range(rows.rows_per_epoch))
 
 

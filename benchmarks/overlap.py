@@ -24,8 +24,8 @@ import torch
 from train_step_cases import TINY
 
 from sft_hydra.checkpoint.state import Saver
-from sft_hydra.data.dataset import TrainRows
 from sft_hydra.data.shards import PackedSet
+from sft_hydra.data_prep.blend import train_rows
 from sft_hydra.data_prep.prepare import prepare
 from sft_hydra.engine.batch import make_batch
 from sft_hydra.engine.loop import TrainState
@@ -67,10 +67,10 @@ def rows_ahead(arguments: argparse.Namespace) -> dict[str, Any]:
         cfg.data.sources = {"chat": SourceConfig(path=str(arguments.chat / "*.jsonl"))}
         packed = prepare(cfg)
         size, waited = arguments.rows, []
-        rows = TrainRows(packed, cfg)
+        rows = train_rows(packed, cfg)
         steps = [range(first, first + size) for first in range(0, arguments.steps * size, size)]
         plain = [seconds(lay_out, rows, numbers) for numbers in steps]
-        with Prefetcher(TrainRows(PackedSet.open(packed.folder), cfg)) as ahead:
+        with Prefetcher(train_rows(PackedSet.open(packed.folder), cfg)) as ahead:
             ahead.expect(steps[0])
             for numbers, following in pairwise(steps):
                 ahead.expect(following)

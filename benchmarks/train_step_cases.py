@@ -12,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 
 from sft_hydra.chat.tokenizer import load_tokenizer
-from sft_hydra.data.dataset import TrainRows
+from sft_hydra.data_prep.blend import train_rows
 from sft_hydra.data_prep.prepare import prepare
 from sft_hydra.paths import conf_dir
 from sft_hydra.planning.estimate import PEAK_FLOPS, count_parameters
@@ -100,7 +100,7 @@ def real_rows(
         cfg.tokenizer.path = "demo" if case.demo_tokenizer else str(tokenizer)
         cfg.data.num_workers = 1
         cfg.data.sources = {"chat": SourceConfig(path=str(chat / "*.jsonl"))}
-        rows = TrainRows(prepare(cfg), cfg)
+        rows = train_rows(prepare(cfg), cfg)
         return [rows[i] for i in range(count)], load_tokenizer(cfg).vocab_size
 
 

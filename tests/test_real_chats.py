@@ -13,8 +13,8 @@ import torch.nn.functional as F
 
 from sft_hydra.chat.tokenizer import load_tokenizer
 from sft_hydra.config import serialize
-from sft_hydra.data.dataset import TrainRows
 from sft_hydra.data_prep import prepare
+from sft_hydra.data_prep.blend import train_rows
 from sft_hydra.engine.schedule import lr_factor
 from sft_hydra.models.build import as_transformers
 from sft_hydra.records import PackedRow
@@ -61,7 +61,7 @@ def _losses_of_transformers(cfg: SftConfig) -> list[float]:
     groups = [{"params": decayed, "weight_decay": cfg.optimizer.weight_decay}, {"params": others, "weight_decay": 0.0}]
     betas = (cfg.optimizer.betas[0], cfg.optimizer.betas[1])
     optimizer = torch.optim.AdamW(groups, lr=cfg.optimizer.lr, betas=betas, eps=cfg.optimizer.eps)
-    rows, losses = TrainRows(packed, cfg), []
+    rows, losses = train_rows(packed, cfg), []
     for step in range(STEPS):
         row = rows[step]
         loss = sum(_conversation_losses(model, row)) / int(row.loss_mask.sum())

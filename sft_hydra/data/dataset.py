@@ -1,9 +1,11 @@
-"""The rows that training sees, in order: `TrainRows(packed, cfg)[row]`.
+"""The packed sequences that training sees, in order: `TrainRows(packed, shares, seed, order)[row]`.
 
 Invariant: row i of epoch e is a pure function of (seed, blend, e, i), so a run's data state is one integer. A source is
 an endless chain of shuffled passes over its packed rows; an epoch takes the next part of every chain.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -11,20 +13,31 @@ from numpy.typing import NDArray
 
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.data.splits import mix
-from sft_hydra.data_prep.blend import plan_epoch
 from sft_hydra.records import PackedRow
-from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.data import RowOrder
 
 
-class TrainRows:
-    """Endless training rows of a packed set. `rows_per_epoch`: how many make an epoch of the blend."""
+@dataclass(frozen=True, slots=True)
+class SourceShare:
+    """One source in an epoch: `rows` of its `available` packed rows are drawn, `token_share` of the epoch's tokens."""
 
-    def __init__(self, packed: PackedSet, cfg: SftConfig) -> None:
+    name: str
+    rows: int
+    available: int
+    token_share: float
+
+
+class TrainRows:
+    """Endless training rows of a packed set; `shares` in the order of `packed.sources`.
+
+    `rows_per_epoch`: how many packed rows make an epoch of the blend.
+    """
+
+    def __init__(self, packed: PackedSet, shares: Sequence[SourceShare], seed: int, order: RowOrder) -> None:
         self.packed = packed
-        self.seed = cfg.seed
-        self.by_source = cfg.data.order is RowOrder.by_source
-        self.shares = plan_epoch(packed, cfg.data)
+        self.seed = seed
+        self.by_source = order is RowOrder.by_source
+        self.shares = shares
         self.rows_per_epoch = sum(share.rows for share in self.shares)
         of_source = packed.row_source("train")
         self.members = [np.flatnonzero(of_source == index) for index in range(len(self.shares))]

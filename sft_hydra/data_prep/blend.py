@@ -1,4 +1,4 @@
-"""How much of each source an epoch holds: `plan_epoch(packed, sources)`.
+"""How much of each source an epoch holds: `plan_epoch(packed, data)`, and the rows that follow: `train_rows`.
 
 `epochs`: how often a source is seen in one epoch of the blend (default 1; fractions and repetition both work).
 `weight`: share of the training tokens; then an epoch has about as many tokens as all weighted sources together, so
@@ -6,25 +6,15 @@ sources below their natural share are cut and those above it repeat. Either ever
 Invariant: a blend is an index over packed rows; changing it packs nothing again.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
+from sft_hydra.data.dataset import SourceShare, TrainRows
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.data_prep.sources import Source, sources_of
 from sft_hydra.errors import ConfigError
+from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.data import DataConfig
-
-
-@dataclass(frozen=True, slots=True)
-class SourceShare:
-    """One source in an epoch: `rows` of its packed rows are drawn; `available` there are; `token_share` it makes."""
-
-    name: str
-    rows: int
-    available: int
-    token_share: float
 
 
 def plan_epoch(packed: PackedSet, data: DataConfig) -> list[SourceShare]:
@@ -50,6 +40,11 @@ def plan_epoch(packed: PackedSet, data: DataConfig) -> list[SourceShare]:
         SourceShare(name, int(rows[i]), int(available[i]), float(share[i] / share.sum()))
         for i, name in enumerate(packed.sources)
     ]
+
+
+def train_rows(packed: PackedSet, cfg: SftConfig) -> TrainRows:
+    """The packed rows of this run's blend, in training order. Raises ConfigError as `plan_epoch` does."""
+    return TrainRows(packed, plan_epoch(packed, cfg.data), cfg.seed, cfg.data.order)
 
 
 def check_weights(sources: list[Source]) -> None:

@@ -1,9 +1,9 @@
 """The plan of a run as text: what `dry_run=true` prints, and the head of every run's log. Reads, never writes."""
 
 from sft_hydra.chat.tokenizer import load_tokenizer
-from sft_hydra.data.dataset import TrainRows
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.data_prep import prepare
+from sft_hydra.data_prep.blend import train_rows
 from sft_hydra.engine.schedule import total_steps
 from sft_hydra.errors import UserError
 from sft_hydra.planning.architecture import is_generic, read_architecture
@@ -128,7 +128,7 @@ def _planned_steps(cfg: SftConfig, packed: PackedSet | None) -> int | None:
     train = cfg.train
     if packed is None and train.train_samples is None and (train.train_iters is None or train.train_iters < 0):
         return None
-    return total_steps(cfg, TrainRows(packed, cfg).rows_per_epoch if packed else 0)
+    return total_steps(cfg, train_rows(packed, cfg).rows_per_epoch if packed else 0)
 
 
 def _advice(cfg: SftConfig, arch: dict, layout: Layout, packed: PackedSet | None) -> list[str]:
@@ -140,7 +140,7 @@ def _advice(cfg: SftConfig, arch: dict, layout: Layout, packed: PackedSet | None
             "train.train_iters keeps steps useful" + ("" if cfg.peft else ", and peft=lora forgets less")
         )
     if cfg.runner is Runner.train and packed is not None:
-        rows = TrainRows(packed, cfg)
+        rows = train_rows(packed, cfg)
         missed = rows.unreached_sources(total_steps(cfg, rows.rows_per_epoch) * rows_per_step(cfg))
         lines += [missed] if missed else []
     if cfg.seq_length > LONG_ROW and layout.cp == 1 and not is_generic(cfg, arch):

@@ -19,6 +19,7 @@ from sft_hydra.checkpoint import state as checkpoints
 from sft_hydra.checkpoint.hf_export import ExportReport, export
 from sft_hydra.data.dataset import TrainRows
 from sft_hydra.data.shards import PackedSet
+from sft_hydra.data_prep.blend import train_rows
 from sft_hydra.engine.loop import StepResult, TrainState, train_loop
 from sft_hydra.engine.optimizer import OptimizerSet, build_optimizer, check_state_bits
 from sft_hydra.engine.schedule import total_steps
@@ -99,7 +100,7 @@ def run(cfg: SftConfig) -> None:
         with clock("prepare data"), rank0_first():
             packed = prepared_set(cfg, console)
             tokenizer = load_tokenizer(cfg)
-            rows = TrainRows(packed, cfg)
+            rows = train_rows(packed, cfg)
         steps = total_steps(cfg, rows.rows_per_epoch)
         if missed := rows.unreached_sources(steps * rows_per_step(cfg)):
             console.say(missed, style="yellow")

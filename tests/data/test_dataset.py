@@ -8,7 +8,7 @@ import pytest
 from support.chats import assistant, data_cfg, question, user, write_jsonl
 
 from sft_hydra.data.dataset import TrainRows, shuffled
-from sft_hydra.data_prep.blend import plan_epoch
+from sft_hydra.data_prep.blend import plan_epoch, train_rows
 from sft_hydra.data_prep.prepare import open_existing, prepare
 from sft_hydra.errors import ConfigError
 from sft_hydra.schema.config import SftConfig
@@ -36,7 +36,7 @@ def _cfg(folder: Path) -> SftConfig:
 def rows_of(cfg: SftConfig) -> TrainRows:
     packed = open_existing(cfg)
     assert packed is not None  # whatever the blend, nothing is packed again
-    return TrainRows(packed, cfg)
+    return train_rows(packed, cfg)
 
 
 def shares(rows: TrainRows, epochs: int = 1) -> dict[str, float]:
@@ -161,6 +161,6 @@ def test_a_validation_file_is_not_in_training(tmp_path: Path) -> None:
     assert meta["sources"][0]["conversations"]["valid"] == 0
     assert meta["sources"][1]["conversations"] == {"train": 0, "valid": 30, "test": 0}
     assert meta["sources"][0]["rejects"] == {"repeated": 10}
-    rows = TrainRows(packed, cfg)
+    rows = train_rows(packed, cfg)
     assert rows.shares[1].rows == 0
     assert rows.rows_per_epoch == packed.num_rows("train")

@@ -32,7 +32,7 @@ from support.chats import (
 
 from sft_hydra.chat.render import Renderer
 from sft_hydra.chat.tokenizer import load_tokenizer
-from sft_hydra.data.dataset import TrainRows
+from sft_hydra.data_prep.blend import train_rows
 from sft_hydra.data_prep.filters import Filters
 from sft_hydra.data_prep.prepare import open_existing, prepare
 from sft_hydra.errors import ConfigError, DataError, RowError
@@ -282,7 +282,7 @@ def test_w19_shares_can_go_up(tmp_path: Path) -> None:
     }
     cfg = data_cfg(tmp_path / "out", **paths)
     cfg.data.sources["few"].weight, cfg.data.sources["many"].weight = 1.0, 1.0
-    rows = TrainRows(prepare(cfg), cfg)
+    rows = train_rows(prepare(cfg), cfg)
     assert rows.shares[0].rows > 3 * rows.shares[0].available
     assert rows.shares[0].token_share == pytest.approx(0.5, abs=0.005)
 

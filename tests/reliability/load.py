@@ -64,7 +64,7 @@ def soak(steps: int, folder: Path) -> None:
     from support.packed import ARCHITECTURES, make_model
 
     from sft_hydra.checkpoint.state import Saver
-    from sft_hydra.data.dataset import TrainRows
+    from sft_hydra.data_prep.blend import train_rows
     from sft_hydra.data_prep.prepare import prepare
     from sft_hydra.engine.loop import StepResult, TrainState, train_loop
     from sft_hydra.engine.optimizer import build_optimizer
@@ -91,7 +91,7 @@ def soak(steps: int, folder: Path) -> None:
 
     began = time.monotonic()
     train_loop(
-        model, optimizer, TrainRows(packed, cfg), state, cfg, steps, after_step=after_step, should_stop=lambda: False
+        model, optimizer, train_rows(packed, cfg), state, cfg, steps, after_step=after_step, should_stop=lambda: False
     )
     saver.wait()
     print(f"{steps:,} steps, {steps // 100} checkpoints: {time.monotonic() - began:.0f} s")
