@@ -10,8 +10,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -22,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sft_hydra.config.aliases import our_name
 from sft_hydra.config.argv import split_flags
+from sft_hydra.config.hydra_internals import ConfigLoaderImpl, create_config_search_path, get_args_parser
 from sft_hydra.config.resolve import resolve
 from sft_hydra.config.schema_introspection import declared_type, describe_type, hint, key_problem, leaves, undeclared
 from sft_hydra.config.sweep_labels import sweep_problem

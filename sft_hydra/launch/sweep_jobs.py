@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from sft_hydra.config.hydra_internals import ConfigLoaderImpl
 from sft_hydra.config.resolve import resolve
 from sft_hydra.config.sweep_labels import distinct_labels, job_label, sweep_problem
 from sft_hydra.errors import ConfigError

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, open_dict
 
 from sft_hydra.config.argv import experiment_files, normalize_argv
+from sft_hydra.config.hydra_internals import ConfigLoaderImpl
 from sft_hydra.config.resolve import resolve
 from sft_hydra.config.store import register
 from sft_hydra.paths import conf_dir

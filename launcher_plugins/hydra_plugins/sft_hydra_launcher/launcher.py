@@ -6,12 +6,13 @@ The rest of sft_hydra is imported inside the methods, because every Hydra applic
 from collections.abc import Sequence
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
+
+from sft_hydra.config.hydra_internals import BasicSweeper
 
 
 class SftSweeper(BasicSweeper):
