@@ -1,6 +1,8 @@
 """Where things are: `conf_dir()` for the shipped YAML, `RunPaths` for everything inside one run folder.
 
 This file alone knows the names inside `outputs/`.
+
+Owner of: file names inside a run's folder.
 """
 
 import hashlib

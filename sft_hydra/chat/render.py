@@ -3,6 +3,8 @@
 
 Invariant: a trained chunk starts where the serving generation prompt ends and closes with the turn's end; what stands
 before it is, character for character, what the template renders at inference. Nothing else is trained.
+
+Owner of: which tokens are supervised.
 """
 
 import re

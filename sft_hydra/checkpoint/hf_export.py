@@ -2,6 +2,8 @@
 
 Owns the promise of an export: it is loaded back from disk by transformers, and its logits are those of the live model,
 before it gets its name.
+
+Owner of: an export computes what was trained.
 """
 
 import copy

@@ -54,8 +54,8 @@ def load_optimizer_state(files: ShardFiles, model: DecoderModel, optimizer: Opti
         )
     if any(key.endswith(CODES) for key in files.shapes) and find_spec("torchao") is None:
         raise CheckpointError(
-            f"{files.folder} holds the optimizer's state in eight bits, which torchao reads: pip install -e '.[speed]' in "
-            "the checkout"
+            f"{files.folder} holds the optimizer's state in 8 bits, which needs torchao: "
+            "pip install 'torchao>=0.18' (the extra `speed`)"
         )
     rounded = 0
     for name, parameter in trained.items():

@@ -3,6 +3,8 @@
 Owns that a checkpoint is whole or does not count: written as `step_<N>.tmp`, flushed to disk, renamed, and only then
 marked COMPLETE. Every rank writes its part (checkpoint/sharded_tensors.py), the first does the rest; it loads under any other layout.
 With LoRA the adapters alone are saved: the base is where it came from.
+
+Owner of: a checkpoint is complete or does not count.
 """
 
 import json

@@ -1,6 +1,8 @@
 """Second half of a shard's work: a spool and its rows' splits -> packed Parquet shards (`ShardPacker`).
 
 Invariant: the only place where the mask is rolled: stored[j] = trained(j + 1) inside each sequence, its last 0.
+
+Owner of: the loss mask is shifted left once, when shards are written.
 """
 
 from collections.abc import Iterator

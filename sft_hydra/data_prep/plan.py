@@ -2,6 +2,8 @@
 
 Invariant: the plan depends on the config and on the bytes of the inputs, never on workers, machines or time. The key is
 made of all that can change a token; weights, epochs and order are not in it, because they only choose among packed rows.
+
+Owner of: the content key of a packed set.
 """
 
 import hashlib

@@ -3,6 +3,8 @@
 Rows are read, checked and rendered here, then encoded and written (batch.py); a thread beside encodes those that wait while
 the tokenizer is being read.
 Owns what happens to a row on the way: every row read ends as sequences or as a line in rejects.jsonl, and is counted.
+
+Owner of: every input row is used, or is in rejects.jsonl with a reason.
 """
 
 import hashlib

@@ -1,4 +1,7 @@
-"""Packed rows -> the tensors of one micro-batch, and a rank's part of them. The only place where labels are shifted."""
+"""Packed rows -> the tensors of one micro-batch, and a rank's part of them. The only place where labels are shifted.
+
+Owner of: labels are shifted once.
+"""
 
 from dataclasses import dataclass, replace
 

@@ -24,7 +24,7 @@ def check_fp8(device: torch.device) -> None:
             "H200, L40); leave it out"
         )
     if find_spec("torchao") is None:
-        raise ConfigError("train.fp8=true needs torchao: pip install -e '.[speed]' in the checkout")
+        raise ConfigError("train.fp8=true needs torchao: pip install 'torchao>=0.18' (the extra `speed`)")
 
 
 def use_fp8(model: DecoderModel, *, emulate: bool = False) -> None:

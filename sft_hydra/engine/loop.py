@@ -2,6 +2,8 @@
 
 Owns the normalisation of the loss: losses of all trained tokens of the global batch are summed and divided once, so that
 accumulation, packing and layouts change nothing. Owns what a step does, in which order.
+
+Owner of: the loss is divided once, by a count over the whole global batch.
 """
 
 import math

@@ -132,7 +132,7 @@ def _muon(optimizer: Muon) -> dict[str, Any]:
 def check_state_bits(cfg: SftConfig) -> None:
     """ConfigError if `optimizer.state_bits=8` lacks what it takes."""
     if isinstance(cfg.optimizer, AdamW) and cfg.optimizer.state_bits == 8 and find_spec("torchao") is None:
-        raise ConfigError("optimizer.state_bits=8 needs torchao: pip install -e '.[speed]' in the checkout")
+        raise ConfigError("optimizer.state_bits=8 needs torchao: pip install 'torchao>=0.18' (the extra `speed`)")
 
 
 def _in_eight_bits(named: Named, optimizer: AdamW, model: DecoderModel) -> OptimizerSet:

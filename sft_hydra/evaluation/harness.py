@@ -56,7 +56,7 @@ def check_tasks(wanted: EvalConfig) -> None:
     except ModuleNotFoundError as problem:
         raise ConfigError(
             f"eval.tasks needs the lm-evaluation-harness, and {problem.name} is not installed: "
-            "pip install -e '.[eval]' in the checkout (eval.tasks=[chatcore] needs nothing)"
+            "pip install 'lm-eval>=0.4.13,<0.5' (the extra `eval`; eval.tasks=[chatcore] does not need it)"
         ) from None
     check_names(wanted)
 

@@ -2,6 +2,8 @@
 
 Owns the isolation of documents in attention. Both ways compute the same function of (q, k, v, cu_seqlens):
 on CUDA in 16 bits a variable-length flash kernel, everywhere else scaled_dot_product_attention.
+
+Owner of: attention stops at document boundaries (`cu_seqlens`).
 """
 
 from collections.abc import Callable

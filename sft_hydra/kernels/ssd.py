@@ -2,6 +2,8 @@
 
 Owns the isolation of documents in the convolution and in the carried state. What is here is exact on any device; on CUDA
 the kernels of ssd_fused.py take its place where they are installed.
+
+Owner of: convolution and state stop at document boundaries.
 """
 
 import torch

@@ -213,9 +213,9 @@ def optional_module(module: str, package: str) -> Any:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        extra = package if package == "wandb" else f"-e '.[{package}]' in the checkout"
+        packages = {"mlflow": "mlflow-skinny 'sqlalchemy>=2' 'alembic>=1.13'"}.get(package, package)
         raise TrackerError(
-            f"logger={package}: the package {error.name} is not installed; pip install {extra}, "
+            f"logger={package}: the package {error.name} is not installed: pip install {packages}, "
             f"or leave {package} out of logger=..."
         ) from error
 

@@ -2,6 +2,8 @@
 
 Owns the order of ranks: rank = ((pp * dp + dp_rank) * cp + cp_rank) * tp + tp_rank, so that the groups that talk most sit
 closest. Without other ranks everything here exists too: `SINGLE`, whose groups have one member and no handle.
+
+Owner of: ranks are numbered in one place.
 """
 
 from dataclasses import dataclass, field

@@ -1,5 +1,7 @@
 """Which layout is fastest of those that fit: fills the sizes of parallelism that `parallel.*` leaves null, once, before ranks
 are started. Looks at no hardware, so the same command plans the same on a laptop and on the cluster.
+
+Owner of: the layout that is used where `parallel.*` is null.
 """
 
 from dataclasses import dataclass, replace

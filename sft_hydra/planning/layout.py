@@ -2,6 +2,8 @@
 
 This file owns the arithmetic of ranks: world = pp * dp * cp * tp. Experts are spread over the ranks of one pipeline stage,
 so ep divides dp * cp * tp. FSDP shards over what data parallelism leaves: dp / dp_replicate.
+
+Owner of: the sizes of a layout fit the world and the model.
 """
 
 import math

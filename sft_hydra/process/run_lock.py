@@ -1,4 +1,7 @@
-"""One training at a time in a run's folder."""
+"""One training at a time in a run's folder.
+
+Owner of: a run's folder has one writer.
+"""
 
 import fcntl
 from collections.abc import Iterator

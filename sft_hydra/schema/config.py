@@ -1,8 +1,8 @@
-"""What may be said: the root of the config tree and the sections about the run itself.
+"""The config's dataclasses: `SftConfig` and the sections about the run itself. schema/data.py has the data, schema/optim.py
+optimizers and schedules.
 
-A dataclass says what exists, of which type, with which default; the YAML in `conf/` says what we choose. The text under a
-field is its documentation (docs/config.md is made from it). Data has its own file, schema_data.py; optimizers and
-schedules theirs, schema_optim.py.
+A dataclass declares every key with its type and default; the YAML in `conf/` holds the values we choose for a model, a data
+set or a cluster. The text under a field is its documentation (docs/config.md is generated from it).
 """
 
 from dataclasses import dataclass, field

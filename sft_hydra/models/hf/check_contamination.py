@@ -1,4 +1,7 @@
-"""Proof, at the start of training, that conversations of a packed row do not see each other in a model that is not ours."""
+"""Proof, at the start of training, that conversations of a packed row do not see each other in a model that is not ours.
+
+Owner of: models of transformers are free of cross-document contamination.
+"""
 
 import torch
 
