@@ -14,7 +14,7 @@ from sft_hydra.chat.render import Renderer
 from sft_hydra.errors import RowError
 from sft_hydra.records import Conversation
 
-TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parents[1] / "templates"
 TURNS = "{% for m in messages %}{{ '<' ~ m.role ~ '>' }}BODY{{ '</s>' }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 SERVED = {
     "plain": "{{ m.content }}",
