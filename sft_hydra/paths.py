@@ -61,7 +61,7 @@ def read_progress(checkpoint: Path) -> dict[str, Any]:
     """What `state.json` says: `state` (as TrainState), `adapters_only`, `optimizer`, the `sizes` and `rates` in use, and
     the `metrics` of that moment."""
     try:
-        progress = json.loads((checkpoint / STATE).read_text())
+        progress: dict[str, Any] = json.loads((checkpoint / STATE).read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{checkpoint / STATE} cannot be read: {error}") from error
     mark = checkpoint / COMPLETE

@@ -30,7 +30,7 @@ USUAL = {"seq_length": 4096, "train.micro_batch_size": 1, "optimizer.lr": 1.0e-5
 
 def allow_null(schema: Any, section: str = "") -> DictConfig:
     """The same schema, in which null may be said for what can be inherited, although the dataclass wants a number."""
-    node = OmegaConf.structured(schema)
+    node: DictConfig = OmegaConf.structured(schema)
     for key in INHERITED:
         if not key.startswith(section):
             continue

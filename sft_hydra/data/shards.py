@@ -276,7 +276,7 @@ def pieces_of(path: Path) -> list[list[int]]:
 
 def _first_byte(group: Any) -> int:
     columns = [group.column(index) for index in range(group.num_columns)]
-    return min(column.dictionary_page_offset or column.data_page_offset for column in columns)
+    return min(int(column.dictionary_page_offset or column.data_page_offset) for column in columns)
 
 
 def _crc32(path: Path, begin: int, end: int) -> int:
@@ -286,7 +286,7 @@ def _crc32(path: Path, begin: int, end: int) -> int:
 
 
 def _size(folder: Path, shard: dict[str, Any]) -> int:
-    return (folder / shard["file"]).stat().st_size
+    return (folder / str(shard["file"])).stat().st_size
 
 
 def columns_of(table: pa.Table) -> PackedColumns:

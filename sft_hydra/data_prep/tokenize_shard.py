@@ -20,7 +20,8 @@ from typing import Any
 import orjson
 
 from sft_hydra.chat.fast_path.render_cache import NotCachedError
-from sft_hydra.chat.render import RenderedSequence, Renderer
+from sft_hydra.chat.render import Renderer
+from sft_hydra.chat.turn_spans import RenderedSequence
 from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.data_prep.control_tokens import WORD, ControlTokenEscaper
 from sft_hydra.data_prep.conversation import to_conversation

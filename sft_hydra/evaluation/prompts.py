@@ -10,11 +10,10 @@ from typing import Any
 
 import orjson
 
-from sft_hydra.data_prep.adapters import RowError
 from sft_hydra.data_prep.conversation import to_conversation
 from sft_hydra.data_prep.sources import MalformedRow, Source, files_of, read_rows
 from sft_hydra.demo import calculator
-from sft_hydra.errors import DataError
+from sft_hydra.errors import DataError, RowError
 from sft_hydra.records import Conversation
 from sft_hydra.schema.data import SourceConfig
 

@@ -1,5 +1,7 @@
 """The plan of a run as text: what `dry_run=true` prints, and the head of every run's log. Reads, never writes."""
 
+from typing import Any
+
 from sft_hydra.chat.tokenizer import load_tokenizer
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.data_prep import prepare
@@ -58,7 +60,7 @@ def _packed_set(cfg: SftConfig) -> PackedSet | None:
         return None
 
 
-def _with_vocabulary(cfg: SftConfig, arch: dict) -> dict:
+def _with_vocabulary(cfg: SftConfig, arch: dict[str, Any]) -> dict[str, Any]:
     """A random start takes the tokenizer's number of ids, if that is within reach."""
     if cfg.model.path is not None or not arch or "vocab_size" in arch:
         return arch
@@ -68,7 +70,7 @@ def _with_vocabulary(cfg: SftConfig, arch: dict) -> dict:
         return arch
 
 
-def _model_lines(cfg: SftConfig, arch: dict) -> list[tuple[str, str]]:
+def _model_lines(cfg: SftConfig, arch: dict[str, Any]) -> list[tuple[str, str]]:
     where = cfg.model.path or "random start"
     if not arch.get("vocab_size"):
         file = "tokenizer" if cfg.model.path is None else "config.json"
@@ -95,7 +97,7 @@ def _data_lines(cfg: SftConfig, packed: PackedSet | None) -> list[tuple[str, str
     ]
 
 
-def _work_lines(cfg: SftConfig, arch: dict, layout: Layout, packed: PackedSet | None) -> list[tuple[str, str]]:
+def _work_lines(cfg: SftConfig, arch: dict[str, Any], layout: Layout, packed: PackedSet | None) -> list[tuple[str, str]]:
     rows = rows_per_step(cfg)
     lines = [
         ("batch", f"{rows} rows = {rows * cfg.seq_length:,} tokens a step, micro-batch {cfg.train.micro_batch_size}")
@@ -131,7 +133,7 @@ def _planned_steps(cfg: SftConfig, packed: PackedSet | None) -> int | None:
     return total_steps(cfg, train_rows(packed, cfg).rows_per_epoch if packed else 0)
 
 
-def _advice(cfg: SftConfig, arch: dict, layout: Layout, packed: PackedSet | None) -> list[str]:
+def _advice(cfg: SftConfig, arch: dict[str, Any], layout: Layout, packed: PackedSet | None) -> list[str]:
     lines = []
     kept = sum(source["kept"] for source in packed.metadata["sources"]) if packed else None
     if kept is not None and kept < FEW_ROWS and cfg.model.path is not None:
@@ -155,7 +157,7 @@ def _advice(cfg: SftConfig, arch: dict, layout: Layout, packed: PackedSet | None
     return lines
 
 
-def _memory_advice(cfg: SftConfig, arch: dict, layout: Layout) -> list[str]:
+def _memory_advice(cfg: SftConfig, arch: dict[str, Any], layout: Layout) -> list[str]:
     precision = cfg.train.precision or Precision.bf16
     needed = estimate_memory(cfg, arch, layout, precision).total / GIB
     if needed <= USABLE * cfg.cluster.gpu_memory_gib:

@@ -12,7 +12,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from sft_hydra.config.hydra_internals import BasicSweeper
+from sft_hydra.config.hydra_internals import BasicSweeper, ConfigLoaderImpl
 
 
 class SftSweeper(BasicSweeper):
@@ -50,6 +50,7 @@ class SftLauncher(Launcher):
         from sft_hydra.launch import local, slurm_run
         from sft_hydra.launch.sweep_jobs import compose_jobs, resolve_jobs
 
+        assert isinstance(self.loader, ConfigLoaderImpl)
         composed = compose_jobs(self.loader, self.config, job_overrides)
         given = [str(text) for text in self.config.hydra.overrides.task]
         jobs = resolve_jobs(composed, job_overrides, given, self.name)

@@ -67,5 +67,6 @@ class PlaceholderConversation:
         return f"Zq{number}\"\\é\n&'{self.filler}{number}qZ"
 
     def _list(self, item: dict[str, Any], count: int) -> list[dict[str, Any]]:
-        self.lists.append([item] * count)
-        return self.lists[-1]
+        items = [item] * count
+        self.lists.append(items)
+        return items
