@@ -21,8 +21,8 @@ import orjson
 
 from sft_hydra.chat.fast_path.render_cache import NotCachedError
 from sft_hydra.chat.render import Renderer
-from sft_hydra.chat.turn_spans import RenderedSequence
 from sft_hydra.chat.tokenizer import ChatTokenizer
+from sft_hydra.chat.turn_spans import RenderedSequence
 from sft_hydra.data_prep.control_tokens import WORD, ControlTokenEscaper
 from sft_hydra.data_prep.conversation import to_conversation
 from sft_hydra.data_prep.filters import Filters

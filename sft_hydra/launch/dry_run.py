@@ -97,7 +97,9 @@ def _data_lines(cfg: SftConfig, packed: PackedSet | None) -> list[tuple[str, str
     ]
 
 
-def _work_lines(cfg: SftConfig, arch: dict[str, Any], layout: Layout, packed: PackedSet | None) -> list[tuple[str, str]]:
+def _work_lines(
+    cfg: SftConfig, arch: dict[str, Any], layout: Layout, packed: PackedSet | None
+) -> list[tuple[str, str]]:
     rows = rows_per_step(cfg)
     lines = [
         ("batch", f"{rows} rows = {rows * cfg.seq_length:,} tokens a step, micro-batch {cfg.train.micro_batch_size}")
