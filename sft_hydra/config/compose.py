@@ -13,7 +13,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from sft_hydra.config.argv import experiment_files, normalize_argv
@@ -59,6 +59,24 @@ def compose(argv: Sequence[str]) -> Composed | None:
             f"hydra/launcher={composed[0].launcher} cannot run our jobs; use submitit_local or submitit_slurm"
         )
     return composed[0] if composed else None
+
+
+def compose_overrides(overrides: Sequence[str]) -> Composed:
+    """One config from `key=value` overrides, inside a Python program: no flags, no sweep, sys.argv is not read. Raises
+    ConfigError with every problem that keeps Hydra from composing."""
+    if flags := [text for text in overrides if text.startswith("-")]:
+        raise ConfigError(f"{', '.join(flags)}: flags belong to the command line; here only group=option and key=value")
+    arguments = normalize_argv(overrides)
+    register(experiment_files(overrides))
+    try:
+        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            config = hydra.compose(CONFIG_NAME, arguments, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(*(diagnose(arguments) or [str(error)])) from None
+    launcher, task = str(config.hydra.runtime.choices["hydra/launcher"]), list(config.hydra.overrides.task)
+    with open_dict(config):
+        del config["hydra"]
+    return Composed(config, task, launcher, swept=False)
 
 
 @contextmanager
