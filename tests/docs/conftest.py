@@ -41,7 +41,7 @@ PROGRESS = (
 @pytest.fixture(scope="session")
 def pages(repo: Path) -> dict[str, str]:
     """Name -> text of README.md and of every page of the documentation."""
-    paths = [repo / "README.md", repo / "CONTRIBUTING.md", *sorted((repo / "docs").glob("*.md"))]
+    paths = [repo / "README.md", repo / "CONTRIBUTING.md", *sorted((repo / "docs").rglob("*.md"))]
     return {str(path.relative_to(repo)): path.read_text(encoding="utf-8") for path in paths}
 
 

@@ -48,7 +48,8 @@ def test_every_link_and_anchor_leads_somewhere(pages: dict[str, str], repo: Path
 
 def test_every_page_is_in_the_navigation(repo: Path) -> None:
     navigation = (repo / "mkdocs.yml").read_text()
-    assert [page.name for page in (repo / "docs").glob("*.md") if f"- {page.name}\n" not in navigation] == []
+    pages = [str(page.relative_to(repo / "docs")) for page in (repo / "docs").rglob("*.md")]
+    assert [page for page in pages if f"- {page}\n" not in navigation] == []
 
 
 def commands(page: str) -> Iterator[tuple[str, str]]:
