@@ -1,6 +1,6 @@
 """Draws the pictures of docs/packing.md from a packed set that the real preparation makes: python docs/pictures/packing.py
 
-Three conversations, the bundled tokenizer, rows of 48 tokens. The SVG files beside this script are what it writes; a test
+Three conversations, the bundled tokenizer, one row. The SVG files beside this script are what it writes; a test
 compares them.
 """
 

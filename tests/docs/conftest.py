@@ -46,7 +46,7 @@ def pages(repo: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def dry_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[SftConfig]]:
+def dry_run(pages: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[SftConfig]]:
     """dry_run("key=value ...") -> the config of each job; raises what the command line would show."""
     folder = tmp_path_factory.mktemp("newcomer")
     for name in FILES:
@@ -61,6 +61,7 @@ def dry_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Sf
     (folder / "blend.json").write_text('{"datasets": [{"name": "chats", "path": "chats.jsonl"}]}')
     (folder / "mine.yaml").write_text("# @package _global_\noptimizer:\n  lr: 1.0e-4\n")
     (folder / "tools.json").write_text("[]")
+    (folder / "tally.yaml").write_text(pages["docs/tutorial.md"].split("```yaml\n")[1].split("```")[0])
 
     register()
 
