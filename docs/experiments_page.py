@@ -70,7 +70,9 @@ def planned(arguments: str) -> tuple[SftConfig, dict[str, str], list[str]]:
 
 
 def hardware(cfg: SftConfig) -> str:
-    nodes = f"{cfg.cluster.nodes} x {cfg.cluster.gpus_per_node or (8 if cfg.cluster.kind is ClusterKind.slurm else 1)} GPUs"
+    nodes = (
+        f"{cfg.cluster.nodes} x {cfg.cluster.gpus_per_node or (8 if cfg.cluster.kind is ClusterKind.slurm else 1)} GPUs"
+    )
     return nodes.removeprefix("1 x ").replace("1 GPUs", "1 GPU")
 
 

@@ -64,7 +64,9 @@ def load_packed(folder: Path | str) -> PackedSet:
 
 def _run(cfg: SftConfig) -> Path:
     if cfg.cluster.kind is ClusterKind.slurm:
-        raise ConfigError("cluster=slurm: jobs are submitted by the command line, python -m sft_hydra cluster=slurm ...")
+        raise ConfigError(
+            "cluster=slurm: jobs are submitted by the command line, python -m sft_hydra cluster=slurm ..."
+        )
     if cfg.cluster.nodes > 1:
         raise ConfigError(f"cluster.nodes={cfg.cluster.nodes}: a Python program trains on this machine alone")
     root = Path(str(cfg.run_dir))

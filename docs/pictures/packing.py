@@ -46,7 +46,9 @@ def packed_row(folder: Path) -> tuple[PackedRow, list[str]]:
     chats.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     split = ["data.split.train=1", "data.split.valid=0", "data.split.test=0"]
     overrides = ["runner=data_prep", "data=jsonl", f"data.path={chats}", f"seq_length={SEQ_LENGTH}", *split]
-    composed = compose([*overrides, f"data.packed_dir={folder / 'packed'}", "data.num_workers=1", f"output_dir={folder}"])
+    composed = compose(
+        [*overrides, f"data.packed_dir={folder / 'packed'}", "data.num_workers=1", f"output_dir={folder}"]
+    )
     assert composed is not None
     cfg = resolve(composed.config, composed.overrides)
     tokenizer = load_tokenizer(cfg)
@@ -69,7 +71,13 @@ def box(x: float, y: float, width: float, height: float, fill: str) -> str:
 def page(width: int, height: int, label: str, parts: list[str]) -> str:
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img"'
     return "\n".join(
-        [f'{head} aria-label="{escape(label)}" style="{STYLE}">', box(0, 0, width, height, "#ffffff"), *parts, "</svg>", ""]
+        [
+            f'{head} aria-label="{escape(label)}" style="{STYLE}">',
+            box(0, 0, width, height, "#ffffff"),
+            *parts,
+            "</svg>",
+            "",
+        ]
     )
 
 
@@ -126,7 +134,9 @@ def attention(row: PackedRow, batch: Batch) -> str:
     bounds, tokens, left, top = batch.cu_seqlens.tolist(), len(row.input_ids), 60, 50
     side = tokens * CELL
     parts = [text(left, 20, "key (token that is read)", weight="bold"), box(left, top, side, side, PLAIN)]
-    parts.append(f'<text transform="translate(20 {top + 170}) rotate(-90)" fill="{INK}" font-weight="bold">query</text>')
+    parts.append(
+        f'<text transform="translate(20 {top + 170}) rotate(-90)" fill="{INK}" font-weight="bold">query</text>'
+    )
     for number, (first, last) in enumerate(pairwise(bounds)):
         for query in range(first, last):
             wide = (query - first + 1) * CELL

@@ -36,7 +36,10 @@ def lines(pages: dict[str, str]) -> Iterator[tuple[str, str]]:
 def test_every_block_is_of_a_kind_that_is_checked(pages: dict[str, str]) -> None:
     kinds = {kind for page in pages.values() for kind in re.findall(r"^```(\w+)", page, re.MULTILINE)}
     assert kinds <= KINDS
-    assert [name for name, page in pages.items() if blocks(page, "python")] == ["docs/extending.md", "docs/python-api.md"]
+    assert [name for name, page in pages.items() if blocks(page, "python")] == [
+        "docs/extending.md",
+        "docs/python-api.md",
+    ]
 
 
 def test_scripts_and_their_flags_are_there(pages: dict[str, str], repo: Path) -> None:

@@ -19,12 +19,12 @@ def script(path: Path) -> ModuleType:
 @pytest.mark.parametrize("name", ["packing", "pipeline"])
 def test_pictures_are_up_to_date(repo: Path, name: str) -> None:
     for file, svg in script(repo / f"docs/pictures/{name}.py").draw().items():
-        assert (repo / "docs/pictures" / file).read_text(encoding="utf-8") == svg, f"run: python docs/pictures/{name}.py"
+        assert (repo / "docs/pictures" / file).read_text(encoding="utf-8") == svg, (
+            f"run: python docs/pictures/{name}.py"
+        )
 
 
-def test_the_experiments_page_is_up_to_date(
-    repo: Path, pages: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_experiments_page_is_up_to_date(repo: Path, pages: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     page = script(repo / "docs/experiments_page.py").page()
     assert pages["docs/experiments.md"] == page, "run: python docs/experiments_page.py > docs/experiments.md"
