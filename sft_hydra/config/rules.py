@@ -27,25 +27,6 @@ Rule = Callable[[SftConfig], Iterator[str]]
 
 DATA_RUNNERS = (Runner.train, Runner.data_prep, Runner.inspect)
 
-AT_LEAST_ONE = (
-    "seq_length", "cluster.nodes", "cluster.gpus_per_node", "cluster.cpus_per_task", "cluster.max_parallel",
-    "train.global_batch_size", "train.global_batch_tokens", "train.micro_batch_size", "train.train_samples",
-    "train.log_interval", "train.num_threads", "checkpoint.interval", "checkpoint.keep_last", "data.sample",
-    "data.num_workers", "data.num_shards", "data.max_doc_tokens", "eval.batch_size", "eval.sample_tokens", "eval.tokens",
-    "eval.max_items", "eval.max_new_tokens", "eval.chatcore_max_categorical", "eval.chatcore_max_generative",
-    "eval.exact_match.max_items", "eval.exact_match.max_new_tokens", "generate.max_new_tokens", "inspect.count", "inspect.conversations",
-    "peft.dim", "parallel.tp", "parallel.pp", "parallel.cp", "parallel.ep", "parallel.dp_replicate", "optimizer.ns_steps",
-)  # fmt: skip
-NOT_NEGATIVE = (
-    "seed", "eval.every", "eval.chatcore_every", "eval.num_fewshot", "data.max_bad_rows", "optimizer.lr", "optimizer.matrix_lr", "optimizer.embedding_lr",
-    "optimizer.unembedding_lr", "optimizer.weight_decay", "optimizer.eps", "optimizer.init_lr_frac", "scheduler.warmup_iters",
-    "scheduler.warmup_samples", "scheduler.decay_iters", "scheduler.decay_samples", "scheduler.min_lr", "train.epochs",
-    "train.clip_grad", "train.router_aux_loss", "train.router_bias_update_rate", "generate.temperature", "model.init_std", "data.split.train", "data.split.valid", "data.split.test",
-)  # fmt: skip
-FRACTIONS = (
-    "scheduler.warmup_ratio", "scheduler.decay_ratio", "scheduler.min_lr_frac", "peft.dropout", "generate.top_p",
-    "optimizer.momentum",
-)  # fmt: skip
 ALLOWED = {
     "scheduler.kind": ("cosine", "warmdown", "wsd", "constant"),
     "peft.dropout_position": ("pre", "post"),
@@ -66,19 +47,8 @@ SECRET_CHARS = 16  # of a variable with such a name, from which on its value is 
 VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 
-def numbers_in_range(cfg: SftConfig) -> Iterator[str]:
-    values = flatten(cfg)
-    for keys, fits, must in (
-        (AT_LEAST_ONE, lambda value: value >= 1, "at least 1"),
-        (NOT_NEGATIVE, lambda value: value >= 0, "0 or more"),
-        (FRACTIONS, lambda value: 0 <= value <= 1, "between 0 and 1"),
-    ):
-        for key in keys:
-            if (value := values.get(key)) is not None and not fits(value):
-                yield f"{key}={value} must be {must}"
-    if cfg.train.train_iters is not None and cfg.train.train_iters < -1:
-        yield f"train.train_iters={cfg.train.train_iters} must be 0 or more, or -1 for one epoch"
-    if len(cfg.optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in cfg.optimizer.betas):
+def two_betas(cfg: SftConfig) -> Iterator[str]:
+    if len(cfg.optimizer.betas) != 2:
         yield f"optimizer.betas={cfg.optimizer.betas} must be two numbers from 0 to below 1"
 
 
@@ -135,9 +105,6 @@ def data_is_set(cfg: SftConfig) -> Iterator[str]:
     for name, source in data.sources.items():
         if not source.path:
             yield f"data.sources.{name} has no path; set data.sources.{name}.path=<file, folder or hub id>"
-        for key, value in (("weight", source.weight), ("epochs", source.epochs)):
-            if value is not None and value < 0:
-                yield f"data.sources.{name}.{key}={value} must be 0 or more"
         if source.weight is not None and source.epochs is not None:
             yield f"data.sources.{name} has weight={source.weight} and epochs={source.epochs}; keep one of them"
 
@@ -170,7 +137,7 @@ def batch_size(cfg: SftConfig) -> Iterator[str]:
     train = cfg.train
     yield from _at_most_one(cfg, "train", ("global_batch_size", "global_batch_tokens"))
     tokens = train.global_batch_tokens
-    if tokens is not None and cfg.seq_length > 0 and tokens % cfg.seq_length:
+    if tokens is not None and tokens % cfg.seq_length:
         nearest = max(1, round(tokens / cfg.seq_length)) * cfg.seq_length
         yield f"train.global_batch_tokens={tokens} is not a multiple of seq_length={cfg.seq_length}; nearest: {nearest}"
 
@@ -185,23 +152,24 @@ def schedule(cfg: SftConfig) -> Iterator[str]:
         yield f"scheduler={scheduler.kind} needs its last part: scheduler.decay_ratio=0.2, or decay_iters, or decay_samples"
     if scheduler.kind in ("cosine", "constant") and decays != [None, None, None]:
         yield f"scheduler={scheduler.kind} has no last part: scheduler.decay_* has no effect; use scheduler=warmdown or wsd"
-    if scheduler.min_lr is not None and scheduler.min_lr > cfg.optimizer.lr:
-        yield f"scheduler.min_lr={scheduler.min_lr:g} is above optimizer.lr={cfg.optimizer.lr:g}"
+    yield from _falling_rates(cfg)
+
+
+def _falling_rates(cfg: SftConfig) -> Iterator[str]:
+    """The smallest rate must not be above the peak, which `init_lr_frac` scales too."""
+    smallest, optimizer = cfg.scheduler.min_lr, cfg.optimizer
+    peak = optimizer.lr * optimizer.init_lr_frac
+    if smallest is None or smallest <= peak:
+        return
+    scaled = f" * optimizer.init_lr_frac={optimizer.init_lr_frac:g} = {peak:g}" if optimizer.init_lr_frac != 1 else ""
+    yield (
+        f"scheduler.min_lr={smallest:g} is above optimizer.lr={optimizer.lr:g}{scaled}, so rates would climb where they "
+        "should fall; use a smaller scheduler.min_lr, or scheduler.min_lr_frac=0.1"
+    )
 
 
 def layout(cfg: SftConfig) -> Iterator[str]:
     """Sizes of parallelism against world, model and batch."""
-    sizes = (
-        cfg.parallel.tp,
-        cfg.parallel.pp,
-        cfg.parallel.cp,
-        cfg.parallel.ep,
-        cfg.parallel.dp_replicate,
-        cfg.parallel.vp,
-    )
-    counts = (cfg.cluster.nodes, cfg.cluster.gpus_per_node, cfg.seq_length, cfg.train.micro_batch_size, *sizes)
-    if any(count is not None and count < 1 for count in counts):
-        return  # numbers_in_range says so
     try:
         architecture = read_architecture(cfg)
     except ModelError:
@@ -354,7 +322,7 @@ def _at_most_one(cfg: SftConfig, section: str, names: tuple[str, ...]) -> Iterat
 
 
 RULES: tuple[Rule, ...] = (
-    numbers_in_range, known_words, run_name, model_is_set, data_is_set, runner_is_set, splits_sum_to_one, length_of_training, batch_size,
+    two_betas, known_words, run_name, model_is_set, data_is_set, runner_is_set, splits_sum_to_one, length_of_training, batch_size,
     schedule, layout, foreign_model, fp8, optimizer_state, routers, lora_targets, optimizer_warm_start, no_secrets,
     one_line_each,
 )  # fmt: skip

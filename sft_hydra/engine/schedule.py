@@ -64,5 +64,5 @@ def _length(steps: int | None, samples: int | None, ratio: float | None, total: 
 
 def _smallest(scheduler: Scheduler, peak: float) -> float:
     if scheduler.min_lr is not None:
-        return scheduler.min_lr / peak
+        return scheduler.min_lr / peak if peak else 0.0  # a rate of 0 stays 0
     return scheduler.min_lr_frac or 0.0

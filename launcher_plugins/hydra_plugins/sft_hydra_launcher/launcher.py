@@ -28,8 +28,11 @@ class SftSweeper(BasicSweeper):
 
             name = self.config.hydra.runtime.choices["hydra/launcher"]
             raise ConfigError(f"hydra/launcher={name} cannot run our jobs; use submitit_local or submitit_slurm")
+        from sft_hydra.config.typed_text import quote_text
+
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        params = [quote_text(text) for text in self._parse_config()]
+        overrides = parser.parse_overrides([*params, *arguments])
         (jobs,) = self.split_arguments(overrides, max_batch_size=None)
         return self.launcher.launch(jobs, initial_job_idx=0)
 
