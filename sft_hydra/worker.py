@@ -18,6 +18,10 @@ from sft_hydra.schema.config import SftConfig
 
 
 def main() -> None:
+    try:
+        this_rank()
+    except UserError as error:  # it is not known which rank this is
+        sys.exit(_told(error))
     code = exit_code(_command)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -33,9 +37,7 @@ def exit_code(command: Callable[[], int]) -> int:
     try:
         return command()
     except UserError as error:
-        if rank.world_size == 1:  # else the rank has told
-            print(error.describe(), file=sys.stderr)
-        return 2
+        return _told(error) if rank.world_size == 1 else 2  # else the rank has told
     except signals.StoppedError as stopped:
         if rank.rank == 0:
             print(stopped, file=sys.stderr)
@@ -51,6 +53,11 @@ def exit_code(command: Callable[[], int]) -> int:
         if rank.world_size == 1:
             raise
         return 1
+
+
+def _told(error: UserError) -> int:
+    print(error.describe(), file=sys.stderr)
+    return 2
 
 
 def run_rank(cfg: SftConfig) -> None:

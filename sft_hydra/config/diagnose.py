@@ -24,7 +24,7 @@ from sft_hydra.config.aliases import our_name
 from sft_hydra.config.argv import split_flags
 from sft_hydra.config.resolve import resolve
 from sft_hydra.config.schema_introspection import declared_type, describe_type, hint, key_problem, leaves, undeclared
-from sft_hydra.config.sweep_labels import sweep_problem
+from sft_hydra.config.sweep_labels import kind_problem, sweep_problem
 from sft_hydra.config.values_only import hydra_problem
 from sft_hydra.errors import ConfigError
 from sft_hydra.paths import conf_dir
@@ -53,10 +53,14 @@ def diagnose(arguments: Sequence[str]) -> list[str]:
     if composed is None:
         return problems
     multirun = multirun or composed.hydra.mode is RunMode.MULTIRUN
+    kinds = {id(override): kind_problem(override, override in groups) for override in overrides}
+    problems += [problem for problem in kinds.values() if problem]
+    overrides = [override for override in overrides if not kinds[id(override)]]
     for override in overrides:
         problems += _sweep_problems(override, multirun)
     for override in values:
-        problems += _value_problems(override, composed)
+        if override in overrides:
+            problems += _value_problems(override, composed)
     return problems + _rule_problems(composed, texts)
 
 

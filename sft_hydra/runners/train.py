@@ -306,7 +306,8 @@ def _validate(training: TrainingContext) -> None:
 
 def _evaluate(training: TrainingContext, when: str) -> None:
     """Validation, exact match and sample answers, before or after training; kept in the run's folder."""
-    _validate(training)
+    if training.cfg.eval.every != 0:
+        _validate(training)
     scores = evaluate_model(
         training.model, training.cfg, training.tokenizer, training.console, paths=training.paths, when=when
     )

@@ -227,8 +227,8 @@ class ExactMatchConfig:
 
 @dataclass(kw_only=True, slots=True)
 class EvalConfig:
-    every: int = number(200, 0, STEPS)
-    """Steps between two validations; 0 = never."""
+    every: int | None = number(200, 0, STEPS)
+    """Steps between two validations, which also come before and after training; null: only before and after; 0: never."""
     tokens: int | None = number(None, 1, MANY)
     """Tokens of the validation split that are used, always the same ones; null: all."""
     batch_size: int = number(128, 1, 10_000_000)

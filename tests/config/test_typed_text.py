@@ -91,7 +91,7 @@ def test_texts_in_a_mapping(key: str, one: str, other: str) -> None:
 def test_each_value_of_a_sweep(one: str, other: str) -> None:
     for text in (f"name={one},{other}", f"name=choice({one}, {other})"):
         swept = OverridesParser.create().parse_override(quote_text(text))
-        values = [each for each in swept.sweep_string_iterator()]
+        values = list(swept.sweep_string_iterator())
         assert [OmegaConf.select(after(f"name={each}"), "name") for each in values] == [one, other]
 
 
