@@ -3,7 +3,6 @@
 Rules that look at files are in rules_files.py.
 """
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -22,6 +21,7 @@ from sft_hydra.planning.topology import possible_layouts, rows_per_step, run_lay
 from sft_hydra.schema.config import Device, Precision, Runner, SftConfig
 from sft_hydra.schema.data import Packing
 from sft_hydra.schema.optim import AdamW
+from sft_hydra.secret_text import assigns_secret, holds_secret, is_secret_name
 
 Rule = Callable[[SftConfig], Iterator[str]]
 
@@ -36,14 +36,6 @@ ALLOWED = {
 }
 READABLE_FORMATS = ("auto", "openai", "prompt_completion", "sharegpt", "alpaca", "squad", "oasst", "mmlu", "gsm8k")
 
-SECRET_NAME = re.compile(
-    r"(TOKEN(?!IZ)|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY)", re.IGNORECASE
-)
-SECRET_VALUE = re.compile(
-    r"\b(hf_\w{30,}|sk-[\w-]{20,}|gh[pousr]_\w{30,}|github_pat_\w{30,}|glpat-[\w-]{20,}|AKIA[0-9A-Z]{16}|nvapi-[\w-]{20,})"
-    r"|://[^/\s:@]+:[^/\s@]+@"  # a password in an address
-)
-SECRET_CHARS = 16  # of a variable with such a name, from which on its value is not taken for an ordinary word
 VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 
@@ -75,7 +67,8 @@ def model_is_set(cfg: SftConfig) -> Iterator[str]:
     try:
         architecture = read_architecture(cfg)
     except ModelError as error:
-        yield from (f"model.path={cfg.model.path}: {problem}" for problem in error.problems)
+        where = f"model.path={cfg.model.path}: " if cfg.model.path else ""
+        yield from (f"{where}{problem}" for problem in error.problems)
         return
     if "quantization_config" in architecture:
         method = architecture["quantization_config"].get("quant_method", "some method")
@@ -285,17 +278,14 @@ def optimizer_warm_start(cfg: SftConfig) -> Iterator[str]:
 
 def no_secrets(cfg: SftConfig) -> Iterator[str]:
     """A config is written to disk and shown in reports: secrets travel by name only."""
-    known = [
-        value
-        for name, value in os.environ.items()
-        if SECRET_NAME.search(name) and len(value) >= SECRET_CHARS and value[0] not in "/~."  # no path
-    ]
+    usual = flatten(SftConfig())
     for key, value in flatten(cfg).items():
-        if key == "run_dir":  # made of others
+        if key == "run_dir" or value is None or value == usual.get(key):  # the folder is made of others
             continue
         variable = key.removeprefix("cluster.env.")
-        named = variable != key and SECRET_NAME.search(variable)
-        if named or SECRET_VALUE.search(str(value)) or any(secret in str(value) for secret in known):
+        named = variable != key and is_secret_name(variable)
+        found = assigns_secret if key.startswith("cluster.") else holds_secret
+        if named or any(found(str(part)) for part in (value if isinstance(value, list) else [value])):
             name = variable if variable != key else "NAME"
             yield f"{key} looks like a secret; export it in your shell and name it: cluster.env_pass=[...,{name}]"
 

@@ -22,9 +22,10 @@ def kind_problem(override: Override, is_group: bool) -> str | None:
     """Why this kind of sweep is not run: of all kinds only lists of values are, and `glob` over the options of a group."""
     value, key = override.value(), override.key_or_group
     if isinstance(value, Glob) and not is_group:
+        files = f"; several files as one data set: {key}='<folder>/*.jsonl'" if key.endswith("path") else ""
         return (
-            f"{override.input_line}: glob(...) stands for options of a group, and {key} is a value; several files as one data "
-            f"set: {key}='<folder>/*.jsonl'; one job for each: -m {key}=<file>,<file>"
+            f"{override.input_line}: glob(...) stands for options of a group, and {key} is a value{files}; one job for each: "
+            f"-m {key}=<value>,<value>"
         )
     if override.is_interval_sweep():
         return (

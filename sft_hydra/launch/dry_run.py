@@ -4,6 +4,7 @@ from sft_hydra.chat.tokenizer import load_tokenizer
 from sft_hydra.data.dataset import TrainRows
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.data_prep import prepare
+from sft_hydra.engine.outlook import doubts
 from sft_hydra.engine.schedule import total_steps
 from sft_hydra.errors import UserError
 from sft_hydra.planning.architecture import is_generic, read_architecture
@@ -139,6 +140,8 @@ def _advice(cfg: SftConfig, arch: dict, layout: Layout, packed: PackedSet | None
             f"{kept:,} conversations are few (under {FEW_ROWS:,}): a smaller train.global_batch_size with more "
             "train.train_iters keeps steps useful" + ("" if cfg.peft else ", and peft=lora forgets less")
         )
+    if cfg.runner is Runner.train:
+        lines += doubts(cfg, arch, TrainRows(packed, cfg) if packed else None)
     if cfg.runner is Runner.train and packed is not None:
         rows = TrainRows(packed, cfg)
         missed = rows.unreached_sources(total_steps(cfg, rows.rows_per_epoch) * rows_per_step(cfg))

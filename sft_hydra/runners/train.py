@@ -21,6 +21,7 @@ from sft_hydra.data.dataset import TrainRows
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.engine.loop import StepResult, TrainState, train_loop
 from sft_hydra.engine.optimizer import OptimizerSet, build_optimizer, check_state_bits
+from sft_hydra.engine.outlook import doubts
 from sft_hydra.engine.schedule import total_steps
 from sft_hydra.engine.validate import validate
 from sft_hydra.errors import ConfigError
@@ -103,6 +104,8 @@ def run(cfg: SftConfig) -> None:
         steps = total_steps(cfg, rows.rows_per_epoch)
         if missed := rows.unreached_sources(steps * rows_per_step(cfg)):
             console.say(missed, style="yellow")
+        for doubt in doubts(cfg, model_architecture(cfg, tokenizer), rows):
+            console.say(doubt, style="yellow")
         last = checkpoints.latest(checkpoint_folder(cfg))
         if last is not None and _is_finished(paths, last, steps):
             console.say(f"{paths.root}: finished, all {steps} steps are done (train.train_iters or name=... goes on)")
