@@ -27,7 +27,9 @@ VALUE = re.compile(
     re.IGNORECASE,
 )
 # `NAME=value` and `NAME: value`; what begins with $ is looked up, what begins with / or ~ is a path
-_ASSIGNED = re.compile(r"\b((?:cluster\.env\.)?[A-Za-z_]\w*)(\s*=\s*|:\s+)(['\"]?)([^\s,'\"\])}$/~][^\s,'\"\])}]*)")
+_ASSIGNED = re.compile(
+    r"\b((?:cluster\.env\.)?[A-Za-z_]\w*)(\s*=\s*|:\s+)(['\"]?)([^\s,'\"\[\](){}$/~][^\s,'\"\[\](){}]*)"
+)
 
 
 def is_secret_name(name: str) -> bool:
@@ -44,13 +46,15 @@ def assigns_secret(text: str) -> bool:
     """The same for what goes into a job: also `NAME=value` with a secret's name, and short values as whole words."""
     if any(is_secret_name(match[1]) for match in _ASSIGNED.finditer(text)):
         return True
-    return holds_secret(text) or any(re.search(rf"(?<!\w){re.escape(known)}(?!\w)", text) for known in _known(SHORT))
+    return holds_secret(text) or any(_word(known).search(text) for known in _known(SHORT))
 
 
 def hidden(text: str) -> str:
     """The text with `<hidden>` in place of every secret."""
     for known in sorted(_known(LONG), key=len, reverse=True):
         text = text.replace(known, HIDDEN)
+    for known in _known(SHORT):
+        text = _word(known).sub(HIDDEN, text)
     return _ASSIGNED.sub(_hide_value, VALUE.sub(HIDDEN, text))
 
 
@@ -59,6 +63,10 @@ def _hide_value(match: re.Match[str]) -> str:
     name = match[1].removeprefix("cluster.env.")
     named = is_secret_name(name) and (name != match[1] or name.isupper())
     return f"{match[1]}{match[2]}{match[3]}{HIDDEN}" if named else match[0]
+
+
+def _word(text: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w){re.escape(text)}(?!\w)")
 
 
 def _known(least: int) -> Iterator[str]:

@@ -1,12 +1,12 @@
 """The plan of a run as text: what `dry_run=true` prints, and the head of every run's log. Reads, never writes."""
 
-from sft_hydra.chat.tokenizer import load_tokenizer
+from sft_hydra.chat.tokenizer import check_vocabulary, load_tokenizer
 from sft_hydra.data.dataset import TrainRows
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.data_prep import prepare
 from sft_hydra.engine.outlook import doubts
 from sft_hydra.engine.schedule import total_steps
-from sft_hydra.errors import UserError
+from sft_hydra.errors import SeqLengthMismatchError, TokenizerMismatchError, UserError
 from sft_hydra.planning.architecture import is_generic, read_architecture
 from sft_hydra.planning.auto_parallel import USABLE, Choice, choose, with_layout
 from sft_hydra.planning.estimate import (
@@ -55,18 +55,24 @@ def _choice_lines(cfg: SftConfig, weighed: list[Choice]) -> list[tuple[str, str]
 def _packed_set(cfg: SftConfig) -> PackedSet | None:
     try:
         return prepare.open_existing(cfg)
+    except (TokenizerMismatchError, SeqLengthMismatchError):
+        raise  # what would end the run ends its plan
     except UserError:  # no tokenizer within reach: the plan stands without data figures
         return None
 
 
 def _with_vocabulary(cfg: SftConfig, arch: dict) -> dict:
-    """A random start takes the tokenizer's number of ids, if that is within reach."""
-    if cfg.model.path is not None or not arch or "vocab_size" in arch:
-        return arch
+    """A random start takes the tokenizer's number of ids, if that is within reach. TokenizerMismatchError if the model has
+    fewer."""
     try:
-        return {**arch, "vocab_size": load_tokenizer(cfg).vocab_size}
+        tokenizer = load_tokenizer(cfg)
     except UserError:
         return arch
+    if cfg.model.path is None and arch and "vocab_size" not in arch:
+        return {**arch, "vocab_size": tokenizer.vocab_size}
+    if cfg.runner is not Runner.data_prep:
+        check_vocabulary(cfg, arch, tokenizer)
+    return arch
 
 
 def _model_lines(cfg: SftConfig, arch: dict) -> list[tuple[str, str]]:

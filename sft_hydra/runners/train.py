@@ -98,13 +98,14 @@ def run(cfg: SftConfig) -> None:
     start_process_group(device, cfg.cluster.start_timeout)
     with run_lock(paths) if rank.rank == 0 else nullcontext(), Console(paths.log, speak=rank.rank == 0) as console:
         with clock("prepare data"), rank0_first():
-            packed = prepared_set(cfg, console)
             tokenizer = load_tokenizer(cfg)
+            architecture = model_architecture(cfg, tokenizer)  # what does not fit is known before data is prepared
+            packed = prepared_set(cfg, console)
             rows = TrainRows(packed, cfg)
         steps = total_steps(cfg, rows.rows_per_epoch)
         if missed := rows.unreached_sources(steps * rows_per_step(cfg)):
             console.say(missed, style="yellow")
-        for doubt in doubts(cfg, model_architecture(cfg, tokenizer), rows):
+        for doubt in doubts(cfg, architecture, rows):
             console.say(doubt, style="yellow")
         last = checkpoints.latest(checkpoint_folder(cfg))
         if last is not None and _is_finished(paths, last, steps):

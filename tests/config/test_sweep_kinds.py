@@ -26,7 +26,7 @@ def test_answers(argv: list[str], expected: str, problems: Callable[..., list[st
 
 
 def test_options_of_a_group(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(["-m", "optimizer=glob([am]*,exclude=*tiny)", "dry_run=true"]) == 0
+    assert command(["-m", "optimizer=glob(*,exclude=*tiny)", "dry_run=true"]) == 0
     assert "job 2 of 2: optimizer=muon" in capsys.readouterr().out
 
 

@@ -27,7 +27,7 @@ def one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["train.train_iters=5", "scheduler.warmup_iters=5", "scheduler.warmup_ratio=null"], "warm-up takes 5 steps and training has 5"),
         (["train.train_iters=10", "scheduler=wsd", "scheduler.decay_ratio=1", "scheduler.warmup_ratio=0.5"], "warm-up (5 steps) and decay (10)"),
-        (["+model.architecture.max_position_embeddings=64"], "seq_length=128 is more than the 64 positions"),
+        (["model.architecture.max_position_embeddings=64"], "seq_length=128 is more than the 64 positions"),
     ],
 )  # fmt: skip
 def test_a_dry_run_tells(argv: list[str], expected: str, one_row: None, capsys: pytest.CaptureFixture[str]) -> None:
@@ -36,7 +36,7 @@ def test_a_dry_run_tells(argv: list[str], expected: str, one_row: None, capsys: 
 
 
 def test_a_training_tells_before_it_starts(one_row: None, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = [*SMALL, "train.train_iters=1", "eval.every=0", "name=run", "+model.architecture.max_position_embeddings=8"]
+    argv = [*SMALL, "train.train_iters=1", "eval.every=0", "name=run", "model.architecture.max_position_embeddings=8"]
     assert command([*argv, "data.prepare=auto"]) == 0
     log = " ".join(Path("outputs/run/log.txt").read_text().split())
     assert "one step takes 8 rows and an epoch has 1: every row is in each step 8 times" in log
