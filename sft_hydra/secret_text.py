@@ -27,9 +27,11 @@ VALUE = re.compile(
     re.IGNORECASE,
 )
 # `NAME=value` and `NAME: value`; what begins with $ is looked up, what begins with / or ~ is a path
-_ASSIGNED = re.compile(
-    r"\b((?:cluster\.env\.)?[A-Za-z_]\w*)(\s*=\s*|:\s+)(['\"]?)([^\s,'\"\[\](){}$/~][^\s,'\"\[\](){}]*)"
-)
+_NAMED = r"\b((?:cluster\.env\.)?[A-Za-z_]\w*)(\s*=\s*|:\s+)"
+_ASSIGNED = re.compile(_NAMED + r"(['\"]?[^\s,'\"\[\](){}$/~][^\s,'\"\[\](){}]*)")
+_SHOWN = re.compile(
+    _NAMED + r"((?!\w+[=:])(?:\[[^\]]*\]?|'[^']*'?|\"[^\"]*\"?|[^\s{$/~]\S*))"
+)  # to the end of the value
 
 
 def is_secret_name(name: str) -> bool:
@@ -55,14 +57,14 @@ def hidden(text: str) -> str:
         text = text.replace(known, HIDDEN)
     for known in _known(SHORT):
         text = _word(known).sub(HIDDEN, text)
-    return _ASSIGNED.sub(_hide_value, VALUE.sub(HIDDEN, text))
+    return _SHOWN.sub(_hide_value, VALUE.sub(HIDDEN, text))
 
 
 def _hide_value(match: re.Match[str]) -> str:
     """Only names of variables: keys of the config are written in small letters (`eval.tokens=...`)."""
     name = match[1].removeprefix("cluster.env.")
     named = is_secret_name(name) and (name != match[1] or name.isupper())
-    return f"{match[1]}{match[2]}{match[3]}{HIDDEN}" if named else match[0]
+    return f"{match[1]}{match[2]}{HIDDEN}" if named else match[0]
 
 
 def _word(text: str) -> re.Pattern[str]:

@@ -111,12 +111,12 @@ def prepare(seconds: int, memory: int, verdict: int):  # type: ignore[no-untyped
     for module in (os, sys.modules["posix"]):
         for name in MADE_WITHOUT_OPENING:
             delattr(module, name)
-    _posixsubprocess.fork_exec = refuse
+    _posixsubprocess.fork_exec = refuse  # type: ignore[assignment]
     code = compile(program.decode("utf-8", "replace"), "answer.py", "exec", dont_inherit=True)
     sys.addaudithook(make_hook())
     gc.collect()
     gc.freeze()  # what is here is not found by those who ask the garbage collector
-    return map(call, (partial(exec, code, {"__name__": "__main__"}), *end))
+    return map(call, (partial(exec, code, {"__name__": "__main__"}), *end))  # type: ignore[arg-type]
 
 
 def refuse(*_: object) -> None:
