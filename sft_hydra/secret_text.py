@@ -27,11 +27,9 @@ VALUE = re.compile(
     re.IGNORECASE,
 )
 # `NAME=value` and `NAME: value`; what begins with $ is looked up, what begins with / or ~ is a path
-_NAMED = r"\b((?:cluster\.env\.)?[A-Za-z_]\w*)(\s*=\s*|:\s+)"
-_ASSIGNED = re.compile(_NAMED + r"(['\"]?[^\s,'\"\[\](){}$/~][^\s,'\"\[\](){}]*)")
-_SHOWN = re.compile(
-    _NAMED + r"((?!\w+[=:])(?:\[[^\]]*\]?|'[^']*'?|\"[^\"]*\"?|[^\s{$/~]\S*))"
-)  # to the end of the value
+_NAMED = re.compile(r"\b((?:cluster\.env\.)?[A-Za-z_]\w*)(?:\s*=\s*|:\s+)")
+_VALUE_WORD = re.compile(r"['\"]?[^\s,'\"\[\](){}$/~][^\s,'\"\[\](){}]*")
+_VALUE_TEXT = re.compile(r"\[[^\]]*\]?|'[^']*'?|\"[^\"]*\"?|[^\s{$/~'\"]\S*")  # as it may stand in a message
 
 
 def is_secret_name(name: str) -> bool:
@@ -46,7 +44,7 @@ def holds_secret(text: str) -> bool:
 
 def assigns_secret(text: str) -> bool:
     """The same for what goes into a job: also `NAME=value` with a secret's name, and short values as whole words."""
-    if any(is_secret_name(match[1]) for match in _ASSIGNED.finditer(text)):
+    if any(is_secret_name(match[1]) and _VALUE_WORD.match(text, match.end()) for match in _NAMED.finditer(text)):
         return True
     return holds_secret(text) or any(_word(known).search(text) for known in _known(SHORT))
 
@@ -57,14 +55,19 @@ def hidden(text: str) -> str:
         text = text.replace(known, HIDDEN)
     for known in _known(SHORT):
         text = _word(known).sub(HIDDEN, text)
-    return _SHOWN.sub(_hide_value, VALUE.sub(HIDDEN, text))
+    return _without_values(VALUE.sub(HIDDEN, text))
 
 
-def _hide_value(match: re.Match[str]) -> str:
-    """Only names of variables: keys of the config are written in small letters (`eval.tokens=...`)."""
-    name = match[1].removeprefix("cluster.env.")
-    named = is_secret_name(name) and (name != match[1] or name.isupper())
-    return f"{match[1]}{match[2]}{HIDDEN}" if named else match[0]
+def _without_values(text: str) -> str:
+    """Hides what follows the name of a secret variable: names of others, as `eval.tokens`, have small letters."""
+    shown, done = "", 0
+    for match in _NAMED.finditer(text):
+        name = match[1].removeprefix("cluster.env.")
+        value = _VALUE_TEXT.match(text, match.end())
+        if match.start() >= done and value and is_secret_name(name) and (name != match[1] or name.isupper()):
+            shown += text[done : match.end()] + HIDDEN
+            done = value.end()
+    return shown + text[done:]
 
 
 def _word(text: str) -> re.Pattern[str]:
