@@ -33,7 +33,8 @@ class Range:
 
     def describe(self) -> str:
         low = f"above {self.low:g}" if self.above else "0 or more" if self.low == 0 else f"at least {self.low:g}"
-        return f"{low} and {'below' if self.below else 'at most'} {_show(self.high)}"
+        high = f"{int(self.high):,}" if self.high == int(self.high) else f"{self.high:g}"
+        return f"{low} and {'below' if self.below else 'at most'} {high}"
 
 
 def number(default: Any, low: float, high: float, *, above: bool = False, below: bool = False) -> Any:

@@ -22,7 +22,7 @@ CASES = [
     (["seq_length=0"], "seq_length=0 must be at least 1"),
     (["optimizer.lr=-1"], "optimizer.lr=-1.0 must be 0 or more"),
     (["data.split.train=1.98", "data.split.test=-0.99"], "data.split.test=-0.99 must be 0 or more"),
-    (["train.train_iters=-2"], "or -1 for one epoch"),
+    (["train.train_iters=-2"], "train.train_iters=-2 must be at least -1"),
     (["optimizer=adamw", "optimizer.state_bits=4"], "optimizer.state_bits=4 is none of 8, 32"),
     (["optimizer=adamw", "optimizer.state_bits=8", "train.cpu_offload=true"], "optimizer.state_bits=8 with train.cpu_offload=true"),
     (["train.fp8=true", "device=cpu"], "train.fp8=true: device=cpu does not multiply in fp8"),
