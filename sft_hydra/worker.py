@@ -18,14 +18,10 @@ from sft_hydra.schema.config import SftConfig
 
 
 def main() -> None:
-    try:
-        this_rank()
-    except UserError as error:  # it is not known which rank this is
-        sys.exit(_told(error))
     code = exit_code(_command)
     sys.stdout.flush()
     sys.stderr.flush()
-    if code and this_rank().world_size > 1:
+    if code and "RANK" in os.environ:
         os._exit(code)  # taking a process group down with dead neighbours can hang
     sys.exit(code)
 
@@ -33,7 +29,10 @@ def main() -> None:
 def exit_code(command: Callable[[], int]) -> int:
     """Run a command that returns an exit code: 0 done, 2 the user can put it right (all problems are listed), 1 anything
     else. A bug keeps its traceback; of several ranks, the first that fails has told it."""
-    rank = this_rank()
+    try:
+        rank = this_rank()
+    except UserError as error:  # it is not known which rank this is
+        return _told(error)
     try:
         return command()
     except UserError as error:

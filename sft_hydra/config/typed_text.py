@@ -25,6 +25,7 @@ from sft_hydra.schema.optim import OPTIMIZERS, Optimizer
 LOOKS_LIKE_OTHERS = (OverrideLexer.INT, OverrideLexer.FLOAT, OverrideLexer.BOOL)
 PASSING_ON = ("choice", "sort", "shuffle", "tag", "str", "extend_list")  # functions whose arguments are the values
 MAY_BE_OTHER = re.compile(r"(?<![\w./'\"])[+-]?(\d|\.\d|nan\b|inf\b|true\b|false\b)", re.IGNORECASE)
+OLD_NUMBER = re.compile(r"[+-]?0[0-7_]+|.*:.*")  # octal and to base 60 in YAML 1.1; on the command line they never were
 NULL, MERGE, TEXT = (f"tag:yaml.org,2002:{kind}" for kind in ("null", "merge", "str"))
 
 
@@ -124,7 +125,8 @@ def _unquoted(tree: Any, declared: Any) -> Iterator[tuple[int, int]]:
 def _keep_text(node: yaml.Node, declared: Any) -> None:
     """Mark the plain scalars of a YAML tree that are declared as text, and names in mappings, as text."""
     if isinstance(node, yaml.ScalarNode):
-        if declared is str and node.tag != NULL:
+        other_number = declared in (int, float) and OLD_NUMBER.fullmatch(node.value)
+        if node.tag != NULL and (declared is str or other_number):
             node.tag = TEXT
     elif isinstance(node, yaml.SequenceNode):
         item = typing.get_args(declared)[0] if typing.get_origin(declared) is list else None

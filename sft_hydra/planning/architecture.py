@@ -16,11 +16,9 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "nemotron_h")  # 
 MOST = {
     "num_hidden_layers": 10_000,
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "head_dim"), 100_000),
-    **dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size", "moe_intermediate_size"), 100_000_000),
-    **dict.fromkeys(
-        ("num_experts_per_tok", "mamba_num_heads", "mamba_head_dim", "ssm_state_size", "n_groups"), 1_000_000
-    ),
-    **dict.fromkeys(("conv_kernel", "chunk_size", "moe_shared_expert_intermediate_size"), 100_000_000),
+    **dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size"), 100_000_000),
+    **dict.fromkeys(("mamba_num_heads", "mamba_head_dim", "ssm_state_size", "n_groups"), 1_000_000),
+    **dict.fromkeys(("conv_kernel", "chunk_size"), 100_000_000),
     "max_position_embeddings": 10**10,
 }  # of sizes: what is beyond is a mistake, or meant to exhaust a machine
 POSITIVE = (

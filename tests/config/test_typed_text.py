@@ -128,6 +128,11 @@ def test_numbers_stay_numbers_and_null_stays_null(text: str, value: object) -> N
     assert OmegaConf.select(config, text.lstrip("+").partition("=")[0]) == value
 
 
+def test_numbers_in_yaml_are_those_of_the_command_line() -> None:
+    assert read_yaml("seed: 010")["seed"] == "010"  # which the schema makes 10, as it does of seed=010
+    assert read_yaml("seq_length: 1:30")["seq_length"] == "1:30"  # and refuses
+
+
 PROFILE = """\
 # @package _global_
 name: 2024_11_26
