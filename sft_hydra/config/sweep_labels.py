@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from hydra.core.override_parser.types import Glob, Override
 
@@ -20,7 +21,8 @@ def sweep_problem(key: str) -> str | None:
 
 def kind_problem(override: Override, is_group: bool) -> str | None:
     """Why this kind of sweep is not run: of all kinds only lists of values are, and `glob` over the options of a group."""
-    value, key = override.value(), override.key_or_group
+    value: Any = override.value()
+    key = override.key_or_group
     if isinstance(value, Glob) and not is_group:
         files = f"; several files as one data set: {key}='<folder>/*.jsonl'" if key.endswith("path") else ""
         return (
