@@ -67,17 +67,23 @@ def _wrong_sizes(fields: dict[str, Any]) -> Iterator[str]:
         size = fields.get(key)
         if isinstance(size, bool | str | float) or (isinstance(size, int) and not 1 <= size <= most):
             yield f"{key}={str(size)[:40]} must be a whole number from 1 to {most:,}"
-    rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
-    numbers = {**fields, **(rope if isinstance(rope, dict) else {})}
-    for key in POSITIVE:
-        value = numbers.get(key)
-        if value is not None and not (
-            isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
-        ):
-            yield f"{key}={str(value)[:40]} must be a number above 0"
+    for place in _with_positions(fields):
+        for key in POSITIVE:
+            value = place.get(key)
+            if value is not None and not (type(value) in (int, float) and 0 < value < math.inf):
+                yield f"{key}={str(value)[:40]} must be a number above 0"
     chosen, experts = fields.get("num_experts_per_tok"), [fields[key] for key in EXPERT_COUNTS if fields.get(key)]
     if chosen and any(isinstance(chosen, int) and isinstance(count, int) and chosen > count for count in experts):
         yield f"num_experts_per_tok={chosen} must be at most the number of experts, {experts[0]}"
+
+
+def _with_positions(fields: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The fields, and those of their rotary positions, for each kind of layer where there are several."""
+    yield fields
+    for key in ("rope_parameters", "rope_scaling"):
+        if isinstance(rope := fields.get(key), dict):
+            yield rope
+            yield from (kind for kind in rope.values() if isinstance(kind, dict))
 
 
 def config_file(path: str | None, revision: str | None = None) -> Path | None:
