@@ -65,6 +65,7 @@ def _broken_rules(cfg: SftConfig) -> list[str]:
         put_in_range(section, name)
     problems = [problem for _, _, problem in wrong]
     keys = [problem.partition("=")[0] for problem in problems]
+    keys += [f"{key.rpartition('.')[0]}:" for key in keys if "." in key]  # what is said of its section as a whole
     others = rule_problems(cfg, (*RULES, *EVAL_RULES, *FILE_RULES))
     return problems + [problem for problem in others if not any(key in problem for key in keys)]
 
