@@ -130,7 +130,7 @@ def main(write=os.write, leave=os._exit) -> None:  # type: ignore[no-untyped-def
         # no variable holds the steps: the frames that the program can see know nothing
         deque(prepare(int(sys.argv[1]), int(sys.argv[2]), verdict), 0)
     except BaseException as error:
-        why = f"failed {type(error).__name__}: {error}"[:300]
+        why = f"failed {error.__class__.__name__}: {error}"[:300]
         write(verdict, why.encode("utf-8", "replace"))
     leave(0)
 

@@ -7,7 +7,12 @@ import pytest
 
 from sft_hydra.cli import command
 
-ROW = json.dumps({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}) + "\n"
+
+def row(text: str) -> str:
+    messages = [{"role": "user", "content": text}, {"role": "assistant", "content": f"Hello, {text}."}]
+    return json.dumps({"messages": messages}) + "\n"
+
+
 SMALL = (
     "eval.exact_match.path=null", "eval.samples=[]", "export.auto=false", "seq_length=64", "train.global_batch_size=1",
     "data=jsonl", "data.path=train.jsonl", "data.valid_path=valid.jsonl", "data.num_workers=1", "device=cpu", "train.train_iters=3",
@@ -19,7 +24,7 @@ SMALL = (
 def test_steps_of_validation(every: str, steps: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("train.jsonl", "valid.jsonl"):
-        Path(name).write_text(ROW * 4)
+        Path(name).write_text("".join(row(f"{name} {number}") for number in range(4)))
     assert command([*SMALL, f"eval.every={every}", "name=run"]) == 0
     lines = [json.loads(line) for line in Path("outputs/run/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "val/loss" in line] == steps
