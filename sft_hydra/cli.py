@@ -12,6 +12,7 @@ from sft_hydra.config import serialize
 from sft_hydra.config.completion import complete
 from sft_hydra.config.compose import compose
 from sft_hydra.config.resolve import resolve
+from sft_hydra.errors import ClusterError
 from sft_hydra.launch.local_ranks import run_here
 from sft_hydra.paths import RunPaths
 from sft_hydra.planning.auto_parallel import with_auto_parallel
@@ -22,7 +23,12 @@ from sft_hydra.worker import exit_code, run_rank
 
 def main() -> None:
     """Exit codes: 0 done, 2 the user can put it right (all problems are listed), 1 anything else."""
-    if this_rank().world_size > 1:
+    try:
+        several = this_rank().world_size > 1
+    except ClusterError as error:
+        print(error.describe(), file=sys.stderr)
+        sys.exit(2)
+    if several:
         sys.exit(
             "Start this command once; it starts the ranks itself (cluster.gpus_per_node=...). What starts each rank "
             "by itself, as torchrun does, takes a resolved config: torchrun -m sft_hydra.worker <resolved.yaml>"

@@ -1,18 +1,20 @@
 """Errors for people: what is wrong, where, the value, the fix. `UserError` and its kinds end a command with exit code 2
 and no traceback; everything else is a bug or a broken machine and keeps its traceback (exit code 1)."""
 
+from sft_hydra.secret_text import hidden
+
 
 class UserError(Exception):
     """Something the user can put right. One message may name several problems, one a line.
 
-    Built from strings only, because these cross process borders as text.
+    Built from strings only, because these cross process borders as text. A secret in them is not shown.
     """
 
     code = "error"
 
     def __init__(self, *problems: str) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = list(problems)
+        self.problems = [hidden(problem) for problem in problems]
+        super().__init__("\n".join(self.problems))
 
     def describe(self) -> str:
         """All problems as they are shown to people."""

@@ -21,7 +21,7 @@ def main() -> None:
     code = exit_code(_command)
     sys.stdout.flush()
     sys.stderr.flush()
-    if code and this_rank().world_size > 1:
+    if code and "RANK" in os.environ:
         os._exit(code)  # taking a process group down with dead neighbours can hang
     sys.exit(code)
 
@@ -29,13 +29,14 @@ def main() -> None:
 def exit_code(command: Callable[[], int]) -> int:
     """Run a command that returns an exit code: 0 done, 2 the user can put it right (all problems are listed), 1 anything
     else. A bug keeps its traceback; of several ranks, the first that fails has told it."""
-    rank = this_rank()
+    try:
+        rank = this_rank()
+    except UserError as error:  # it is not known which rank this is
+        return _told(error)
     try:
         return command()
     except UserError as error:
-        if rank.world_size == 1:  # else the rank has told
-            print(error.describe(), file=sys.stderr)
-        return 2
+        return _told(error) if rank.world_size == 1 else 2  # else the rank has told
     except signals.StoppedError as stopped:
         if rank.rank == 0:
             print(stopped, file=sys.stderr)
@@ -51,6 +52,11 @@ def exit_code(command: Callable[[], int]) -> int:
         if rank.world_size == 1:
             raise
         return 1
+
+
+def _told(error: UserError) -> int:
+    print(error.describe(), file=sys.stderr)
+    return 2
 
 
 def run_rank(cfg: SftConfig) -> None:

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from sft_hydra.chat.template import ChatTemplate
 from sft_hydra.chat.template_probe import end_of_turn_texts, probe_closings
-from sft_hydra.errors import ConfigError, DataError
+from sft_hydra.errors import ConfigError, DataError, TokenizerMismatchError
 from sft_hydra.hub import folder_of
 from sft_hydra.schema.config import SftConfig
 
@@ -147,6 +147,16 @@ class ChatTokenizer:
     def _special_id(self, key: str) -> int | None:
         text = self.special_tokens.get(key)
         return None if text is None else self.backend.token_to_id(text)
+
+
+def check_vocabulary(cfg: SftConfig, architecture: dict[str, Any], tokenizer: ChatTokenizer) -> None:
+    """TokenizerMismatchError if the tokenizer has more ids than the model of this config.json."""
+    size = architecture.get("vocab_size")
+    if isinstance(size, int) and size < tokenizer.vocab_size:
+        raise TokenizerMismatchError(
+            f"tokenizer_mismatch: the tokenizer in {tokenizer.folder} has {tokenizer.vocab_size:,} ids, the model "
+            f"{cfg.model.path or cfg.model.name} only {size:,}; set tokenizer.path to the model's own"
+        )
 
 
 def load_tokenizer(cfg: SftConfig) -> ChatTokenizer:

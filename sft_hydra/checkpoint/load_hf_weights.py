@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from sft_hydra.checkpoint.hf_shards import INDEX, SINGLE
+from sft_hydra.config.weight_files import INDEX, SINGLE
 from sft_hydra.errors import ModelError
 from sft_hydra.hub import folder_of
 from sft_hydra.models.decoder import DecoderModel

@@ -1,13 +1,16 @@
 """What a user types -> what Hydra understands. A pure function of argv; nothing else in the project rewrites overrides.
 
 Hydra 1.3 cannot take some things that people reasonably write: `peft=null` (not a string), flags after overrides, a new
-entry in `data.sources`, a file as `experiment`, a job's folder as `name`. Each has one function below.
+entry in `data.sources`, a file as `experiment`, a job's folder as `name`, a text that looks like a number. Each has one
+function below, the last a file of its own (typed_text.py).
 """
 
 import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from sft_hydra.config.typed_text import quote_text
 
 NULLABLE_GROUPS = ("peft", "logger", "experiment")
 VALUE_FLAGS = ("--cfg", "-c", "--package", "-p", "--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd")
@@ -24,7 +27,7 @@ def normalize_argv(argv: Sequence[str]) -> list[str]:
     """Arguments for Hydra: flags first, overrides after them in the order in which they were given."""
     flags, overrides = split_flags(argv)
     overrides = [_quote_job(_experiment_option(_quote_null(text))) for text in overrides]
-    return flags + _slurm_both_ways(_new_sources(overrides))
+    return flags + [quote_text(text) for text in _slurm_both_ways(_new_sources(overrides))]
 
 
 def split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -6,6 +6,15 @@ arguments of a sweep into jobs.
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra._internal.utils import create_config_search_path, get_args_parser
 
-__all__ = ["BasicSweeper", "ConfigLoaderImpl", "create_config_search_path", "get_args_parser"]
+__all__ = [
+    "BasicSweeper",
+    "ConfigLoaderImpl",
+    "FileConfigSource",
+    "SourcesRegistry",
+    "create_config_search_path",
+    "get_args_parser",
+]

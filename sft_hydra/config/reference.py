@@ -14,6 +14,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from sft_hydra.config.ranges import RANGE
 from sft_hydra.config.schema_introspection import field_types
 from sft_hydra.paths import conf_dir
 from sft_hydra.schema.config import SftConfig
@@ -92,7 +93,10 @@ def _rows(cls: Any, section: str, only: list[str] | None = None) -> Iterator[tup
         elif typing.get_origin(declared) is dict and dataclasses.is_dataclass(typing.get_args(declared)[1]):
             yield from _rows(typing.get_args(declared)[1], f"{key}.<name>")
         else:
-            yield key, _type(declared), _default(field), texts.get(field.name, "")
+            kind = _type(declared)
+            if allowed := field.metadata.get(RANGE):
+                kind += f", {allowed.describe()}"
+            yield key, kind, _default(field), texts.get(field.name, "")
 
 
 def _texts(cls: Any) -> dict[str, str]:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from sft_hydra.config.megatron_checkpoint import megatron_problem
 from sft_hydra.config.rules import DATA_RUNNERS, Rule
-from sft_hydra.planning.architecture import is_hub_id
-from sft_hydra.schema.config import SftConfig
+from sft_hydra.config.weight_files import INDEX, SINGLE, has_weights, weight_problems
+from sft_hydra.errors import ModelError
+from sft_hydra.planning.architecture import is_hub_id, read_architecture
+from sft_hydra.schema.config import Runner, SftConfig
 
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".gz", ".zst")
 DEMO_PARTS = ("train", "drill", "heldout")
@@ -51,6 +53,22 @@ def model_exists(cfg: SftConfig) -> Iterator[str]:
         yield megatron_problem("model.path", path) or (
             f"model.path={path} has no config.json: it is not a Hugging Face model folder{hint}"
         )
+
+
+def weights_are_whole(cfg: SftConfig) -> Iterator[str]:
+    """Index and headers of a local model's weights, before data is prepared for it."""
+    if cfg.model.path is None or cfg.runner in (Runner.data_prep, Runner.inspect):
+        return
+    folder = Path(cfg.model.path).expanduser()
+    if not (folder / "config.json").is_file():
+        return  # model_exists says so, or it is on the hub
+    try:
+        architecture = read_architecture(cfg)
+    except ModelError:
+        return  # model_is_said says so
+    if not has_weights(folder) and not cfg.dry_run:  # a plan needs no more than config.json
+        yield f"model.path={cfg.model.path} has a config.json and no weights ({SINGLE}, or several files with {INDEX})"
+    yield from (f"model.path: {problem}" for problem in weight_problems(folder, architecture))
 
 
 def tokenizer_exists(cfg: SftConfig) -> Iterator[str]:
@@ -115,6 +133,7 @@ def _must_exist(key: str, path: str | None) -> Iterator[str]:
 FILE_RULES: tuple[Rule, ...] = (
     data_exists,
     model_exists,
+    weights_are_whole,
     tokenizer_exists,
     files_exist,
     output_is_writable,

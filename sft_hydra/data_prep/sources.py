@@ -27,6 +27,7 @@ from sft_hydra.schema.data import DataConfig, SourceConfig
 NUMBERS = ("weight", "epochs")  # of an entry of a blend; all else is text
 LINES = (".jsonl", ".json", ".ndjson")
 PACKED = (".gz", ".zst")
+MAX_ROW_BYTES = 32 << 20  # of one row: some eight million tokens
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -49,9 +50,10 @@ class InputFile:
 
 @dataclass(frozen=True, slots=True)
 class MalformedRow:
-    """A line that could not be parsed, and why."""
+    """A row that could not be read, and why; `reason` is the word under which it is counted."""
 
     problem: str
+    reason: str = "malformed"
 
 
 def sources_of(data: DataConfig) -> list[Source]:
@@ -244,8 +246,11 @@ def _read_lines(path: str, first: int, stop: int | None, offset: int) -> Iterato
         if offset:
             stream.seek(offset)
         skipped = 0 if offset else first
-        lines = islice(stream, skipped, None if stop is None else stop - first + skipped)
+        lines = islice(lines_of(stream), skipped, None if stop is None else stop - first + skipped)
         for number, line in enumerate(lines, first):
+            if isinstance(line, MalformedRow):
+                yield number, line
+                continue
             if number == 0:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             try:
@@ -255,6 +260,20 @@ def _read_lines(path: str, first: int, stop: int | None, offset: int) -> Iterato
             except ValueError as problem:
                 if line.strip():
                     yield number, _parse_slowly(line, problem)
+
+
+def lines_of(stream: IO[bytes]) -> Iterator[bytes | MalformedRow]:
+    """Lines; in place of one that is longer than any conversation, which is not kept in memory, a Bad row."""
+    while line := stream.readline(MAX_ROW_BYTES + 1):
+        if len(line) <= MAX_ROW_BYTES:
+            yield line
+            continue
+        size, end = len(line), line
+        while not end.endswith(b"\n") and (end := stream.readline(MAX_ROW_BYTES)):
+            size += len(end)
+        yield MalformedRow(
+            f"a line of {size:,} bytes, more than the {MAX_ROW_BYTES:,} of the longest conversations", "too_large"
+        )
 
 
 def _parse_slowly(line: bytes, problem: ValueError) -> Any:

@@ -29,7 +29,7 @@ from sft_hydra.data_prep.filters import Filters
 from sft_hydra.data_prep.llm_judge import LLMJudge
 from sft_hydra.data_prep.ordered_executor import OrderedExecutor
 from sft_hydra.data_prep.plan import Plan, ShardPlan
-from sft_hydra.data_prep.sources import MalformedRow, Source, read_rows
+from sft_hydra.data_prep.sources import MAX_ROW_BYTES, MalformedRow, Source, read_rows
 from sft_hydra.data_prep.token_batch import StoreWriter, TokenBatcher
 from sft_hydra.data_prep.token_store import TokenStoreWriter
 from sft_hydra.data_prep.tokenize import SequenceEncoder, TokenBatch, start_fast
@@ -138,8 +138,13 @@ class ShardTokenizer:
     def check(self, row: Any, source: Source, origin: str) -> Conversation:
         """A parsed row as a conversation that the filters keep. Raises RowError."""
         if isinstance(row, MalformedRow):
-            raise RowError("malformed", row.problem)
+            raise RowError(row.reason, row.problem)
         conversation = to_conversation(row, source.config, source.name, origin)
+        chars = sum(len(message.get("content") or "") for message in conversation.messages)
+        if chars > MAX_ROW_BYTES:  # of a Parquet file, a list or a hub data set
+            raise RowError(
+                "too_large", f"{chars:,} characters, more than the {MAX_ROW_BYTES:,} of the longest conversations"
+            )
         self.filters.check(conversation)
         return conversation
 

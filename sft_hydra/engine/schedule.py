@@ -29,12 +29,12 @@ def lr_factor(step: int, total: int, cfg: SftConfig) -> float:
     Warm-up is linear and ends on the peak; the decay would reach the minimum in the step after the last.
     """
     scheduler = cfg.scheduler
-    warmup = _length(scheduler.warmup_iters, scheduler.warmup_samples, scheduler.warmup_ratio, total, cfg) or 0
+    warmup = warmup_steps(cfg, total)
     if step < warmup:
         return (step + 1) / warmup
     if scheduler.kind == "constant":
         return 1.0
-    decay = _length(scheduler.decay_iters, scheduler.decay_samples, scheduler.decay_ratio, total, cfg)
+    decay = decay_steps(cfg, total)
     if decay is None:
         decay = total - warmup
     left = min(
@@ -42,6 +42,18 @@ def lr_factor(step: int, total: int, cfg: SftConfig) -> float:
     )  # of the decay: 1 until it starts, 0 at the end
     smallest = _smallest(scheduler, cfg.optimizer.lr * cfg.optimizer.init_lr_frac)
     return smallest + (1 - smallest) * _shape(scheduler.kind, left)
+
+
+def warmup_steps(cfg: SftConfig, total: int) -> int:
+    """Steps of the linear warm-up of a training of `total` steps."""
+    scheduler = cfg.scheduler
+    return _length(scheduler.warmup_iters, scheduler.warmup_samples, scheduler.warmup_ratio, total, cfg) or 0
+
+
+def decay_steps(cfg: SftConfig, total: int) -> int | None:
+    """Steps of the decay as the config gives them; None: all steps after warm-up."""
+    scheduler = cfg.scheduler
+    return _length(scheduler.decay_iters, scheduler.decay_samples, scheduler.decay_ratio, total, cfg)
 
 
 def _shape(kind: str, left: float) -> float:
@@ -64,5 +76,5 @@ def _length(steps: int | None, samples: int | None, ratio: float | None, total: 
 
 def _smallest(scheduler: Scheduler, peak: float) -> float:
     if scheduler.min_lr is not None:
-        return scheduler.min_lr / peak
+        return scheduler.min_lr / peak if peak else 0.0  # a rate of 0 stays 0
     return scheduler.min_lr_frac or 0.0

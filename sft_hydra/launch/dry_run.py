@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from sft_hydra.chat.tokenizer import load_tokenizer
+from sft_hydra.chat.tokenizer import check_vocabulary, load_tokenizer
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.data_prep import prepare
 from sft_hydra.data_prep.blend import train_rows
+from sft_hydra.engine.outlook import doubts
 from sft_hydra.engine.schedule import total_steps
-from sft_hydra.errors import UserError
+from sft_hydra.errors import SeqLengthMismatchError, TokenizerMismatchError, UserError
 from sft_hydra.planning.architecture import is_generic, read_architecture
 from sft_hydra.planning.auto_parallel import USABLE, Choice, choose, with_layout
 from sft_hydra.planning.estimate import (
@@ -56,18 +57,24 @@ def _choice_lines(cfg: SftConfig, weighed: list[Choice]) -> list[tuple[str, str]
 def _packed_set(cfg: SftConfig) -> PackedSet | None:
     try:
         return prepare.open_existing(cfg)
+    except (TokenizerMismatchError, SeqLengthMismatchError):
+        raise  # what would end the run ends its plan
     except UserError:  # no tokenizer within reach: the plan stands without data figures
         return None
 
 
 def _with_vocabulary(cfg: SftConfig, arch: dict[str, Any]) -> dict[str, Any]:
-    """A random start takes the tokenizer's number of ids, if that is within reach."""
-    if cfg.model.path is not None or not arch or "vocab_size" in arch:
-        return arch
+    """A random start takes the tokenizer's number of ids, if that is within reach. TokenizerMismatchError if the model has
+    fewer."""
     try:
-        return {**arch, "vocab_size": load_tokenizer(cfg).vocab_size}
+        tokenizer = load_tokenizer(cfg)
     except UserError:
         return arch
+    if cfg.model.path is None and arch and "vocab_size" not in arch:
+        return {**arch, "vocab_size": tokenizer.vocab_size}
+    if cfg.runner is not Runner.data_prep:
+        check_vocabulary(cfg, arch, tokenizer)
+    return arch
 
 
 def _model_lines(cfg: SftConfig, arch: dict[str, Any]) -> list[tuple[str, str]]:
@@ -143,6 +150,8 @@ def _advice(cfg: SftConfig, arch: dict[str, Any], layout: Layout, packed: Packed
             f"{kept:,} conversations are few (under {FEW_ROWS:,}): a smaller train.global_batch_size with more "
             "train.train_iters keeps steps useful" + ("" if cfg.peft else ", and peft=lora forgets less")
         )
+    if cfg.runner is Runner.train:
+        lines += doubts(cfg, arch, train_rows(packed, cfg) if packed else None)
     if cfg.runner is Runner.train and packed is not None:
         rows = train_rows(packed, cfg)
         missed = rows.unreached_sources(total_steps(cfg, rows.rows_per_epoch) * rows_per_step(cfg))

@@ -4,6 +4,7 @@ Torch-free, and never over the network: a hub id is looked up in the local cache
 """
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,19 @@ MOST = {
     "num_hidden_layers": 10_000,
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "head_dim"), 100_000),
     **dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size"), 100_000_000),
+    **dict.fromkeys(("mamba_num_heads", "mamba_head_dim", "ssm_state_size", "n_groups"), 1_000_000),
+    **dict.fromkeys(("conv_kernel", "chunk_size"), 100_000_000),
+    "max_position_embeddings": 10**10,
 }  # of sizes: what is beyond is a mistake, or meant to exhaust a machine
+POSITIVE = (
+    "rope_theta",
+    "rms_norm_eps",
+    "layer_norm_eps",
+    "layer_norm_epsilon",
+    "norm_eps",
+    "factor",
+    "partial_rotary_factor",
+)
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 OTHER_NAMES = {
     "hidden_size": ("n_embd", "d_model"),
@@ -29,11 +42,14 @@ OTHER_NAMES = {
 def read_architecture(cfg: SftConfig) -> dict[str, Any]:
     """Fields of config.json; empty if neither the files are at hand nor hints are given.
 
-    Raises ModelError if the config.json that is there cannot be read.
+    Raises ModelError if the config.json that is there cannot be read, or sizes cannot be.
     """
     file = config_file(cfg.model.path, cfg.model.revision)
     if file is None:
-        return dict(cfg.model.architecture)
+        hints = dict(cfg.model.architecture)
+        if problems := [f"model.architecture.{problem}" for problem in _wrong_sizes(hints)]:
+            raise ModelError(*problems)
+        return hints
     try:
         fields = json.loads(file.read_text())
     except (OSError, json.JSONDecodeError) as error:
@@ -46,10 +62,28 @@ def read_architecture(cfg: SftConfig) -> dict[str, Any]:
 
 
 def _wrong_sizes(fields: dict[str, Any]) -> Iterator[str]:
+    """Numbers of a config.json that no model can have."""
     for key, most in MOST.items():
         size = fields.get(key)
         if isinstance(size, bool | str | float) or (isinstance(size, int) and not 1 <= size <= most):
             yield f"{key}={str(size)[:40]} must be a whole number from 1 to {most:,}"
+    for place in _with_positions(fields):
+        for key in POSITIVE:
+            value = place.get(key)
+            if value is not None and not (type(value) in (int, float) and 0 < value < math.inf):
+                yield f"{key}={str(value)[:40]} must be a number above 0"
+    chosen, experts = fields.get("num_experts_per_tok"), [fields[key] for key in EXPERT_COUNTS if fields.get(key)]
+    if chosen and any(isinstance(chosen, int) and isinstance(count, int) and chosen > count for count in experts):
+        yield f"num_experts_per_tok={chosen} must be at most the number of experts, {experts[0]}"
+
+
+def _with_positions(fields: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The fields, and those of their rotary positions, for each kind of layer where there are several."""
+    yield fields
+    for key in ("rope_parameters", "rope_scaling"):
+        if isinstance(rope := fields.get(key), dict):
+            yield rope
+            yield from (kind for kind in rope.values() if isinstance(kind, dict))
 
 
 def config_file(path: str | None, revision: str | None = None) -> Path | None:
@@ -107,3 +141,17 @@ def length_of_fixed_positions(architecture: dict[str, Any]) -> int | None:
         return None
     key = "original_max_position_embeddings"
     return int(rope.get(key) or architecture.get(key) or architecture["max_position_embeddings"])
+
+
+def trained_positions(architecture: dict[str, Any]) -> int | None:
+    """How many positions the model was made for, what its scaling of them adds included; None if it counts none, as
+    Nemotron-H does, or does not say."""
+    most = architecture.get("max_position_embeddings")
+    if architecture.get("model_type") == "nemotron_h" or not isinstance(most, int):
+        return None
+    rope = architecture.get("rope_parameters") or architecture.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        return most
+    original, factor = rope.get("original_max_position_embeddings"), rope.get("factor")
+    scaled = int(original * factor) if isinstance(original, int) and isinstance(factor, int | float) else 0
+    return max(most, scaled)

@@ -1,5 +1,6 @@
 """The world of a run: how many ranks there are and how they can be laid out. Set by the user, never guessed from hardware."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -61,7 +62,8 @@ def possible_layouts(cfg: SftConfig, architecture: dict[str, Any]) -> Iterator[L
 
 
 def _divisors(number: int) -> list[int]:
-    return [size for size in range(1, number + 1) if number % size == 0]
+    small = [size for size in range(1, math.isqrt(number) + 1) if number % size == 0]
+    return sorted({*small, *(number // size for size in small)})
 
 
 def rows_per_step(cfg: SftConfig) -> int:

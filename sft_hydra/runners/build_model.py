@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from sft_hydra.chat.tokenizer import ChatTokenizer
+from sft_hydra.chat.tokenizer import ChatTokenizer, check_vocabulary
 from sft_hydra.checkpoint import state as checkpoints
 from sft_hydra.checkpoint.load_hf_weights import load_weights, local_folder
 from sft_hydra.config.rules import foreign_model
 from sft_hydra.engine.materialize import materialize_on_mesh
 from sft_hydra.engine.precision import compute_dtype
-from sft_hydra.errors import ConfigError, TokenizerMismatchError
+from sft_hydra.errors import ConfigError
 from sft_hydra.models.build import build_model
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.hf.causal_lm import GenericModel
@@ -117,11 +117,7 @@ def model_architecture(cfg: SftConfig, tokenizer: ChatTokenizer) -> dict[str, An
     architecture = read_architecture(cfg)
     if cfg.model.path is None:
         architecture = {"vocab_size": tokenizer.vocab_size, **architecture}
-    if architecture["vocab_size"] < tokenizer.vocab_size:
-        raise TokenizerMismatchError(
-            f"tokenizer_mismatch: the tokenizer in {tokenizer.folder} has {tokenizer.vocab_size:,} ids, the model "
-            f"{cfg.model.path or cfg.model.name} only {architecture['vocab_size']:,}; set tokenizer.path to the model's own"
-        )
+    check_vocabulary(cfg, architecture, tokenizer)
     return architecture
 
 

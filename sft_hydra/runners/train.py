@@ -22,6 +22,7 @@ from sft_hydra.data.shards import PackedSet
 from sft_hydra.data_prep.blend import train_rows
 from sft_hydra.engine.loop import StepResult, TrainState, train_loop
 from sft_hydra.engine.optimizer import OptimizerSet, build_optimizer, check_state_bits
+from sft_hydra.engine.outlook import doubts
 from sft_hydra.engine.schedule import total_steps
 from sft_hydra.engine.validate import validate
 from sft_hydra.errors import ConfigError
@@ -98,12 +99,15 @@ def run(cfg: SftConfig) -> None:
     start_process_group(device, cfg.cluster.start_timeout)
     with run_lock(paths) if rank.rank == 0 else nullcontext(), Console(paths.log, speak=rank.rank == 0) as console:
         with clock("prepare data"), rank0_first():
-            packed = prepared_set(cfg, console)
             tokenizer = load_tokenizer(cfg)
+            architecture = model_architecture(cfg, tokenizer)  # what does not fit is known before data is prepared
+            packed = prepared_set(cfg, console)
             rows = train_rows(packed, cfg)
         steps = total_steps(cfg, rows.rows_per_epoch)
         if missed := rows.unreached_sources(steps * rows_per_step(cfg)):
             console.say(missed, style="yellow")
+        for doubt in doubts(cfg, architecture, rows):
+            console.say(doubt, style="yellow")
         last = checkpoints.latest(checkpoint_folder(cfg))
         if last is not None and _is_finished(paths, last, steps):
             console.say(f"{paths.root}: finished, all {steps} steps are done (train.train_iters or name=... goes on)")
@@ -307,7 +311,8 @@ def _validate(training: TrainingContext) -> None:
 
 def _evaluate(training: TrainingContext, when: str) -> None:
     """Validation, exact match and sample answers, before or after training; kept in the run's folder."""
-    _validate(training)
+    if training.cfg.eval.every != 0:
+        _validate(training)
     scores = evaluate_model(
         training.model, training.cfg, training.tokenizer, training.console, paths=training.paths, when=when
     )

@@ -22,16 +22,28 @@ class SftSweeper(BasicSweeper):
         super().__init__(max_batch_size=None, params=params)
 
     def sweep(self, arguments: list[str]) -> Any:
+        from sft_hydra.config.sweep_labels import kind_problem
+        from sft_hydra.config.typed_text import quote_text
+        from sft_hydra.errors import ConfigError
+
         assert self.hydra_context is not None
         assert self.config is not None
         if not isinstance(self.launcher, SftLauncher):  # it would run Hydra's task function, which only composes
-            from sft_hydra.errors import ConfigError
-
             name = self.config.hydra.runtime.choices["hydra/launcher"]
             raise ConfigError(f"hydra/launcher={name} cannot run our jobs; use submitit_local or submitit_slurm")
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        params = [quote_text(text) for text in self._parse_config()]
+        overrides = parser.parse_overrides([*params, *arguments])
+        loader = self.hydra_context.config_loader
+        kinds = (
+            kind_problem(override, bool(loader.get_group_options(override.key_or_group))) for override in overrides
+        )
+        if problems := [problem for problem in kinds if problem]:
+            raise ConfigError(*problems)
         (jobs,) = self.split_arguments(overrides, max_batch_size=None)
+        if not jobs:
+            empty = ", ".join(str(override.input_line) for override in overrides if override.is_sweep_override())
+            raise ConfigError(f"{empty}: no value matches, so there is no job to run")
         return self.launcher.launch(jobs, initial_job_idx=0)
 
 
