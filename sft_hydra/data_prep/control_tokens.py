@@ -38,7 +38,7 @@ class ControlTokenEscaper:
         """True if a text of this row holds what would become a control token."""
         plain = [message["content"] for message in conversation.messages if len(message) == 2 and "content" in message]
         if (
-            not conversation.tools
+            not (conversation.tools or conversation.template_kwargs)
             and len(plain) == len(conversation.messages)
             and not self.every.finds("\0".join(plain))
         ):
@@ -50,7 +50,8 @@ class ControlTokenEscaper:
                 return True
             if len(message) > 2 and self._is_in(message, finder):
                 return True
-        return bool(conversation.tools) and self._is_in(conversation.tools, self.every)
+        given = conversation.tools, conversation.template_kwargs
+        return any(value and self._is_in(value, self.every) for value in given)
 
     def _is_in(self, value: Any, finder: "_Finder") -> bool:
         """Whether one of the texts inside a JSON value holds a control token; for most values its JSON text tells."""
@@ -76,7 +77,9 @@ class ControlTokenEscaper:
             for message in conversation.messages
         ]
         tools = [_map(tool, lambda text: _break(text, self.every)) for tool in conversation.tools or ()]
-        return Conversation(messages, tools or None, conversation.origin, conversation.source, conversation.meta)
+        kwargs = _map(conversation.template_kwargs, lambda text: _break(text, self.every))
+        given = conversation
+        return Conversation(messages, tools or None, given.origin, given.source, given.meta, kwargs)
 
     def encode(self, chunk: str) -> list[int]:
         """Ids of a chunk of marked text. Raises RowError where the tokenizer cannot do it."""

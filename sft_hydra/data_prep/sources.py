@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import orjson
 
-from sft_hydra.chat.message import has_long_number, parse_leniently
+from sft_hydra.chat.lenient_json import has_long_number, parse_leniently
 from sft_hydra.data_prep import spelling
 from sft_hydra.data_prep.benchmark_adapters import trees
 from sft_hydra.data_prep.conversation import prune_nulls

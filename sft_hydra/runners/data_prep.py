@@ -119,6 +119,9 @@ def notes(packed: PackedSet) -> list[str]:
             found.append(
                 f"{name}: in {source['left_out']:,} turns the template prints a tool call without the text beside it"
             )
+        if source.get("unread"):
+            listed = ", ".join(f"{key} ({rows:,} rows)" for key, rows in source["unread"].items())
+            found.append(f"{name}: keys that were not read: {listed}")
         if source["guarded"]:
             found.append(f"{name}: control-token text in {source['guarded']:,} sequences was encoded as ordinary text")
     return found
