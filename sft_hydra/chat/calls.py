@@ -14,6 +14,7 @@ from sft_hydra.errors import RowError
 ARGUMENTS = ("arguments", "parameters", "input", "args", "kwargs", "params", "inputs", "arguments_json", "action_input")
 NAMES = ("name", "tool_name", "toolName", "function_name", "tool", "action")
 IDS = ("id", "tool_call_id", "call_id", "toolCallId", "toolUseId")
+USUAL, OUTER = frozenset({"name", "arguments"}), frozenset({"id", "type", "function"})
 READ = frozenset({*ARGUMENTS, *NAMES, *IDS, "function", "type"})
 
 
@@ -22,6 +23,11 @@ def read_call(call: Any) -> dict[str, Any]:
     function = call.get("function", call) if isinstance(call, dict) else None
     if isinstance(function, str):
         function = call
+    if type(function) is dict and function is not call and USUAL.issuperset(function) and OUTER.issuperset(call):
+        if type(name := function.get("name")) is str and name:  # most calls are as they should be
+            given = function.get("arguments")
+            arguments = given if type(given) is dict else {} if given is None else _object(given)
+            return {**call, "function": {"name": name, "arguments": arguments}}
     name = _name(function) if isinstance(function, dict) else None
     if name is None:
         raise RowError("tool_calls", "a tool call needs a function with a name")

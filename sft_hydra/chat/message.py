@@ -18,6 +18,7 @@ from sft_hydra.records import Message
 
 PLAIN = frozenset({"role", "content", "name", "tool_call_id"})
 CALL_KEYS = ("tool_calls", "function_call", "function_calls", "toolCalls", "tool_call")
+OF_CALLS, OF_REASONING = frozenset(CALL_KEYS), frozenset(KEYS)
 
 
 def check_message(message: Any) -> Message:
@@ -93,9 +94,8 @@ def _complete_assistant(message: Message) -> None:
         message.get("refusal"), str
     ):  # OpenAI keeps an answer that declines under its own key
         content = message["content"] = message.pop("refusal")
-    had_reasoning = any(key in message for key in KEYS)
-    reasoning = take_reasoning(message) if had_reasoning else None
-    calls = _take_calls(message)
+    reasoning = None if OF_REASONING.isdisjoint(message) else take_reasoning(message)
+    calls = None if OF_CALLS.isdisjoint(message) else _take_calls(message)
     if "</think>" in content and not (reasoning and reasoning.strip()):
         inline, message["content"] = split_content(content, bool(calls))
         reasoning = inline if message["content"] != content else reasoning

@@ -5,6 +5,7 @@ what is supervised or what the model sees is read or its row is a RowError; all 
 """
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from sft_hydra.chat.calls import parse_json
@@ -50,6 +51,8 @@ def adapt(row: Any, source: SourceConfig) -> Adapted:
         return Adapted(row)
     if not isinstance(row, dict):
         raise RowError("format", f"a row must be an object, not {type(row).__name__}")
+    if source.messages_key in row and COLUMNS.isdisjoint(row) and _is_usual(source):  # most rows, told quickly
+        return Adapted(row[source.messages_key], read=_keys_of(source.messages_key))
     kind = _format_of(row, source) if source.format == "auto" else source.format
     read: set[str] = set()
     if kind in KNOWN_SETS:
@@ -69,12 +72,22 @@ def adapt(row: Any, source: SourceConfig) -> Adapted:
     return found
 
 
+def _is_usual(source: SourceConfig) -> bool:
+    others = source.input_key or source.output_key or source.system_prompt or source.system_key
+    return source.format == "auto" and not others and source.tools_key == "tools"
+
+
+@cache
+def _keys_of(messages_key: str) -> set[str]:
+    return {messages_key}
+
+
 def _add_columns(row: dict[str, Any], source: SourceConfig, kind: str, found: Adapted) -> None:
     """What stands beside the messages: flags, tools, a system message, words for the template."""
     columns = COLUMNS.intersection(row)
     if columns or source.tools_key in row:
         found.tools = _tools(row, source, found.read)
-    if len(columns) > ("tools" in columns):
+    if columns and columns != {"tools"}:
         found.messages = apply_row_flags(row, found.messages, found.read, kind in ("prompt_completion", "alpaca"))
         found.kwargs = _kwargs(row, found)
         _check_media(row, found.messages)

@@ -42,11 +42,14 @@ READ = frozenset(
 def expand(messages: list[Any], unread: set[str]) -> list[Any]:
     """The messages with contents as text, reasoning, calls and results under their own keys. Adds to `unread` the keys of
     parts that nobody reads. Raises RowError."""
-    if not any(
-        isinstance(m, dict) and (type(m.get("content", m.get("value"))) is list or "parts" in m) for m in messages
-    ):
-        return messages
-    return [part for message in messages for part in _expand(message, unread)]
+    for message in messages:
+        if type(message) is dict and type(message.get("content")) is not str and _has_list(message):
+            return [part for message in messages for part in _expand(message, unread)]
+    return messages
+
+
+def _has_list(message: dict[str, Any]) -> bool:
+    return any(type(message.get(key)) is list for key in ("content", "value", "parts"))
 
 
 def _expand(message: Any, unread: set[str]) -> Iterator[Any]:

@@ -6,6 +6,7 @@ Invariant: what went in is not lost: a row that does not fit is RowError with a 
 from typing import Any
 
 from sft_hydra.chat.message import check_message
+from sft_hydra.chat.roles import ROLES
 from sft_hydra.data_prep.adapters import adapt
 from sft_hydra.data_prep.content_parts import expand
 from sft_hydra.data_prep.tool_definitions import read_tools
@@ -20,20 +21,33 @@ def to_conversation(row: Any, source: SourceConfig, name: str, origin: str) -> C
     `tool_calls`, `tool_arguments`, `reasoning`, `system`, `training_flag`, `weight`, `chat_template_kwargs`,
     `nothing_to_learn` or `unicode`."""
     found = adapt(row, source)
+    meta = row if isinstance(row, dict) else {}
     if not isinstance(found.messages, list) or not found.messages:
         keys = f"; its keys: {', '.join(list(map(str, row))[:9])}" if isinstance(row, dict) else ""
         raise RowError("no_messages", f"no list of messages{keys}")
-    unread: set[str] = set()
+    unread = unread_of_row(meta, found.read)
+    if all(map(_is_plain, found.messages)):  # most rows, told quickly
+        return Conversation(found.messages, found.tools, origin, name, meta, found.kwargs, unread)
     messages = expand(found.messages, unread)
     tools = found.tools
     if any(type(message) is dict and "tools" in message for message in messages):
         messages, tools = _with_tools_of_system(messages, tools)
     unread |= unread_of_messages(messages)
     checked = [check_message(message) for message in messages]
-    meta = row if isinstance(row, dict) else {}
-    if len(meta) > len(found.read) or not found.read.issuperset(meta):
-        unread |= unread_of_row(meta, found.read)
     return Conversation(checked, tools, origin, name, meta, found.kwargs, unread)
+
+
+def _is_plain(message: Any) -> bool:
+    """True for a message of a role and a text that are as they should be."""
+    if type(message) is not dict or len(message) != 2:
+        return False
+    role, content = message.get("role"), message.get("content")
+    return (
+        type(content) is str
+        and type(role) is str
+        and role in ROLES
+        and (role != "assistant" or "</think>" not in content)
+    )
 
 
 def _with_tools_of_system(messages: list[Any], tools: Any) -> tuple[list[Any], Any]:

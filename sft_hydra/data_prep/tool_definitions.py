@@ -11,6 +11,7 @@ KEYS = (  # columns that hold tools where the source's own has none
     *("oai_tools", "tool_schemas", "tools_json"),
 )
 SCHEMAS = ("parameters", "input_schema", "inputSchema", "parametersJsonSchema")
+OTHER_SCHEMAS = frozenset(SCHEMAS[1:])
 Tool = dict[str, Any]
 
 
@@ -33,6 +34,10 @@ def _each(tools: list[Any]) -> Iterator[Tool]:
             tool = parse_json(tool)
         if not isinstance(tool, dict):
             raise RowError("tools", "tools must be a list of objects")
+        function = tool.get("function")
+        if type(function) is dict and type(function.get("name")) is str and not _is_foreign(function):
+            yield tool  # as it should be
+            continue
         declared = tool.get("functionDeclarations", tool.get("function_declarations"))
         if isinstance(declared, list):
             yield from _each(declared)
@@ -52,7 +57,7 @@ def _each(tools: list[Any]) -> Iterator[Tool]:
 
 
 def _is_foreign(function: Tool) -> bool:
-    return isinstance(function.get("parameters"), str) or any(key in function for key in SCHEMAS[1:])
+    return type(function.get("parameters")) is str or not OTHER_SCHEMAS.isdisjoint(function)
 
 
 def _with_parameters(function: Tool) -> Tool:

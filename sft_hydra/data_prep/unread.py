@@ -47,7 +47,7 @@ def unread_of_messages(messages: list[Any]) -> set[str]:
 
 def unread_of_row(row: dict[str, Any], read: set[str]) -> set[str]:
     """Keys of a row that are not in `read` and hold something."""
-    return {str(key) for key in row.keys() - read if row[key] not in EMPTY}
+    return {str(key) for key, value in row.items() if key not in read and (value not in EMPTY)}
 
 
 def check_speech(unread: Iterable[str]) -> None:
