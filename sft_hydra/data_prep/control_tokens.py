@@ -28,6 +28,7 @@ class ControlTokenEscaper:
 
     def __init__(self, tokenizer: ChatTokenizer, encode_ordinary: Callable[[str], list[int]] | None = None) -> None:
         self.file = tokenizer.file
+        self.unknown_id = tokenizer.unknown_id
         self.encode_ordinary = encode_ordinary or self._encode_slowly
         self.added = {token.text: token for token in tokenizer.added if token.text.strip()}
         self.every = _Finder(list(self.added))
@@ -106,7 +107,7 @@ class ControlTokenEscaper:
 
     @cached_property
     def ids(self) -> set[int]:
-        return {token.id for token in self.added.values()}
+        return {token.id for token in self.added.values()} - {self.unknown_id}
 
     @cached_property
     def ordinary(self) -> Tokenizer:

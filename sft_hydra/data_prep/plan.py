@@ -74,6 +74,7 @@ class Plan:
     seq_length: int
     seed: int
     tokenizer_folder: Path
+    tokenizer_file: Path
     template: str | None
     template_kwargs: dict[str, Any]
     added: list[AddedToken]
@@ -154,6 +155,7 @@ def make_plan(cfg: SftConfig, request: Request, tokenizer: ChatTokenizer, now: s
         seq_length=cfg.seq_length,
         seed=cfg.seed,
         tokenizer_folder=tokenizer.folder,
+        tokenizer_file=tokenizer.file,
         template=tokenizer.template,
         template_kwargs=tokenizer.template_kwargs,
         added=tokenizer.added,

@@ -48,7 +48,7 @@ class TokenBatcher:
         for owner, sequence in zip(self.owners, self.sequences, strict=True):
             if sequence.guarded and owner not in bad:
                 try:
-                    encoder.guard.encode(sequence.text)
+                    encoder.check_guarded(sequence)
                 except RowError as problem:
                     bad.add(owner)
                     self.rejects.append((self.rows[owner][3], problem.reason, problem.detail))

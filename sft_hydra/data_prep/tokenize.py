@@ -2,7 +2,8 @@
 
 Invariant: the ids of a sequence are those of its whole text, cut only where that changes nothing (at a control token) or
 where inference itself cuts (after the generation prompt). fastokens does the work only where a probe shows that it
-agrees id for id with the `tokenizers` library; which one ran is written down.
+agrees id for id with the `tokenizers` library; where no cut is exact (exact_cuts.py) every text is encoded whole (WHOLE);
+which one ran is written down.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.chat.turn_spans import RenderedSequence
 from sft_hydra.data_prep.control_tokens import ControlTokenEscaper
+from sft_hydra.data_prep.whole_guard import WholeGuard, owners
 
 ADVERSARIAL = (
     "",
@@ -45,6 +47,9 @@ ADVERSARIAL = (
 )
 
 
+WHOLE = "tokenizers, whole texts"
+
+
 @dataclass(slots=True)
 class TokenBatch:
     """Sequences end to end: `input_ids` and `loss_mask` (tokens,), `lengths` (sequences,)."""
@@ -55,7 +60,7 @@ class TokenBatch:
 
 
 class BulkEncoder:
-    """Many texts to one flat array of ids. `library` is `fastokens` or `tokenizers`."""
+    """Many texts to one flat array of ids. `library` is `fastokens`, `tokenizers` or WHOLE."""
 
     def __init__(self, tokenizer: ChatTokenizer, library: str) -> None:
         self.tokenizer = tokenizer
@@ -118,16 +123,18 @@ class SequenceEncoder:
         self.tokenizer = tokenizer
         self.bulk = BulkEncoder(tokenizer, library)
         fast = self.bulk.fast
+        self.whole = library == WHOLE
         self.guard = ControlTokenEscaper(
             tokenizer, None if fast is None else lambda text: fast.encode_ordinary(text).ids
         )
+        self.whole_guard = WholeGuard(tokenizer) if self.whole else None
         self.prefix = list(prefix)
         self.openers = tuple(t.text for t in tokenizer.added if not (t.lstrip or t.normalized))
         self.closers = tuple(t.text for t in tokenizer.added if not (t.rstrip or t.normalized))
         self.seen_openers: tuple[str, ...] = ()  # those met so far, tried first: there may be a thousand
         self.seen_closers: tuple[str, ...] = ()
-        ids, offsets = self.bulk.encode(["\nx", "\n", "x"])
-        self.cuts_freely = ids[: offsets[1]].tolist() == ids[offsets[1] :].tolist()
+        starts = [self.bulk.encode([f"\n{word}", "\n", word]) for word in ("x", "X", "1", "é", "日", "(", "'")]
+        self.cuts_freely = all(ids[: offsets[1]].tolist() == ids[offsets[1] :].tolist() for ids, offsets in starts)
 
     def encode(self, sequences: Sequence[RenderedSequence]) -> TokenBatch:
         """All sequences in order. Raises RowError only for guarded ones, which callers encode one by one."""
@@ -136,7 +143,7 @@ class SequenceEncoder:
         counts: list[int] = []
         odd: dict[int, tuple[list[int], list[int]]] = {}
         for index, sequence in enumerate(sequences):
-            if sequence.guarded or self.prefix or not self._cuts_are_exact(sequence):
+            if self.whole or sequence.guarded or self.prefix or not self._cuts_are_exact(sequence):
                 odd[index] = self._encode_one(sequence)
                 counts.append(0)
             else:
@@ -154,6 +161,13 @@ class SequenceEncoder:
             np.concatenate([np.asarray(part[1], np.uint8) for part in parts]),
             np.array([len(part[0]) for part in parts], np.int64),
         )
+
+    def check_guarded(self, sequence: RenderedSequence) -> None:
+        """Raises RowError if a guarded sequence cannot be encoded."""
+        if self.whole_guard is not None:
+            self.whole_guard.encode(sequence.chunks, sequence.trained)
+        else:
+            self.guard.encode(sequence.text)
 
     def _cuts_are_exact(self, sequence: RenderedSequence) -> bool:
         chunks, trained = sequence.chunks, sequence.trained
@@ -177,6 +191,9 @@ class SequenceEncoder:
 
     def _encode_one(self, sequence: RenderedSequence) -> tuple[list[int], list[int]]:
         ids, mask = list(self.prefix), [0] * len(self.prefix)
+        if self.whole_guard is not None and sequence.guarded:
+            found, owner = self.whole_guard.encode(sequence.chunks, sequence.trained)
+            return ids + found, mask + np.array(sequence.trained, np.uint8)[owner].tolist()
         if sequence.guarded:
             for chunk, trained in zip(sequence.chunks, sequence.trained, strict=True):
                 part = self.guard.encode(chunk)
@@ -185,16 +202,15 @@ class SequenceEncoder:
             return ids, mask
         for chunks, flags in self._pieces(sequence):
             encoding = self.tokenizer.backend.encode("".join(chunks), add_special_tokens=False)
-            ends = np.cumsum([len(chunk) for chunk in chunks])
-            starts = np.array([start for start, _ in encoding.offsets], np.int64)
-            owner = np.minimum(np.searchsorted(ends, starts, side="right"), len(chunks) - 1)
             ids += encoding.ids
-            mask += np.array(flags, np.uint8)[owner].tolist()
+            mask += np.array(flags, np.uint8)[owners(encoding.offsets, chunks, flags)].tolist()
         return ids, mask
 
     def _pieces(self, sequence: RenderedSequence) -> list[tuple[list[str], list[bool]]]:
         """Chunks that must be encoded together."""
         pieces: list[tuple[list[str], list[bool]]] = []
+        if self.whole:
+            return [(sequence.chunks, sequence.trained)]
         for chunk, trained in zip(sequence.chunks, sequence.trained, strict=True):
             if pieces:
                 before = pieces[-1]
