@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.chat.turn_spans import RenderedSequence
 from sft_hydra.data_prep.control_tokens import ControlTokenEscaper
+from sft_hydra.data_prep.exact_cuts import is_byte_level
 from sft_hydra.data_prep.whole_guard import WholeGuard, owners
 
 ADVERSARIAL = (
@@ -127,7 +128,8 @@ class SequenceEncoder:
         self.guard = ControlTokenEscaper(
             tokenizer, None if fast is None else lambda text: fast.encode_ordinary(text).ids
         )
-        self.whole_guard = WholeGuard(tokenizer) if self.whole else None
+        self.whole_guard = WholeGuard(tokenizer)
+        self.byte_level = is_byte_level(tokenizer)
         self.prefix = list(prefix)
         self.openers = tuple(t.text for t in tokenizer.added if not (t.lstrip or t.normalized))
         self.closers = tuple(t.text for t in tokenizer.added if not (t.rstrip or t.normalized))
@@ -164,10 +166,7 @@ class SequenceEncoder:
 
     def check_guarded(self, sequence: RenderedSequence) -> None:
         """Raises RowError if a guarded sequence cannot be encoded."""
-        if self.whole_guard is not None:
-            self.whole_guard.encode(sequence.chunks, sequence.trained)
-        else:
-            self.guard.encode(sequence.text)
+        self._encode_one(sequence)
 
     def _cuts_are_exact(self, sequence: RenderedSequence) -> bool:
         chunks, trained = sequence.chunks, sequence.trained
@@ -191,16 +190,18 @@ class SequenceEncoder:
 
     def _encode_one(self, sequence: RenderedSequence) -> tuple[list[int], list[int]]:
         ids, mask = list(self.prefix), [0] * len(self.prefix)
-        if self.whole_guard is not None and sequence.guarded:
-            found, owner = self.whole_guard.encode(sequence.chunks, sequence.trained)
-            return ids + found, mask + np.array(sequence.trained, np.uint8)[owner].tolist()
-        if sequence.guarded:
+        if sequence.guarded and self.byte_level and self._cuts_are_exact(sequence):
             for chunk, trained in zip(sequence.chunks, sequence.trained, strict=True):
                 part = self.guard.encode(chunk)
                 ids += part
                 mask += [int(trained)] * len(part)
             return ids, mask
         for chunks, flags in self._pieces(sequence):
+            if sequence.guarded:
+                found, owner = self.whole_guard.encode(chunks, flags)
+                ids += found
+                mask += np.array(flags, np.uint8)[owner].tolist()
+                continue
             encoding = self.tokenizer.backend.encode("".join(chunks), add_special_tokens=False)
             ids += encoding.ids
             mask += np.array(flags, np.uint8)[owners(encoding.offsets, chunks, flags)].tolist()
