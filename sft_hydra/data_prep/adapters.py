@@ -132,6 +132,8 @@ def _messages(row: dict[str, Any], source: SourceConfig, kind: str, read: set[st
     key = next((name for name in order if name in row), order[0])
     read.add(key)
     messages = row.get(key)
+    if isinstance(messages, str) and messages.lstrip().startswith("["):
+        messages = parse_json(messages)
     if kind == "sharegpt" and not all(isinstance(turn, dict) for turn in _listed(messages)):
         raise RowError("format", "a turn of `conversations` must be an object")
     return messages

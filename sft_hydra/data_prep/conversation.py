@@ -27,7 +27,7 @@ def to_conversation(row: Any, source: SourceConfig, name: str, origin: str) -> C
         raise RowError("no_messages", f"no list of messages{keys}")
     unread = unread_of_row(meta, found.read)
     if all(map(_is_plain, found.messages)):  # most rows, told quickly
-        return Conversation(found.messages, found.tools, origin, name, meta, found.kwargs, unread)
+        return Conversation(list(found.messages), found.tools, origin, name, meta, found.kwargs, unread)
     messages = expand(found.messages, unread)
     tools = found.tools
     if any(type(message) is dict and "tools" in message for message in messages):
@@ -61,12 +61,3 @@ def _with_tools_of_system(messages: list[Any], tools: Any) -> tuple[list[Any], A
     ):
         return messages, tools
     return [{key: value for key, value in first.items() if key != "tools"}, *messages[1:]], read_tools(first["tools"])
-
-
-def prune_nulls(value: Any) -> Any:
-    """`value` without the keys that are null: columnar files fill the union of all rows' keys with nulls."""
-    if isinstance(value, dict):
-        return {key: prune_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [prune_nulls(item) for item in value]
-    return value

@@ -131,6 +131,7 @@ def _source(plan: Plan, index: int, spools: list[Path], splits: list[Any], entri
     return {
         "name": plan.sources[index].name,
         "path": plan.sources[index].config.path,
+        "not_read": plan.not_read[index],
         "rows": counts.get("rows", 0),
         "kept": len(assigned) - repeated,
         "rejected": sum(reasons.values()),
