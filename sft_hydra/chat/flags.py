@@ -41,9 +41,9 @@ REFUSED = {  # what such a key may mean is not clear, or not possible here
     "loss_detail": "parts of a message cannot be supervised by themselves",
 }
 FLAGS = frozenset({*SUPERVISED, *CONTEXT, *REFUSED, "prefix"})
-WORDS = {"true": True, "yes": True, "on": True, "y": True, "t": True} | {
-    word: False for word in ("false", "no", "off", "n", "f")
-}
+WORDS = {"true": True, "yes": True, "on": True, "y": True, "t": True} | dict.fromkeys(
+    ("false", "no", "off", "n", "f"), False
+)
 
 
 def read_flag(value: Any) -> bool | None:
