@@ -23,11 +23,9 @@ def read_call(call: Any) -> dict[str, Any]:
     function = call.get("function", call) if isinstance(call, dict) else None
     if isinstance(function, str):
         function = call
-    if type(function) is dict and function is not call and USUAL.issuperset(function) and OUTER.issuperset(call):
-        if type(name := function.get("name")) is str and name:  # most calls are as they should be
-            given = function.get("arguments")
-            arguments = given if type(given) is dict else {} if given is None else _object(given)
-            return {**call, "function": {"name": name, "arguments": arguments}}
+    if _is_usual(call, function):
+        given = function["arguments"]
+        return {**call, "function": {**function, "arguments": given if type(given) is dict else _object(given)}}
     name = _name(function) if isinstance(function, dict) else None
     if name is None:
         raise RowError("tool_calls", "a tool call needs a function with a name")
@@ -42,6 +40,13 @@ def read_call(call: Any) -> dict[str, Any]:
         "type": "function",
         "function": {"name": name, "arguments": arguments},
     }
+
+
+def _is_usual(call: Any, function: Any) -> bool:
+    """True for most calls, which are as they should be."""
+    if type(function) is not dict or function is call or not (USUAL.issuperset(function) and OUTER.issuperset(call)):
+        return False
+    return type(function.get("name")) is str and function["name"] != "" and function.get("arguments") is not None
 
 
 def unread_of_call(call: Any) -> set[str]:

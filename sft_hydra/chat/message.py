@@ -36,7 +36,7 @@ def check_message(message: Any) -> Message:
     role = _named(clean)
     if role in CALLS:
         given = clean.pop("content", None)
-        clean |= {"role": "assistant", "content": "", "tool_calls": _calls_in(given)}
+        clean |= {"role": "assistant", "content": "", "tool_calls": calls_in(given)}
         role = "assistant"
     if role != "assistant":
         clean = {key: value for key, value in clean.items() if key not in FLAGS}
@@ -133,7 +133,7 @@ def _take_calls(message: Message) -> list[Any]:
     return lists[0] if lists else []
 
 
-def _calls_in(value: Any) -> list[Any]:
+def calls_in(value: Any) -> list[Any]:
     """The calls that a message of a role for calls holds as its content."""
     if isinstance(value, str):
         try:

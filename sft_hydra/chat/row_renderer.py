@@ -13,6 +13,7 @@ from jinja2 import nodes
 
 from sft_hydra.chat.render import Renderer
 from sft_hydra.chat.turn_spans import RenderedSequence
+from sft_hydra.errors import RowError
 from sft_hydra.records import Conversation
 
 MODES = ("enable_thinking", "thinking")
@@ -37,6 +38,8 @@ class RowRenderer:
         if not conversation.template_kwargs:
             return self.plain.sequences(conversation)
         kwargs = self.used(conversation)
+        if lost := [key for key in _texts(conversation) if key not in kwargs]:
+            raise RowError("template_drops", f"chat_template_kwargs.{lost[0]}: the chat template does not read it")
         switches = {key: value for key, value in kwargs.items() if _is_switch(value)}
         more = {key: value for key, value in kwargs.items() if key not in switches}
         renderer = self._of(switches)
@@ -112,8 +115,16 @@ def names_read(renderer: Renderer) -> frozenset[str]:
     return frozenset(found | {value for value in constants if isinstance(value, str)})
 
 
+def _texts(conversation: Conversation) -> list[str]:
+    """Keys of `chat_template_kwargs` that hold what the model is to see: texts, tools, documents."""
+    given = conversation.template_kwargs.items()
+    return [key for key, value in given if key not in conversation.meta and value and not _is_switch(value)]
+
+
 def _is_switch(value: Any) -> bool:
-    return isinstance(value, bool | int) or (isinstance(value, str) and len(value) <= SWITCH_CHARS and value.isalnum())
+    return isinstance(value, bool | int | float) or (
+        isinstance(value, str) and len(value) <= SWITCH_CHARS and value.isalnum()
+    )
 
 
 def _joined(variables: Kwargs, more: Kwargs) -> Kwargs:

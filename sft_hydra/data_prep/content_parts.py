@@ -7,9 +7,9 @@ RowError; a part of another kind (an image) is a RowError that names it.
 from collections.abc import Iterator
 from typing import Any
 
-from sft_hydra.chat.message import as_json
+from sft_hydra.chat.message import as_json, calls_in
 from sft_hydra.chat.reasoning import reasoning_text
-from sft_hydra.chat.roles import role_of
+from sft_hydra.chat.roles import CALLS, role_of
 from sft_hydra.errors import RowError
 from sft_hydra.records import Message
 
@@ -48,6 +48,26 @@ def expand(messages: list[Any], unread: set[str]) -> list[Any]:
     return messages
 
 
+def join_calls(messages: list[Any]) -> list[Any]:
+    """Neighbours of a role for calls as one message, because the model makes them in one turn (ms-swift writes them so)."""
+    out: list[Any] = []
+    for message in messages:
+        if _is_call(message) and out and _is_call(out[-1]):
+            joined = [*calls_in(_content(out[-1])), *calls_in(_content(message))]
+            out[-1] = {**{key: value for key, value in out[-1].items() if key != "value"}, "content": joined}
+        else:
+            out.append(message)
+    return out
+
+
+def _is_call(message: Any) -> bool:
+    return isinstance(message, dict) and role_of(str(message.get("role", message.get("from")))) in CALLS
+
+
+def _content(message: Message) -> Any:
+    return message.get("content", message.get("value"))
+
+
 def _has_list(message: dict[str, Any]) -> bool:
     return any(type(message.get(key)) is list for key in ("content", "value", "parts"))
 
@@ -58,7 +78,11 @@ def _expand(message: Any, unread: set[str]) -> Iterator[Any]:
         return
     key = next((name for name in ("content", "value", "parts") if isinstance(message.get(name), list)), None)
     role = str(message.get("role", message.get("from", "")))
-    if key is None or (role_of(role) == "tool" and key != "parts" and not _has_results(message[key])):
+    if (
+        key is None
+        or role_of(role) in CALLS
+        or (role_of(role) == "tool" and key != "parts" and not _has_results(message[key]))
+    ):
         yield message
         return
     rest = {name: value for name, value in message.items() if name != key}

@@ -6,14 +6,16 @@ Invariant: what went in is not lost: a row that does not fit is RowError with a 
 from typing import Any
 
 from sft_hydra.chat.message import check_message
-from sft_hydra.chat.roles import ROLES
+from sft_hydra.chat.roles import ROLES, role_of
 from sft_hydra.data_prep.adapters import adapt
-from sft_hydra.data_prep.content_parts import expand
+from sft_hydra.data_prep.content_parts import expand, join_calls
 from sft_hydra.data_prep.tool_definitions import read_tools
 from sft_hydra.data_prep.unread import unread_of_messages, unread_of_row
 from sft_hydra.errors import RowError
 from sft_hydra.records import Conversation
 from sft_hydra.schema.data import SourceConfig
+
+ANSWERS = ("response", "completion", "choices", "chosen", "preferred_output", "output")  # columns that hold one
 
 
 def to_conversation(row: Any, source: SourceConfig, name: str, origin: str) -> Conversation:
@@ -26,15 +28,28 @@ def to_conversation(row: Any, source: SourceConfig, name: str, origin: str) -> C
         keys = f"; its keys: {', '.join(list(map(str, row))[:9])}" if isinstance(row, dict) else ""
         raise RowError("no_messages", f"no list of messages{keys}")
     unread = unread_of_row(meta, found.read)
-    if all(map(_is_plain, found.messages)):  # most rows, told quickly
+    if all(map(_is_plain, found.messages)) and found.messages[-1]["role"] == "assistant":  # most rows, told quickly
         return Conversation(list(found.messages), found.tools, origin, name, meta, found.kwargs, unread)
-    messages = expand(found.messages, unread)
+    messages = join_calls(expand(found.messages, unread))
+    _check_answer(row, found.read, messages)
     tools = found.tools
     if any(type(message) is dict and "tools" in message for message in messages):
         messages, tools = _with_tools_of_system(messages, tools)
     unread |= unread_of_messages(messages)
     checked = [check_message(message) for message in messages]
     return Conversation(checked, tools, origin, name, meta, found.kwargs, unread)
+
+
+def _check_answer(row: Any, read: set[str], messages: list[Any]) -> None:
+    """Raises RowError if the answer to the last message stands elsewhere in the row."""
+    last = messages[-1]
+    if not isinstance(row, dict) or not isinstance(last, dict):
+        return
+    beside = [key for key in ANSWERS if row.get(key) not in (None, "", []) and key not in read]
+    if beside and role_of(str(last.get("role", last.get("from")))) in ("user", "tool"):
+        raise RowError(
+            "content", f"the answer to the last message stands in {beside[0]}, which is not read beside messages"
+        )
 
 
 def _is_plain(message: Any) -> bool:

@@ -308,3 +308,18 @@ def test_keys_that_nobody_reads_are_named() -> None:
     assert convert(row).unread == {
         *("id", "messages.name", "tool_calls.index", "messages.train (on a message that is no answer)"),
     }
+
+
+def test_calls_that_stand_one_after_the_other_are_one_turn() -> None:
+    made = [{"name": "f", "arguments": {"x": number}} for number in (1, 2)]
+    for role, text in (("role", "content"), ("from", "value")):
+        calls = [{role: "tool_call", text: json.dumps(call)} for call in made]
+        row = {"messages": [{role: "user", text: "q"}, *calls, {role: "tool_response", text: "r"}, assistant("z")]}
+        found = convert(row).messages
+        assert [call["function"] for call in found[1]["tool_calls"]] == made
+        assert [message["role"] for message in found] == ["user", "assistant", "tool", "assistant"]
+
+
+def test_an_answer_beside_the_messages() -> None:
+    assert reason({"messages": [*GREETING, user("More?")], "response": "Yes"}) == "content"
+    assert convert({"messages": GREETING, "response": "Yes"}).unread == {"response"}

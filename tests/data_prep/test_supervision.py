@@ -104,3 +104,9 @@ def test_speech_that_nobody_reads_rejects_its_row(tmp_path: Path, key: str) -> N
     rows = [{"messages": [user("a"), assistant("b", **{key: "f(x=1)"})]}, {"messages": TWO}]
     (found,) = rejects(packed_set(tmp_path, rows))
     assert key in found["detail"]
+
+
+def test_words_for_a_template_that_does_not_read_them(tmp_path: Path) -> None:
+    rows = [{"messages": TWO, "chat_template_kwargs": {"xml_tools": ["{}"]}}, {"messages": TWO}]
+    (found,) = rejects(packed_set(tmp_path, rows))
+    assert (found["reason"], "xml_tools" in found["detail"]) == ("template_drops", True)
