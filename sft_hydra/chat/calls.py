@@ -20,7 +20,7 @@ READ = frozenset({*ARGUMENTS, *NAMES, *IDS, "function", "type"})
 
 def read_call(call: Any) -> dict[str, Any]:
     """`{"type": "function", "function": {"name", "arguments": object}}`, from that or the flat form. Raises RowError."""
-    function = call.get("function", call) if isinstance(call, dict) else None
+    function: Any = call.get("function", call) if isinstance(call, dict) else None
     if isinstance(function, str):
         function = call
     if _is_usual(call, function):
@@ -31,9 +31,11 @@ def read_call(call: Any) -> dict[str, Any]:
         raise RowError("tool_calls", "a tool call needs a function with a name")
     arguments = _arguments(function, call)
     if function is not call:
-        inner = {key: value for key, value in function.items() if key not in ARGUMENTS and key not in NAMES}
+        others = {*ARGUMENTS, *NAMES} - USUAL
+        inner = {key: value for key, value in function.items() if key not in others}
         outer = {key: value for key, value in call.items() if key not in ARGUMENTS}
-        return {**outer, "function": {"name": name, **inner, "arguments": arguments}}
+        named = inner if "name" in inner else {"name": name, **inner}
+        return {**outer, "function": {**named, "arguments": arguments}}
     id_ = next((call[key] for key in IDS if call.get(key) is not None), None)
     return {
         **({} if id_ is None else {"id": id_}),

@@ -158,8 +158,9 @@ def _prompt_completion(row: dict[str, Any], source: SourceConfig, read: set[str]
     head = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
     if isinstance(completion, dict):
         completion = [completion]
-    tail = completion
-    if not isinstance(completion, list):
+    if isinstance(completion, list):
+        tail = completion
+    else:
         tail = [_with_reasoning({"role": "assistant", "content": completion}, row, read)]
     return [*_history(row.get("history")), *map(_as_context, head), *tail]
 
@@ -239,7 +240,7 @@ def _plain_text(key: str, value: Any) -> str:
     if isinstance(value, dict):
         value = value.get("parts", value.get("content", [value]))
     if isinstance(value, list):
-        texts = [part.get("text") if isinstance(part, dict) else part for part in value]
+        texts: list[Any] = [part.get("text") if isinstance(part, dict) else part for part in value]
         value = "".join(texts) if all(isinstance(text, str) for text in texts) else value
     if value is not None and not isinstance(value, str):
         raise RowError("system", f"the row's {key} must be text, not {type(value).__name__}")

@@ -35,7 +35,7 @@ def _restore(before: Any, after: Any, tools: Any) -> None:
     if not isinstance(calls, list):
         return
     for old, new in zip(calls, after.get("tool_calls", ()), strict=False):
-        function = old.get("function") if isinstance(old, dict) else None
+        function: Any = old.get("function") if isinstance(old, dict) else None
         arguments = function.get("arguments") if isinstance(function, dict) else None
         if not isinstance(arguments, dict) or None not in arguments.values():
             continue

@@ -60,7 +60,7 @@ class TokenizerConfig:
 @dataclass(kw_only=True, slots=True)
 class SourceConfig:
     path: str | None = None
-    """File, folder or glob (.jsonl, .json, .parquet, also .gz and .zst), a hub id, `demo:<part>`,
+    """File, folder or glob (.jsonl, .json, .parquet, also .gz and .zst), a folder of `save_to_disk`, a hub id, `demo:<part>`,
     `builtin:simple_spelling` or `builtin:spelling_bee`."""
     weight: float | None = None
     """Share of the training tokens, relative to the other sources' weights."""
