@@ -16,6 +16,7 @@ class Conversation:
     """One chat row after its checks: OpenAI messages with tool arguments as objects.
 
     `origin` is `file:line` and follows the row into rejects and reports; `source` is the name in `data.sources`.
+    `template_kwargs`: what the row itself hands to the chat template; `unread`: keys of the row that nobody read.
     """
 
     messages: list[Message]
@@ -23,6 +24,8 @@ class Conversation:
     origin: str
     source: str
     meta: dict[str, Any] = field(default_factory=dict)
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    unread: set[str] = field(default_factory=set)
 
 
 @dataclass(slots=True)

@@ -36,7 +36,8 @@ TEMPLATE_FILE = "chat_template.jinja"
 @dataclass(frozen=True, slots=True)
 class AddedToken:
     """A token that is looked for in text before the tokenizer's own rules. `special`: nothing that a person writes.
-    `lstrip`, `rstrip`: it swallows the white space beside it. `normalized`: it is looked for in normalized text."""
+    `lstrip`, `rstrip`: it swallows the white space beside it. `normalized`: it is looked for in normalized text.
+    `single_word`: only where no letter stands beside it."""
 
     id: int
     text: str
@@ -44,30 +45,61 @@ class AddedToken:
     lstrip: bool
     rstrip: bool
     normalized: bool
+    single_word: bool = False
 
 
 class ChatTokenizer:
     """`tokenizer.json` and its companions in `folder`, and the template text in use (None: contents as they are)."""
 
-    def __init__(self, folder: Path, template: str | None, template_kwargs: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        template: str | None,
+        template_kwargs: dict[str, Any] | None = None,
+        file: Path | None = None,
+    ) -> None:
         self.folder = folder
         self.template = template
         self.template_kwargs = dict(template_kwargs or {})
-        self.file = folder / "tokenizer.json"
+        self.file = file or folder / "tokenizer.json"  # another one where serving has another (served_tokenizer.py)
         self.config = _read_json(folder / "tokenizer_config.json")
 
     @cached_property
     def backend(self) -> Tokenizer:
         """The tokenizer in the reference library; read when first used, because that takes time."""
         try:
-            return Tokenizer.from_file(str(self.file))
+            backend = Tokenizer.from_file(str(self.file))
         except Exception as problem:  # the library raises bare exceptions
             raise DataError(f"{self.file}: cannot be read as a tokenizer ({problem})") from None
+        backend.no_truncation()  # a file may ask for both, which transformers does not do either
+        backend.no_padding()
+        return backend
+
+    def serve_from(self, file: Path) -> None:
+        """Read the tokenizer from another file from now on."""
+        self.file = file
+        for name in ("backend", "spec", "added", "vocab_size"):
+            self.__dict__.pop(name, None)
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        """What tokenizer.json says but for the vocabulary, which takes long to read."""
+        data = self.file.read_bytes()
+        head = data[: data.find(b'"vocab"')]
+        try:
+            return dict(json.loads(head + b'"vocab": {}}}'))
+        except ValueError:  # its keys stand in another order
+            return _read_json(self.file)
+
+    @cached_property
+    def model_type(self) -> str | None:
+        """The family that a config.json beside the tokenizer names."""
+        return _read_json(self.folder / "config.json").get("model_type")
 
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over the bytes of tokenizer.json and of the template."""
-        digest = hashlib.sha256(self.file.read_bytes())
+        digest = hashlib.sha256((self.folder / "tokenizer.json").read_bytes())
         digest.update(b"\0template\0" + (self.template or "").encode())
         return digest.hexdigest()
 
@@ -82,7 +114,9 @@ class ChatTokenizer:
     def added(self) -> list[AddedToken]:
         """All added tokens, by id."""
         decoder = sorted(self.backend.get_added_tokens_decoder().items())
-        return [AddedToken(i, t.content, t.special, t.lstrip, t.rstrip, t.normalized) for i, t in decoder]
+        return [
+            AddedToken(i, t.content, t.special, t.lstrip, t.rstrip, t.normalized, t.single_word) for i, t in decoder
+        ]
 
     @property
     def added_tokens(self) -> dict[int, tuple[str, bool]]:
@@ -93,6 +127,13 @@ class ChatTokenizer:
     def vocab_size(self) -> int:
         """Number of ids, added tokens included: a model's embedding needs at least so many rows."""
         return max(self.backend.get_vocab_size(), *(token.id + 1 for token in self.added), 0)
+
+    @cached_property
+    def unknown_id(self) -> int | None:
+        """The token for text that the vocabulary cannot write, where it has one."""
+        model = self.spec.get("model", {})
+        text, id_ = model.get("unk_token"), model.get("unk_id")
+        return self.backend.token_to_id(text) if isinstance(text, str) else id_ if isinstance(id_, int) else None
 
     @property
     def eos_id(self) -> int | None:

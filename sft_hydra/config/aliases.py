@@ -110,6 +110,7 @@ PEER_NAMES: dict[str, str] = {
     "sft.seed": "seed",
     "cluster.num_nodes": "cluster.nodes",
     # TRL, Axolotl, transformers
+    "roles_to_train": "data.roles_to_train",
     "model_name_or_path": "model.path",
     "base_model": "model.path",
     "dataset_name": "data.path",

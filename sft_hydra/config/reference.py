@@ -14,11 +14,11 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from sft_hydra.config.ranges import RANGE
 from sft_hydra.config.schema_introspection import field_types
 from sft_hydra.paths import conf_dir
 from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.optim import OPTIMIZERS, Optimizer
+from sft_hydra.schema.ranges import RANGE
 
 GROUPS = ("runner", "model", "data", "peft", "optimizer", "scheduler", "parallel", "cluster", "logger", "experiment")
 BROUGHT = {"peft": "`peft=lora` brings this section; without it, `peft` is `null`."}

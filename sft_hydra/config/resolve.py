@@ -8,7 +8,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sft_hydra.config.from_checkpoint import inherit
-from sft_hydra.config.ranges import outside, put_in_range
 from sft_hydra.config.resume_compat import inherit_run_config, resume_problems
 from sft_hydra.config.rules import RULES, rule_problems
 from sft_hydra.config.rules_eval import EVAL_RULES
@@ -16,6 +15,7 @@ from sft_hydra.config.rules_files import FILE_RULES
 from sft_hydra.config.schema_introspection import hint, is_filled, unknown_keys
 from sft_hydra.errors import ConfigError
 from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.ranges import outside, put_in_range
 
 # Overrides that leave the default command the demo: what is done with it, and where.
 DEMO_KEYS = ("runner", "dry_run", "output_dir", "device", "eval", "generate", "export", "inspect")

@@ -102,6 +102,13 @@ def data_is_set(cfg: SftConfig) -> Iterator[str]:
             yield f"data.sources.{name} has weight={source.weight} and epochs={source.epochs}; keep one of them"
 
 
+def roles_are_known(cfg: SftConfig) -> Iterator[str]:
+    roles = cfg.data.roles_to_train
+    known = ("assistant", "user", "system", "developer", "tool")
+    if not roles or not set(roles).issubset(known):
+        yield f"data.roles_to_train={list(roles)} must be one or more of {', '.join(known)}"
+
+
 def runner_is_set(cfg: SftConfig) -> Iterator[str]:
     """A training that was meant to be something else would take hours to say so."""
     asked = {
@@ -312,7 +319,8 @@ def _at_most_one(cfg: SftConfig, section: str, names: tuple[str, ...]) -> Iterat
 
 
 RULES: tuple[Rule, ...] = (
-    two_betas, known_words, run_name, model_is_set, data_is_set, runner_is_set, splits_sum_to_one, length_of_training, batch_size,
+    two_betas, known_words, run_name, model_is_set, data_is_set, roles_are_known, runner_is_set, splits_sum_to_one,
+    length_of_training, batch_size,
     schedule, layout, foreign_model, fp8, optimizer_state, routers, lora_targets, optimizer_warm_start, no_secrets,
     one_line_each,
 )  # fmt: skip

@@ -17,7 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sft_hydra.data_prep import spelling
-from sft_hydra.data_prep.sources import PACKED, InputFile, Source, hub_data, open_bytes, parquet_file, read_rows
+from sft_hydra.data_prep.columns import parquet_file
+from sft_hydra.data_prep.files import InputFile, open_bytes
+from sft_hydra.data_prep.hub_sets import hub_data
+from sft_hydra.data_prep.sources import Source, read_rows
 from sft_hydra.errors import DataError
 
 BLOCK = 1 << 20  # bytes
@@ -78,7 +81,7 @@ def count_rows(file: InputFile, source: Source, seen: InputFingerprint) -> int:
         return spelling.ROWS[file.path.removeprefix("builtin:")]
     if file.kind in ("array", "demo", "builtin"):
         return sum(1 for _ in read_rows(file, source, 0, None))
-    if not file.path.endswith(PACKED):
+    if file.plain:
         return int(seen.lines[-1]) + seen.is_open
     count, last = 0, b"\n"
     with open_bytes(file.path) as stream:
@@ -90,7 +93,7 @@ def count_rows(file: InputFile, source: Source, seen: InputFingerprint) -> int:
 
 def line_offsets(file: InputFile, rows: list[int], seen: InputFingerprint) -> list[int]:
     """Byte offsets at which these rows of a plain file of lines start; zeros for every other kind of file."""
-    if file.kind != "lines" or file.path.endswith(PACKED) or not any(rows):
+    if file.kind != "lines" or not file.plain or not any(rows):
         return [0] * len(rows)
     with open_bytes(file.path) as stream:
         return [_offset(stream, row, seen.lines) for row in rows]

@@ -131,6 +131,7 @@ def _source(plan: Plan, index: int, spools: list[Path], splits: list[Any], entri
     return {
         "name": plan.sources[index].name,
         "path": plan.sources[index].config.path,
+        "not_read": plan.not_read[index],
         "rows": counts.get("rows", 0),
         "kept": len(assigned) - repeated,
         "rejected": sum(reasons.values()),
@@ -138,6 +139,7 @@ def _source(plan: Plan, index: int, spools: list[Path], splits: list[Any], entri
         "dropped_sequences": counts.get("dropped_sequences/overlong", 0) + counts.get("dropped_sequences/truncated", 0),
         "truncated": counts.get("truncated", 0),
         "cut_at_turn": counts.get("cut_at_turn", 0),
+        "unread": {key.removeprefix("unread/"): n for key, n in sorted(counts.items()) if key.startswith("unread/")},
         "guarded": counts.get("guarded", 0),
         "bare_headers": counts.get("bare_headers", 0),
         "left_out": counts.get("left_out", 0),

@@ -17,8 +17,9 @@ from typing import Any
 from sft_hydra.chat.tokenizer import AddedToken, ChatTokenizer
 from sft_hydra.data.shards import FORMAT_VERSION
 from sft_hydra.data_prep.blend import check_weights
+from sft_hydra.data_prep.files import InputFile, is_packed
 from sft_hydra.data_prep.fingerprint import InputFingerprint, count_rows, fingerprint_inputs, line_offsets
-from sft_hydra.data_prep.sources import InputFile, MalformedRow, Source, files_of, read_rows, sources_of
+from sft_hydra.data_prep.sources import MalformedRow, Source, listing_of, read_rows, sources_of
 from sft_hydra.errors import ConfigError
 from sft_hydra.paths import data_root
 from sft_hydra.schema.config import SftConfig
@@ -76,12 +77,14 @@ class Plan:
     seq_length: int
     seed: int
     tokenizer_folder: Path
+    tokenizer_file: Path
     template: str | None
     template_kwargs: dict[str, Any]
     added: list[AddedToken]
     now: str  # ISO time that templates see as the present
     inputs: list[dict[str, Any]]  # per file: source, path, identity
     judge_cache: Path
+    not_read: list[dict[str, str]]
 
     @property
     def total_rows(self) -> int:
@@ -112,6 +115,7 @@ class Request:
     files: list[list[InputFile]]
     inputs: list[dict[str, Any]]
     surveys: list[InputFingerprint]  # in the order of `inputs`
+    not_read: list[dict[str, str]]  # of each source: files of its folder, and why
 
 
 def read_request(cfg: SftConfig, tokenizer: ChatTokenizer) -> Request:
@@ -119,7 +123,8 @@ def read_request(cfg: SftConfig, tokenizer: ChatTokenizer) -> Request:
     check_splits(cfg.data)
     sources = sources_of(cfg.data)
     check_weights(sources)
-    files = [files_of(source) for source in sources]
+    listings = [listing_of(source) for source in sources]
+    files = [listing.files for listing in listings]
     pairs = [(file, source) for source, listed in zip(sources, files, strict=True) for file in listed]
     surveys = fingerprint_inputs(pairs)
     inputs = [
@@ -138,7 +143,14 @@ def read_request(cfg: SftConfig, tokenizer: ChatTokenizer) -> Request:
         "inputs": [{"source": entry["source"], "identity": entry["identity"]} for entry in inputs],
     }
     text = json.dumps(said, sort_keys=True, default=_plain)
-    return Request(hashlib.sha256(text.encode()).hexdigest()[:16], sources, files, inputs, surveys)
+    return Request(
+        hashlib.sha256(text.encode()).hexdigest()[:16],
+        sources,
+        files,
+        inputs,
+        surveys,
+        [listing.not_read for listing in listings],
+    )
 
 
 def make_plan(cfg: SftConfig, request: Request, tokenizer: ChatTokenizer, now: str) -> Plan:
@@ -156,12 +168,14 @@ def make_plan(cfg: SftConfig, request: Request, tokenizer: ChatTokenizer, now: s
         seq_length=cfg.seq_length,
         seed=cfg.seed,
         tokenizer_folder=tokenizer.folder,
+        tokenizer_file=tokenizer.file,
         template=tokenizer.template,
         template_kwargs=tokenizer.template_kwargs,
         added=tokenizer.added,
         now=now,
         inputs=request.inputs,
         judge_cache=_judge_cache(cfg),
+        not_read=request.not_read,
     )
 
 
@@ -234,4 +248,4 @@ def _size(file: InputFile) -> int:
     """Bytes of an input, unpacked as far as one can guess; 0 of one that is made."""
     if file.kind in MADE:
         return 0
-    return Path(file.path).stat().st_size * (4 if file.path.endswith((".gz", ".zst", ".parquet")) else 1)
+    return Path(file.path).stat().st_size * (4 if is_packed(file.path) or file.kind == "parquet" else 1)

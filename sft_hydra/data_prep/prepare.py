@@ -15,12 +15,14 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial as partial_of
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import numpy as np
 
+from sft_hydra.chat.served_tokenizer import may_differ, served_file
 from sft_hydra.chat.tokenizer import ChatTokenizer, load_tokenizer
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.data.splits import assign
@@ -29,12 +31,14 @@ from sft_hydra.data_prep.packed_set_checks import check_fits, check_rejects, is_
 from sft_hydra.data_prep.plan import Plan, Request, make_plan, read_request
 from sft_hydra.data_prep.pool import WorkerPool, spool_folder, undisturbed
 from sft_hydra.data_prep.progress import OnProgress, Reporter
-from sft_hydra.data_prep.tokenizer_backend import choose_backend, probe_texts
+from sft_hydra.data_prep.tokenize import ADVERSARIAL
+from sft_hydra.data_prep.tokenizer_backend import choose_backend, probe_sequences, probe_texts
 from sft_hydra.errors import DataError, MissingPackedDataError
 from sft_hydra.paths import data_root
 from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.data import Prepare
 
+SERVED = "served_tokenizer.json"  # in the folder of a try
 WORTH_A_WORKER = 48 << 20  # bytes of input that keep a worker busy for some seconds
 
 
@@ -178,6 +182,7 @@ def _make(
     write_set(partial, plan, spools, splits, entries, metadata, cfg.data.format)
     shutil.rmtree(partial / "spool")
     (partial / "plan.json").unlink()
+    (partial / SERVED).unlink(missing_ok=True)
     _publish(partial, folder)
 
 
@@ -188,18 +193,23 @@ def _plan(
     same plan, its library and its time are kept."""
     record = partial / "plan.json"
     said = _read_record(record)
+    served = partial / SERVED
     if said.get("key") == request.key and not (cfg.data.force and cfg.data.num_parts is None):
+        if served.is_file():
+            tokenizer.serve_from(served)
         return make_plan(cfg, request, tokenizer, said["now"]), background.submit(lambda: str(said["library"]))
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "spool").mkdir(parents=True)
     now = datetime.now().isoformat(timespec="seconds")
     texts = probe_texts(request, tokenizer)
+    if may_differ(tokenizer):
+        tokenizer.serve_from(served_file(tokenizer, served, [*ADVERSARIAL, *texts]))
 
     reading = Event()
 
     def choose_once() -> str:
         reading.set()
-        library = choose_backend(tokenizer, texts)
+        library = choose_backend(tokenizer, texts, partial_of(probe_sequences, request, tokenizer, cfg.data))
         temporary = record.with_suffix(".tmp")
         temporary.write_text(json.dumps({"key": request.key, "library": library, "now": now}))
         os.replace(temporary, record)  # before any spool is whole, because that waits for the library

@@ -5,6 +5,7 @@ Owns what happens to sequences that do not fit: they are cut or left out as the 
 counted and written to rejects.jsonl.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,7 @@ class TokenBatcher:
     owners: list[int] = field(default_factory=list)
     rows: list[tuple[int, int, int, str]] = field(default_factory=list)  # hash, range, number, origin
     rejects: list[tuple[str, str, str]] = field(default_factory=list)  # origin, reason, detail
+    unread: Counter[str] = field(default_factory=Counter)  # keys that nobody read, by rows
     chars: int = 0
     read: int = 0
 
@@ -46,7 +48,7 @@ class TokenBatcher:
         for owner, sequence in zip(self.owners, self.sequences, strict=True):
             if sequence.guarded and owner not in bad:
                 try:
-                    encoder.guard.encode(sequence.text)
+                    encoder.check_guarded(sequence)
                 except RowError as problem:
                     bad.add(owner)
                     self.rejects.append((self.rows[owner][3], problem.reason, problem.detail))
@@ -77,6 +79,8 @@ class StoreWriter:
         counts["guarded"] += sum(sequence.guarded for sequence in batch.sequences)
         counts["left_out"] += sum(sequence.left_out for sequence in batch.sequences)
         counts["bare_headers"] += sum(sequence.bare_headers for sequence in batch.sequences)
+        for key, rows in batch.unread.items():
+            counts[f"unread/{key}"] += rows
         kept = self._lengths(batch, tokens)
         owners = np.array(batch.owners, np.int64)
         survivors = np.unique(owners[kept > 0])

@@ -11,6 +11,7 @@ from sft_hydra.observe.console import Console, Work
 from sft_hydra.paths import RunPaths
 from sft_hydra.schema.config import LoggerConfig, SftConfig
 
+SHOWN = 5  # files that are not read
 COLUMNS = ("source", "rows", "kept", "rejected", "tokens", "trained", "p50", "p95", "longest", "packs", "blend")
 
 
@@ -119,6 +120,15 @@ def notes(packed: PackedSet) -> list[str]:
             found.append(
                 f"{name}: in {source['left_out']:,} turns the template prints a tool call without the text beside it"
             )
+        if source.get("not_read"):
+            shown = [f"{path} ({why})" for path, why in list(source["not_read"].items())[:SHOWN]]
+            more = len(source["not_read"]) - len(shown)
+            found.append(
+                f"{name}: not read: {', '.join(shown)}{f' and {more:,} more, all in metadata.json' if more else ''}"
+            )
+        if source.get("unread"):
+            listed = ", ".join(f"{key} ({rows:,} rows)" for key, rows in source["unread"].items())
+            found.append(f"{name}: keys that were not read: {listed}")
         if source["guarded"]:
             found.append(f"{name}: control-token text in {source['guarded']:,} sequences was encoded as ordinary text")
     return found

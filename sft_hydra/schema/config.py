@@ -11,9 +11,9 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from sft_hydra.config.ranges import COUNT, MANY, STEPS, number
 from sft_hydra.schema.data import DataConfig, TokenizerConfig
 from sft_hydra.schema.optim import AdamW, Optimizer, Scheduler
+from sft_hydra.schema.ranges import COUNT, MANY, STEPS, number
 
 CHATCORE_TASKS = ("arc_easy", "arc_challenge", "mmlu", "gsm8k", "humaneval", "spelling_bee")
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from sft_hydra.config.ranges import MANY, number
+from sft_hydra.schema.ranges import MANY, number
 
 
 class Prepare(Enum):
@@ -62,7 +62,7 @@ class TokenizerConfig:
 @dataclass(kw_only=True, slots=True)
 class SourceConfig:
     path: str | None = None
-    """File, folder or glob (.jsonl, .json, .parquet, also .gz and .zst), a hub id, `demo:<part>`,
+    """File, folder or glob (.jsonl, .json, .parquet, also .gz and .zst), a folder of `save_to_disk`, a hub id, `demo:<part>`,
     `builtin:simple_spelling` or `builtin:spelling_bee`."""
     weight: float | None = number(None, 0, 1e12)
     """Share of the training tokens, relative to the other sources' weights."""
@@ -179,6 +179,15 @@ class DataConfig:
     """Rows with reasoning: one sequence per user turn as at inference, or keep all reasoning, or drop it."""
     multi_turn: MultiTurn = MultiTurn.auto
     """Rows without reasoning: one sequence where the template renders history as it was served, else one per user turn."""
+    roles_to_train: list[str] = field(default_factory=lambda: ["assistant"])
+    """Whose messages are supervised: `assistant`, `user`, `system`, `developer`, `tool`. Others than answers are supervised
+    from their first word to the token that closes them."""
+    train_on_last_turn: bool = False
+    """Only the last answer of each row is supervised; earlier ones are context."""
+    mask_reasoning: bool = False
+    """Reasoning is context: a turn is supervised from the end of its reasoning on, the closing tag first."""
+    merge_same_role: bool = False
+    """Neighbouring messages of one role become one, with an empty line between them (results of tools stay apart)."""
     overlong: Overlong = Overlong.split_turns
     """What happens to sequences longer than `seq_length`."""
     max_doc_tokens: int | None = number(None, 1, MANY)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sft_hydra.config.ranges import MANY, STEPS, number
+from sft_hydra.schema.ranges import MANY, STEPS, number
 
 
 @dataclass(kw_only=True, slots=True)

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from sft_hydra.config.ranges import RANGE, Range, is_numeric
 from sft_hydra.config.resolve import resolve
 from sft_hydra.config.schema_introspection import field_types
 from sft_hydra.errors import UserError
 from sft_hydra.launch.dry_run import describe
 from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.optim import OPTIMIZERS, Optimizer
+from sft_hydra.schema.ranges import RANGE, Range, is_numeric
 
 VALUES = (-1, 0, 1, 10**20, math.inf, -math.inf, math.nan, 1e-400, 1e300)
 
