@@ -11,7 +11,7 @@ from sft_hydra.config.from_checkpoint import inherit
 from sft_hydra.config.resume_compat import inherit_run_config, resume_problems
 from sft_hydra.config.rules import RULES, rule_problems
 from sft_hydra.config.rules_eval import EVAL_RULES
-from sft_hydra.config.rules_files import FILE_RULES
+from sft_hydra.config.rules_files import FILE_RULES, packed_length
 from sft_hydra.config.schema_introspection import hint, is_filled, unknown_keys
 from sft_hydra.errors import ConfigError
 from sft_hydra.schema.config import SftConfig
@@ -43,6 +43,8 @@ def resolve(
             "cluster=slurm (a profile of your own starts with `defaults: [slurm]`)"
         )
     typed = [text.lstrip("+~").partition("=")[0] for text in overrides]
+    if "seq_length" not in typed:
+        cfg.seq_length = _length_of_set(cfg) or cfg.seq_length
     cfg.name = cfg.name or default_name or run_name(cfg, typed)
     cfg.run_dir = str(Path(cfg.output_dir) / cfg.name / label)
     cfg, contradictions = inherit_run_config(cfg, typed)
@@ -53,6 +55,14 @@ def resolve(
     if problems:
         raise ConfigError(*problems)
     return cfg
+
+
+def _length_of_set(cfg: SftConfig) -> int | None:
+    """Where the command does not give `seq_length`, a packed set that is there does."""
+    try:
+        return packed_length(cfg.data.packed_dir)
+    except ValueError:
+        return None  # a rule says so
 
 
 def name_parts(cfg: SftConfig) -> tuple[str, str, str]:
