@@ -17,11 +17,11 @@ from sft_hydra.evaluation.chat import Chat, Prompt, Sampling
 from sft_hydra.evaluation.exact_match import ExactMatchResult, load_items, run_exact_match
 from sft_hydra.evaluation.harness import check_tasks
 from sft_hydra.evaluation.prompts import DEMO, load_tools
-from sft_hydra.evaluation.transcript import as_text
 from sft_hydra.models.build import as_transformers
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.observe.console import Console
 from sft_hydra.observe.run_report import write_report
+from sft_hydra.observe.transcript import as_text
 from sft_hydra.parallel.collectives import rank0_long_task
 from sft_hydra.paths import RunPaths
 from sft_hydra.process.signals import StoppedError

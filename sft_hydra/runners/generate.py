@@ -6,9 +6,9 @@ from sft_hydra.chat.tokenizer import load_tokenizer
 from sft_hydra.errors import ConfigError, DataError
 from sft_hydra.evaluation.chat import Chat, Prompt, Sampling
 from sft_hydra.evaluation.prompts import Tools, load_tools, read_prompts
-from sft_hydra.evaluation.transcript import show
 from sft_hydra.models.build import as_transformers
 from sft_hydra.observe.console import Console
+from sft_hydra.observe.transcript import show
 from sft_hydra.paths import RunPaths
 from sft_hydra.records import Message
 from sft_hydra.runners.build_model import start_machine, trained_model
