@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sft_hydra.config.from_checkpoint import inherit
+from sft_hydra.config.gpus import gpus_here, with_gpus
 from sft_hydra.config.resume_compat import inherit_run_config, resume_problems
 from sft_hydra.config.rules import RULES, rule_problems
 from sft_hydra.config.rules_eval import EVAL_RULES
@@ -45,6 +46,7 @@ def resolve(
     typed = [text.lstrip("+~").partition("=")[0] for text in overrides]
     if "seq_length" not in typed:
         cfg.seq_length = _length_of_set(cfg) or cfg.seq_length
+    cfg = with_gpus(cfg, gpus_here())
     cfg.name = cfg.name or default_name or run_name(cfg, typed)
     cfg.run_dir = str(Path(cfg.output_dir) / cfg.name / label)
     cfg, contradictions = inherit_run_config(cfg, typed)
