@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sft_hydra.config import serialize
 from sft_hydra.errors import ConfigError, UserError
+from sft_hydra.observe.console import Console
 from sft_hydra.paths import RunPaths
 from sft_hydra.planning.topology import ranks_of_runner
 from sft_hydra.process import signals
@@ -70,7 +71,8 @@ def run_rank(cfg: SftConfig) -> None:
             f"{started} ranks were started; cluster.nodes={cfg.cluster.nodes} and cluster.gpus_per_node="
             f"{cfg.cluster.gpus_per_node} of this run make {expected} for runner={cfg.runner.value}"
         )
-    runner = importlib.import_module(f"sft_hydra.runners.{cfg.runner.value}")
+    with Console(speak=rank.rank == 0) as console, console.work("importing torch and transformers"):
+        runner = importlib.import_module(f"sft_hydra.runners.{cfg.runner.value}")
     try:
         runner.run(cfg)
     except signals.StoppedError:

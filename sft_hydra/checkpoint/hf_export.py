@@ -8,7 +8,7 @@ Owner of: an export computes what was trained.
 
 import copy
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,11 +52,18 @@ class ExportReport:
     note: str | None = None  # what the user should know before using it
 
 
-def export(model: DecoderModel, cfg: SftConfig, tokenizer: ChatTokenizer, folder: Path) -> ExportReport:
+def export(
+    model: DecoderModel,
+    cfg: SftConfig,
+    tokenizer: ChatTokenizer,
+    folder: Path,
+    progress: Callable[[str], None] = lambda stage: None,
+) -> ExportReport:
     """Write `folder` (replacing an earlier export). LoRA: the adapter, or the merged model with `export.merge`.
 
     An adapter whose base exists nowhere else (a random start) gets it as `folder/base`. CheckpointError if the export
-    does not agree with the live model. Of several ranks all must call it; the first writes.
+    does not agree with the live model. Of several ranks all must call it; the first writes. `progress` is told what is
+    done now.
     """
     if folder.is_file() or (folder.exists() and any(folder.iterdir()) and not is_export(folder)):
         raise CheckpointError(f"export.path: {folder} exists and is not an export of ours; give another folder")
@@ -71,7 +78,7 @@ def export(model: DecoderModel, cfg: SftConfig, tokenizer: ChatTokenizer, folder
         # over several ranks the live model computes as it trains, alone in the precision that its weights are kept in
         as_trained = model.mesh.whole is not None or cfg.peft is not None
         computed = compute_dtype(cfg, model.device) if as_trained else torch.float32
-        writer = _Writer(model.config, cfg, tokenizer, building, folder, live, computed)
+        writer = _Writer(model.config, cfg, tokenizer, building, folder, live, computed, progress)
         report = writer.adapter(tensors) if adapter else writer.model(tensors)
         shutil.rmtree(folder, ignore_errors=True)
         building.rename(folder)
@@ -117,12 +124,14 @@ class _Writer:
     folder: Path
     live: torch.Tensor
     computed: torch.dtype  # what `live` was computed in
+    progress: Callable[[str], None]
 
     def model(self, tensors: Tensors) -> ExportReport:
         from transformers import AutoModelForCausalLM
 
         dtype = self._dtype()
         count = self._write(tensors, dtype, self.building)
+        self.progress("loading it back with transformers, to compare logits")
         reloaded = AutoModelForCausalLM.from_pretrained(self.building, dtype=torch.float32)
         return self._report(reloaded, "model", count, dtype)
 
@@ -136,6 +145,7 @@ class _Writer:
             self._write(iter(state.items()), dtype, self.building / "base")
         count = write_adapter(self.config, adapters, self.cfg.peft, base, self.building)
         self.tokenizer.save_files(self.building)
+        self.progress("loading it back, to compare logits")
         reloaded = transformers_model(self.config, merge_adapter(self.config, self.building, state))
         report = self._report(reloaded, "adapter", count, dtype)
         return replace(report, note=limits(self.config, adapters))
@@ -162,9 +172,12 @@ class _Writer:
 
     def _on_disk(self, tensors: Tensors, dtype: torch.dtype) -> Tensors:
         """Every tensor of the export by its name on disk, with those of the source model that are not trained here."""
+        written = 0
         for ours, whole in tensors:
             for name, tensor in to_disk(self.config, {ours: whole}):
                 yield name, tensor.to(torch.float32 if name.rpartition(".")[2] in KEEP_FP32 else dtype)
+                written += 1
+                self.progress(f"{written} tensors written")
         if self.cfg.model.path is not None:
             yield from carried_tensors(self.config, local_folder(self.cfg.model.path, self.cfg.model.revision))
 

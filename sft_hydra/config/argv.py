@@ -1,8 +1,8 @@
 """What a user types -> what Hydra understands. A pure function of argv; nothing else in the project rewrites overrides.
 
 Hydra 1.3 cannot take some things that people reasonably write: `peft=null` (not a string), flags after overrides, a new
-entry in `data.sources`, a file as `experiment`, a job's folder as `name`, a text that looks like a number. Each has one
-function below, the last a file of its own (typed_text.py).
+entry in `data.sources`, a file as `experiment`, a job's folder as `name`, one choice that implies another, a text that
+looks like a number. Each has one function below, the last a file of its own (typed_text.py).
 """
 
 import re
@@ -27,7 +27,7 @@ def normalize_argv(argv: Sequence[str]) -> list[str]:
     """Arguments for Hydra: flags first, overrides after them in the order in which they were given."""
     flags, overrides = split_flags(argv)
     overrides = [_quote_job(_experiment_option(_quote_null(text))) for text in overrides]
-    return flags + [quote_text(text) for text in _slurm_both_ways(_new_sources(overrides))]
+    return flags + [quote_text(text) for text in _slurm_both_ways(_model_of_path(_new_sources(overrides)))]
 
 
 def split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -100,6 +100,14 @@ def _new_sources(overrides: list[str]) -> list[str]:
         return rewritten
     entries = ", ".join(f"{name}: {{}}" for name in dict.fromkeys(names))
     return [f"++data.sources={{{entries}}}", *rewritten]
+
+
+def _model_of_path(overrides: list[str]) -> list[str]:
+    """`model.path=...` where nothing chooses a model implies `model=hf`: the default, a toy, has rates of its own."""
+    keys = {text.lstrip("+").partition("=")[0] for text in overrides}
+    if "model.path" in keys and not keys & {"model", "experiment"} and "model.path=null" not in overrides:
+        return ["model=hf", *overrides]
+    return overrides
 
 
 def _slurm_both_ways(overrides: list[str]) -> list[str]:

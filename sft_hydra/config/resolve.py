@@ -8,10 +8,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sft_hydra.config.from_checkpoint import inherit
+from sft_hydra.config.gpus import gpus_here, with_gpus
 from sft_hydra.config.resume_compat import inherit_run_config, resume_problems
 from sft_hydra.config.rules import RULES, rule_problems
 from sft_hydra.config.rules_eval import EVAL_RULES
-from sft_hydra.config.rules_files import FILE_RULES
+from sft_hydra.config.rules_files import FILE_RULES, packed_length
 from sft_hydra.config.schema_introspection import hint, is_filled, unknown_keys
 from sft_hydra.errors import ConfigError
 from sft_hydra.schema.config import SftConfig
@@ -45,6 +46,9 @@ def resolve(
             "cluster=slurm (a profile of your own starts with `defaults: [slurm]`)"
         )
     typed = [key for text in overrides if not _within(key := text.lstrip("+~").partition("=")[0], unknown)]
+    if "seq_length" not in typed:
+        cfg.seq_length = _length_of_set(cfg) or cfg.seq_length
+    cfg = with_gpus(cfg, gpus_here())
     cfg.name = cfg.name or default_name or run_name(cfg, typed)
     cfg.run_dir = str(Path(cfg.output_dir) / cfg.name / label)
     cfg, contradictions = inherit_run_config(cfg, typed)
@@ -72,6 +76,14 @@ def _broken_rules(cfg: SftConfig) -> list[str]:
 
 def _within(key: str, keys: Sequence[str]) -> bool:
     return any(key == other or other.startswith(f"{key}.") for other in keys)
+
+
+def _length_of_set(cfg: SftConfig) -> int | None:
+    """Where the command does not give `seq_length`, a packed set that is there does."""
+    try:
+        return packed_length(cfg.data.packed_dir)
+    except ValueError:
+        return None  # a rule says so
 
 
 def name_parts(cfg: SftConfig) -> tuple[str, str, str]:

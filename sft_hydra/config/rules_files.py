@@ -99,19 +99,29 @@ def output_is_writable(cfg: SftConfig) -> Iterator[str]:
         yield f"output_dir={cfg.output_dir}: nothing can be written in {there}; choose another output_dir"
 
 
+def packed_length(packed_dir: str | None) -> int | None:
+    """`seq_length` of the packed set in a folder; None if there is none. ValueError if its metadata cannot be read."""
+    metadata = Path(packed_dir).expanduser() / "metadata.json" if packed_dir else None
+    if metadata is None or not metadata.is_file():
+        return None
+    try:
+        return int(json.loads(metadata.read_text())["pack_size"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{metadata}: not the metadata of a packed set ({error!r}); choose another data.packed_dir"
+        ) from error
+
+
 def packed_set_fits(cfg: SftConfig) -> Iterator[str]:
     """A packed set of another length is refused before any model is loaded."""
-    if cfg.data.packed_dir is None or cfg.runner not in DATA_RUNNERS:
-        return
-    metadata = Path(cfg.data.packed_dir).expanduser() / "metadata.json"
-    if not metadata.is_file():
+    if cfg.runner not in DATA_RUNNERS:
         return
     try:
-        pack_size = json.loads(metadata.read_text())["pack_size"]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        yield f"{metadata}: not the metadata of a packed set ({error!r}); choose another data.packed_dir"
+        pack_size = packed_length(cfg.data.packed_dir)
+    except ValueError as error:
+        yield str(error)
         return
-    if pack_size != cfg.seq_length:
+    if pack_size not in (None, cfg.seq_length):
         yield (
             f"seq_length_mismatch: {cfg.data.packed_dir} was packed for seq_length={pack_size}, this run asks for "
             f"{cfg.seq_length}; set seq_length={pack_size}, or another data.packed_dir to pack anew"

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from sft_hydra.engine.stacked_muon import StackedMuon
+from sft_hydra.engine.muon import Muon
+from sft_hydra.engine.precision import orthogonal_dtype
 from sft_hydra.errors import ConfigError
 from sft_hydra.models.decoder import DecoderModel
+from sft_hydra.schema import optim
 from sft_hydra.schema.config import SftConfig
-from sft_hydra.schema.optim import AdamW, Muon, Optimizer
+from sft_hydra.schema.optim import AdamW, Optimizer
 
 if TYPE_CHECKING:
     from sft_hydra.engine.adamw_8bit import AdamW8bit
@@ -89,7 +91,7 @@ def build_optimizer(model: DecoderModel, cfg: SftConfig) -> OptimizerSet:
     optimizer = cfg.optimizer
     if isinstance(optimizer, AdamW) and optimizer.state_bits == 8:
         return _in_eight_bits(named, optimizer, model)
-    if not isinstance(optimizer, Muon):
+    if not isinstance(optimizer, optim.Muon):
         return OptimizerSet([_adamw([(optimizer.lr, named)], optimizer, model.embedding_name)])
     embedding = [(name, p) for name, p in named if name == model.embedding_name]
     head = [(name, p) for name, p in named if name == model.head_name != model.embedding_name]
@@ -98,10 +100,10 @@ def build_optimizer(model: DecoderModel, cfg: SftConfig) -> OptimizerSet:
     stacks = [p for name, p in hidden if _is_stack(name, p)]
     rest = [(name, p) for name, p in hidden if p.ndim != 2 and not _is_stack(name, p)]
     parts: list[torch.optim.Optimizer] = []
-    if matrices:
-        parts.append(torch.optim.Muon([_group("hidden matrices", matrices)], **_muon(optimizer)))
-    if stacks:
-        parts.append(StackedMuon([_group("experts' matrices", stacks)], **_muon(optimizer)))
+    groups = [("hidden matrices", matrices), ("experts' matrices", stacks)]
+    if by_muon := [_group(what, parameters) for what, parameters in groups if parameters]:
+        dtype = orthogonal_dtype(cfg, model.device, (matrices + stacks)[0].device)
+        parts.append(Muon(by_muon, **_muon(optimizer), dtype=dtype))
     if embedding or head or rest:
         embedding_lr = optimizer.lr if optimizer.embedding_lr is None else optimizer.embedding_lr
         head_lr = optimizer.lr if optimizer.unembedding_lr is None else optimizer.unembedding_lr
@@ -119,7 +121,7 @@ def _group(what: str, parameters: list[nn.Parameter], **options: float) -> dict[
     return {"params": parameters, "what": what, **options}
 
 
-def _muon(optimizer: Muon) -> dict[str, Any]:
+def _muon(optimizer: optim.Muon) -> dict[str, Any]:
     return {
         "lr": optimizer.matrix_lr * optimizer.init_lr_frac,
         "weight_decay": optimizer.weight_decay,

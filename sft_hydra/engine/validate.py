@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -22,12 +23,16 @@ SPLIT = "valid"
 
 @torch.no_grad()
 def validate(
-    model: DecoderModel, packed: PackedSet, cfg: SftConfig, token_bytes: np.ndarray | None = None
+    model: DecoderModel,
+    packed: PackedSet,
+    cfg: SftConfig,
+    token_bytes: np.ndarray | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, float]:
     """`val/loss` and `val/loss/<source>` in nats per trained token; empty if there is no validation split.
 
     With `token_bytes` (vocab,), the bytes that each id stands for (0 for control tokens), also `val/bpb`: bits per byte
-    of the trained text.
+    of the trained text. `progress` is told how many rows are done, of how many.
     """
     device, mesh = model.device, model.mesh
     bytes_of = None if token_bytes is None else torch.from_numpy(token_bytes.astype(np.int64)).to(device)
@@ -48,6 +53,7 @@ def validate(
         if bytes_of is not None:
             nats, size = sum_over_ranks(_text(batches, losses, bytes_of, mesh), mesh)
             text_nats, text_bytes = text_nats + nats, text_bytes + int(size)
+        progress(min(first + step, len(rows.numbers)), len(rows.numbers))
     model.train(training)
     if not counts:
         return {}

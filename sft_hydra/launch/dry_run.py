@@ -3,6 +3,7 @@
 from typing import Any
 
 from sft_hydra.chat.tokenizer import check_vocabulary, load_tokenizer
+from sft_hydra.config.gpus import gpus_here
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.data_prep import prepare
 from sft_hydra.data_prep.blend import train_rows
@@ -23,7 +24,7 @@ from sft_hydra.planning.estimate import (
 )
 from sft_hydra.planning.layout import LONG_ROW, Layout
 from sft_hydra.planning.topology import rows_per_step
-from sft_hydra.schema.config import Precision, Runner, SftConfig
+from sft_hydra.schema.config import ClusterKind, Precision, Runner, SftConfig
 
 SMALL = GIB // 4  # bytes; what such a model costs is not worth a table
 FEW_ROWS = 10_000  # conversations; below this the usual advice is LoRA and smaller batches
@@ -37,6 +38,8 @@ def describe(cfg: SftConfig) -> str:
     packed = _packed_set(cfg)
     lines = [("run", str(cfg.run_dir)), ("runner", cfg.runner.value), *_model_lines(cfg, arch)]
     lines += _data_lines(cfg, packed)
+    if cfg.runner is Runner.train and cfg.cluster.kind is ClusterKind.local:
+        lines.append(("gpus", gpus_here().describe()))
     if cfg.runner is Runner.train:
         lines += [("layout", layout.describe()), *_choice_lines(cfg, weighed), *_work_lines(cfg, arch, layout, packed)]
     width = max(len(name) for name, _ in lines)

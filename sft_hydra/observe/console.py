@@ -4,8 +4,9 @@ Only rank 0 gets a console that speaks; the others get a silent one.
 """
 
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,8 @@ from rich.text import Text
 
 LOG_WIDTH = 120
 QUIET_SECONDS = 5.0  # between two plain lines of a long task
+FIRST_SECONDS = 2.0  # after which a task that is still going on is named, and again after so many:
+SILENT_SECONDS = 30.0
 
 
 class Console:
@@ -86,7 +89,9 @@ class Console:
         """Progress of any other long task; `total` in the caller's unit, None while unknown."""
         with _progress(self._screen, self.live, TextColumn("{task.fields[figures]}")) as progress:
             task = progress.add_task(name, total=total, figures="")
-            yield Work(self, progress, task, name)
+            work = Work(self, progress, task, name)
+            with work.shown_while_it_lasts():
+                yield work
 
 
 class Steps:
@@ -112,14 +117,50 @@ class Steps:
 class Work:
     def __init__(self, console: Console, progress: Progress, task: object, name: str) -> None:
         self._console, self._progress, self._task, self._name = console, progress, task, name
-        self._last = time.monotonic()
+        self._started = self._last = time.monotonic()
+        self._figures = ""
 
     def update(self, completed: float, total: float | None, figures: str) -> None:
         self._progress.update(self._task, completed=completed, total=total, figures=figures)  # type: ignore[arg-type]
-        now = time.monotonic()
-        if not self._console.live and now - self._last > QUIET_SECONDS:
-            self._last = now
-            self._console.say(f"{self._name}: {figures}")
+        self._figures = figures
+        if not self._console.live and time.monotonic() - self._last > QUIET_SECONDS:
+            self._say(figures)
+
+    def stage(self, what: str) -> None:
+        """What is done now, of a task whose end nobody can count."""
+        self.update(0, None, what)
+
+    @contextmanager
+    def shown_while_it_lasts(self) -> Iterator[None]:
+        """Off a terminal: name the task if it takes long and says nothing itself. A terminal shows it all the time."""
+        if self._console.live:
+            yield
+            return
+        over = threading.Event()
+        watch = threading.Thread(target=self._watch, args=(over,), daemon=True)
+        watch.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watch.join()
+
+    def _watch(self, over: threading.Event) -> None:
+        pause = FIRST_SECONDS
+        while not over.wait(max(0.0, self._last + pause - time.monotonic())):
+            if time.monotonic() - self._last >= pause:  # else it has said something
+                self._say(self._figures)
+            pause = SILENT_SECONDS
+
+    def _say(self, figures: str) -> None:
+        self._last = time.monotonic()
+        seconds = self._last - self._started
+        self._console.say(f"{self._name}: {figures}" if figures else f"{self._name}: {seconds:.0f} s so far")
+
+
+def counted(work: Work, unit: str) -> Callable[[int, int], None]:
+    """A callback (done, total) that shows how far a task is."""
+    return lambda done, total: work.update(done, total, f"{done:,} of {total:,} {unit}")
 
 
 def _progress(screen: RichConsole, live: bool, *figures: object) -> Progress:

@@ -10,6 +10,7 @@ from sft_hydra.observe.benchmark_tables import chatcore_table, harness_examples,
 from sft_hydra.observe.charts import Points, Series, line_chart, smooth
 from sft_hydra.observe.curves_png import write_curves
 from sft_hydra.observe.metrics import read_metrics
+from sft_hydra.observe.misses import miss_rows
 from sft_hydra.paths import RunPaths
 
 CURVES = (("Learning rate", "lr"), ("Gradient norm", "grad_norm"), ("Tokens per second", "tokens_per_second"))
@@ -66,7 +67,7 @@ def write_report(paths: RunPaths) -> Path:
         charts=charts,
         tasks=tasks,
         moments=moments,
-        misses=[json.dumps(m, indent=1, ensure_ascii=False) for m in run.evaluation.get("after", {}).get("misses", [])],
+        misses=miss_rows(run.evaluation.get("after", {}).get("misses", [])),
         chatcore_table=chatcore_table(run.evaluation),
         harness_rows=harness_rows(run.evaluation),
         harness_examples=harness_examples(run.evaluation),

@@ -1,4 +1,5 @@
-"""The world of a run: how many ranks there are and how they can be laid out. Set by the user, never guessed from hardware."""
+"""The world of a run: how many ranks there are and how they can be laid out. Set by the user; GPUs of this
+machine that count where nothing is set are in the config by then (gpus.py)."""
 
 import math
 from collections.abc import Iterator

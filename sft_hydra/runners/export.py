@@ -16,7 +16,9 @@ def run(cfg: SftConfig) -> None:
     assert cfg.run_dir is not None
     with Console(RunPaths(Path(cfg.run_dir)).log) as console:
         check_upload(cfg)
-        tokenizer = load_tokenizer(cfg)
-        built = trained_model(cfg, tokenizer, start_machine(cfg))
+        with console.work("loading the tokenizer"):
+            tokenizer = load_tokenizer(cfg)
+        with console.work("loading the model"):
+            built = trained_model(cfg, tokenizer, start_machine(cfg))
         console.say(f"model      {built.origin}")
         upload_export(cfg, export_model(built.model, cfg, tokenizer, console), console)

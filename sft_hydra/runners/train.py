@@ -27,7 +27,7 @@ from sft_hydra.engine.schedule import total_steps
 from sft_hydra.engine.validate import validate
 from sft_hydra.errors import ConfigError
 from sft_hydra.models.decoder import DecoderModel
-from sft_hydra.observe.console import Console, Steps
+from sft_hydra.observe.console import Console, Steps, counted
 from sft_hydra.observe.metrics import MetricsFile
 from sft_hydra.observe.run_report import write_report
 from sft_hydra.observe.trackers import Trackers
@@ -99,7 +99,8 @@ def run(cfg: SftConfig) -> None:
     start_process_group(device, cfg.cluster.start_timeout)
     with run_lock(paths) if rank.rank == 0 else nullcontext(), Console(paths.log, speak=rank.rank == 0) as console:
         with clock("prepare data"), rank0_first():
-            tokenizer = load_tokenizer(cfg)
+            with console.work("loading the tokenizer"):
+                tokenizer = load_tokenizer(cfg)
             architecture = model_architecture(cfg, tokenizer)  # what does not fit is known before data is prepared
             packed = prepared_set(cfg, console)
             rows = train_rows(packed, cfg)
@@ -237,7 +238,8 @@ def _fit(training: TrainingContext) -> None:
             if saves and (cfg.checkpoint.keep_best or "").startswith("eval/chatcore"):
                 _run_chatcore(training, "after" if last else "training")
             if saves:
-                saver.save(training.model, training.optimizer, state, training.latest)
+                with training.console.work(f"saving step {result.step}"):
+                    saver.save(training.model, training.optimizer, state, training.latest)
 
         train_loop(
             training.model,
@@ -303,7 +305,8 @@ def _validate(training: TrainingContext) -> None:
     if training.validated == training.state.step:
         return
     training.validated = training.state.step
-    losses = validate(training.model, training.packed, training.cfg, training.token_bytes)
+    with training.console.work("validation") as work:
+        losses = validate(training.model, training.packed, training.cfg, training.token_bytes, counted(work, "rows"))
     if losses:
         training.record(losses)
         training.console.say(f"step {training.state.step}: validation loss {losses['val/loss']:.4f}")
@@ -337,8 +340,8 @@ def export_model(model: DecoderModel, cfg: SftConfig, tokenizer: ChatTokenizer, 
     """Write the Hugging Face folder of the run (`export.path`, else `hf/`) and say how well it agrees."""
     assert cfg.run_dir is not None
     folder = Path(cfg.export.path) if cfg.export.path else RunPaths(Path(cfg.run_dir)).export
-    with console.work("exporting"):
-        report = export(model, cfg, tokenizer, folder)
+    with console.work("exporting") as work:
+        report = export(model, cfg, tokenizer, folder, work.stage)
     console.say(
         f"export     {report.folder}: {report.kind}, {report.tensors} tensors in {report.dtype}; loaded back, its logits "
         f"differ from the live model's by at most {report.max_diff:.1e}"

@@ -112,7 +112,8 @@ class ClusterConfig:
     kind: ClusterKind = ClusterKind.local
     nodes: int = number(1, 1, 10_000)
     gpus_per_node: int | None = number(None, 1, 1_000)
-    """Ranks on each node (on a CPU: processes). null: 1 on this machine, 8 on Slurm."""
+    """Ranks on each node (on a CPU: processes). null: on this machine one for each GPU that it shows (CUDA_VISIBLE_DEVICES), one
+    where there is none and for the demo; on Slurm 8."""
     gpu_memory_gib: float = number(80, 0, 100_000, above=True)
     """Of one GPU, for the plan: what does not fit is not chosen. H100 80, H200 141."""
     partition: str | None = None

@@ -28,7 +28,8 @@ class AdamW(Optimizer):
 
 @dataclass(kw_only=True, slots=True)
 class Muon(Optimizer):
-    """Muon for hidden matrices, each expert's too; AdamW for embeddings, head and vectors."""
+    """Muon for hidden matrices, each expert's too; AdamW for embeddings, head and vectors. Computes in fp32 with
+    `train.precision=fp32` (the default on a CPU), else in bf16 where the device is fast at it."""
 
     kind: str = "muon"
     matrix_lr: float = number(0.02, 0, 1_000)

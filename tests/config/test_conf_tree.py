@@ -46,8 +46,8 @@ def user_files(tmp_path: Path) -> dict[str, str]:
 
 
 def test_the_tree_is_complete() -> None:
-    assert len(FILES) == 52
-    assert {path.parts[0] for path in OPTIONS} == set(GROUPS)
+    assert len(FILES) == 54
+    assert {path.parts[0] for path in OPTIONS} == {*GROUPS, "model_data"}
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=str)

@@ -84,7 +84,7 @@ CASES = [
     (["checkpoint.load=nothing"], "checkpoint.load=nothing: not found"),
     (["runner=generate", "generate.prompt_file=nothing"], "generate.prompt_file=nothing: not found"),
     (["eval.exact_match.path=nothing"], "eval.exact_match.path=nothing: not found"),
-    (["data.packed_dir=packed"], "seq_length_mismatch: packed was packed for seq_length=512, this run asks for 256"),
+    (["data.packed_dir=packed", "seq_length=256"], "seq_length_mismatch: packed was packed for seq_length=512, this run asks for 256"),
     (["data.packed_dir=megatron"], "not the metadata of a packed set"),
 ]  # fmt: skip
 

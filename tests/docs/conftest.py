@@ -61,6 +61,7 @@ def dry_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Sf
     (folder / "blend.json").write_text('{"datasets": [{"name": "chats", "path": "chats.jsonl"}]}')
     (folder / "mine.yaml").write_text("# @package _global_\noptimizer:\n  lr: 1.0e-4\n")
     (folder / "tools.json").write_text("[]")
+    (folder / "prompt.txt").write_text("Answer: {}")
 
     register()
 
