@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
+from sft_hydra.chat.checks import Checks, LearnedWrongError, Made
 from sft_hydra.chat.fast_path.render_cache import RenderCache
 from sft_hydra.chat.message import check_message
 from sft_hydra.chat.message_format import format_messages
@@ -27,7 +28,8 @@ MOST_WORK = 2_000_000  # messages to render for one conversation: some ten secon
 
 
 class Renderer:
-    """Renders conversations with one template. `template` None: contents as they are, one after the other."""
+    """Renders conversations with one template. `template` None: contents as they are, one after the other. `tokens`: the
+    tokenizer's control tokens, as far as they are known."""
 
     def __init__(
         self,
@@ -37,24 +39,27 @@ class Renderer:
         reasoning: Reasoning = Reasoning.split_turns,
         multi_turn: MultiTurn = MultiTurn.auto,
         now: datetime | None = None,
+        tokens: Sequence[str] = (),
     ) -> None:
         self.reasoning = reasoning
         self.multi_turn = multi_turn
         self.habits = TemplateTraits()
         self.template: ChatTemplate | None = None
         self.locator: TurnSpans | None = None
+        self.checks: Checks | None = None
         self.skeletons: RenderCache | None = None
         if template is None:
             return
         given = dict(variables or {})
         given.setdefault("chat_template_kwargs", {})
         self.template = ChatTemplate(template, given, now or datetime.now())
-        self.habits = probe_template(self.template)
+        self.habits = probe_template(self.template, tokens)
         self.locator = TurnSpans(self.template, self.habits)
+        self.checks = Checks(self.locator, self.habits, self.template.literals)
         words = [text for text in self.template.literals if not re.fullmatch(r"\w+", text)]
         self.tested = re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))) or r"(?!)")
         if self.habits.marked:
-            self.skeletons = RenderCache(self.template, self.by_template)
+            self.skeletons = RenderCache(self.template, self)
         if reasoning is Reasoning.keep:
             if not self.habits.keeps_reasoning:
                 raise DataError(
@@ -74,7 +79,19 @@ class Renderer:
             reasoning=data.reasoning,
             multi_turn=data.multi_turn,
             now=now,
+            tokens=[token.text for token in tokenizer.added],
         )
+
+    def forget(self) -> None:
+        """Learn again which shapes of rows need no check, as for the first shard."""
+        if self.checks is not None:
+            self.checks.forget()
+
+    def trust_nothing(self) -> None:
+        """Render and check every row from now on."""
+        self.skeletons = None
+        if self.checks is not None:
+            self.checks.careful = True
 
     def prompt_text(
         self, messages: Sequence[Message], tools: Sequence[Any] | None = None, thinking: bool = False
@@ -96,37 +113,56 @@ class Renderer:
                 return found
         return self.by_template(conversation)
 
-    def by_template(self, conversation: Conversation) -> list[RenderedSequence]:
-        """The same by rendering the template, whatever the conversation. Raises RowError."""
+    def by_template(self, conversation: Conversation, trusted: bool = True) -> list[RenderedSequence]:
+        """The same by rendering the template, whatever the conversation. `trusted`: what was learned from rows of the same
+        shape need not be checked again. Raises RowError."""
         if self.template is None:
             return [_passthrough(conversation)]
-        messages = self._shape(conversation.messages)
-        wanted = [_is_learned(message) for message in conversation.messages]
-        keep = self.reasoning is not Reasoning.drop
-        modes = [keep and bool(message.get("reasoning_content")) for message in conversation.messages]
-        thinking = keep and any("reasoning_content" in message for message in conversation.messages)
         try:
             with limit_resources():
-                found = self._sequences(messages, conversation.tools, thinking, wanted, modes)
+                return self._checked(conversation, trusted)
         except LimitError as problem:
             raise RowError("template_limit", str(problem)) from None
-        except (RowError, DataError):
+        except (RowError, DataError, LearnedWrongError):
             raise
         except Exception as problem:  # a template may raise whatever its expressions raise
             raise RowError("template", f"{type(problem).__name__}: {problem}") from None
-        found = [sequence for sequence in found if any(sequence.trained)]
+
+    def unchecked(self, conversation: Conversation) -> list[RenderedSequence]:
+        """Sequences by the template that were not held against what a server renders. Raises whatever the template does."""
+        found = [sequence for sequence, _, _ in self._made(conversation, None)]
         if not found:
             raise RowError("nothing_to_learn", "no assistant turn that is trained")
         return found
 
-    def _sequences(
-        self,
-        messages: list[Message],
-        tools: list[Any] | None,
-        thinking: bool,
-        wanted: list[bool],
-        modes: list[bool],
-    ) -> list[RenderedSequence]:
+    def _checked(self, conversation: Conversation, trusted: bool) -> list[RenderedSequence]:
+        assert self.checks is not None
+        trusted = trusted and not self.checks.is_tested(conversation.messages)
+        made = self._made(conversation, trusted)
+        if not made:
+            raise RowError("nothing_to_learn", "no assistant turn that is trained")
+        modes = self._modes(conversation)
+        name = self.checks.dropped(conversation, made, modes)
+        if name is None:
+            thinking = any(modes)
+            name = self.checks.drops_always(conversation, thinking, lambda other: self._made(other, None), modes)
+        if name is not None:
+            raise RowError("template_drops", f"the template leaves out the {name}")
+        return [sequence for sequence, _, _ in made]
+
+    def _modes(self, conversation: Conversation) -> list[bool]:
+        """Of each message: whether it is thinking mode, because it has reasoning."""
+        keep = self.reasoning is not Reasoning.drop
+        return [keep and bool(message.get("reasoning_content")) for message in conversation.messages]
+
+    def _made(self, conversation: Conversation, trusted: bool | None) -> list[Made]:
+        """Sequences with the turns that are trained in them. `trusted` None: nothing is checked."""
+        messages = self._shape(conversation.messages)
+        wanted = [_is_learned(message) for message in conversation.messages]
+        modes = self._modes(conversation)
+        tools = conversation.tools
+        keep = self.reasoning is not Reasoning.drop
+        thinking = keep and any("reasoning_content" in message for message in conversation.messages)
         self._check_support(messages)
         if any(modes) and self.habits.reasoning_field is None and not self.habits.opens_reasoning:
             raise RowError("reasoning", "the template does not render reasoning; data.reasoning=drop leaves it out")
@@ -136,20 +172,15 @@ class Renderer:
         elif not thinking and self._must_split(messages, tools):
             cut = user_turns(messages, greeting=True)
         _check_work(stop for stop, _ in cut)
-        out: list[RenderedSequence] = []
+        out: list[Made] = []
         for stop, first in cut:
             turns = [index for index in range(first, stop) if wanted[index]]
-            if turns:
-                out += self._one(messages[:stop], tools, thinking, turns, modes)
-                out[-1].left_out = sum(self._loses_text(messages[turn], modes[turn]) for turn in turns)
-        return out
-
-    def _loses_text(self, message: Message, thoughtful: bool) -> bool:
-        """True if the template prints this turn's tool call without the text or the reasoning beside it."""
-        if "tool_calls" not in message:
-            return False
-        text = bool(message.get("content")) and not self.habits.renders_call_text
-        return text or (thoughtful and not self.habits.renders_call_reasoning)
+            groups = [[turn for turn in turns if modes[turn] is mode] for mode in (True, False)]
+            for group in groups:
+                if group:  # modes do not mix in one sequence
+                    end = stop if len(group) == len(turns) else group[-1] + 1
+                    out += self._one(messages[:end], tools, modes[group[0]], group, trusted)
+        return [made for made in out if any(made[0].trained)]
 
     def _check_support(self, messages: list[Message]) -> None:
         """Raises RowError for what the template would leave out without a word."""
@@ -189,25 +220,28 @@ class Renderer:
         return type(content) is str and self.tested.search(content) is not None
 
     def _one(
-        self, messages: list[Message], tools: list[Any] | None, thinking: bool, turns: list[int], modes: list[bool]
-    ) -> list[RenderedSequence]:
-        """These turns in one text if they can be found there, else each in its own."""
+        self, messages: list[Message], tools: list[Any] | None, thinking: bool, turns: list[int], trusted: bool | None
+    ) -> list[Made]:
+        """These turns in one text if they stand there as served, else each in its own."""
         assert self.locator is not None
-        if self.habits.opens_reasoning and any(modes[turn] for turn in turns):
-            return self._each(messages, tools, thinking, turns, modes)
+        assert self.checks is not None
+        if self.habits.opens_reasoning and thinking:
+            return self._each(messages, tools, thinking, turns)
         if len(turns) > 1 and not self.habits.stable_steps and any("tool_calls" in messages[turn] for turn in turns):
-            return self._each(messages, tools, thinking, turns, modes)
+            return self._each(messages, tools, thinking, turns)
         try:
-            return [self.locator.together(messages, tools, thinking, turns, modes)]
+            sequence, found = self.locator.together(messages, tools, thinking, turns)
         except TurnNotFoundError:
-            return self._each(messages, tools, thinking, turns, modes)
+            return self._each(messages, tools, thinking, turns)
+        policy = self.multi_turn is MultiTurn.one or self.reasoning is Reasoning.keep  # the user wants one text
+        if trusted is None or policy or self.checks.holds(sequence.text, found, messages, tools, thinking, trusted):
+            return [(sequence, len(messages), turns)]
+        return self._each(messages, tools, thinking, turns)
 
-    def _each(
-        self, messages: list[Message], tools: list[Any] | None, thinking: bool, turns: list[int], modes: list[bool]
-    ) -> list[RenderedSequence]:
+    def _each(self, messages: list[Message], tools: list[Any] | None, thinking: bool, turns: list[int]) -> list[Made]:
         assert self.locator is not None
         _check_work(turns)
-        return [self.locator.alone(messages[: turn + 1], tools, thinking, modes[turn]) for turn in turns]
+        return [(self.locator.alone(messages[: turn + 1], tools, thinking), turn + 1, [turn]) for turn in turns]
 
     def _shape(self, messages: Iterable[Message]) -> list[Message]:
         if self.reasoning is Reasoning.drop:

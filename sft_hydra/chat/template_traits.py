@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from sft_hydra.chat.ends import Ends
+
 
 @dataclass(slots=True)
 class TemplateTraits:
@@ -27,9 +29,14 @@ class TemplateTraits:
     headers: set[str] = field(default_factory=set)  # texts seen between a turn's start and its first word
     call_stop: str = ""  # what a call's turn prints only when it is the last one
     closings: list[str] = field(default_factory=list)  # texts after a turn's last word
+    ends: Ends = field(default_factory=Ends)
+    needs_tools: bool = False  # raises an error for conversations without tools
+    developer_as_system: bool = False  # leaves out what a developer says, not what a system message says
+    always_prompts: bool = False  # prints the generation prompt whether asked to or not
 
     @property
     def reshapes(self) -> bool:
         """Whether messages must be changed for this template at all."""
         wanted = self.content_parts or self.text_arguments or self.empty_as_null or self.long_ids
+        wanted = wanted or self.developer_as_system
         return wanted or self.reasoning_field != "reasoning_content"

@@ -111,8 +111,9 @@ class ChatTokenizer:
         """Tokens that close an assistant turn, found by rendering one; without a template, the tokenizer's eos."""
         if self.template is None:
             return [] if self.eos_id is None else [self.eos_id]
-        habits = probe_closings(ChatTemplate(self.template, self.template_variables, datetime.now()))
-        texts = end_of_turn_texts(habits, [token.text for token in self.added])
+        tokens = [token.text for token in self.added]
+        habits = probe_closings(ChatTemplate(self.template, self.template_variables, datetime.now()), tokens)
+        texts = end_of_turn_texts(habits, tokens)
         return [id_ for text in texts if (id_ := self.backend.token_to_id(text)) is not None]
 
     @property

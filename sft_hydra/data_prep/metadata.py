@@ -140,7 +140,7 @@ def _source(plan: Plan, index: int, spools: list[Path], splits: list[Any], entri
         "cut_at_turn": counts.get("cut_at_turn", 0),
         "guarded": counts.get("guarded", 0),
         "bare_headers": counts.get("bare_headers", 0),
-        "left_out": counts.get("left_out", 0),
+        "open_ends": counts.get("open_ends", 0),
         "conversations": {split: int((assigned == number).sum()) for number, split in enumerate(SPLITS)},
         **{key: sum(entry[key] for entry in mine) for key in ("sequences", "tokens", "trained_tokens")},
         "packed_rows": sum(entry["rows"] for entry in mine),

@@ -75,7 +75,7 @@ class StoreWriter:
         counts = self.writer.counts
         counts["rows"] += batch.read
         counts["guarded"] += sum(sequence.guarded for sequence in batch.sequences)
-        counts["left_out"] += sum(sequence.left_out for sequence in batch.sequences)
+        counts["open_ends"] += sum(sequence.open_ends for sequence in batch.sequences)
         counts["bare_headers"] += sum(sequence.bare_headers for sequence in batch.sequences)
         kept = self._lengths(batch, tokens)
         owners = np.array(batch.owners, np.int64)

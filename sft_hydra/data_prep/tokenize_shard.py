@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from sft_hydra.chat.fast_path.render_cache import NotCachedError
+from sft_hydra.chat.checks import LearnedWrongError
 from sft_hydra.chat.render import RenderedSequence, Renderer
 from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.data_prep.control_tokens import WORD, ControlTokenEscaper
@@ -65,10 +65,11 @@ class ShardTokenizer:
 
     def run(self, shard: ShardPlan, folder: Path, report: Report, done: Done) -> None:
         """Read and render the shard's rows; its spool is in `folder` when `done` is called, in a later `run` or `finish`."""
+        self.renderer.forget()
         try:
             self._run(shard, folder, report, done)
-        except NotCachedError:  # the quick way is not for this template after all
-            self.renderer.skeletons = None
+        except LearnedWrongError:  # the quick way is not for this template after all
+            self.renderer.trust_nothing()
             self._run(shard, folder, report, done)
 
     def finish(self) -> None:

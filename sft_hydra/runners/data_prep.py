@@ -115,9 +115,9 @@ def notes(packed: PackedSet) -> list[str]:
             found.append(
                 f"{name}: {source['bare_headers']:,} turns do not start as the serving prompt does; only their header is masked"
             )
-        if source["left_out"]:
+        if source["open_ends"]:
             found.append(
-                f"{name}: in {source['left_out']:,} turns the template prints a tool call without the text beside it"
+                f"{name}: {source['open_ends']:,} turns close without an end-of-turn token, because the template prints none"
             )
         if source["guarded"]:
             found.append(f"{name}: control-token text in {source['guarded']:,} sequences was encoded as ordinary text")
