@@ -1,0 +1,201 @@
+"""Holds rendered sequences to what a server renders: `Checks.holds` (the text before every trained turn is the prompt that
+the template renders for the messages before it) and `Checks.dropped` (what of a row does not stand in its text).
+
+Both are learned: a turn in surroundings that were checked before (roles and kinds of fields beside it, and which there are
+before and after it) is trusted, unless a content of its row holds a text that the template looks for. One row in EVERY
+is checked all the same; a difference raises LearnedWrongError, and the shard is done again with every turn checked.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sft_hydra.chat.resource_limits import LimitError
+from sft_hydra.chat.template_traits import TemplateTraits
+from sft_hydra.chat.turn_spans import RenderedSequence, Turn, TurnSpans
+from sft_hydra.chat.whole import lost, message_texts, tool_texts
+from sft_hydra.records import Conversation, Message
+
+EVERY = 64  # rows
+Key = tuple[Any, ...]
+Made = tuple[RenderedSequence, int, list[int]]  # a sequence, of how many of the row's messages, the turns trained in it
+
+
+class LearnedWrongError(Exception):
+    """A turn is not rendered as others in the same surroundings are."""
+
+
+class Checks:
+    """Of one template. `careful`: nothing is trusted."""
+
+    def __init__(self, locator: TurnSpans, habits: TemplateTraits, literals: set[str]) -> None:
+        self.locator = locator
+        self.habits = habits
+        self.literals = sorted(text for text in literals if not text.isalnum())
+        self.careful = False
+        self.codes: dict[Key, int] = {}
+        self.forget()
+
+    def forget(self) -> None:
+        """Learn again, so that what a shard becomes does not depend on the shards before it."""
+        self.good: dict[Key, bool] = {}
+        self.whole: dict[Key, str | None] = {}
+        self.rows = 0
+
+    def holds(
+        self,
+        text: str,
+        found: list[Turn],
+        messages: Sequence[Message],
+        tools: list[Any] | None,
+        thinking: bool,
+        trusted: bool,
+    ) -> bool:
+        """True if each turn stands behind its serving prompt, or as near as this template allows. `trusted`: what was
+        learned counts."""
+        keys = self.surroundings(messages, tools, thinking)
+        spot = -1
+        if trusted:
+            self.rows += 1
+            if self.rows % EVERY == 0:
+                spot = found[(self.rows // EVERY) % len(found)].index
+        for turn in found:
+            key = keys[turn.index]
+            known = self.good.get(key) if trusted and not self.careful else None
+            if known is False:
+                return False
+            if known and turn.index != spot:
+                continue
+            holds = self._stands(text, turn, messages, tools, thinking)
+            if known and not holds:
+                raise LearnedWrongError
+            if trusted:
+                self.good[key] = holds
+            if not holds:
+                return False
+        return True
+
+    def is_tested(self, messages: Sequence[Message]) -> bool:
+        """True if a text of a message holds one that the template looks for."""
+        for message in messages:
+            for name in ("content", "reasoning_content"):
+                text = message.get(name)
+                if type(text) is str and any(literal in text for literal in self.literals):
+                    return True
+        return False
+
+    def dropped(self, conversation: Conversation, made: list[Made], modes: list[bool]) -> str | None:
+        """What of a row does not stand in the sequences made of it; None if all does."""
+        for sequence, stop, turns in made:
+            name = lost(_wanted(conversation, stop, turns, modes), sequence.text)
+            if name is not None:
+                return name
+        return None
+
+    def drops_always(
+        self,
+        conversation: Conversation,
+        thinking: bool,
+        remake: Callable[[Conversation], list[Made]],
+        modes: list[bool],
+    ) -> str | None:
+        """What the template leaves out of rows like this one, learned with words that stand nowhere else."""
+        keys: list[Key] = [*self.surroundings(conversation.messages, conversation.tools, thinking)]
+        keys.append(("tools", frozenset(keys)) if conversation.tools else ())
+        if self.careful or any(key not in self.whole for key in keys):
+            self._learn_whole(conversation, keys, remake, modes)
+        return next((name for key in keys if (name := self.whole[key]) is not None), None)
+
+    def _learn_whole(
+        self,
+        conversation: Conversation,
+        keys: list[Key],
+        remake: Callable[[Conversation], list[Made]],
+        modes: list[bool],
+    ) -> None:
+        for key in keys:
+            self.whole.setdefault(key, None)
+        stand_in = Conversation(_with_stand_ins(conversation.messages), conversation.tools, "", "")
+        try:
+            made = remake(stand_in)
+        except LimitError:
+            raise
+        except Exception:  # the template does not take such words: the row itself is looked at
+            return
+        for sequence, stop, turns in made:
+            text = sequence.text
+            for index, message in enumerate(stand_in.messages[:stop]):
+                if message["role"] != "assistant" or index in turns:
+                    name = lost(message_texts(message, modes[index]), text)
+                    self.whole[keys[index]] = self.whole[keys[index]] or name
+            self.whole[keys[-1]] = self.whole[keys[-1]] or lost(tool_texts(stand_in.tools), text)
+
+    def _stands(
+        self, text: str, turn: Turn, messages: Sequence[Message], tools: list[Any] | None, thinking: bool
+    ) -> bool:
+        prefix = text[: turn.spans[0][0]]
+        prompt = self.locator.served(messages[: turn.index], tools, thinking)
+        if not turn.bare:
+            return prompt == prefix
+        if prompt is None:  # nobody can ask for what an assistant says first
+            return True
+        if not (prompt.startswith(prefix) or prefix.startswith(prompt)):
+            return False
+        return self.locator.alone(messages[: turn.index + 1], tools, thinking).bare_headers > 0
+
+    def surroundings(self, messages: Sequence[Message], tools: list[Any] | None, thinking: bool) -> list[Key]:
+        """Of each message: what may decide how it is rendered, but for the words."""
+        codes = [self._code(message) for message in messages]
+        after, later = [0] * len(codes), 0
+        for index in range(len(codes) - 1, -1, -1):
+            after[index] = later
+            later |= 1 << codes[index]
+        keys: list[Key] = []
+        before = 0
+        has_tools = bool(tools)
+        for index, code in enumerate(codes):
+            near = tuple(codes[max(index - 2, 0) : index + 3])
+            keys.append((thinking, has_tools, min(index, 2), before, after[index], near))
+            before |= 1 << code
+        return keys
+
+    def _code(self, message: Message) -> int:
+        content = message.get("content")
+        kind = 0
+        if type(content) is str and content:
+            kind = 2 if content[0].isspace() or content[-1].isspace() else 1
+        calls = min(len(message.get("tool_calls") or ()), 3)
+        key = (message["role"], kind, calls, bool(message.get("reasoning_content")), message.get("weight"))
+        return self.codes.setdefault(key, len(self.codes))
+
+
+def _wanted(conversation: Conversation, stop: int, turns: list[int], modes: list[bool]) -> Any:
+    yield from tool_texts(conversation.tools)
+    for index, message in enumerate(conversation.messages[:stop]):
+        if message["role"] != "assistant" or index in turns:
+            yield from message_texts(message, modes[index])
+
+
+def _with_stand_ins(messages: Sequence[Message]) -> list[Message]:
+    found: list[Message] = []
+    for index, message in enumerate(messages):
+        changed = dict(message)
+        for name in ("content", "reasoning_content"):
+            text = message.get(name)
+            if isinstance(text, str) and text.strip():
+                start = text[: len(text) - len(text.lstrip())]
+                changed[name] = f"{start}zq{name[:1]}{index}qz{text[len(text.rstrip()) :]}"
+        if "tool_calls" in message:
+            changed["tool_calls"] = [
+                _stand_in_call(call, f"zq{index}x{number}qz") for number, call in enumerate(message["tool_calls"])
+            ]
+        found.append(changed)
+    return found
+
+
+def _stand_in_call(call: dict[str, Any], word: str) -> dict[str, Any]:
+    function = call["function"]
+    arguments = {
+        key: f"{word}{key}" if isinstance(value, str) and value else value
+        for key, value in function["arguments"].items()
+    }
+    return {**call, "function": {**function, "name": f"{word}f", "arguments": arguments}}
