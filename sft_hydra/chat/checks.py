@@ -25,7 +25,7 @@ class LearnedWrongError(Exception):
 
 
 class Checks:
-    """Of one template. `careful`: nothing is trusted."""
+    """Checks of one template. `careful`: nothing is trusted."""
 
     def __init__(self, locator: TurnSpans, habits: TemplateTraits, literals: set[str]) -> None:
         self.locator = locator
@@ -47,12 +47,12 @@ class Checks:
         found: list[Turn],
         messages: Sequence[Message],
         tools: list[Any] | None,
-        thinking: bool,
+        modes: Sequence[bool],
         trusted: bool,
     ) -> bool:
         """True if each turn stands behind its serving prompt, or as near as this template allows. `trusted`: what was
         learned counts."""
-        keys = self.surroundings(messages, tools, thinking)
+        keys = self.surroundings(messages, tools, modes)
         spot = -1
         if trusted:
             self.rows += 1
@@ -65,7 +65,7 @@ class Checks:
                 return False
             if known and turn.index != spot:
                 continue
-            holds = self._stands(text, turn, messages, tools, thinking)
+            holds = self._stands(text, turn, messages, tools, modes[turn.index])
             if known and not holds:
                 raise LearnedWrongError
             if trusted:
@@ -94,12 +94,11 @@ class Checks:
     def drops_always(
         self,
         conversation: Conversation,
-        thinking: bool,
         remake: Callable[[Conversation], list[Made]],
         modes: list[bool],
     ) -> str | None:
         """What the template leaves out of rows like this one, learned with words that stand nowhere else."""
-        keys: list[Key] = [*self.surroundings(conversation.messages, conversation.tools, thinking)]
+        keys: list[Key] = [*self.surroundings(conversation.messages, conversation.tools, modes)]
         keys.append(("tools", frozenset(keys)) if conversation.tools else ())
         if self.careful or any(key not in self.whole for key in keys):
             self._learn_whole(conversation, keys, remake, modes)
@@ -112,22 +111,21 @@ class Checks:
         remake: Callable[[Conversation], list[Made]],
         modes: list[bool],
     ) -> None:
-        for key in keys:
-            self.whole.setdefault(key, None)
-        stand_in = Conversation(_with_stand_ins(conversation.messages), conversation.tools, "", "")
-        try:
-            made = remake(stand_in)
-        except LimitError:
-            raise
-        except Exception:  # the template does not take such words: the row itself is looked at
-            return
-        for sequence, stop, turns in made:
-            text = sequence.text
-            for index, message in enumerate(stand_in.messages[:stop]):
-                if message["role"] != "assistant" or index in turns:
-                    name = lost(message_texts(message, modes[index]), text)
-                    self.whole[keys[index]] = self.whole[keys[index]] or name
-            self.whole[keys[-1]] = self.whole[keys[-1]] or lost(tool_texts(stand_in.tools), text)
+        found: list[list[str | None]] = []
+        for letters in ("Kw", "mb"):  # a template may replace a letter, but hardly all of them
+            stand_in = Conversation(_with_stand_ins(conversation.messages, letters), conversation.tools, "", "")
+            try:
+                made = remake(stand_in)
+            except LimitError:
+                raise
+            except Exception:  # the template does not take such words: the row itself is looked at
+                made = []
+            found.append(_what_is_lost(stand_in, made, modes))
+            if not any(found[-1]):
+                break
+        for number, key in enumerate(keys):
+            name = found[-1][number] if all(names[number] for names in found) else None
+            self.whole[key] = self.whole.get(key) or name
 
     def _stands(
         self, text: str, turn: Turn, messages: Sequence[Message], tools: list[Any] | None, thinking: bool
@@ -142,9 +140,9 @@ class Checks:
             return False
         return self.locator.alone(messages[: turn.index + 1], tools, thinking).bare_headers > 0
 
-    def surroundings(self, messages: Sequence[Message], tools: list[Any] | None, thinking: bool) -> list[Key]:
+    def surroundings(self, messages: Sequence[Message], tools: list[Any] | None, modes: Sequence[bool]) -> list[Key]:
         """Of each message: what may decide how it is rendered, but for the words."""
-        codes = [self._code(message) for message in messages]
+        codes = [self._code(message, modes[index]) for index, message in enumerate(messages)]
         after, later = [0] * len(codes), 0
         for index in range(len(codes) - 1, -1, -1):
             after[index] = later
@@ -154,17 +152,17 @@ class Checks:
         has_tools = bool(tools)
         for index, code in enumerate(codes):
             near = tuple(codes[max(index - 2, 0) : index + 3])
-            keys.append((thinking, has_tools, min(index, 2), before, after[index], near))
+            keys.append((has_tools, min(index, 2), before, after[index], near))
             before |= 1 << code
         return keys
 
-    def _code(self, message: Message) -> int:
+    def _code(self, message: Message, thinking: bool) -> int:
         content = message.get("content")
         kind = 0
         if type(content) is str and content:
             kind = 2 if content[0].isspace() or content[-1].isspace() else 1
         calls = min(len(message.get("tool_calls") or ()), 3)
-        key = (message["role"], kind, calls, bool(message.get("reasoning_content")), message.get("weight"))
+        key = (message["role"], kind, calls, thinking, message.get("weight"))
         return self.codes.setdefault(key, len(self.codes))
 
 
@@ -175,7 +173,19 @@ def _wanted(conversation: Conversation, stop: int, turns: list[int], modes: list
             yield from message_texts(message, modes[index])
 
 
-def _with_stand_ins(messages: Sequence[Message]) -> list[Message]:
+def _what_is_lost(conversation: Conversation, made: list[Made], modes: list[bool]) -> list[str | None]:
+    """Of each message, and last of the tools: what the template leaves out."""
+    names: list[str | None] = [None] * (len(conversation.messages) + 1)
+    for sequence, stop, turns in made:
+        text = sequence.text
+        for index, message in enumerate(conversation.messages[:stop]):
+            if message["role"] != "assistant" or index in turns:
+                names[index] = names[index] or lost(message_texts(message, modes[index]), text)
+        names[-1] = names[-1] or lost(tool_texts(conversation.tools), text)
+    return names
+
+
+def _with_stand_ins(messages: Sequence[Message], letters: str) -> list[Message]:
     found: list[Message] = []
     for index, message in enumerate(messages):
         changed = dict(message)
@@ -183,10 +193,11 @@ def _with_stand_ins(messages: Sequence[Message]) -> list[Message]:
             text = message.get(name)
             if isinstance(text, str) and text.strip():
                 start = text[: len(text) - len(text.lstrip())]
-                changed[name] = f"{start}zq{name[:1]}{index}qz{text[len(text.rstrip()) :]}"
+                changed[name] = f"{start}{letters}{name[:1]}{index}{letters}{text[len(text.rstrip()) :]}"
         if "tool_calls" in message:
             changed["tool_calls"] = [
-                _stand_in_call(call, f"zq{index}x{number}qz") for number, call in enumerate(message["tool_calls"])
+                _stand_in_call(call, f"{letters}{index}x{number}{letters}")
+                for number, call in enumerate(message["tool_calls"])
             ]
         found.append(changed)
     return found

@@ -23,6 +23,7 @@ class Closing:
 
     alone: str | None
     followed: str | None
+    own: str | None = None  # of `followed`, what the turn itself prints; None: not known
 
 
 @dataclass(slots=True)
@@ -32,6 +33,7 @@ class End:
 
     tokens: tuple[str, ...] = ()
     added: str = ""
+    replaces: bool = False  # instead of what the template prints after a last turn only
 
     def closes(self, text: str) -> bool:
         return not self.tokens or text.rstrip().endswith(self.tokens)
@@ -72,19 +74,24 @@ def _pattern(tokens: Iterable[str]) -> re.Pattern[str]:
 
 
 def _answer_end(closing: Closing, pattern: re.Pattern[str]) -> End:
-    inside = pattern.findall(closing.alone or "")
-    if inside:
-        return End(tuple(dict.fromkeys(inside)))
-    return _next_opener(closing, pattern)
+    printed = (closing.alone or "").strip()
+    inside = pattern.findall(printed) or ([printed] if printed else [])
+    if not inside:
+        return _next_opener(closing, pattern)
+    if closing.own is not None and not pattern.search(closing.own) and not closing.own.strip():
+        opener = _next_opener(Closing(closing.own, closing.followed), pattern)
+        if opener.tokens and not set(inside) & set(pattern.findall(closing.followed or "")):
+            return End(opener.tokens, opener.added, replaces=True)
+    return End(tuple(dict.fromkeys(inside)))
 
 
 def _call_end(closing: Closing, answer: End, pattern: re.Pattern[str]) -> End:
     if closing.alone is None:
         return End()
     inside = pattern.findall(closing.alone)
-    same = [token for token in inside if token in answer.tokens]
+    same = [token for token in answer.tokens if token in closing.alone]
     if same:
-        return End(tuple(dict.fromkeys([*same, inside[-1]])))
+        return End(tuple(dict.fromkeys([*same, *inside[-1:]])))
     if inside and closing.alone.rstrip().endswith(inside[-1]):
         opener = _next_opener(closing, pattern)
         is_inner = inside[-1].startswith("</") or not answer.tokens or bool(answer.added)

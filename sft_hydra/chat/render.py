@@ -144,8 +144,7 @@ class Renderer:
         modes = self._modes(conversation)
         name = self.checks.dropped(conversation, made, modes)
         if name is None:
-            thinking = any(modes)
-            name = self.checks.drops_always(conversation, thinking, lambda other: self._made(other, None), modes)
+            name = self.checks.drops_always(conversation, lambda other: self._made(other, None), modes)
         if name is not None:
             raise RowError("template_drops", f"the template leaves out the {name}")
         return [sequence for sequence, _, _ in made]
@@ -175,11 +174,8 @@ class Renderer:
         out: list[Made] = []
         for stop, first in cut:
             turns = [index for index in range(first, stop) if wanted[index]]
-            groups = [[turn for turn in turns if modes[turn] is mode] for mode in (True, False)]
-            for group in groups:
-                if group:  # modes do not mix in one sequence
-                    end = stop if len(group) == len(turns) else group[-1] + 1
-                    out += self._one(messages[:end], tools, modes[group[0]], group, trusted)
+            if turns:
+                out += self._one(messages[:stop], tools, modes, turns, trusted)
         return [made for made in out if any(made[0].trained)]
 
     def _check_support(self, messages: list[Message]) -> None:
@@ -220,28 +216,39 @@ class Renderer:
         return type(content) is str and self.tested.search(content) is not None
 
     def _one(
-        self, messages: list[Message], tools: list[Any] | None, thinking: bool, turns: list[int], trusted: bool | None
+        self,
+        messages: list[Message],
+        tools: list[Any] | None,
+        modes: list[bool],
+        turns: list[int],
+        trusted: bool | None,
     ) -> list[Made]:
-        """These turns in one text if they stand there as served, else each in its own."""
+        """These turns in one text if they stand there as served; else those of each mode in one; else each in its own."""
         assert self.locator is not None
         assert self.checks is not None
-        if self.habits.opens_reasoning and thinking:
-            return self._each(messages, tools, thinking, turns)
-        if len(turns) > 1 and not self.habits.stable_steps and any("tool_calls" in messages[turn] for turn in turns):
-            return self._each(messages, tools, thinking, turns)
-        try:
-            sequence, found = self.locator.together(messages, tools, thinking, turns)
-        except TurnNotFoundError:
-            return self._each(messages, tools, thinking, turns)
+        thinking = [turn for turn in turns if modes[turn]]
+        mixed = 0 < len(thinking) < len(turns)
         policy = self.multi_turn is MultiTurn.one or self.reasoning is Reasoning.keep  # the user wants one text
-        if trusted is None or policy or self.checks.holds(sequence.text, found, messages, tools, thinking, trusted):
-            return [(sequence, len(messages), turns)]
-        return self._each(messages, tools, thinking, turns)
-
-    def _each(self, messages: list[Message], tools: list[Any] | None, thinking: bool, turns: list[int]) -> list[Made]:
-        assert self.locator is not None
+        tries = not (thinking and self.habits.opens_reasoning) and (policy or self.habits.modes_mix or not mixed)
+        calls = not self.habits.stable_steps and any("tool_calls" in messages[turn] for turn in turns)
+        if tries and not (calls and len(turns) > 1):
+            try:
+                sequence, found = self.locator.together(messages, tools, modes, turns)
+            except TurnNotFoundError:
+                pass
+            else:
+                if (
+                    policy
+                    or trusted is None
+                    or self.checks.holds(sequence.text, found, messages, tools, modes, trusted)
+                ):
+                    return [(sequence, len(messages), turns)]
+        if mixed and not calls:
+            plain = [turn for turn in turns if not modes[turn]]
+            groups = [self._one(messages[: g[-1] + 1], tools, modes, g, trusted) for g in (thinking, plain)]
+            return sorted((made for group in groups for made in group), key=lambda made: made[2])
         _check_work(turns)
-        return [(self.locator.alone(messages[: turn + 1], tools, thinking), turn + 1, [turn]) for turn in turns]
+        return [(self.locator.alone(messages[: turn + 1], tools, modes[turn]), turn + 1, [turn]) for turn in turns]
 
     def _shape(self, messages: Iterable[Message]) -> list[Message]:
         if self.reasoning is Reasoning.drop:

@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+from sft_hydra.chat.ends import CONTROL
 from sft_hydra.chat.text import common_prefix, tag_edge
 from sft_hydra.records import Message
 
@@ -29,7 +30,9 @@ def continuation(own: str, prompt: str, message: Message) -> tuple[str | None, b
     tag = OPENS_REASONING.search(scaffold)
     if tag and not CLOSES.search(tag[0]):
         return (None, False) if thoughtful else (rest, True)
-    return rest, False
+    if CONTROL.match(scaffold.lstrip()):  # an empty block of reasoning, after which the answer comes
+        return rest, False
+    return None, False
 
 
 def _first_word(rest: str, message: Message) -> int:

@@ -60,13 +60,22 @@ def _probe(template: ChatTemplate, tokens: Sequence[str]) -> TemplateTraits:
 
 
 def probe_closings(template: ChatTemplate, tokens: Sequence[str]) -> TemplateTraits:
-    """What `learn` finds out about the ends of turns, and no more."""
+    """What `learn` finds out about the ends of turns; no more, where that is enough."""
     habits = TemplateTraits()
     with limit_resources():
         _learn_contents(template, habits)
         _learn_arguments(template, habits)
         _probe_closings(template, habits, tokens)
+        if _ends_differ(template, habits):
+            return _probe(template, tokens)
     return habits
+
+
+def _ends_differ(template: ChatTemplate, habits: TemplateTraits) -> bool:
+    """Whether an answer ends otherwise as the last turn than before another, so that marks must tell what it ends with."""
+    answer = _closing(template, habits, [user(1), assistant(1)], "Qasst1", user(2))
+    ends, between = control_texts(answer.alone or ""), control_texts(answer.followed or "")
+    return bool(ends and between) and between[0] not in ends
 
 
 def user(number: int) -> Message:
@@ -255,12 +264,14 @@ def _learn_prompt(template: ChatTemplate, habits: TemplateTraits, messages: list
 def _learn_history(template: ChatTemplate, habits: TemplateTraits) -> None:
     """Does a turn read the same as the last one and as history? And is earlier reasoning kept when asked to be?"""
     later = [user(2), assistant(3)]
-    plain = [[user(1), assistant(1)], [SYSTEM, user(1), assistant(1)]]
+    answers = [[user(1), assistant(1)], [SYSTEM, user(1), assistant(1)]]
     calls = [[user(1), caller(content), RESULT, assistant(2)] for content in ("", "Qasst1")]
-    habits.stable = all(_reads_same(template, habits, first, later) for first in plain)
+    habits.stable = all(_reads_same(template, habits, first, later) for first in answers)
     habits.stable_calls = all(_reads_same(template, habits, first, later) for first in calls)
     asked = [_render(template, habits, [user(1)], thinking) for thinking in (False, True)]
     habits.mode_free = asked[0] == asked[1]
+    plain, thoughtful = (habits.prompts.get((thinking, "user"), "") for thinking in (False, True))
+    habits.modes_mix = habits.mode_free and not plain.startswith(thoughtful) and not thoughtful.startswith(plain)
     thinkers = [{}, {"reasoning_content": "Qreas1"}] if habits.reasoning_field else [{}]
     habits.stable_steps = all(_steps_fit(template, habits, {**caller(""), **more}) for more in thinkers)
     thought = [user(1), assistant(1, reasoning_content="Qreas1"), user(2), assistant(2, reasoning_content="Qreas2")]
@@ -322,12 +333,24 @@ def _closing(
     """What is printed after the last word of the last of `messages`, alone and with another message behind it."""
     alone = _render(template, habits, messages)
     followed = _render(template, habits, [*messages, then])
+    own = None if followed is None else _own_closing(template, habits, [*messages, then], len(messages) - 1, word)
     if alone is not None:
         alone = _without_prompt(template, habits, messages, alone.rpartition(word)[2])
     if followed is not None:
         between, found, _ = followed.rpartition(word)[2].partition(then["content"])
         followed = between if found else None
-    return Closing(alone, followed)
+    return Closing(alone, followed, own)
+
+
+def _own_closing(
+    template: ChatTemplate, habits: TemplateTraits, messages: list[Message], index: int, word: str
+) -> str | None:
+    """What a turn prints after its last word when another message follows; None where that cannot be told."""
+    if not habits.marked:
+        return None
+    scan = template.scan(format_messages(messages, habits), _tools(messages, habits), False)
+    _, found, own = scan.segment_text(index).rpartition(word)
+    return own if found else None
 
 
 def _without_prompt(template: ChatTemplate, habits: TemplateTraits, messages: list[Message], closing: str) -> str:

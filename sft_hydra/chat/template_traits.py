@@ -22,6 +22,7 @@ class TemplateTraits:
     opens_reasoning: bool = False  # its prompt opens <think>, but it prints no reasoning
     empty_as_null: bool = False  # wants null, not an empty text, beside tool calls
     mode_free: bool = True  # what stands before a turn does not depend on the thinking mode
+    modes_mix: bool = False  # its prompts tell the modes apart, so that turns of both may stand in one text
     stable: bool = True  # a turn without reasoning reads the same once later user turns exist
     stable_calls: bool = True  # the same for turns with tool calls
     stable_steps: bool = True  # what is before a second step of a user turn reads as it was served

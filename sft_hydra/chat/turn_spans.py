@@ -55,14 +55,15 @@ class TurnSpans:
         self.headers = sorted((header for header in habits.headers if header.strip()), key=len, reverse=True)
 
     def together(
-        self, messages: Sequence[Message], tools: list[Any] | None, thinking: bool, turns: list[int]
+        self, messages: Sequence[Message], tools: list[Any] | None, modes: Sequence[bool], turns: list[int]
     ) -> tuple[RenderedSequence, list[Turn]]:
-        """One text of all messages with these turns, all of one mode, trained. Raises NotLocatedError."""
+        """One text of all messages with these turns trained. `modes[i]`: message i is in thinking mode. Raises
+        NotLocatedError."""
         if not self.habits.marked:
             raise TurnNotFoundError
-        scan = self.template.scan(messages, tools, thinking)
-        found = [self._turn(scan, messages, turn, thinking) for turn in turns]
-        text = scan.text[: scan.tail] if self.habits.always_prompts else scan.text
+        scan = self.template.scan(messages, tools, any(modes[turn] for turn in turns))
+        found = [self._turn(scan, messages, turn, modes[turn]) for turn in turns]
+        text = scan.text[: self._stop(scan, messages)]
         if turns[-1] == len(messages) - 1:
             end = self._end(messages[-1])
             start, stop = found[-1].spans[-1]
@@ -86,8 +87,7 @@ class TurnSpans:
         scan = self._last(messages, tools, thinking)
         text = scan.text
         if prefix is None:
-            start = self._header_length(scan, messages)
-            return self._closed(messages, [text[:start], text[start:]], 1, open_ends)
+            return self._first(messages, scan, open_ends)
         if text.startswith(prefix) and len(text) > len(prefix):
             shown = self.template.render(messages[:-1], tools, thinking)
             rest = text[len(prefix) :]
@@ -100,6 +100,8 @@ class TurnSpans:
         if len(messages) - 1 in scan.segments:
             own = text[scan.segments[len(messages) - 1][0][0] :]
         shown = self.template.render(messages[:-1], tools, thinking)
+        if len(messages) == 1:
+            return self._first(messages, scan, open_ends)
         prompt = prefix[len(common_prefix([prefix, shown])) :] or self._prompt(thinking, messages[-2]["role"])
         spliced, is_open = continuation(own, prompt, messages[-1])
         if spliced is None:
@@ -156,24 +158,27 @@ class TurnSpans:
             text = self.template.render(messages, tools, thinking)
             return Scan(text, {}, len(text))
         scan = self.template.scan(messages, tools, thinking)
-        if not self.habits.always_prompts:
-            return scan
-        return Scan(scan.text[: scan.tail], scan.segments, scan.tail)
+        return Scan(scan.text[: self._stop(scan, messages)], scan.segments, scan.tail)
 
-    def _header_length(self, scan: Scan, messages: Sequence[Message]) -> int:
-        """Where the first word of a turn stands that opens the conversation."""
-        content = messages[-1].get("content")
+    def _stop(self, scan: Scan, messages: Sequence[Message]) -> int:
+        """Where the last turn ends: with the text, unless what follows the last mark is not part of it."""
+        replaced = messages[-1]["role"] == "assistant" and self._end(messages[-1]).replaces
+        return scan.tail if self.habits.always_prompts or replaced else len(scan.text)
+
+    def _first(self, messages: Sequence[Message], scan: Scan, open_ends: int) -> RenderedSequence:
+        """A turn that opens the conversation where serving cannot ask for one: what stands before its words is masked."""
+        content = messages[0].get("content")
         start = scan.text.find(content.strip()) if isinstance(content, str) and content.strip() else -1
         if start < 0:
             raise RowError("turn_not_located", "the template does not render an assistant that speaks first")
-        return start
+        return self._closed(messages, [scan.text[:start], scan.text[start:]], 1, open_ends)
 
     def _turn(self, scan: Scan, messages: Sequence[Message], index: int, thinking: bool) -> Turn:
         if index not in scan.segments:
             raise TurnNotFoundError
         pieces = scan.segments[index]
         is_last = index == len(messages) - 1
-        last = scan.tail if self.habits.always_prompts else len(scan.text)
+        last = self._stop(scan, messages)
         start, stop = pieces[0][0], last if is_last else pieces[-1][1]
         before = messages[index - 1]["role"] if index else "user"
         header, bare = self._header(scan.text, start, stop, before, thinking)
