@@ -28,11 +28,10 @@ def continuation(own: str, prompt: str, message: Message) -> tuple[str | None, b
         return (after.lstrip() if scaffold[-1:].isspace() else after) + rest[first:], False
     thoughtful = bool(message.get("reasoning_content") or message.get("reasoning") or message.get("thinking"))
     tag = OPENS_REASONING.search(scaffold)
-    if tag and not CLOSES.search(tag[0]):
-        return (None, False) if thoughtful else (rest, True)
-    if CONTROL.match(scaffold.lstrip()):  # an empty block of reasoning, after which the answer comes
+    opens = bool(tag and not CLOSES.search(tag[0]))
+    if CONTROL.match(scaffold.lstrip()) and not opens:  # an empty block of reasoning, after which the answer comes
         return rest, False
-    return None, False
+    return (None, False) if thoughtful else (rest, True)
 
 
 def _first_word(rest: str, message: Message) -> int:

@@ -24,7 +24,11 @@ TOOLS = [
         "function": {
             "name": "fnq",
             "description": "Dq1",
-            "parameters": {"type": "object", "properties": {"kq": {"type": "string"}}, "required": ["kq"]},
+            "parameters": {
+                "type": "object",
+                "properties": {"kq": {"type": "string", "description": "Dq2"}},
+                "required": ["kq"],
+            },
         },
     }
 ]

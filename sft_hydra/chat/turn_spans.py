@@ -108,6 +108,8 @@ class TurnSpans:
             raise RowError("turn_not_located", "the template does not render this turn after its own prompt")
         if is_open:  # the prompt opens reasoning, and this turn has none
             start = len(text) - len(spliced)
+            if not prefix.startswith(text[:start]):
+                raise RowError("turn_not_located", "the template does not render this turn after its own prompt")
             return self._closed(messages, [text[:start], spliced], 1, open_ends)
         return self._closed(messages, [prefix, spliced], 0, open_ends)
 
