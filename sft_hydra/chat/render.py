@@ -18,7 +18,7 @@ from sft_hydra.chat.resource_limits import LimitError, limit_resources
 from sft_hydra.chat.template import ChatTemplate
 from sft_hydra.chat.template_probe import KEEP_REASONING, probe_template, same_turns
 from sft_hydra.chat.template_traits import TemplateTraits
-from sft_hydra.chat.tokenizer import ChatTokenizer
+from sft_hydra.chat.tokenizer import WITH_TOOLS, ChatTokenizer
 from sft_hydra.chat.turn_spans import RenderedSequence, TurnNotFoundError, TurnSpans
 from sft_hydra.errors import DataError, RowError
 from sft_hydra.records import Conversation, Message
@@ -48,6 +48,7 @@ class Renderer:
         self.locator: TurnSpans | None = None
         self.checks: Checks | None = None
         self.skeletons: RenderCache | None = None
+        self.with_tools: Renderer | None = None  # renders conversations with tools, by a template of their own
         if template is None:
             return
         given = dict(variables or {})
@@ -73,25 +74,31 @@ class Renderer:
     def of(cls, tokenizer: ChatTokenizer, data: DataConfig | None = None, now: datetime | None = None) -> "Renderer":
         """The renderer of a tokenizer's template, special tokens and template_kwargs, with the policies of `data`."""
         data = data or DataConfig(reasoning=Reasoning.split_turns)
-        return cls(
-            tokenizer.template,
-            tokenizer.template_variables,
-            reasoning=data.reasoning,
-            multi_turn=data.multi_turn,
-            now=now,
-            tokens=[token.text for token in tokenizer.added],
-        )
+        tokens = [token.text for token in tokenizer.added]
+
+        def make(template: str | None) -> "Renderer":
+            variables = tokenizer.template_variables
+            return cls(
+                template, variables, reasoning=data.reasoning, multi_turn=data.multi_turn, now=now, tokens=tokens
+            )
+
+        renderer = make(tokenizer.template)
+        if tokenizer.template is not None and WITH_TOOLS in tokenizer.named:
+            renderer.with_tools = make(tokenizer.named[WITH_TOOLS])
+        return renderer
 
     def forget(self) -> None:
         """Learn again which shapes of rows need no check, as for the first shard."""
-        if self.checks is not None:
-            self.checks.forget()
+        for renderer in (self, self.with_tools):
+            if renderer is not None and renderer.checks is not None:
+                renderer.checks.forget()
 
     def trust_nothing(self) -> None:
         """Render and check every row from now on."""
-        self.skeletons = None
-        if self.checks is not None:
-            self.checks.careful = True
+        for renderer in (self, self.with_tools):
+            if renderer is not None and renderer.checks is not None:
+                renderer.skeletons = None
+                renderer.checks.careful = True
 
     def prompt_text(
         self, messages: Sequence[Message], tools: Sequence[Any] | None = None, thinking: bool = False
@@ -103,10 +110,14 @@ class Renderer:
             raise DataError(f"a message cannot be read: {problem.detail}") from None
         if self.template is None:
             return "".join(_content(message) for message in checked)
+        if tools and self.with_tools is not None:
+            return self.with_tools.prompt_text(messages, tools, thinking)
         return self.template.render(self._shape(checked), tools or None, thinking, prompt=True)
 
     def sequences(self, conversation: Conversation) -> list[RenderedSequence]:
         """Training sequences of one conversation, at least one. Raises RowError, and SkeletonError (see skeleton.py)."""
+        if self.with_tools is not None and conversation.tools:
+            return self.with_tools.sequences(conversation)
         if self.skeletons is not None:
             found = self.skeletons.sequences(conversation)
             if found is not None:

@@ -26,6 +26,7 @@ class RenderedSequence:
     trained: list[bool]
     bare_headers: int = 0  # turns that do not start with the serving prompt; only their header is masked
     open_ends: int = 0  # turns of a template that prints nothing that ends a turn
+    apart: bool = False  # of one turn, because the template shows its turns in no one text as they were served
     guarded: bool = False  # control-token text of contents is broken by the guard's word
 
     @property
@@ -131,11 +132,8 @@ class TurnSpans:
             chunks[1] += end.added
             if not end.closes(chunks[1]):
                 raise RowError("end_of_turn", "the template does not print the end of this turn")
-        return (
-            RenderedSequence(chunks, [False, True], bare, open_ends)
-            if chunks[0]
-            else RenderedSequence(chunks[1:], [True], bare, open_ends)
-        )
+        first = 0 if chunks[0] else 1
+        return RenderedSequence(chunks[first:], [False, True][first:], bare, open_ends, apart=True)
 
     def _end(self, message: Message) -> End:
         return self.habits.ends.of("tool_calls" in message)

@@ -33,7 +33,7 @@ def call_texts(calls: Iterable[dict[str, Any]]) -> Iterator[Named]:
         function = call["function"]
         yield "name of a tool call", function["name"]
         for text in _leaves(function["arguments"]):
-            yield f"arguments of a call of {function['name']}", text
+            yield "arguments of a tool call", text
 
 
 def tool_texts(tools: Iterable[Any] | None) -> Iterator[Named]:
@@ -42,14 +42,13 @@ def tool_texts(tools: Iterable[Any] | None) -> Iterator[Named]:
         function = tool.get("function", tool) if isinstance(tool, dict) else None
         if not isinstance(function, dict):
             continue
-        name = function.get("name")
         for key in ("name", "description"):
             if isinstance(function.get(key), str):
-                yield f"{key} of the tool {name}", function[key]
+                yield f"{key} of a tool", function[key]
         parameters = function.get("parameters")
         properties = parameters.get("properties") if isinstance(parameters, dict) else None
         for parameter in properties if isinstance(properties, dict) else ():
-            yield f"parameter {parameter} of the tool {name}", parameter
+            yield "parameters of a tool", parameter
 
 
 def lost(texts: Iterable[Named], text: str) -> str | None:

@@ -48,7 +48,9 @@ class ShardTokenizer:
     def __init__(self, plan: Plan, library: Callable[[], str]) -> None:
         self.plan = plan
         self.library = library
-        self.tokenizer = tokenizer = ChatTokenizer(plan.tokenizer_folder, plan.template, plan.template_kwargs)
+        self.tokenizer = tokenizer = ChatTokenizer(
+            plan.tokenizer_folder, plan.template, plan.template_kwargs, plan.named_templates
+        )
         tokenizer.added = plan.added  # read once, when the plan was made
         self.background = OrderedExecutor(AHEAD)
         self.encoder: SequenceEncoder | None = None  # made by the first job

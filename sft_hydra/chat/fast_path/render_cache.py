@@ -53,6 +53,7 @@ class _CachedRender:
     trained: list[list[bool]]
     bare_headers: list[int]
     open_ends: list[int]
+    apart: list[bool]
     literals: list[str]  # texts that no content may hold
     compared: set[str]  # texts that no content may be
     longest: int  # of these
@@ -70,9 +71,9 @@ class _CachedRender:
 
     def fill(self, values: list[str]) -> list[RenderedSequence]:
         return [
-            RenderedSequence([chunk.format(*values) for chunk in chunks], trained, bare, open_ends)
-            for chunks, trained, bare, open_ends in zip(
-                self.formats, self.trained, self.bare_headers, self.open_ends, strict=True
+            RenderedSequence([chunk.format(*values) for chunk in chunks], trained, bare, open_ends, apart)
+            for chunks, trained, bare, open_ends, apart in zip(
+                self.formats, self.trained, self.bare_headers, self.open_ends, self.apart, strict=True
             )
         ]
 
@@ -166,7 +167,9 @@ class RenderCache:
         trained, open_ends = [s.trained for s in first], [s.open_ends for s in first]
         bare = [s.bare_headers for s in first]
         longest = max(map(len, compared), default=-1)
-        return _CachedRender(formats, trained, bare, open_ends, list(literals), compared, longest, one.blocks)
+        return _CachedRender(
+            formats, trained, bare, open_ends, [s.apart for s in first], list(literals), compared, longest, one.blocks
+        )
 
     def _trace(self, holders: PlaceholderConversation) -> tuple[list[RenderedSequence], Findings]:
         blocks = self.template.blocks[self.tracer.marking].values()
