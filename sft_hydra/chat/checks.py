@@ -15,7 +15,7 @@ from sft_hydra.chat.turn_spans import RenderedSequence, Turn, TurnSpans
 from sft_hydra.chat.whole import lost, message_texts, tool_texts
 from sft_hydra.records import Conversation, Message
 
-EVERY = 64  # rows
+EVERY = 61  # rows; odd, so that rows that alternate are met in turn
 Key = tuple[Any, ...]
 Made = tuple[RenderedSequence, int, list[int]]  # a sequence, of how many of the row's messages, the turns trained in it
 

@@ -155,7 +155,7 @@ class Renderer:
         modes = self._modes(conversation)
         name = self.checks.dropped(conversation, made, modes)
         if name is None:
-            name = self.checks.drops_always(conversation, lambda other: self._made(other, None), modes)
+            name = self.checks.drops_always(conversation, lambda other: self._made(other, True), modes)
         if name is not None:
             raise RowError("template_drops", f"the template leaves out the {name}")
         return [sequence for sequence, _, _ in made]

@@ -8,12 +8,14 @@ from sft_hydra.chat.text import common_prefix, tag_edge
 from sft_hydra.records import Message
 
 OPENS_REASONING = re.compile(r"[<\[|](?!/)[^<>\[\]/]*think[^<>\[\]/]*[>\]]\s*\Z", re.IGNORECASE)
-CLOSES = re.compile(r"END|end_", re.ASCII)
+CLOSES = re.compile(r"(?<![a-z])end(?![a-z])", re.IGNORECASE)
 
 
 def continuation(own: str, prompt: str, message: Message) -> tuple[str | None, bool]:
     """The trained text of a turn, and whether it is no continuation of `prompt` because that opens reasoning, of which the
     turn has none. `own`: what the template prints for the turn, header first; None if it has another header."""
+    if not prompt and not own[: _first_word(own, message)].strip():  # a template whose turns have no header
+        return own, False
     if prompt and own.startswith(prompt):
         return own[len(prompt) :], False
     header = tag_edge(common_prefix([prompt, own])) if prompt else ""
