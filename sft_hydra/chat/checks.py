@@ -16,6 +16,7 @@ from sft_hydra.chat.whole import lost, message_texts, tool_texts
 from sft_hydra.records import Conversation, Message
 
 EVERY = 61  # rows; odd, so that rows that alternate are met in turn
+FINE = 5  # bits
 Key = tuple[Any, ...]
 Made = tuple[RenderedSequence, int, list[int]]  # a sequence, of how many of the row's messages, the turns trained in it
 
@@ -73,6 +74,26 @@ class Checks:
             if not holds:
                 return False
         return True
+
+    def by_habit(
+        self,
+        messages: Sequence[Message],
+        tools: list[Any] | None,
+        modes: Sequence[bool],
+        quick: Callable[[], RenderedSequence | None],
+        sure: Callable[[], RenderedSequence],
+    ) -> RenderedSequence:
+        """A sequence of the last turn: `quick` where it was as `sure` in such surroundings before, else `sure`."""
+        key = ("alone", self.surroundings(messages, tools, modes)[-1])
+        self.rows += 1
+        if self.good.get(key) and self.rows % EVERY and (found := quick()) is not None:
+            return found
+        sequence = sure()
+        same = quick() == sequence
+        if self.good.get(key) and not same:
+            raise LearnedWrongError
+        self.good[key] = same
+        return sequence
 
     def is_tested(self, messages: Sequence[Message]) -> bool:
         """True if a text of a message holds one that the template looks for."""
@@ -142,7 +163,8 @@ class Checks:
 
     def surroundings(self, messages: Sequence[Message], tools: list[Any] | None, modes: Sequence[bool]) -> list[Key]:
         """Of each message: what may decide how it is rendered, but for the words."""
-        codes = [self._code(message, modes[index]) for index, message in enumerate(messages)]
+        fine = [self._code(message, modes[index]) for index, message in enumerate(messages)]
+        codes = [code >> FINE for code in fine]
         after, later = [0] * len(codes), 0
         for index in range(len(codes) - 1, -1, -1):
             after[index] = later
@@ -152,18 +174,22 @@ class Checks:
         has_tools = bool(tools)
         for index, code in enumerate(codes):
             near = tuple(codes[max(index - 2, 0) : index + 3])
-            keys.append((has_tools, min(index, 2), before, after[index], near))
+            own = tuple(fine[max(index - 1, 0) : index + 1])
+            keys.append((has_tools, min(index, 2), before, after[index], near, own))
             before |= 1 << code
         return keys
 
     def _code(self, message: Message, thinking: bool) -> int:
+        """A number for what a message is: its role, its mode and whether it calls, and in the last bits more of it."""
         content = message.get("content")
         kind = 0
         if type(content) is str and content:
             kind = 2 if content[0].isspace() or content[-1].isspace() else 1
         calls = min(len(message.get("tool_calls") or ()), 3)
-        key = (message["role"], kind, calls, thinking, message.get("weight"))
-        return self.codes.setdefault(key, len(self.codes))
+        key = (message["role"], calls > 0, thinking)
+        return (
+            self.codes.setdefault(key, len(self.codes)) << FINE | kind << 3 | calls << 1 | (message.get("weight") == 0)
+        )
 
 
 def _wanted(conversation: Conversation, stop: int, turns: list[int], modes: list[bool]) -> Any:

@@ -259,7 +259,30 @@ class Renderer:
             groups = [self._one(messages[: g[-1] + 1], tools, modes, g, trusted) for g in (thinking, plain)]
             return sorted((made for group in groups for made in group), key=lambda made: made[2])
         _check_work(turns)
-        return [(self.locator.alone(messages[: turn + 1], tools, modes[turn]), turn + 1, [turn]) for turn in turns]
+        return [
+            (self._alone(messages[: turn + 1], tools, modes[: turn + 1], trusted), turn + 1, [turn]) for turn in turns
+        ]
+
+    def _alone(
+        self, messages: list[Message], tools: list[Any] | None, modes: list[bool], trusted: bool | None
+    ) -> RenderedSequence:
+        """The last turn behind what serving renders. Where that was the template's own text in such surroundings before,
+        the text is rendered but once."""
+        assert self.locator is not None
+        assert self.checks is not None
+        locator, turn = self.locator, len(messages) - 1
+
+        def quick() -> RenderedSequence | None:
+            try:
+                sequence, _ = locator.together(messages, tools, modes, [turn])
+            except TurnNotFoundError:
+                return None
+            sequence.apart = True
+            return sequence
+
+        if not trusted or self.checks.careful:
+            return locator.alone(messages, tools, modes[turn])
+        return self.checks.by_habit(messages, tools, modes, quick, lambda: locator.alone(messages, tools, modes[turn]))
 
     def _shape(self, messages: Iterable[Message]) -> list[Message]:
         if self.reasoning is Reasoning.drop:

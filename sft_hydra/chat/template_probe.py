@@ -57,7 +57,7 @@ def _probe(template: ChatTemplate, tokens: Sequence[str]) -> TemplateTraits:
             break
     else:
         template.mark(None)
-    _learn_always_prompts(template, habits)
+    _learn_trails(template, habits)
     _learn_history(template, habits)
     _probe_closings(template, habits, tokens)
     return habits
@@ -358,23 +358,30 @@ def _own_closing(
 
 
 def _without_prompt(template: ChatTemplate, habits: TemplateTraits, messages: list[Message], closing: str) -> str:
-    """A closing without the generation prompt of a template that always prints it."""
-    if not habits.always_prompts:
+    """A closing without what follows the last turn, whoever speaks in it."""
+    if not habits.trails:
         return closing
     scan = template.scan(format_messages(messages, habits), _tools(messages, habits), False)
     return closing.removesuffix(scan.text[scan.tail :])
 
 
-def _learn_always_prompts(template: ChatTemplate, habits: TemplateTraits) -> None:
-    """Whether the text ends with a generation prompt that was not asked for."""
+def _learn_trails(template: ChatTemplate, habits: TemplateTraits) -> None:
+    """Whether text follows the last turn, whoever speaks in it: a generation prompt that was not asked for, or instructions;
+    not a single token that ends the text."""
     if not habits.marked:
         return
+    tools = TOOLS if habits.renders_calls or habits.needs_tools else None
+    tails = []
     for messages in ([user(1)], [user(1), assistant(1)]):
-        shaped, tools = format_messages(messages, habits), _tools(messages, habits)
-        asked, scan = (template.scan(shaped, tools, False, prompt) for prompt in (True, False))
-        if asked.text != scan.text or not scan.text[scan.tail :].strip():
+        try:
+            scan = template.scan(format_messages(messages, habits), tools, False)
+        except LimitError:
+            raise
+        except Exception:  # a template may raise whatever its expressions raise
             return
-    habits.always_prompts = True
+        tails.append(scan.text[scan.tail :])
+    rest = tails[0].strip()
+    habits.trails = tails[0] == tails[1] and bool(rest) and control_texts(rest)[:1] != [rest]
 
 
 def _learn_developer(template: ChatTemplate, habits: TemplateTraits) -> None:

@@ -33,7 +33,7 @@ class TemplateTraits:
     ends: Ends = field(default_factory=Ends)
     needs_tools: bool = False  # raises an error for conversations without tools
     developer_as_system: bool = False  # leaves out what a developer says, not what a system message says
-    always_prompts: bool = False  # prints the generation prompt whether asked to or not
+    trails: bool = False  # what it prints after the last turn, whoever speaks in it, is no part of the turn
 
     @property
     def reshapes(self) -> bool:

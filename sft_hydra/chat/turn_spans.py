@@ -85,21 +85,24 @@ class TurnSpans:
             return self._with_reasoning(messages, tools)
         prefix = self.served(messages[:-1], tools, thinking)
         open_ends = self._open_ends(messages, [len(messages) - 1])
+        if prefix is not None and not self.habits.trails and not self._end(messages[-1]).replaces:
+            text = self.template.render(messages, tools, thinking)
+        else:
+            text = self._last(messages, tools, thinking).text
+        if prefix is not None and text.startswith(prefix) and len(text) > len(prefix):
+            rest = text[len(prefix) :]
+            header = next((header for header in self.headers if rest.startswith(header)), "")
+            if header and prefix == self.template.render(
+                messages[:-1], tools, thinking
+            ):  # there is no generation prompt
+                start = len(prefix) + len(header)
+                return self._closed(messages, [text[:start], text[start:]], 1, open_ends)
+            return self._closed(messages, [prefix, rest], 0, open_ends)
         scan = self._last(messages, tools, thinking)
         text = scan.text
         if prefix is None:
             return self._first(messages, scan, open_ends)
-        if text.startswith(prefix) and len(text) > len(prefix):
-            shown = self.template.render(messages[:-1], tools, thinking)
-            rest = text[len(prefix) :]
-            header = next((h for h in self.headers if prefix == shown and rest.startswith(h)), "")
-            if header:  # the template has no generation prompt
-                start = len(prefix) + len(header)
-                return self._closed(messages, [text[:start], text[start:]], 1, open_ends)
-            return self._closed(messages, [prefix, rest], 0, open_ends)
-        own = scan.segment_text(len(messages) - 1) if scan.segments else ""
-        if len(messages) - 1 in scan.segments:
-            own = text[scan.segments[len(messages) - 1][0][0] :]
+        own = text[scan.segments[len(messages) - 1][0][0] :] if len(messages) - 1 in scan.segments else ""
         shown = self.template.render(messages[:-1], tools, thinking)
         if len(messages) == 1:
             return self._first(messages, scan, open_ends)
@@ -163,7 +166,7 @@ class TurnSpans:
     def _stop(self, scan: Scan, messages: Sequence[Message]) -> int:
         """Where the last turn ends: with the text, unless what follows the last mark is not part of it."""
         replaced = messages[-1]["role"] == "assistant" and self._end(messages[-1]).replaces
-        return scan.tail if self.habits.always_prompts or replaced else len(scan.text)
+        return scan.tail if self.habits.trails or replaced else len(scan.text)
 
     def _first(self, messages: Sequence[Message], scan: Scan, open_ends: int) -> RenderedSequence:
         """A turn that opens the conversation where serving cannot ask for one: what stands before its words is masked."""
