@@ -23,7 +23,7 @@ def message_texts(message: Message, reasoning: bool) -> Iterator[Named]:
     content = message.get("content")
     if isinstance(content, str) and content:
         beside = " beside a tool call" if "tool_calls" in message else ""
-        yield f"content of a {role} message{beside}", content
+        yield f"content of a message of the {role}{beside}", content
     yield from call_texts(message.get("tool_calls") or ())
 
 
