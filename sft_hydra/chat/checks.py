@@ -180,13 +180,13 @@ class Checks:
         return keys
 
     def _code(self, message: Message, thinking: bool) -> int:
-        """A number for what a message is: its role, its mode and whether it calls, and in the last bits more of it."""
+        """A number for what a message is: its role, its mode, whether it calls and has a text, and in the last bits more of it."""
         content = message.get("content")
         kind = 0
         if type(content) is str and content:
             kind = 2 if content[0].isspace() or content[-1].isspace() else 1
         calls = min(len(message.get("tool_calls") or ()), 3)
-        key = (message["role"], calls > 0, thinking)
+        key = (message["role"], calls > 0, thinking, kind > 0)
         return (
             self.codes.setdefault(key, len(self.codes)) << FINE | kind << 3 | calls << 1 | (message.get("weight") == 0)
         )

@@ -223,6 +223,20 @@ def test_modes_do_not_mix_in_one_sequence(thoughtful: str) -> None:
     assert sorted(found) == [1, 3]
 
 
+def test_a_text_beside_an_earlier_call_is_a_shape_of_its_own() -> None:
+    beside = "{%- if m.content and not (m.tool_calls and messages[-1].role == 'assistant' and not loop.last) %}"
+    template = CALLS.replace("CALLS", EACH).replace(
+        "{{ '<|' ~ m.role ~ '|>' ~ (m.content or '') }}",
+        ("{{ '<|' ~ m.role ~ '|>' }}" + beside + "{{ m.content }}{%- endif %}"),
+    )
+    renderer = Renderer(template)
+    for text in ("", "Let me see."):
+        messages = [user("Rain?"), call(text), result("sun"), assistant("No rain.")]
+        spans = trained(renderer.sequences(conversation({"messages": messages, "tools": [TOOL]})))
+        served = [theirs(template, messages[:index], [TOOL], add_generation_prompt=True) for index in (1, 3)]
+        assert [before for before, _ in spans] == served
+
+
 def test_a_template_that_wants_tools_is_probed_with_tools() -> None:
     template = "{%- if not tools %}{{ raise_exception('needs tools') }}{%- endif %}" + CALLS.replace("CALLS", EACH)
     renderer = Renderer(template)
