@@ -37,14 +37,13 @@ def call_texts(calls: Iterable[dict[str, Any]]) -> Iterator[Named]:
 
 
 def tool_texts(tools: Iterable[Any] | None) -> Iterator[Named]:
-    """Names, descriptions and parameters of tool definitions."""
+    """Names and parameters of tool definitions."""
     for tool in tools or ():
         function = tool.get("function", tool) if isinstance(tool, dict) else None
         if not isinstance(function, dict):
             continue
-        for key in ("name", "description"):
-            if isinstance(function.get(key), str):
-                yield f"{key} of a tool", function[key]
+        if isinstance(function.get("name"), str):  # some templates print signatures without descriptions
+            yield "name of a tool", function["name"]
         parameters = function.get("parameters")
         properties = parameters.get("properties") if isinstance(parameters, dict) else None
         for parameter in properties if isinstance(properties, dict) else ():
