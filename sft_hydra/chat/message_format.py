@@ -21,6 +21,8 @@ def format_messages(messages: Sequence[Message], habits: TemplateTraits) -> list
 
 
 def _shape(message: Message, habits: TemplateTraits) -> Message:
+    if habits.developer_as_system and message["role"] == "developer":
+        message = {**message, "role": "system"}
     if message["role"] == "assistant":
         message = _shape_reasoning(message, habits)
         if "tool_calls" in message:

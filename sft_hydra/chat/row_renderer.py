@@ -29,12 +29,13 @@ class RowRenderer:
     def __init__(self, make: Callable[[Kwargs], Renderer]) -> None:
         self.make = make
         self.plain = make({})
-        self.names = frozenset() if self.plain.template is None else names_read(self.plain)
+        both = [renderer for renderer in (self.plain, self.plain.with_tools) if renderer and renderer.template]
+        self.names = frozenset[str]().union(*map(names_read, both))
         self.known: OrderedDict[str, Renderer] = OrderedDict()
-        self.quick = True
+        self.careful = False
 
     def sequences(self, conversation: Conversation) -> list[RenderedSequence]:
-        """Training sequences, at least one. Raises RowError and SkeletonError as Renderer does."""
+        """Training sequences, at least one. Raises RowError and LearnedWrongError as Renderer does."""
         if not conversation.template_kwargs:
             return self.plain.sequences(conversation)
         kwargs = self.used(conversation)
@@ -42,7 +43,7 @@ class RowRenderer:
             raise RowError("template_drops", f"chat_template_kwargs.{lost[0]}: the chat template does not read it")
         switches = {key: value for key, value in kwargs.items() if _is_switch(value)}
         more = {key: value for key, value in kwargs.items() if key not in switches}
-        renderer = self._of(switches)
+        renderer = self._of(switches).chosen(conversation)
         if any(switches.get(key) is False for key in MODES):
             conversation = _without_reasoning(conversation)
         if not more or renderer.template is None:
@@ -51,7 +52,7 @@ class RowRenderer:
         before = template.variables
         template.variables = _joined(before, more)
         try:
-            return renderer.by_template(conversation)
+            return renderer.by_template(conversation, trusted=False)
         finally:
             template.variables = before
 
@@ -81,11 +82,16 @@ class RowRenderer:
         group, _, name = key.partition(".")
         return name in self.names if group in ("messages", "tool_calls") and name else key in used
 
-    def stop_skeletons(self) -> None:
-        """Render by the template alone from now on."""
-        self.quick = False
+    def forget(self) -> None:
+        """Learn again which shapes of rows need no check, as for the first shard."""
         for renderer in (self.plain, *self.known.values()):
-            renderer.skeletons = None
+            renderer.forget()
+
+    def trust_nothing(self) -> None:
+        """Render and check every row from now on."""
+        self.careful = True
+        for renderer in (self.plain, *self.known.values()):
+            renderer.trust_nothing()
 
     def _of(self, switches: Kwargs) -> Renderer:
         if not switches:
@@ -95,8 +101,8 @@ class RowRenderer:
             if len(self.known) >= KEPT:
                 self.known.popitem(last=False)
             self.known[key] = self.make(switches)
-            if not self.quick:
-                self.known[key].skeletons = None
+            if self.careful:
+                self.known[key].trust_nothing()
         self.known.move_to_end(key)
         return self.known[key]
 

@@ -78,7 +78,7 @@ class Supervisor:
             cut = cut_text(text, sorted(span for span in spans if span[0] < span[1]), sequence.bare_headers)
         except TurnNotFoundError:
             raise RowError("turn_not_located", "messages that are to be supervised overlap") from None
-        cut.left_out, cut.guarded = sequence.left_out, sequence.guarded
+        cut.open_ends, cut.apart, cut.guarded = sequence.open_ends, sequence.apart, sequence.guarded
         return cut
 
     def _answers(self, sequence: RenderedSequence) -> list[Span]:

@@ -31,6 +31,8 @@ FILES = (
     "tokenizer.model",
 )
 TEMPLATE_FILE = "chat_template.jinja"
+NAMED_TEMPLATES = "additional_chat_templates"
+WITH_TOOLS = "tool_use"  # the named template that transformers takes for conversations with tools
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,8 @@ class AddedToken:
 
 
 class ChatTokenizer:
-    """`tokenizer.json` and its companions in `folder`, and the template text in use (None: contents as they are)."""
+    """`tokenizer.json` and its companions in `folder`, and the template text in use (None: contents as they are).
+    `named`: further templates in use, by name; transformers takes `tool_use` for conversations with tools."""
 
     def __init__(
         self,
@@ -57,9 +60,11 @@ class ChatTokenizer:
         template: str | None,
         template_kwargs: dict[str, Any] | None = None,
         file: Path | None = None,
+        named: dict[str, str] | None = None,
     ) -> None:
         self.folder = folder
         self.template = template
+        self.named = dict(named or {})
         self.template_kwargs = dict(template_kwargs or {})
         self.file = file or folder / "tokenizer.json"  # another one where serving has another (served_tokenizer.py)
         self.config = _read_json(folder / "tokenizer_config.json")
@@ -101,6 +106,8 @@ class ChatTokenizer:
         """sha256 over the bytes of tokenizer.json and of the template."""
         digest = hashlib.sha256((self.folder / "tokenizer.json").read_bytes())
         digest.update(b"\0template\0" + (self.template or "").encode())
+        for name, text in sorted(self.named.items()):
+            digest.update(f"\0{name}\0{text}".encode())
         return digest.hexdigest()
 
     @cached_property
@@ -152,9 +159,14 @@ class ChatTokenizer:
         """Tokens that close an assistant turn, found by rendering one; without a template, the tokenizer's eos."""
         if self.template is None:
             return [] if self.eos_id is None else [self.eos_id]
-        habits = probe_closings(ChatTemplate(self.template, self.template_variables, datetime.now()))
-        texts = end_of_turn_texts(habits, [token.text for token in self.added])
-        return [id_ for text in texts if (id_ := self.backend.token_to_id(text)) is not None]
+        tokens = [token.text for token in self.added]
+        texts: list[str] = []
+        for template in [self.template, self.named.get(WITH_TOOLS)]:
+            if template is not None:
+                habits = probe_closings(ChatTemplate(template, self.template_variables, datetime.now()), tokens)
+                texts += end_of_turn_texts(habits, tokens)
+        ids = [self.backend.token_to_id(text) for text in dict.fromkeys(texts)]
+        return [id_ for id_ in ids if id_ is not None]
 
     @property
     def template_variables(self) -> dict[str, Any]:
@@ -184,6 +196,9 @@ class ChatTokenizer:
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
         if self.template is not None:
             (folder / TEMPLATE_FILE).write_text(self.template)
+        for name, text in self.named.items():
+            (folder / NAMED_TEMPLATES).mkdir(exist_ok=True)
+            (folder / NAMED_TEMPLATES / f"{name}.jinja").write_text(text)
 
     def _special_id(self, key: str) -> int | None:
         text = self.special_tokens.get(key)
@@ -210,11 +225,13 @@ def load_tokenizer(cfg: SftConfig) -> ChatTokenizer:
             f"tokenizer.path={path}: no tokenizer.json in {folder}. Older formats become one by "
             "`AutoTokenizer.from_pretrained(...).save_pretrained(folder)` of transformers."
         )
-    return ChatTokenizer(folder, _template_of(cfg.tokenizer.chat_template, folder), cfg.tokenizer.template_kwargs)
+    template = _template_of(cfg.tokenizer.chat_template, folder)
+    named = named_templates(folder) if cfg.tokenizer.chat_template == "default" else {}
+    return ChatTokenizer(folder, template, cfg.tokenizer.template_kwargs, named=named)
 
 
 def _folder_of(path: str, revision: str | None) -> Path:
-    patterns = [*FILES, TEMPLATE_FILE, "config.json"]
+    patterns = [*FILES, TEMPLATE_FILE, f"{NAMED_TEMPLATES}/*.jinja", "config.json"]
     return folder_of("tokenizer.path", path, patterns, revision=revision, error=DataError)
 
 
@@ -225,22 +242,46 @@ def _template_of(choice: str | None, folder: Path) -> str | None:
         return _own_template(folder)
     if any(sign in choice for sign in ("{{", "{%", "\n")):
         return choice
+    if choice in (named := named_templates(folder)):
+        return named[choice]
     path = Path(choice).expanduser()
     if not path.is_file():
         raise ConfigError(f"tokenizer.chat_template={choice}: no such file (`default`, null, a path or a Jinja text)")
     return path.read_text(encoding="utf-8")
 
 
+def named_templates(folder: Path) -> dict[str, str]:
+    """The templates that a tokenizer brings beside its `default` one, by name. Raises DataError."""
+    found = _listed_templates(folder)
+    for path in sorted((folder / NAMED_TEMPLATES).glob("*.jinja")):
+        found[path.stem] = path.read_text(encoding="utf-8")
+    return {name: text for name, text in found.items() if name != "default"}
+
+
+def _listed_templates(folder: Path) -> dict[str, str]:
+    """`chat_template` of tokenizer_config.json where it is a list of templates with names."""
+    listed = _read_json(folder / "tokenizer_config.json").get("chat_template")
+    found: dict[str, str] = {}
+    for entry in listed if isinstance(listed, list) else ():
+        name, text = (entry.get("name"), entry.get("template")) if isinstance(entry, dict) else (None, None)
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise DataError(f"{folder}/tokenizer_config.json: each chat_template of a list needs a name and a template")
+        found[name] = text
+    return found
+
+
 def _own_template(folder: Path) -> str:
     if (folder / TEMPLATE_FILE).is_file():
         return (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
     found = _read_json(folder / "tokenizer_config.json").get("chat_template")
-    if isinstance(found, list):  # several, each with a name
-        found = {entry["name"]: entry["template"] for entry in found}.get("default")
+    if isinstance(found, list):
+        found = _listed_templates(folder).get("default")
     if not isinstance(found, str):
+        names = sorted(named_templates(folder))
+        choice = f", one of its named templates ({', '.join(names)})" if names else ""
         raise DataError(
-            f"{folder}: this tokenizer brings no chat template. Give one with tokenizer.chat_template=<file or Jinja text>, "
-            "or null for texts that are rendered already."
+            f"{folder}: this tokenizer brings no default chat template. Give one with "
+            f"tokenizer.chat_template=<file or Jinja text>{choice}, or null for texts that are rendered already."
         )
     return found
 

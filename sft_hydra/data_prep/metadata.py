@@ -19,6 +19,7 @@ from sft_hydra.errors import DataError
 from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.data import DataFormat
 
+SHOWN_REFUSALS = 20
 PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
 
 
@@ -59,6 +60,7 @@ def build_metadata(
             "library": library,
             "end_of_turn_ids": tokenizer.end_of_turn_ids,
             "template": tokenizer.template,
+            "named_templates": tokenizer.named,
             "template_kwargs": tokenizer.template_kwargs,
             "template_time": plan.now,
         },
@@ -142,12 +144,20 @@ def _source(plan: Plan, index: int, spools: list[Path], splits: list[Any], entri
         "unread": {key.removeprefix("unread/"): n for key, n in sorted(counts.items()) if key.startswith("unread/")},
         "guarded": counts.get("guarded", 0),
         "bare_headers": counts.get("bare_headers", 0),
-        "left_out": counts.get("left_out", 0),
+        "open_ends": counts.get("open_ends", 0),
+        "apart": counts.get("apart", 0),
+        "refused": _most(counts, "refused/"),
         "conversations": {split: int((assigned == number).sum()) for number, split in enumerate(SPLITS)},
         **{key: sum(entry[key] for entry in mine) for key in ("sequences", "tokens", "trained_tokens")},
         "packed_rows": sum(entry["rows"] for entry in mine),
         "lengths": _percentiles(np.concatenate([spool.lengths for spool in opened])),
     }
+
+
+def _most(counts: dict[str, int], prefix: str) -> dict[str, int]:
+    """The most frequent of the counts whose names begin so."""
+    found = [(key.removeprefix(prefix), count) for key, count in counts.items() if key.startswith(prefix)]
+    return dict(sorted(found, key=lambda entry: (-entry[1], entry[0]))[:SHOWN_REFUSALS])
 
 
 def _percentiles(lengths: NDArray[np.int64]) -> dict[str, int]:

@@ -27,6 +27,7 @@ from sft_hydra.schema.data import DataConfig
 
 ROWS_ONLY = ("weight", "epochs")  # of a source: they choose among packed rows
 READ_ALREADY = ("path", "prompt_file", "system_prompt_file")  # what is in these files is in the key
+RENDERING = 2  # counts changes of what rows become: sets made by older rules are made again
 NOT_IN_KEY = {
     *("name", "path", "valid_path", "blend", "sources", "default", "packed_dir", "trust_foreign", "prepare", "force"),
     *("num_workers", "num_parts", "part", "max_bad_rows", "order"),
@@ -79,6 +80,7 @@ class Plan:
     tokenizer_folder: Path
     tokenizer_file: Path
     template: str | None
+    named_templates: dict[str, str]
     template_kwargs: dict[str, Any]
     added: list[AddedToken]
     now: str  # ISO time that templates see as the present
@@ -133,6 +135,7 @@ def read_request(cfg: SftConfig, tokenizer: ChatTokenizer) -> Request:
     ]
     said = {
         "format": FORMAT_VERSION,
+        "rendering": RENDERING,
         "tokenizer": tokenizer.fingerprint,
         "special_tokens": tokenizer.special_tokens,
         "template_kwargs": tokenizer.template_kwargs,
@@ -170,6 +173,7 @@ def make_plan(cfg: SftConfig, request: Request, tokenizer: ChatTokenizer, now: s
         tokenizer_folder=tokenizer.folder,
         tokenizer_file=tokenizer.file,
         template=tokenizer.template,
+        named_templates=tokenizer.named,
         template_kwargs=tokenizer.template_kwargs,
         added=tokenizer.added,
         now=now,

@@ -19,6 +19,8 @@ from sft_hydra.data_prep.tokenize import SequenceEncoder, TokenBatch
 from sft_hydra.errors import DataError, RowError
 from sft_hydra.schema.data import Overlong
 
+TEMPLATE_REASONS = ("template", "template_drops", "template_tools", "turn_not_located", "end_of_turn", "reasoning")
+SHOWN = 120  # letters of what a template refuses
 Counts = tuple[int, int, int, int]  # rows, tokens, trained tokens, rejects
 
 
@@ -77,7 +79,8 @@ class StoreWriter:
         counts = self.writer.counts
         counts["rows"] += batch.read
         counts["guarded"] += sum(sequence.guarded for sequence in batch.sequences)
-        counts["left_out"] += sum(sequence.left_out for sequence in batch.sequences)
+        counts["apart"] += sum(sequence.apart for sequence in batch.sequences)
+        counts["open_ends"] += sum(sequence.open_ends for sequence in batch.sequences)
         counts["bare_headers"] += sum(sequence.bare_headers for sequence in batch.sequences)
         for key, rows in batch.unread.items():
             counts[f"unread/{key}"] += rows
@@ -98,6 +101,8 @@ class StoreWriter:
     def _reject(self, origin: str, reason: str, detail: str) -> None:
         self.rejected += 1
         self.writer.counts[f"rejected/{reason}"] += 1
+        if reason in TEMPLATE_REASONS:
+            self.writer.counts[f"refused/{reason}: {detail[:SHOWN]}"] += 1
         self.writer.reject(origin=origin, source=self.source.name, reason=reason, detail=detail)
 
     def _lengths(self, batch: TokenBatcher, tokens: TokenBatch) -> Any:

@@ -19,7 +19,7 @@ from typing import Any
 
 import orjson
 
-from sft_hydra.chat.fast_path.render_cache import NotCachedError
+from sft_hydra.chat.checks import LearnedWrongError
 from sft_hydra.chat.render import Renderer
 from sft_hydra.chat.row_renderer import RowRenderer, renderers_of
 from sft_hydra.chat.supervise import Supervisor
@@ -57,7 +57,7 @@ class ShardTokenizer:
         self.plan = plan
         self.library = library
         self.tokenizer = tokenizer = ChatTokenizer(
-            plan.tokenizer_folder, plan.template, plan.template_kwargs, plan.tokenizer_file
+            plan.tokenizer_folder, plan.template, plan.template_kwargs, plan.tokenizer_file, plan.named_templates
         )
         tokenizer.added = plan.added  # read once, when the plan was made
         self.background = OrderedExecutor(AHEAD)
@@ -80,10 +80,11 @@ class ShardTokenizer:
 
     def run(self, shard: ShardPlan, folder: Path, report: Report, done: Done) -> None:
         """Read and render the shard's rows; its spool is in `folder` when `done` is called, in a later `run` or `finish`."""
+        self.renderer.forget()
         try:
             self._run(shard, folder, report, done)
-        except NotCachedError:  # the quick way is not for this template after all
-            self.renderer.stop_skeletons()
+        except LearnedWrongError:  # a learned verdict is not right for this template after all
+            self.renderer.trust_nothing()
             self._run(shard, folder, report, done)
 
     def finish(self) -> None:
@@ -189,7 +190,7 @@ class ShardTokenizer:
 
 def _row_renderer(tokenizer: ChatTokenizer, data: DataConfig, now: datetime) -> RowRenderer:
     def make(variables: dict[str, Any]) -> Renderer:
-        return Renderer(tokenizer.template, variables, reasoning=data.reasoning, multi_turn=data.multi_turn, now=now)
+        return Renderer.of(tokenizer, data, now, variables)
 
     return RowRenderer(renderers_of(make, tokenizer.template_variables))
 

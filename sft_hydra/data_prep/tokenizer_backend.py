@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from sft_hydra.chat.checks import LearnedWrongError
 from sft_hydra.chat.render import Renderer
 from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.chat.turn_spans import RenderedSequence
@@ -41,7 +42,7 @@ def probe_sequences(request: Request, tokenizer: ChatTokenizer, data: DataConfig
     found: list[RenderedSequence] = []
     for source, listed in zip(request.sources, request.files, strict=True):
         for _, row in read_rows(listed[0], source, 0, ROWS):
-            with suppress(RowError, RecursionError):
+            with suppress(RowError, RecursionError, LearnedWrongError):
                 if not isinstance(row, MalformedRow):
                     found += renderer.sequences(to_conversation(row, source.config, source.name, ""))
     return [sequence for sequence in found if _is_unicode(sequence.text)]

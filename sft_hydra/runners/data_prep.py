@@ -1,7 +1,9 @@
 """runner=data_prep: make the packed set, with progress that a person can follow and a table per source at the end."""
 
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.data_prep.blend import plan_epoch
@@ -97,9 +99,28 @@ def _tell(console: Console, cfg: SftConfig, packed: PackedSet) -> None:
     )
 
 
+def _about_template(meta: dict[str, Any]) -> list[str]:
+    """What the chat template makes of these rows, in one line."""
+    if meta["tokenizer"].get("template") is None:
+        return []
+    sources = meta["sources"]
+    sequences, apart, bare, ends = (
+        sum(source.get(key, 0) for source in sources) for key in ("sequences", "apart", "bare_headers", "open_ends")
+    )
+    parts = [f"{sequences:,} sequences held to the serving prompt"]
+    parts += [f"{apart:,} of them of one turn, as no text shows its turns as served"] * bool(apart)
+    parts += [f"{bare:,} turns without a serving prompt, of which only the header is masked"] * bool(bare)
+    parts += [f"{ends:,} turns without an end-of-turn token, because the template prints none"] * bool(ends)
+    refused = Counter[str]()
+    for source in sources:
+        refused.update(source.get("refused", {}))
+    parts += [f"refused {count:,} rows ({reason})" for reason, count in refused.most_common(3)]
+    return [f"chat template: {'; '.join(parts)}"]
+
+
 def notes(packed: PackedSet) -> list[str]:
     """What a person should know about this set beyond its figures, a line each."""
-    found = []
+    found = _about_template(packed.metadata)
     for source in packed.metadata["sources"]:
         name = source["name"]
         if source["rejected"]:
@@ -112,14 +133,6 @@ def notes(packed: PackedSet) -> list[str]:
             found.append(f"{name}: {source['cut_at_turn']:,} long sequences end at the last turn that fits")
         if source["dropped_sequences"]:
             found.append(f"{name}: {source['dropped_sequences']:,} sequences of kept rows did not fit")
-        if source["bare_headers"]:
-            found.append(
-                f"{name}: {source['bare_headers']:,} turns do not start as the serving prompt does; only their header is masked"
-            )
-        if source["left_out"]:
-            found.append(
-                f"{name}: in {source['left_out']:,} turns the template prints a tool call without the text beside it"
-            )
         if source.get("not_read"):
             shown = [f"{path} ({why})" for path, why in list(source["not_read"].items())[:SHOWN]]
             more = len(source["not_read"]) - len(shown)
