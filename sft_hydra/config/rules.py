@@ -126,6 +126,8 @@ def data_is_set(cfg: SftConfig) -> Iterator[str]:
             "blend": "data.blend=<blend.json> or +data.sources.<name>.path=<file.jsonl>",
         }
         yield f"data={data.name} names no source; it needs {needs.get(data.name, 'data.path=<file.jsonl>')}"
+    if data.trust_foreign and not data.packed_dir:
+        yield "data.trust_foreign=true needs data.packed_dir=<folder of packed Parquet shards>"
     others = {"data.blend": data.blend, "data.sources": ", ".join(data.sources)}
     if data.path and (said := [f"{key} ({value})" for key, value in others.items() if value]):
         yield (

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from sft_hydra.config.megatron_checkpoint import megatron_problem
 from sft_hydra.config.rules import DATA_RUNNERS, Rule
@@ -85,19 +86,32 @@ def packed_set_fits(cfg: SftConfig) -> Iterator[str]:
     """A packed set of another length is refused before any model is loaded."""
     if cfg.data.packed_dir is None or cfg.runner not in DATA_RUNNERS:
         return
-    metadata = Path(cfg.data.packed_dir).expanduser() / "metadata.json"
-    if not metadata.is_file():
+    folder = Path(cfg.data.packed_dir).expanduser()
+    if cfg.data.trust_foreign:
+        yield from _must_exist("data.packed_dir", cfg.data.packed_dir)
+    metadata = _metadata(folder)
+    if "format_version" not in metadata:
+        if not cfg.data.trust_foreign and folder.is_dir() and any(folder.iterdir()):
+            yield (
+                f"data.packed_dir={cfg.data.packed_dir}: no packed set that this project made. If another tool packed it, "
+                "give data.trust_foreign=true; to pack anew, choose another data.packed_dir"
+            )
         return
-    try:
-        pack_size = json.loads(metadata.read_text())["pack_size"]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        yield f"{metadata}: not the metadata of a packed set ({error!r}); choose another data.packed_dir"
-        return
+    pack_size = metadata.get("pack_size")
     if pack_size != cfg.seq_length:
         yield (
             f"seq_length_mismatch: {cfg.data.packed_dir} was packed for seq_length={pack_size}, this run asks for "
             f"{cfg.seq_length}; set seq_length={pack_size}, or another data.packed_dir to pack anew"
         )
+
+
+def _metadata(folder: Path) -> dict[str, Any]:
+    """What metadata.json says; nothing if it is not there or not JSON."""
+    try:
+        said = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 def _must_exist(key: str, path: str | None) -> Iterator[str]:

@@ -7,19 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.data.shards import FORMAT_VERSION, SPLITS, PackedSet, checksum, make_durable
 from sft_hydra.data.splits import LEFT_OUT
 from sft_hydra.data_prep.blend import plan_epoch
+from sft_hydra.data_prep.lengths import percentiles
 from sft_hydra.data_prep.plan import Plan
 from sft_hydra.data_prep.token_store import read_token_store
 from sft_hydra.errors import DataError
 from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.data import DataFormat
-
-PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
 
 
 def build_metadata(
@@ -144,12 +142,5 @@ def _source(plan: Plan, index: int, spools: list[Path], splits: list[Any], entri
         "conversations": {split: int((assigned == number).sum()) for number, split in enumerate(SPLITS)},
         **{key: sum(entry[key] for entry in mine) for key in ("sequences", "tokens", "trained_tokens")},
         "packed_rows": sum(entry["rows"] for entry in mine),
-        "lengths": _percentiles(np.concatenate([spool.lengths for spool in opened])),
+        "lengths": percentiles(np.concatenate([spool.lengths for spool in opened])),
     }
-
-
-def _percentiles(lengths: NDArray[np.int64]) -> dict[str, int]:
-    if not len(lengths):
-        return {}
-    values = np.percentile(lengths, PERCENTILES, method="inverted_cdf")
-    return {f"p{percent}": int(value) for percent, value in zip(PERCENTILES, values, strict=True)}

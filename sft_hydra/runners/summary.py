@@ -64,6 +64,9 @@ def write_summary(
             "machine": f"{platform.machine()}, Python {platform.python_version()}, {_device(built.model)}",
             "packed data": str(packed.folder),
             "content key": packed.metadata["content_key"],
+            "packed by": "another tool (its template and what it left out are unknown)"
+            if packed.metadata.get("foreign")
+            else "sft_hydra",
             "tokenizer and template": tokenizer.fingerprint,
             "weights from": cfg.checkpoint.load or cfg.model.path or f"random start, seed {cfg.seed}",
         },
