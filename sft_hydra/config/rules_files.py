@@ -32,7 +32,7 @@ def data_exists(cfg: SftConfig) -> Iterator[str]:
         elif glob.has_magic(path):
             if not glob.glob(path, recursive=True):
                 yield f"{key}={path} matches no file"
-        elif path.endswith(DATA_SUFFIXES) or not is_hub_id(path):
+        elif path.endswith(DATA_SUFFIXES) or not is_hub_id(path.removeprefix("hf://").removeprefix("datasets/")):
             yield from _must_exist(key, path)
             if Path(path).expanduser().is_file() and not path.endswith(DATA_SUFFIXES):
                 yield f"{key}={path}: rows are read from .jsonl, .json and .parquet (also .gz, .zst); convert it to one of them"

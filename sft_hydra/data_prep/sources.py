@@ -21,10 +21,12 @@ from sft_hydra.chat.message import has_long_number, parse_leniently
 from sft_hydra.data_prep import spelling
 from sft_hydra.data_prep.benchmark_adapters import trees
 from sft_hydra.data_prep.conversation import prune_nulls
+from sft_hydra.data_prep.hub_layout import chosen_files
 from sft_hydra.errors import ConfigError, DataError
 from sft_hydra.schema.data import DataConfig, SourceConfig
 
 NUMBERS = ("weight", "epochs")  # of an entry of a blend; all else is text
+PRETRAINING = ("text_field",)  # of an entry of a peer's blend: the column of plain text, which chats do not have
 LINES = (".jsonl", ".json", ".ndjson")
 PACKED = (".gz", ".zst")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -108,7 +110,7 @@ def _read_blend(path: Path) -> list[Source]:
         raise ConfigError(f"data.blend={path}: `datasets` must be a list of objects")
     problems, found = [], []
     for number, entry in enumerate(entries):
-        options = {key: value for key, value in entry.items() if key != "name"}
+        options = {key: value for key, value in entry.items() if key not in ("name", *PRETRAINING)}
         problems += [
             f"{path}: datasets[{number}].{key}={value!r} must be {'a number' if key in NUMBERS else 'text'}"
             for key, value in entry.items()
@@ -149,7 +151,11 @@ def files_of(source: Source) -> list[InputFile]:
         base = Path(local.anchor) if local.is_absolute() else Path()
         found = sorted(file for file in base.glob(str(local.relative_to(local.anchor))) if file.is_file())
     elif local.is_dir() or HUB_ID.fullmatch(path) or path.startswith("hf://"):
-        return [InputFile(path.removeprefix("hf://"), "hub")]
+        name = path.removeprefix("hf://").removeprefix("datasets/")
+        listed = repository_files(name, source.config.subset, source.config.split)
+        if listed is None:
+            return [InputFile(name, "hub")]
+        found = listed
     else:
         found = []
     if not found:
@@ -307,11 +313,42 @@ def _read_parquet(path: str, first: int, stop: int | None) -> Iterator[tuple[int
                 number += batch.num_rows
 
 
+def repository_files(path: str, subset: str | None, split: str | None) -> list[Path] | None:
+    """The files of a data set repository (a folder or a hub id) that are meant, fetched if need be, to be read as they are:
+    rows of a file need not have the same columns. None where the `datasets` library must read it."""
+    local = Path(path).expanduser()
+    if local.is_dir():
+        names = [str(file.relative_to(local)) for file in local.rglob("*") if file.is_file()]
+        card = local / "README.md"
+        chosen = chosen_files(names, card.read_text(encoding="utf-8") if card.is_file() else "", subset, split, path)
+        return None if chosen is None else [local / name for name in chosen]
+    import huggingface_hub
+
+    try:
+        names = huggingface_hub.HfApi().list_repo_files(path, repo_type="dataset")
+        card_text = ""
+        if "README.md" in names:
+            file = huggingface_hub.hf_hub_download(path, "README.md", repo_type="dataset")
+            card_text = Path(file).read_text(encoding="utf-8")
+        chosen = chosen_files(names, card_text, subset, split, path)
+        if chosen is None:
+            return None
+        folder = Path(huggingface_hub.snapshot_download(path, repo_type="dataset", allow_patterns=chosen))
+    except DataError:
+        raise
+    except Exception:  # network, unknown id, permission: the library may have it in its cache, or says what is wrong
+        return None
+    return [folder / name for name in chosen]
+
+
 def hub_data(path: str, config: SourceConfig) -> Any:
     import datasets
 
     try:
-        return datasets.load_dataset(path, config.subset, split=config.split or "train")
+        if config.split:
+            return datasets.load_dataset(path, config.subset, split=config.split)
+        splits = datasets.load_dataset(path, config.subset)
+        return splits["train"] if "train" in splits else datasets.concatenate_datasets(list(splits.values()))
     except Exception as problem:  # network, unknown id, unknown split: the library has many kinds
         raise DataError(
             f"{path}: cannot be loaded ({type(problem).__name__}: {problem}). Without the hub, give its files in its place: "
