@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sft_hydra.config.megatron_checkpoint import megatron_problem
+from sft_hydra.config.megatron_checkpoint import megatron_problem, torch_dist_folder
 from sft_hydra.config.rules import DATA_RUNNERS, Rule
-from sft_hydra.planning.architecture import is_hub_id
+from sft_hydra.planning.architecture import is_hub_id, read_architecture
 from sft_hydra.schema.config import SftConfig
 
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".gz", ".zst")
@@ -46,11 +46,27 @@ def model_exists(cfg: SftConfig) -> Iterator[str]:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         yield from _must_exist("model.path", path)
+    elif checkpoint := torch_dist_folder(folder):
+        yield from _megatron_needs(cfg, checkpoint)
     elif not (folder / "config.json").is_file():
         exported = folder / "hf"
         hint = f"; did you mean {exported}?" if (exported / "config.json").is_file() else ""
         yield megatron_problem("model.path", path) or (
             f"model.path={path} has no config.json: it is not a Hugging Face model folder{hint}"
+        )
+
+
+def _megatron_needs(cfg: SftConfig, checkpoint: Path) -> Iterator[str]:
+    """A checkpoint of Megatron says neither what its model looks like nor which tokenizer it has."""
+    if not read_architecture(cfg):
+        yield (
+            f"model.path={cfg.model.path}: a Megatron checkpoint, which has no config.json. Choose the model=... that it is of "
+            "(e.g. model=qwen3_0_6b), or put the config.json of its Hugging Face model into it"
+        )
+    if cfg.tokenizer.path is None and not (checkpoint / "tokenizer.json").is_file():
+        yield (
+            f"model.path={cfg.model.path}: a Megatron checkpoint, which has no tokenizer.json; set tokenizer.path=<folder or hub "
+            "id of its tokenizer>"
         )
 
 

@@ -90,7 +90,7 @@ def say_next_steps(
     console.say(f"  report      {paths.report}")
     console.say(f"  metrics     {paths.metrics}")
     if exported is not None:
-        library = "transformers" if exported.kind == "model" else "peft"
+        library = {"model": "transformers", "adapter": "peft", "megatron": "Megatron-Core"}[exported.kind]
         console.say(f"  model       {exported.folder} ({exported.kind}, loads with {library})")
     console.say("next")
     name = paths.root.relative_to(cfg.output_dir).as_posix()
