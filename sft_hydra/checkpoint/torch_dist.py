@@ -37,6 +37,7 @@ RECORDS = {
     *((CHECKPOINT + "planner", name) for name in ("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData")),
     (CHECKPOINT + "planner", "BytesIOWriteData"),
     ("torch.serialization", "_get_layout"),
+    *((module, name) for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "WindowsPath")),
 }
 DTYPES = {
     name: getattr(torch, name)

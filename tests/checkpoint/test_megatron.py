@@ -19,6 +19,7 @@ from sft_hydra.errors import ModelError
 from sft_hydra.models.build import build_model
 from sft_hydra.models.state_dict_map import to_disk
 
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 SCRIPT = Path(__file__).parent.parent / "support" / "megatron_core.py"
 MCORE = "SFT_HYDRA_MEGATRON_PYTHON"
 MOE = ARCHITECTURES["qwen3_moe"] | {"mlp_only_layers": []}
