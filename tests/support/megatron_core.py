@@ -181,6 +181,7 @@ def run(rank: int, what: str, family: str, tp: int, folder: str, result: str) ->
         dist.barrier()
         dist_checkpointing.save({**state, "iteration": 7, "checkpoint_version": 3.0}, folder)
     else:
+        state = {key: value for key, value in state.items() if not key.endswith("_extra_state")}
         loaded = dist_checkpointing.load(state, folder)
         if rank == 0:
             print("iteration", loaded.pop("iteration"))
