@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from sft_hydra.chat.template import ChatTemplate
 from sft_hydra.chat.template_probe import end_of_turn_texts, probe_closings
+from sft_hydra.planning.megatron_checkpoint import torch_dist_folder
 from sft_hydra.errors import ConfigError, DataError, TokenizerMismatchError
 from sft_hydra.hub import folder_of
 from sft_hydra.schema.config import SftConfig
@@ -220,6 +221,7 @@ def load_tokenizer(cfg: SftConfig) -> ChatTokenizer:
     `tokenizer.chat_template`. Raises ConfigError or DataError saying which file is missing where."""
     path = cfg.tokenizer.path or cfg.model.path or "demo"
     folder = BUNDLED if path == "demo" else _folder_of(path, cfg.model.revision if path == cfg.model.path else None)
+    folder = torch_dist_folder(folder) or folder
     if not (folder / "tokenizer.json").is_file():
         raise DataError(
             f"tokenizer.path={path}: no tokenizer.json in {folder}. Older formats become one by "

@@ -1,4 +1,5 @@
-"""Weights of a Hugging Face folder into a model that is already where it will train, tensor by tensor.
+"""Weights of a Hugging Face folder, or of a Megatron checkpoint, into a model that is already where it will train, tensor by
+tensor.
 
 Every rank reads only the rows that it holds, so the whole model is never in the memory of one.
 """
@@ -11,6 +12,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from sft_hydra.checkpoint.megatron import MegatronWeights
+from sft_hydra.planning.megatron_checkpoint import torch_dist_folder
 from sft_hydra.config.weight_files import INDEX, SINGLE
 from sft_hydra.errors import ModelError
 from sft_hydra.hub import folder_of
@@ -28,11 +31,8 @@ def local_folder(path: str, revision: str | None = None) -> Path:
 
 @torch.no_grad()
 def load_weights(model: DecoderModel, path: str, revision: str | None = None) -> None:
-    """Fill the model from safetensors. ModelError lists all names that are missing, left over or of another shape."""
+    """Fill the model from safetensors or a torch_dist checkpoint. ModelError lists all names that are missing, left over or of another shape."""
     folder = local_folder(path, revision)
-    files = _tensor_files(folder)
-    prefix = "" if any(name.startswith(model.prefix) for name in files) else model.prefix
-    files = {prefix + name: file for name, file in files.items()}
     targets = {
         name: (tensor, stored(model.config, name, tensor.shape))
         for name, tensor in model.state_dict().items()
@@ -40,12 +40,20 @@ def load_weights(model: DecoderModel, path: str, revision: str | None = None) ->
     }
     own = {name for _, place in targets.values() for name in place.names}
     needed = {name for names in all_gather_objects(own, model.mesh) for name in names}
-    problems = [f"{folder}: {name} is missing" for name in sorted(needed - files.keys())]
-    left_over = sorted(name for name in files.keys() - needed if not model.ignores(name))
+    reader: _Reader | MegatronWeights
+    if checkpoint := torch_dist_folder(folder):
+        reader = MegatronWeights(checkpoint, model.config)
+        present, left_over = reader.present(needed), reader.left_over(needed)
+    else:
+        files = _tensor_files(folder)
+        prefix = "" if any(name.startswith(model.prefix) for name in files) else model.prefix
+        files = {prefix + name: file for name, file in files.items()}
+        reader, present = _Reader(files, prefix), set(files)
+        left_over = sorted(name for name in present - needed if not model.ignores(name))
+    problems = [f"{folder}: {name} is missing" for name in sorted(needed - present)]
     problems += [f"{folder}: {name} has no place in this model" for name in left_over]
     if problems:
         raise ModelError(*problems[:20], *([f"... and {len(problems) - 20} more"] if len(problems) > 20 else []))
-    reader = _Reader(files, prefix)
     for name, (tensor, place) in targets.items():
         there = shape_on_disk(place, reader.get)
         if there != tuple(tensor.shape):
@@ -57,9 +65,15 @@ def load_weights(model: DecoderModel, path: str, revision: str | None = None) ->
 
 def carried_tensors(config: Any, folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """Tensors of a model's folder that training does not touch but that an export must hold."""
-    files = _tensor_files(folder)
-    reader = _Reader(files)
-    yield from ((name, reader.get(name)[:]) for name in files if carried(config, name))
+    names = carried_names(config, folder)
+    if names:
+        reader = _Reader(_tensor_files(folder))
+        yield from ((name, reader.get(name)[:]) for name in names)
+
+
+def carried_names(config: Any, folder: Path) -> list[str]:
+    """Names of these tensors. Of a Megatron checkpoint there are none: it was refused if it had any."""
+    return [] if torch_dist_folder(folder) else [name for name in _tensor_files(folder) if carried(config, name)]
 
 
 def _tensor_files(folder: Path) -> dict[str, Path]:

@@ -27,7 +27,8 @@ def normalize_argv(argv: Sequence[str]) -> list[str]:
     """Arguments for Hydra: flags first, overrides after them in the order in which they were given."""
     flags, overrides = split_flags(argv)
     overrides = [_quote_job(_experiment_option(_quote_null(text))) for text in overrides]
-    return flags + [quote_text(text) for text in _slurm_both_ways(_model_of_path(_new_sources(overrides)))]
+    implied = _slurm_both_ways(_model_of_path(_new_sources(_packed_elsewhere(overrides))))
+    return flags + [quote_text(text) for text in implied]
 
 
 def split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -100,6 +101,15 @@ def _new_sources(overrides: list[str]) -> list[str]:
         return rewritten
     entries = ", ".join(f"{name}: {{}}" for name in dict.fromkeys(names))
     return [f"++data.sources={{{entries}}}", *rewritten]
+
+
+def _packed_elsewhere(overrides: list[str]) -> list[str]:
+    """`data.trust_foreign=true` implies `data=packed`: with shards of another tool the demo's sources have no part in the run."""
+    if "data.trust_foreign=true" in (text.lower() for text in overrides) and not any(
+        text.startswith("data=") for text in overrides
+    ):
+        return ["data=packed", *overrides]
+    return overrides
 
 
 def _model_of_path(overrides: list[str]) -> list[str]:

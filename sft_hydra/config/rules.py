@@ -18,7 +18,7 @@ from sft_hydra.planning.architecture import (
 )
 from sft_hydra.planning.layout import layout_problems, num_experts
 from sft_hydra.planning.topology import possible_layouts, rows_per_step, run_layout
-from sft_hydra.schema.config import Device, Precision, Runner, SftConfig
+from sft_hydra.schema.config import Device, ExportFormat, Precision, Runner, SftConfig
 from sft_hydra.schema.data import Packing
 from sft_hydra.schema.optim import AdamW
 from sft_hydra.secret_text import assigns_secret, holds_secret, is_secret_name
@@ -79,6 +79,19 @@ def model_is_set(cfg: SftConfig) -> Iterator[str]:
         yield "model.architecture has no model_type, so it describes no model; e.g. +model.architecture.model_type=qwen3"
 
 
+def export_formats(cfg: SftConfig) -> Iterator[str]:
+    """Megatron's checkpoints hold whole models, and only Hugging Face folders go to the hub."""
+    formats = cfg.export.formats if cfg.export.formats is not None else [cfg.export.format]
+    if not formats:
+        yield "export.formats=[] names no format; leave it out, or export.auto=false"
+    if len(set(formats)) < len(formats):
+        yield f"export.formats names a format twice: {', '.join(form.value for form in formats)}"
+    if ExportFormat.megatron in formats and cfg.peft is not None and not cfg.export.merge:
+        yield "export.format=megatron with peft=lora writes the merged model: add export.merge=true"
+    if cfg.export.push_to is not None and ExportFormat.hf not in formats:
+        yield f"export.push_to={cfg.export.push_to} uploads a Hugging Face folder: use export.formats=[hf,megatron]"
+
+
 def data_is_set(cfg: SftConfig) -> Iterator[str]:
     data = cfg.data
     if cfg.runner not in DATA_RUNNERS:
@@ -89,6 +102,8 @@ def data_is_set(cfg: SftConfig) -> Iterator[str]:
             "blend": "data.blend=<blend.json> or +data.sources.<name>.path=<file.jsonl>",
         }
         yield f"data={data.name} names no source; it needs {needs.get(data.name, 'data.path=<file.jsonl>')}"
+    if data.trust_foreign and not data.packed_dir:
+        yield "data.trust_foreign=true needs data.packed_dir=<folder of packed Parquet shards>"
     others = {"data.blend": data.blend, "data.sources": ", ".join(data.sources)}
     if data.path and (said := [f"{key} ({value})" for key, value in others.items() if value]):
         yield (
@@ -319,8 +334,8 @@ def _at_most_one(cfg: SftConfig, section: str, names: tuple[str, ...]) -> Iterat
 
 
 RULES: tuple[Rule, ...] = (
-    two_betas, known_words, run_name, model_is_set, data_is_set, roles_are_known, runner_is_set, splits_sum_to_one,
-    length_of_training, batch_size,
+    two_betas, known_words, run_name, model_is_set, export_formats, data_is_set, roles_are_known, runner_is_set,
+    splits_sum_to_one, length_of_training, batch_size,
     schedule, layout, foreign_model, fp8, optimizer_state, routers, lora_targets, optimizer_warm_start, no_secrets,
     one_line_each,
 )  # fmt: skip

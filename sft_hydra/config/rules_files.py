@@ -6,8 +6,9 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from sft_hydra.config.megatron_checkpoint import megatron_problem
+from sft_hydra.planning.megatron_checkpoint import megatron_problem, torch_dist_folder
 from sft_hydra.config.rules import DATA_RUNNERS, Rule
 from sft_hydra.config.weight_files import INDEX, SINGLE, has_weights, weight_problems
 from sft_hydra.errors import ModelError
@@ -33,7 +34,7 @@ def data_exists(cfg: SftConfig) -> Iterator[str]:
         elif glob.has_magic(path):
             if not glob.glob(path, recursive=True):
                 yield f"{key}={path} matches no file"
-        elif path.endswith(DATA_SUFFIXES) or not is_hub_id(path):
+        elif path.endswith(DATA_SUFFIXES) or not is_hub_id(path.removeprefix("hf://").removeprefix("datasets/")):
             yield from _must_exist(key, path)
             if Path(path).expanduser().is_file() and not path.endswith(DATA_SUFFIXES):
                 yield f"{key}={path}: rows are read from .jsonl, .json and .parquet (also .gz, .zst); convert it to one of them"
@@ -47,6 +48,8 @@ def model_exists(cfg: SftConfig) -> Iterator[str]:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         yield from _must_exist("model.path", path)
+    elif checkpoint := torch_dist_folder(folder):
+        yield from _megatron_needs(cfg, checkpoint)
     elif not (folder / "config.json").is_file():
         exported = folder / "hf"
         hint = f"; did you mean {exported}?" if (exported / "config.json").is_file() else ""
@@ -60,8 +63,8 @@ def weights_are_whole(cfg: SftConfig) -> Iterator[str]:
     if cfg.model.path is None or cfg.runner in (Runner.data_prep, Runner.inspect):
         return
     folder = Path(cfg.model.path).expanduser()
-    if not (folder / "config.json").is_file():
-        return  # model_exists says so, or it is on the hub
+    if not (folder / "config.json").is_file() or torch_dist_folder(folder) is not None:
+        return  # model_exists says so, it is on the hub, or Megatron's reader checks it
     try:
         architecture = read_architecture(cfg)
     except ModelError:
@@ -69,6 +72,20 @@ def weights_are_whole(cfg: SftConfig) -> Iterator[str]:
     if not has_weights(folder) and not cfg.dry_run:  # a plan needs no more than config.json
         yield f"model.path={cfg.model.path} has a config.json and no weights ({SINGLE}, or several files with {INDEX})"
     yield from (f"model.path: {problem}" for problem in weight_problems(folder, architecture))
+
+
+def _megatron_needs(cfg: SftConfig, checkpoint: Path) -> Iterator[str]:
+    """A checkpoint of Megatron says neither what its model looks like nor which tokenizer it has."""
+    if not read_architecture(cfg):
+        yield (
+            f"model.path={cfg.model.path}: a Megatron checkpoint, which has no config.json. Choose the model=... that it is of "
+            "(e.g. model=qwen3_0_6b), or put the config.json of its Hugging Face model into it"
+        )
+    if cfg.tokenizer.path is None and not (checkpoint / "tokenizer.json").is_file():
+        yield (
+            f"model.path={cfg.model.path}: a Megatron checkpoint, which has no tokenizer.json; set tokenizer.path=<folder or hub "
+            "id of its tokenizer>"
+        )
 
 
 def tokenizer_exists(cfg: SftConfig) -> Iterator[str]:
@@ -101,31 +118,50 @@ def output_is_writable(cfg: SftConfig) -> Iterator[str]:
 
 def packed_length(packed_dir: str | None) -> int | None:
     """`seq_length` of the packed set in a folder; None if there is none. ValueError if its metadata cannot be read."""
-    metadata = Path(packed_dir).expanduser() / "metadata.json" if packed_dir else None
-    if metadata is None or not metadata.is_file():
+    metadata = _metadata(Path(packed_dir).expanduser()) if packed_dir else {}
+    if "format_version" not in metadata:
         return None
     try:
-        return int(json.loads(metadata.read_text())["pack_size"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return int(metadata["pack_size"])
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{metadata}: not the metadata of a packed set ({error!r}); choose another data.packed_dir"
+            f"{packed_dir}/metadata.json: not the metadata of a packed set ({error!r}); choose another data.packed_dir"
         ) from error
 
 
 def packed_set_fits(cfg: SftConfig) -> Iterator[str]:
     """A packed set of another length is refused before any model is loaded."""
-    if cfg.runner not in DATA_RUNNERS:
+    if cfg.data.packed_dir is None or cfg.runner not in DATA_RUNNERS:
+        return
+    folder = Path(cfg.data.packed_dir).expanduser()
+    if cfg.data.trust_foreign:
+        yield from _must_exist("data.packed_dir", cfg.data.packed_dir)
+    if "format_version" not in _metadata(folder):
+        if not cfg.data.trust_foreign and folder.is_dir() and any(folder.iterdir()):
+            yield (
+                f"data.packed_dir={cfg.data.packed_dir}: not a packed set of this project. If another tool packed it, "
+                "give data.trust_foreign=true; to prepare a new set, choose another data.packed_dir"
+            )
         return
     try:
         pack_size = packed_length(cfg.data.packed_dir)
     except ValueError as error:
         yield str(error)
         return
-    if pack_size not in (None, cfg.seq_length):
+    if pack_size != cfg.seq_length:
         yield (
             f"seq_length_mismatch: {cfg.data.packed_dir} was packed for seq_length={pack_size}, this run asks for "
             f"{cfg.seq_length}; set seq_length={pack_size}, or another data.packed_dir to pack anew"
         )
+
+
+def _metadata(folder: Path) -> dict[str, Any]:
+    """What metadata.json says; nothing if it is not there or not JSON."""
+    try:
+        said = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 def _must_exist(key: str, path: str | None) -> Iterator[str]:

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sft_hydra.data_prep.hub_layout import chosen_files
 from sft_hydra.data_prep.nulls import prune_nulls
 from sft_hydra.errors import DataError
 from sft_hydra.schema.data import SourceConfig
@@ -27,6 +28,34 @@ def other_splits(folder: Path, config: SourceConfig) -> dict[str, str]:
     return {str(folder / name): f"another split than {taken}" for name in names if name != taken}
 
 
+def repository_files(path: str, subset: str | None, split: str | None) -> list[Path] | None:
+    """The files of a data set repository (a folder or a hub id) that are meant, fetched if need be, to be read as they are:
+    rows of a file need not have the same columns. None where the `datasets` library must read it."""
+    local = Path(path).expanduser()
+    if local.is_dir():
+        names = [str(file.relative_to(local)) for file in local.rglob("*") if file.is_file()]
+        card = local / "README.md"
+        chosen = chosen_files(names, card.read_text(encoding="utf-8") if card.is_file() else "", subset, split, path)
+        return None if chosen is None else [local / name for name in chosen]
+    import huggingface_hub
+
+    try:
+        names = huggingface_hub.HfApi().list_repo_files(path, repo_type="dataset")
+        card_text = ""
+        if "README.md" in names:
+            file = huggingface_hub.hf_hub_download(path, "README.md", repo_type="dataset")
+            card_text = Path(file).read_text(encoding="utf-8")
+        chosen = chosen_files(names, card_text, subset, split, path)
+        if chosen is None:
+            return None
+        folder = Path(huggingface_hub.snapshot_download(path, repo_type="dataset", allow_patterns=chosen))
+    except DataError:
+        raise
+    except Exception:  # network, unknown id, permission: the library may have it in its cache, or says what is wrong
+        return None
+    return [folder / name for name in chosen]
+
+
 def hub_data(path: str, config: SourceConfig) -> Any:
     """The data set. Raises DataError."""
     import datasets
@@ -34,7 +63,10 @@ def hub_data(path: str, config: SourceConfig) -> Any:
     local = Path(path).expanduser()
     try:
         if not is_saved(local):
-            return datasets.load_dataset(path, config.subset, split=config.split or "train")
+            if config.split:
+                return datasets.load_dataset(path, config.subset, split=config.split)
+            splits = datasets.load_dataset(path, config.subset)
+            return splits["train"] if "train" in splits else datasets.concatenate_datasets(list(splits.values()))
         found = datasets.load_from_disk(str(local))
         return found[config.split or "train"] if isinstance(found, datasets.DatasetDict) else found
     except Exception as problem:  # network, unknown id, unknown split: the library has many kinds

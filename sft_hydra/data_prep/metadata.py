@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sft_hydra.chat.tokenizer import ChatTokenizer
+from sft_hydra.data.lengths import percentiles
 from sft_hydra.data.shards import FORMAT_VERSION, SPLITS, PackedSet, checksum, make_durable
 from sft_hydra.data.splits import LEFT_OUT
 from sft_hydra.data_prep.blend import plan_epoch
@@ -20,7 +20,6 @@ from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.data import DataFormat
 
 SHOWN_REFUSALS = 20
-PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
 
 
 def build_metadata(
@@ -150,7 +149,7 @@ def _source(plan: Plan, index: int, spools: list[Path], splits: list[Any], entri
         "conversations": {split: int((assigned == number).sum()) for number, split in enumerate(SPLITS)},
         **{key: sum(entry[key] for entry in mine) for key in ("sequences", "tokens", "trained_tokens")},
         "packed_rows": sum(entry["rows"] for entry in mine),
-        "lengths": _percentiles(np.concatenate([spool.lengths for spool in opened])),
+        "lengths": percentiles(np.concatenate([spool.lengths for spool in opened])),
     }
 
 
@@ -158,10 +157,3 @@ def _most(counts: dict[str, int], prefix: str) -> dict[str, int]:
     """The most frequent of the counts whose names begin so."""
     found = [(key.removeprefix(prefix), count) for key, count in counts.items() if key.startswith(prefix)]
     return dict(sorted(found, key=lambda entry: (-entry[1], entry[0]))[:SHOWN_REFUSALS])
-
-
-def _percentiles(lengths: NDArray[np.int64]) -> dict[str, int]:
-    if not len(lengths):
-        return {}
-    values = np.percentile(lengths, PERCENTILES, method="inverted_cdf")
-    return {f"p{percent}": int(value) for percent, value in zip(PERCENTILES, values, strict=True)}

@@ -24,7 +24,7 @@ import numpy as np
 
 from sft_hydra.chat.served_tokenizer import may_differ, served_file
 from sft_hydra.chat.tokenizer import ChatTokenizer, load_tokenizer
-from sft_hydra.data.shards import PackedSet
+from sft_hydra.data.shards import NOT_OURS, PackedSet, is_ours
 from sft_hydra.data.splits import assign
 from sft_hydra.data_prep.metadata import build_metadata, write_set
 from sft_hydra.data_prep.packed_set_checks import check_fits, check_rejects, is_stale
@@ -33,7 +33,7 @@ from sft_hydra.data_prep.pool import WorkerPool, spool_folder, undisturbed
 from sft_hydra.data_prep.progress import OnProgress, Reporter
 from sft_hydra.data_prep.tokenize import ADVERSARIAL
 from sft_hydra.data_prep.tokenizer_backend import choose_backend, probe_sequences, probe_texts
-from sft_hydra.errors import DataError, MissingPackedDataError
+from sft_hydra.errors import ConfigError, DataError, MissingPackedDataError
 from sft_hydra.paths import data_root
 from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.data import Prepare
@@ -59,6 +59,8 @@ def prepare(cfg: SftConfig, on_progress: OnProgress | None = None) -> PackedSet:
     """The packed set that `cfg` asks for, made if it is not there or `data.force` is set. Raises UserError kinds."""
     began = time.monotonic()
     tokenizer = load_tokenizer(cfg)
+    if (foreign := _foreign(cfg, tokenizer)) is not None:
+        return foreign
     request = read_request(cfg, tokenizer)
     folder = _folder(cfg, request)
     _refuse_strangers(folder)
@@ -72,6 +74,19 @@ def prepare(cfg: SftConfig, on_progress: OnProgress | None = None) -> PackedSet:
         except OSError as problem:  # inputs that cannot be read are told before, by name
             raise DataError(f"{folder}: cannot be written ({problem}). Is the disk full?") from None
     return PackedSet.open(folder)
+
+
+def _foreign(cfg: SftConfig, tokenizer: ChatTokenizer) -> PackedSet | None:
+    """The set of another tool in `data.packed_dir`, if that is trusted. ConfigError if it should be made again."""
+    if not (cfg.data.trust_foreign and cfg.data.packed_dir):
+        return None
+    packed = PackedSet.open(cfg.data.packed_dir, trust_foreign=True)
+    if not packed.metadata.get("foreign"):
+        return None
+    if cfg.data.force:
+        raise ConfigError(f"data.force=true: {packed.folder} was packed by another tool and cannot be made again here")
+    check_fits(packed, cfg, tokenizer)
+    return packed
 
 
 def prepare_part(cfg: SftConfig, on_progress: OnProgress | None = None) -> None:
@@ -141,11 +156,8 @@ def _open(folder: Path, cfg: SftConfig) -> PackedSet | None:
 
 
 def _refuse_strangers(folder: Path) -> None:
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "metadata.json").is_file():
-        raise DataError(
-            f"data.packed_dir={folder}: not empty and not a packed set. Choose another folder, or give "
-            "data.trust_foreign=true if another tool packed it."
-        )
+    if folder.is_dir() and any(folder.iterdir()) and not is_ours(folder):
+        raise DataError(f"data.packed_dir={folder}: {NOT_OURS}")
 
 
 def _make(

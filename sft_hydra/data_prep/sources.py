@@ -18,12 +18,13 @@ from sft_hydra.data_prep import spelling
 from sft_hydra.data_prep.benchmark_adapters import trees
 from sft_hydra.data_prep.columns import parquet_rows
 from sft_hydra.data_prep.files import InputFile, Listing, input_file, list_folder, open_bytes
-from sft_hydra.data_prep.hub_sets import hub_data, is_saved, other_splits, pruner
+from sft_hydra.data_prep.hub_sets import hub_data, is_saved, other_splits, pruner, repository_files
 from sft_hydra.data_prep.nulls import prune_row
 from sft_hydra.errors import ConfigError, DataError
 from sft_hydra.schema.data import DataConfig, SourceConfig
 
 NUMBERS = ("weight", "epochs")  # of an entry of a blend; all else is text
+PRETRAINING = ("text_field",)  # of an entry of a peer's blend: the column of plain text, which chats do not have
 MAX_ROW_BYTES = 32 << 20  # of one row: some eight million tokens
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -99,7 +100,7 @@ def _read_blend(path: Path) -> list[Source]:
         raise ConfigError(f"data.blend={path}: `datasets` must be a list of objects")
     problems, found = [], []
     for number, entry in enumerate(entries):
-        options = {key: value for key, value in entry.items() if key != "name"}
+        options = {key: value for key, value in entry.items() if key not in ("name", *PRETRAINING)}
         problems += [
             f"{path}: datasets[{number}].{key}={value!r} must be {'a number' if key in NUMBERS else 'text'}"
             for key, value in entry.items()
@@ -148,7 +149,11 @@ def listing_of(source: Source) -> Listing:
         base = Path(local.anchor) if local.is_absolute() else Path()
         files = sorted(file for file in base.glob(str(local.relative_to(local.anchor))) if file.is_file())
     elif local.is_dir() or HUB_ID.fullmatch(path) or path.startswith("hf://"):
-        return Listing([InputFile(path.removeprefix("hf://"), "hub")])
+        name = path.removeprefix("hf://").removeprefix("datasets/")
+        chosen = repository_files(name, source.config.subset, source.config.split)
+        if chosen is None:
+            return Listing([InputFile(name, "hub")])
+        files = chosen
     else:
         files = []
     if not files:

@@ -59,11 +59,14 @@ def _choice_lines(cfg: SftConfig, weighed: list[Choice]) -> list[tuple[str, str]
 
 def _packed_set(cfg: SftConfig) -> PackedSet | None:
     try:
-        return prepare.open_existing(cfg)
+        load_tokenizer(cfg)
+        if cfg.data.packed_dir is None:
+            return prepare.open_existing(cfg)
     except (TokenizerMismatchError, SeqLengthMismatchError):
         raise  # what would end the run ends its plan
-    except UserError:  # no tokenizer within reach: the plan stands without data figures
+    except UserError:  # no tokenizer or no hub within reach: the plan stands without data figures
         return None
+    return prepare.open_existing(cfg)
 
 
 def _with_vocabulary(cfg: SftConfig, arch: dict[str, Any]) -> dict[str, Any]:
@@ -101,10 +104,11 @@ def _data_lines(cfg: SftConfig, packed: PackedSet | None) -> list[tuple[str, str
         return [("data", f"{cfg.data.name}: {sources or cfg.data.packed_dir}; not prepared yet ({action})")]
     meta = packed.metadata
     splits = ", ".join(f"{split} {packed.num_rows(split):,}" for split in ("train", "valid", "test"))
-    return [
+    lines = [
         ("data", f"{cfg.data.name}: {packed.folder}"),
-        ("rows", f"{splits} of {cfg.seq_length} tokens, {100 * meta['efficiency']:.2f} % full"),
+        ("rows", f"{splits} of {cfg.seq_length} tokens, {100 * packed.fill(cfg.seq_length):.2f} % full"),
     ]
+    return lines + ([("packed by", f"another tool; unknown: {packed.unknown}")] if meta.get("foreign") else [])
 
 
 def _work_lines(
@@ -147,7 +151,7 @@ def _planned_steps(cfg: SftConfig, packed: PackedSet | None) -> int | None:
 
 def _advice(cfg: SftConfig, arch: dict[str, Any], layout: Layout, packed: PackedSet | None) -> list[str]:
     lines = []
-    kept = sum(source["kept"] for source in packed.metadata["sources"]) if packed else None
+    kept = packed.num_conversations if packed else None
     if kept is not None and kept < FEW_ROWS and cfg.model.path is not None:
         lines.append(
             f"{kept:,} conversations are few (under {FEW_ROWS:,}): a smaller train.global_batch_size with more "

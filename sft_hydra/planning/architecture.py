@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sft_hydra.planning.megatron_checkpoint import megatron_config, torch_dist_folder
 from sft_hydra.errors import ModelError
 from sft_hydra.schema.config import SftConfig
 
@@ -45,6 +46,12 @@ def read_architecture(cfg: SftConfig) -> dict[str, Any]:
     Raises ModelError if the config.json that is there cannot be read, or sizes cannot be.
     """
     file = config_file(cfg.model.path, cfg.model.revision)
+    if file is None and cfg.model.path and torch_dist_folder(cfg.model.path):
+        if "model_type" in cfg.model.architecture:
+            return dict(cfg.model.architecture)
+        file = config_file(
+            cfg.tokenizer.path
+        )  # Megatron's folder does not describe its model; that of its tokenizer may
     if file is None:
         hints = dict(cfg.model.architecture)
         if problems := [f"model.architecture.{problem}" for problem in _wrong_sizes(hints)]:
@@ -93,7 +100,7 @@ def config_file(path: str | None, revision: str | None = None) -> Path | None:
     local = Path(path).expanduser()
     if local.is_dir():
         file = local / "config.json"
-        return file if file.is_file() else None
+        return file if file.is_file() else megatron_config(local)
     if is_hub_id(path):
         from huggingface_hub import try_to_load_from_cache  # only here: a tenth of a second that most commands save
 

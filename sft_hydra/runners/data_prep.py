@@ -14,6 +14,7 @@ from sft_hydra.paths import RunPaths
 from sft_hydra.schema.config import LoggerConfig, SftConfig
 
 SHOWN = 5  # files that are not read
+UNKNOWN = "unknown"
 COLUMNS = ("source", "rows", "kept", "rejected", "tokens", "trained", "p50", "p95", "longest", "packs", "blend")
 
 
@@ -52,7 +53,7 @@ def prepared_set(cfg: SftConfig, console: Console) -> PackedSet:
             _show(work, progress)
 
         packed = open_or_prepare(cfg, show)
-    if made:
+    if made or packed.metadata.get("foreign"):
         _tell(console, cfg, packed)
     else:
         console.say(f"data: {packed.folder} (prepared before)")
@@ -77,9 +78,11 @@ def _tell(console: Console, cfg: SftConfig, packed: PackedSet) -> None:
     rows = [
         [
             source["name"],
-            f"{source['rows']:,}",
-            f"{source['kept']:,}",
-            ", ".join(f"{count:,} {reason}" for reason, count in source["rejects"].items()) or "0",
+            _count(source["rows"]),
+            _count(source["kept"]),
+            UNKNOWN
+            if source["rejects"] is None
+            else ", ".join(f"{count:,} {reason}" for reason, count in source["rejects"].items()) or "0",
             f"{source['tokens']:,}",
             f"{source['trained_tokens'] / max(source['tokens'], 1):.0%}",
             *(f"{source['lengths'].get(key, 0):,}" for key in ("p50", "p95", "p100")),
@@ -91,12 +94,20 @@ def _tell(console: Console, cfg: SftConfig, packed: PackedSet) -> None:
     console.table("data", COLUMNS, rows)
     for line in notes(packed):
         console.say(line)
-    seconds = meta["timings"]["total_seconds"]
     splits = ", ".join(f"{split} {packed.num_rows(split):,}" for split in ("train", "valid", "test"))
-    console.say(
-        f"{splits} rows of {meta['pack_size']:,} tokens, {meta['efficiency']:.2%} full, {meta['tokens'] / 1e6:.1f}M tokens "
-        f"with {meta['tokenizer']['library']} in {seconds:.1f} s: {packed.folder}"
+    made = (
+        "packed by another tool"
+        if meta.get("foreign")
+        else f"with {meta['tokenizer']['library']} in {meta['timings']['total_seconds']:.1f} s"
     )
+    console.say(
+        f"{splits} rows of {cfg.seq_length:,} tokens, {packed.fill(cfg.seq_length):.2%} full, "
+        f"{meta['tokens'] / 1e6:.1f}M tokens {made}: {packed.folder}"
+    )
+
+
+def _count(number: int | None) -> str:
+    return UNKNOWN if number is None else f"{number:,}"
 
 
 def _about_template(meta: dict[str, Any]) -> list[str]:
@@ -120,6 +131,8 @@ def _about_template(meta: dict[str, Any]) -> list[str]:
 
 def notes(packed: PackedSet) -> list[str]:
     """What a person should know about this set beyond its figures, a line each."""
+    if packed.metadata.get("foreign"):
+        return [f"{packed.folder}: packed by another tool. Unknown: {packed.unknown}"]
     found = _about_template(packed.metadata)
     for source in packed.metadata["sources"]:
         name = source["name"]

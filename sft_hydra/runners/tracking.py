@@ -69,13 +69,15 @@ def data_artifact(cfg: SftConfig, packed: PackedSet) -> Artifact:
     meta = packed.metadata
     facts = {
         "content_key": meta["content_key"],
+        "packed_by": "another tool" if meta.get("foreign") else "sft_hydra",
         "tokens": meta["tokens"],
         "pack_size": meta["pack_size"],
         "rows": {split: packed.num_rows(split) for split in ("train", "valid", "test")},
         "blend": {share.name: round(share.token_share, 6) for share in plan_epoch(packed, cfg.data)},
         "rejects": {source["name"]: source["rejects"] for source in meta["sources"]},
     }
-    return Artifact("dataset", f"{_slug(cfg.data.name)}-data", packed.folder, facts, [packed.folder / "metadata.json"])
+    files = [file for file in [packed.folder / "metadata.json"] if file.is_file()]
+    return Artifact("dataset", f"{_slug(cfg.data.name)}-data", packed.folder, facts, files)
 
 
 def model_artifact(cfg: SftConfig, packed: PackedSet, origin: str, step: int, exported: ExportReport) -> Artifact:

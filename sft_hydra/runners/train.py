@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sft_hydra.chat.token_bytes import token_bytes
 from sft_hydra.chat.tokenizer import ChatTokenizer, load_tokenizer
 from sft_hydra.checkpoint import state as checkpoints
+from sft_hydra.checkpoint.export_megatron import export_megatron
 from sft_hydra.checkpoint.hf_export import ExportReport, export
 from sft_hydra.data.dataset import TrainRows
 from sft_hydra.data.shards import PackedSet
@@ -46,7 +47,7 @@ from sft_hydra.runners.hub_upload import check_upload, upload_export
 from sft_hydra.runners.oom import explain_oom
 from sft_hydra.runners.summary import Clock, say_next_steps, write_summary
 from sft_hydra.runners.tracking import data_artifact, model_artifact, no_trackers, open_trackers
-from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.config import ExportFormat, SftConfig
 
 
 @dataclass(slots=True)
@@ -337,7 +338,39 @@ def _run_chatcore(training: TrainingContext, when: str) -> None:
 
 
 def export_model(model: DecoderModel, cfg: SftConfig, tokenizer: ChatTokenizer, console: Console) -> ExportReport:
-    """Write the Hugging Face folder of the run (`export.path`, else `hf/`) and say how well it agrees."""
+    """Write what `export.formats` asks for. Returns the report of the Hugging Face folder, if that is among it."""
+    formats = cfg.export.formats or [cfg.export.format]
+    reports = []
+    if ExportFormat.hf in formats:
+        reports.append(_export_hf(model, cfg, tokenizer, console))
+    if ExportFormat.megatron in formats:
+        reports.append(_export_megatron(model, cfg, tokenizer, console, alone=len(formats) == 1))
+    return reports[0]
+
+
+def _export_megatron(
+    model: DecoderModel, cfg: SftConfig, tokenizer: ChatTokenizer, console: Console, *, alone: bool
+) -> ExportReport:
+    """The torch_dist checkpoint of the run, `megatron/`, else `export.path` or beside it."""
+    folder = RunPaths(Path(str(cfg.run_dir))).root / "megatron"
+    if cfg.export.path:
+        given = Path(cfg.export.path)
+        folder = given if alone else given.with_name(given.name + "_megatron")
+    last = checkpoints.latest(checkpoint_folder(cfg))
+    step = read_progress(last)["state"]["step"] if last is not None else 0
+    with console.work("exporting for Megatron"):
+        report = export_megatron(model, cfg, tokenizer, folder, step)
+    console.say(
+        f"export     {report.folder}: Megatron checkpoint of step {step}, {report.tensors} tensors in {report.dtype}, read back bit "
+        "for bit"
+    )
+    if report.note:
+        console.say(f"           {report.note}")
+    return report
+
+
+def _export_hf(model: DecoderModel, cfg: SftConfig, tokenizer: ChatTokenizer, console: Console) -> ExportReport:
+    """The Hugging Face folder of the run (`export.path`, else `hf/`); says how well it agrees."""
     assert cfg.run_dir is not None
     folder = Path(cfg.export.path) if cfg.export.path else RunPaths(Path(cfg.run_dir)).export
     with console.work("exporting") as work:

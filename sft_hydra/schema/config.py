@@ -286,12 +286,21 @@ class GenerateConfig:
     top_p: float = number(1.0, 0, 1, above=True)
 
 
+class ExportFormat(Enum):
+    hf = "hf"
+    megatron = "megatron"
+
+
 @dataclass(kw_only=True, slots=True)
 class ExportConfig:
     auto: bool = True
     """Export by itself at the end of training."""
+    format: ExportFormat = ExportFormat.hf
+    """`hf`: a Hugging Face folder. `megatron`: a torch_dist checkpoint that Megatron-Core loads (LoRA needs `merge`)."""
+    formats: list[ExportFormat] | None = None
+    """Several of them; null: only `format`."""
     path: str | None = None
-    """Folder; null: `hf/` in the run's folder."""
+    """Folder; null: `hf/` or `megatron/` in the run's folder. Of two formats the other lies beside it, `<path>_megatron`."""
     merge: bool = False
     """LoRA: write the merged model instead of the adapter."""
     push_to: str | None = None

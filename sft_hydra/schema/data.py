@@ -69,9 +69,9 @@ class SourceConfig:
     epochs: float | None = number(None, 0, 1e6)
     """How often this source is seen in one epoch of the blend (fractions and repetition both work)."""
     split: str | None = None
-    """Split of a hub data set."""
+    """Split of a hub data set; null: `train`, or all of them where there is no such split."""
     subset: str | None = None
-    """Configuration of a hub data set."""
+    """Part of a hub data set: a configuration, a split, a folder or the stem of a file (`chat_if` for `data/chat_if.jsonl`)."""
     format: str = "auto"
     """`auto`, `openai`, `prompt_completion`, `sharegpt`, `alpaca`, or the schema of a known set: `mmlu`, `gsm8k`, `squad`,
     `oasst`."""

@@ -85,7 +85,10 @@ CASES = [
     (["runner=generate", "generate.prompt_file=nothing"], "generate.prompt_file=nothing: not found"),
     (["eval.exact_match.path=nothing"], "eval.exact_match.path=nothing: not found"),
     (["data.packed_dir=packed", "seq_length=256"], "seq_length_mismatch: packed was packed for seq_length=512, this run asks for 256"),
-    (["data.packed_dir=megatron"], "not the metadata of a packed set"),
+    (["data.packed_dir=megatron"], "data.packed_dir=megatron: not a packed set of this project. If another tool packed it"),
+    (["data.packed_dir=nothing", "data.trust_foreign=true"], "data.packed_dir=nothing: not found"),
+    (["export.format=megatron", "peft=lora"], "add export.merge=true"),
+    (["export.format=megatron", "export.push_to=me/it"], "use export.formats=[hf,megatron]"),
 ]  # fmt: skip
 
 
@@ -100,7 +103,7 @@ def files(empty_folder: Path) -> None:
     (empty_folder / "iter_0000007" / "metadata.json").write_text('{"sharded_backend": "zarr"}')
     (empty_folder / "ranks" / "mp_rank_00").mkdir(parents=True)
     (empty_folder / "broken" / "config.json").write_text("{")
-    (empty_folder / "packed" / "metadata.json").write_text(json.dumps({"pack_size": 512}))
+    (empty_folder / "packed" / "metadata.json").write_text(json.dumps({"format_version": 1, "pack_size": 512}))
 
 
 @pytest.mark.parametrize(
