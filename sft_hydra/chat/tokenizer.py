@@ -71,6 +71,11 @@ class ChatTokenizer:
         digest.update(b"\0template\0" + (self.template or "").encode())
         return digest.hexdigest()
 
+    @property
+    def identity(self) -> tuple[str, str]:
+        """All of its files and of the template that a packed set depends on, as text to compare."""
+        return self.fingerprint, json.dumps(self.special_tokens, sort_keys=True)
+
     @cached_property
     def special_tokens(self) -> dict[str, str]:
         """What the tokenizer's config names: `bos_token`, `eos_token`, `pad_token`, `unk_token`, ... (template variables)."""

@@ -6,17 +6,18 @@ made of all that can change a token; weights, epochs and order are not in it, be
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 from sft_hydra.chat.tokenizer import AddedToken, ChatTokenizer
 from sft_hydra.data.shards import FORMAT_VERSION
 from sft_hydra.data_prep.blend import check_weights
+from sft_hydra.data_prep.contents import ChangedError
 from sft_hydra.data_prep.fingerprint import InputFingerprint, count_rows, fingerprint_inputs, line_offsets
-from sft_hydra.data_prep.sources import InputFile, MalformedRow, Source, files_of, read_rows, sources_of
+from sft_hydra.data_prep.sources import InputFile, MalformedRow, Source, check_kind, files_of, read_rows, sources_of
 from sft_hydra.errors import ConfigError
 from sft_hydra.paths import data_root
 from sft_hydra.schema.config import SftConfig
@@ -74,6 +75,7 @@ class Plan:
     seq_length: int
     seed: int
     tokenizer_folder: Path
+    tokenizer_identity: tuple[str, str]
     template: str | None
     template_kwargs: dict[str, Any]
     added: list[AddedToken]
@@ -120,6 +122,8 @@ def read_request(cfg: SftConfig, tokenizer: ChatTokenizer) -> Request:
     files = [files_of(source) for source in sources]
     pairs = [(file, source) for source, listed in zip(sources, files, strict=True) for file in listed]
     surveys = fingerprint_inputs(pairs)
+    seen_again = iter(surveys)
+    files = [[_known(file, next(seen_again)) for file in listed] for listed in files]
     inputs = [
         {"source": source.name, "path": file.path, "identity": seen.identity}
         for (file, source), seen in zip(pairs, surveys, strict=True)
@@ -139,6 +143,31 @@ def read_request(cfg: SftConfig, tokenizer: ChatTokenizer) -> Request:
     return Request(hashlib.sha256(text.encode()).hexdigest()[:16], sources, files, inputs, surveys)
 
 
+def check_unchanged(request: Request, tokenizer: ChatTokenizer) -> None:
+    """Raises ChangedError if an input or the tokenizer is not what the content key was made of."""
+    for file in (file for listed in request.files for file in listed):
+        if file.contents is not None:
+            file.contents.check(file.path)
+    check_tokenizer(tokenizer.folder, tokenizer.template, tokenizer.template_kwargs, tokenizer.identity)
+
+
+def check_tokenizer(
+    folder: Path, template: str | None, template_kwargs: dict[str, Any], identity: tuple[str, str]
+) -> None:
+    """Raises ChangedError unless the tokenizer on disk is the one of this identity."""
+    if ChatTokenizer(folder, template, template_kwargs).identity != identity:
+        raise ChangedError(str(folder), "another tokenizer")
+
+
+def _known(file: InputFile, seen: InputFingerprint) -> InputFile:
+    """The same input, held from now on to what was seen of it."""
+    if file.kind == "hub":
+        return replace(file, fingerprint=seen.identity)
+    known = replace(file, contents=seen.contents)
+    check_kind(known)
+    return known
+
+
 def make_plan(cfg: SftConfig, request: Request, tokenizer: ChatTokenizer, now: str) -> Plan:
     """The whole plan. Counts the rows of all inputs."""
     shards: list[ShardPlan] = []
@@ -154,6 +183,7 @@ def make_plan(cfg: SftConfig, request: Request, tokenizer: ChatTokenizer, now: s
         seq_length=cfg.seq_length,
         seed=cfg.seed,
         tokenizer_folder=tokenizer.folder,
+        tokenizer_identity=tokenizer.identity,
         template=tokenizer.template,
         template_kwargs=tokenizer.template_kwargs,
         added=tokenizer.added,
@@ -223,8 +253,8 @@ def first_rows(request: Request, count: int) -> list[Any]:
     """The first parsed rows of every source."""
     found: list[Any] = []
     for source, listed in zip(request.sources, request.files, strict=True):
-        rows = (row for _, row in read_rows(listed[0], source, 0, count))
-        found += [row for row in rows if not isinstance(row, MalformedRow)]
+        numbered = islice(read_rows(listed[0], source, 0, None), count)
+        found += [row for number, row in numbered if number < count and not isinstance(row, MalformedRow)]
     return found
 
 

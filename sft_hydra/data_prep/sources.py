@@ -10,7 +10,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +20,7 @@ import orjson
 from sft_hydra.chat.message import has_long_number, parse_leniently
 from sft_hydra.data_prep import spelling
 from sft_hydra.data_prep.benchmark_adapters import trees
+from sft_hydra.data_prep.contents import ChangedError, Contents, open_known
 from sft_hydra.data_prep.conversation import prune_nulls
 from sft_hydra.errors import ConfigError, DataError
 from sft_hydra.schema.data import DataConfig, SourceConfig
@@ -41,10 +42,13 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """One file, hub data set or made part of a source; `kind` is lines, array, parquet, hub, demo or builtin."""
+    """One file, hub data set or made part of a source; `kind` is lines, array, parquet, hub, demo or builtin. In a plan,
+    `contents` are what its bytes must be when it is read, `fingerprint` is what a hub data set's must be."""
 
     path: str
     kind: str
+    contents: Contents | None = field(default=None, compare=False)
+    fingerprint: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +168,13 @@ def files_of(source: Source) -> list[InputFile]:
     return [InputFile(str(file), _kind(file) or "") for file in found]
 
 
-def _kind(file: Path) -> str | None:
+def check_kind(file: InputFile) -> None:
+    """Raises ChangedError unless a file, whose contents are known by now, still is of the kind that it was taken for."""
+    if file.contents is not None and _kind(Path(file.path), file.contents) != file.kind:
+        raise ChangedError(file.path, "a list of rows became lines, or lines became a list")
+
+
+def _kind(file: Path, contents: Contents | None = None) -> str | None:
     suffixes = [suffix.lower() for suffix in file.suffixes if suffix.lower() not in PACKED]
     last = suffixes[-1] if suffixes else ""
     if last == ".parquet":
@@ -172,15 +182,15 @@ def _kind(file: Path) -> str | None:
     if last not in LINES:
         return None
     if last == ".json":
-        with open_bytes(file) as stream:
+        with open_bytes(file, contents) as stream:
             start = stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
-        return "array" if start.startswith(b"[") and not _is_one_line_list(file) else "lines"
+        return "array" if start.startswith(b"[") and not _is_one_line_list(file, contents) else "lines"
     return "lines"
 
 
-def _is_one_line_list(file: Path) -> bool:
+def _is_one_line_list(file: Path, contents: Contents | None) -> bool:
     """A .json file whose every line is a list of messages (JSON lines all the same)."""
-    with open_bytes(file) as stream:
+    with open_bytes(file, contents) as stream:
         lines = [line for line in islice(stream, 3) if line.strip()]
     try:
         return all(isinstance(orjson.loads(line), list) for line in lines) and len(lines) > 1
@@ -189,20 +199,21 @@ def _is_one_line_list(file: Path) -> bool:
 
 
 @contextmanager
-def open_bytes(file: Path | str) -> Iterator[IO[bytes]]:
-    """A file's bytes, unpacked if it is .gz or .zst. Raises DataError if it cannot be read."""
+def open_bytes(file: Path | str, contents: Contents | None = None) -> Iterator[IO[bytes]]:
+    """A file's bytes, unpacked if it is .gz or .zst. Raises DataError if it cannot be read, ChangedError if `contents` are
+    not what is in it."""
     name = str(file).lower()
     try:
-        if name.endswith(".gz"):
-            with gzip.open(file, "rb") as stream:
-                yield stream  # type: ignore[misc]
-        elif name.endswith(".zst"):
-            import pyarrow
+        with open_known(str(file), contents) as stream:
+            if name.endswith(".gz"):
+                with gzip.open(stream, "rb") as unpacked:
+                    yield unpacked  # type: ignore[misc]
+            elif name.endswith(".zst"):
+                import pyarrow
 
-            with pyarrow.OSFile(str(file)) as raw, pyarrow.CompressedInputStream(raw, "zstd") as unpacked:
-                yield io.BufferedReader(unpacked, 1 << 20)
-        else:
-            with open(file, "rb", buffering=1 << 20) as stream:
+                with pyarrow.CompressedInputStream(pyarrow.PythonFile(stream, "r"), "zstd") as unpacked:
+                    yield io.BufferedReader(unpacked, 1 << 20)
+            else:
                 yield stream
     except (OSError, EOFError, zlib.error) as problem:
         raise DataError(f"{file}: cannot be read ({problem})") from None
@@ -221,9 +232,9 @@ def read_rows(
 
 def _read_rows(file: InputFile, source: Source, first: int, stop: int | None, offset: int) -> Iterator[tuple[int, Any]]:
     if file.kind == "lines":
-        return _read_lines(file.path, first, stop, offset)
+        return _read_lines(file, first, stop, offset)
     if file.kind == "parquet":
-        return _read_parquet(file.path, first, stop)
+        return _read_parquet(file, first, stop)
     rows: Any
     if file.kind == "demo":
         from sft_hydra.demo import conversations
@@ -233,14 +244,17 @@ def _read_rows(file: InputFile, source: Source, first: int, stop: int | None, of
         rows = spelling.rows(file.path.removeprefix("builtin:"), first, stop)
     elif file.kind == "hub":
         data = hub_data(file.path, source.config)
+        if file.fingerprint not in (None, str(data._fingerprint)):
+            raise ChangedError(file.path, f"its fingerprint was {file.fingerprint} and is {data._fingerprint}")
         rows = (prune_nulls(data[index]) for index in range(first, min(len(data) if stop is None else stop, len(data))))
     else:
-        rows = islice(_read_array(file.path), first, stop)
+        rows = islice(_read_array(file), first, stop)
     return enumerate(rows, first)
 
 
-def _read_lines(path: str, first: int, stop: int | None, offset: int) -> Iterator[tuple[int, Any]]:
-    with open_bytes(path) as stream:
+def _read_lines(file: InputFile, first: int, stop: int | None, offset: int) -> Iterator[tuple[int, Any]]:
+    number = first - 1
+    with open_bytes(file.path, file.contents) as stream:
         if offset:
             stream.seek(offset)
         skipped = 0 if offset else first
@@ -255,6 +269,13 @@ def _read_lines(path: str, first: int, stop: int | None, offset: int) -> Iterato
             except ValueError as problem:
                 if line.strip():
                     yield number, _parse_slowly(line, problem)
+    _check_rows(file, number + 1, stop)
+
+
+def _check_rows(file: InputFile, read: int, stop: int | None) -> None:
+    """Raises ChangedError if a planned file ended before the row that the plan says."""
+    if file.contents is not None and stop is not None and read < stop:
+        raise ChangedError(file.path, f"it ends after row {read:,} of {stop:,}")
 
 
 def _parse_slowly(line: bytes, problem: ValueError) -> Any:
@@ -265,19 +286,23 @@ def _parse_slowly(line: bytes, problem: ValueError) -> Any:
         return MalformedRow(str(problem))
 
 
-def _read_array(path: str) -> list[Any]:
-    with open_bytes(path) as stream:
+def _read_array(file: InputFile) -> list[Any]:
+    with open_bytes(file.path, file.contents) as stream:
         try:
             return list(parse_leniently(stream.read()))
         except (ValueError, RecursionError) as problem:
-            raise DataError(f"{path}: not a JSON array ({problem})") from None
+            raise DataError(f"{file.path}: not a JSON array ({problem})") from None
 
 
-def parquet_file(path: str) -> Any:
+def parquet_file(file: InputFile) -> Any:
+    """A Parquet file, opened, and held to its contents if they are known. DataError if it is none."""
+    import pyarrow
     from pyarrow import parquet
 
-    with _told_as_parquet(path):
-        return parquet.ParquetFile(path)
+    with _told_as_parquet(file.path):
+        if file.contents is None:
+            return parquet.ParquetFile(file.path)
+        return parquet.ParquetFile(pyarrow.PythonFile(open_known(file.path, file.contents), "r"))
 
 
 @contextmanager
@@ -290,15 +315,16 @@ def _told_as_parquet(path: str) -> Iterator[None]:
         raise DataError(f"{path}: cannot be read as Parquet ({problem})") from None
 
 
-def _read_parquet(path: str, first: int, stop: int | None) -> Iterator[tuple[int, Any]]:
-    table = parquet_file(path)
+def _read_parquet(file: InputFile, first: int, stop: int | None) -> Iterator[tuple[int, Any]]:
+    table = parquet_file(file)
+    _check_rows(file, table.metadata.num_rows, stop)
     number = 0
     for group in range(table.metadata.num_row_groups):
         size = table.metadata.row_group(group).num_rows
         if number + size <= first or (stop is not None and number >= stop):
             number += size
             continue
-        with _told_as_parquet(path):
+        with _told_as_parquet(file.path):
             for batch in table.iter_batches(batch_size=512, row_groups=[group]):
                 if number + batch.num_rows > first and (stop is None or number < stop):
                     for offset, row in enumerate(batch.to_pylist(), number):

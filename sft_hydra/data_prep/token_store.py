@@ -9,6 +9,7 @@ counts.json          what was counted
 
 import json
 import os
+import secrets
 import shutil
 from collections import Counter
 from dataclasses import dataclass
@@ -40,8 +41,7 @@ class TokenStoreWriter:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-        shutil.rmtree(self.temporary, ignore_errors=True)
+        self.temporary = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")  # nobody else's
         self.temporary.mkdir(parents=True)
         self.ids = open(self.temporary / "ids.bin", "wb")  # noqa: SIM115 (open as long as the writer)
         self.mask = open(self.temporary / "mask.bin", "wb")  # noqa: SIM115
