@@ -5,15 +5,13 @@ Imports no torch: a wrong command is refused, and a job is submitted, before tha
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from sft_hydra import __version__
-from sft_hydra.config import serialize
 from sft_hydra.config.completion import complete
 from sft_hydra.config.compose import compose
 from sft_hydra.config.resolve import resolve
+from sft_hydra.config.run_folder import begin
 from sft_hydra.launch.local_ranks import run_here
-from sft_hydra.paths import RunPaths
 from sft_hydra.planning.auto_parallel import with_auto_parallel
 from sft_hydra.planning.topology import ranks_of_runner
 from sft_hydra.process.rank import this_rank
@@ -49,6 +47,6 @@ def command(argv: Sequence[str]) -> int:
         return 0
     if ranks_of_runner(cfg) != (1, 1):
         return run_here(with_auto_parallel(cfg))
-    serialize.save(cfg, RunPaths(Path(str(cfg.run_dir))).config(cfg.runner.value))
-    run_rank(cfg)
+    with begin(cfg):
+        run_rank(cfg)
     return 0

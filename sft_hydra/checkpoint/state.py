@@ -23,6 +23,7 @@ from sft_hydra.checkpoint.sharded_tensors import ShardFiles, ShardRecord, write_
 from sft_hydra.engine.loop import TrainState
 from sft_hydra.engine.optimizer import OptimizerSet
 from sft_hydra.errors import CheckpointError
+from sft_hydra.files import unwritable
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.lora import is_adapter
 from sft_hydra.parallel.collectives import all_gather_objects
@@ -51,8 +52,9 @@ class Snapshot:
 class Saver:
     """Saves into one folder; with `checkpoint.async_save` while training goes on, one checkpoint at a time."""
 
-    def __init__(self, folder: Path, cfg: SftConfig) -> None:
-        self.folder, self.cfg = folder, cfg
+    def __init__(self, folder: Path, cfg: SftConfig, origin: dict[str, Any] | None = None) -> None:
+        """`origin`: what checkpoint/origin.py says of this run; it goes into every checkpoint."""
+        self.folder, self.cfg, self.origin = folder, cfg, origin or {}
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None  # the thread's own
         self._thread: Thread | None = None
         self._error: BaseException | None = None
@@ -64,6 +66,7 @@ class Saver:
         """Start to save; what trains on afterwards is not in it. `metrics`, as of now, are what `keep_best` goes by."""
         self.wait()
         snapshot = snapshot_state(model, optimizer, state, self.cfg, metrics)
+        snapshot.progress.update(self.origin)
         if not self.cfg.checkpoint.async_save:
             write_snapshot(self.folder, snapshot, self._group)
             return
@@ -169,22 +172,34 @@ def write_snapshot(folder: Path, snapshot: Snapshot, group: dist.ProcessGroup | 
             _flush(write_shards(building, kind, snapshot.rank, parts))
     except (OSError, SafetensorError) as problem:
         raise CheckpointError(
-            f"{building}: cannot be written ({problem}). Is the disk full? Earlier checkpoints are untouched."
+            f"{building}: cannot be written {unwritable(problem)} Earlier checkpoints are untouched."
         ) from problem
     _barrier(group)
     if first:
-        (building / STATE).write_text(json.dumps(snapshot.progress, indent=1))
-        _flush(building / STATE)
-        _flush(building)
-        _remove(final)
-        building.rename(final)
-        _flush(folder)
-        (final / COMPLETE).write_text(state_digest(final))
-        _flush(final)
+        try:
+            _finish(folder, building, final, snapshot.progress)
+        except OSError as problem:
+            raise CheckpointError(
+                f"{building}: cannot be written {unwritable(problem)} Earlier checkpoints are untouched."
+            ) from problem
         for old in prunable(folder, snapshot.keep_last, snapshot.keep_best):
             _remove(old)
     _barrier(group)
     return final
+
+
+def _finish(folder: Path, building: Path, final: Path, progress: dict[str, Any]) -> None:
+    """What the first rank does when every part is on disk: progress, name, mark, in this order."""
+    (building / STATE).write_text(json.dumps(progress, indent=1))
+    _flush(building / STATE)
+    _flush(building)
+    _remove(final)
+    building.rename(final)
+    _flush(folder)
+    mark = final / COMPLETE
+    mark.write_text(state_digest(final))
+    _flush(mark)
+    _flush(final)
 
 
 def _barrier(group: dist.ProcessGroup | None) -> None:

@@ -40,7 +40,7 @@ class InputFingerprint:
 def fingerprint_inputs(inputs: Sequence[tuple[InputFile, Source]]) -> list[InputFingerprint]:
     """Look at all inputs. Raises DataError if one cannot be read or is written meanwhile."""
     with _readers() as (pool, stopped):
-        return list(pool.map(lambda pair: _fingerprint(*pair, stopped), inputs))
+        return list(pool.map(lambda pair: _fingerprint(pair[0], pair[1], stopped), inputs))
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def _readers() -> Iterator[tuple[ThreadPoolExecutor, Event]]:
             raise
 
 
-class _Interrupted(Exception):
+class _InterruptedError(Exception):
     """The survey is over."""
 
 
@@ -67,7 +67,7 @@ def _fingerprint(file: InputFile, source: Source, stopped: Event) -> InputFinger
 
     def look(block: bytes) -> None:
         if stopped.is_set():
-            raise _Interrupted
+            raise _InterruptedError
         counts.append(block.count(b"\n"))
         last[0] = block[-1:]
 

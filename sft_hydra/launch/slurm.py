@@ -14,7 +14,7 @@ from pathlib import Path
 from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError
 
-from sft_hydra.config import serialize
+from sft_hydra.config.run_folder import begin
 from sft_hydra.errors import ClusterError
 from sft_hydra.launch.job import SlurmJob, find_job, job_state
 from sft_hydra.launch.script import BatchScript, batch_scripts, run_folder
@@ -95,9 +95,8 @@ def _refuse_busy(cfgs: Sequence[SftConfig]) -> None:
 def _submit_script(script: BatchScript, dependency: str | None) -> list[SlurmJob]:
     script.folder.mkdir(parents=True, exist_ok=True)
     for cfg in script.cfgs:
-        paths = RunPaths(run_folder(cfg))
-        serialize.save(cfg, paths.config(cfg.runner.value))
-        paths.job.unlink(missing_ok=True)
+        with begin(cfg):
+            RunPaths(run_folder(cfg)).job.unlink(missing_ok=True)
     variables = (*PLAIN_VARIABLES, *script.cfgs[0].cluster.env_pass)
     try:
         with redirect_stderr(io.StringIO()):  # submitit prints what it also raises

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 
 from sft_hydra.chat.tokenizer import BUNDLED
 from sft_hydra.cli import command
+from sft_hydra.config.run_folder import alone_in
 from sft_hydra.errors import UserError
 from sft_hydra.paths import RunPaths
-from sft_hydra.process.run_lock import run_lock
 
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho " * 10}]
 DATA = "data=jsonl data.path=chats.jsonl data.num_workers=1 seq_length=64"
@@ -65,7 +65,7 @@ def other_length() -> str:
 
 
 def twice_at_once() -> str:
-    with run_lock(RunPaths(Path("outputs/mine"))):
+    with alone_in(RunPaths(Path("outputs/mine"))):
         return shown(f"{TRAIN} name=mine train.train_iters=1")
 
 
