@@ -12,6 +12,7 @@ from sft_hydra.config.compose import compose
 from sft_hydra.config.resolve import resolve
 from sft_hydra.config.run_folder import begin
 from sft_hydra.launch.local_ranks import run_here
+from sft_hydra.observe.terminal import outlive_terminal
 from sft_hydra.planning.auto_parallel import with_auto_parallel
 from sft_hydra.planning.topology import ranks_of_runner
 from sft_hydra.process.rank import this_rank
@@ -20,6 +21,7 @@ from sft_hydra.worker import exit_code, run_rank
 
 def main() -> None:
     """Exit codes: 0 done, 2 the user can put it right (all problems are listed), 1 anything else."""
+    outlive_terminal()
     if this_rank().world_size > 1:
         sys.exit(
             "Start this command once; it starts the ranks itself (cluster.gpus_per_node=...). What starts each rank "

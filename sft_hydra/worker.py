@@ -12,6 +12,7 @@ from pathlib import Path
 from sft_hydra.config import serialize
 from sft_hydra.config.run_folder import held
 from sft_hydra.errors import ConfigError, UserError
+from sft_hydra.observe.terminal import outlive_terminal
 from sft_hydra.parallel.lifeline import live_with_parent, locks_handed_over
 from sft_hydra.paths import RunPaths
 from sft_hydra.planning.topology import ranks_of_runner
@@ -21,6 +22,7 @@ from sft_hydra.schema.config import SftConfig
 
 
 def main() -> None:
+    outlive_terminal()
     code = exit_code(_command)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from torch.distributed.tensor import DTensor
 
+from sft_hydra.checkpoint.load_hf_weights import is_finite
 from sft_hydra.checkpoint.optimizer_state import load_optimizer_state, optimizer_shards
 from sft_hydra.checkpoint.sharded_tensors import ShardFiles, ShardRecord, write_shards
 from sft_hydra.engine.loop import TrainState
@@ -27,7 +28,7 @@ from sft_hydra.files import unwritable
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.lora import is_adapter
 from sft_hydra.parallel.collectives import all_gather_objects
-from sft_hydra.parallel.dtensor import holds_first_copy
+from sft_hydra.parallel.dtensor import holds_first_copy, local_shard
 from sft_hydra.paths import CHECKPOINT_FORMAT, COMPLETE, STATE, complete_checkpoints, read_progress, state_digest
 from sft_hydra.planning.topology import rows_per_step
 from sft_hydra.schema.config import SftConfig
@@ -236,8 +237,13 @@ def load(checkpoint: Path, model: DecoderModel, optimizer: OptimizerSet | None) 
         raise CheckpointError(f"{checkpoint} holds LoRA adapters only; the model has none (peft=lora)")
     files = ShardFiles(checkpoint, MODEL)
     _check(files, targets, model)
+    broken = []
     for name, tensor in targets.items():
         files.read_into(name, tensor)
+        broken += [] if is_finite(local_shard(tensor)[0]) else [name]
+    if everywhere := sorted({name for names in all_gather_objects(broken, model.mesh) for name in names}):
+        shown = ", ".join(everywhere[:5])
+        raise CheckpointError(f"{checkpoint}: {len(everywhere)} tensors have numbers that are not finite: {shown}")
     if optimizer is not None:
         load_optimizer(checkpoint, model, optimizer)
     return TrainState(**progress["state"])

@@ -2,13 +2,14 @@
 
 import difflib
 import glob
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from sft_hydra.config.megatron_checkpoint import megatron_problem
 from sft_hydra.config.rules import DATA_RUNNERS, Rule
+from sft_hydra.errors import ConfigError
+from sft_hydra.files import exists, read_object
 from sft_hydra.planning.architecture import is_hub_id
 from sft_hydra.schema.config import SftConfig
 
@@ -86,12 +87,15 @@ def packed_set_fits(cfg: SftConfig) -> Iterator[str]:
     if cfg.data.packed_dir is None or cfg.runner not in DATA_RUNNERS:
         return
     metadata = Path(cfg.data.packed_dir).expanduser() / "metadata.json"
-    if not metadata.is_file():
+    if not exists(metadata):
         return
     try:
-        pack_size = json.loads(metadata.read_text())["pack_size"]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        yield f"{metadata}: not the metadata of a packed set ({error!r}); choose another data.packed_dir"
+        pack_size = read_object(metadata, fix="choose another data.packed_dir").get("pack_size")
+    except ConfigError as error:
+        yield from error.problems
+        return
+    if not isinstance(pack_size, int):
+        yield f"{metadata}: not the metadata of a packed set (no pack_size); choose another data.packed_dir"
         return
     if pack_size != cfg.seq_length:
         yield (

@@ -19,7 +19,7 @@ from sft_hydra.config.resume_compat import (
     resume_problems,
 )
 from sft_hydra.errors import ConfigError
-from sft_hydra.files import exists, read_object, unwritable
+from sft_hydra.files import exists, read_object, unreadable, unwritable
 from sft_hydra.locks import BusyError, Lock, locked
 from sft_hydra.paths import RunPaths
 from sft_hydra.schema.config import Runner, SftConfig
@@ -57,47 +57,50 @@ def held(cfg: SftConfig) -> Iterator[list[Lock]]:
 def alone_in(paths: RunPaths, *, reads: bool = False) -> Iterator[Lock]:
     """Holds a run's folder by its log. `reads`: commands that only read the run may be there together. ConfigError if a
     training is at work there, or anything where a training wants to begin."""
-    try:
-        paths.root.mkdir(parents=True, exist_ok=True)
-        with locked(paths.log, shared=reads) as lock:
-            yield lock
-    except BusyError:
-        elsewhere = (
-            "; what it has saved can be read from elsewhere: name=<another> "
-            f"checkpoint.load={paths.checkpoints}/step_<N>"
-            if reads
-            else ""
-        )
-        raise ConfigError(
-            f"{paths.root}: another training is at work in this folder, or another command on its run; wait for it, stop it, "
-            f"or choose another name=...{elsewhere}"
-        ) from None
+    with ExitStack() as stack:
+        try:
+            paths.root.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(locked(paths.log, shared=reads))
+        except OSError as problem:
+            raise unreadable(paths.log, problem, fix="take it away, or choose another output_dir") from None
+        except BusyError:
+            elsewhere = "; what it has saved can be read from elsewhere: name=<another> checkpoint.load="
+            raise ConfigError(
+                f"{paths.root}: another training is at work in this folder, or another command on its run; wait for it, stop "
+                "it, or choose another name=..." + (f"{elsewhere}{paths.checkpoints}/step_<N>" if reads else "")
+            ) from None
+        yield lock
 
 
 @contextmanager
 def _owned(cfg: SftConfig, key: str, folder: Path, mark: Path) -> Iterator[Lock]:
     """Holds a folder that is named by hand. ConfigError if another run writes there or has written what is there."""
-    run = Path(str(cfg.run_dir)).resolve()
-    place = f"{key}={folder}"
     if (problem := inside_another_run(cfg, key, folder)) is not None:
         raise ConfigError(problem)
-    try:
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        with locked(mark) as lock:
-            if lock.read().strip():
-                owner = Path(str(read_object(mark, fix=f"take it away, or choose another {key}").get("run", "")))
-                if owner != run and owner.is_dir() and _is_filled(folder, mark):
-                    raise ConfigError(
-                        f"{place}: it belongs to the run in {owner}; choose another {key} for this run, or take the folder away"
-                    )
-            lock.write(json.dumps({"run": str(run), "config": config_digest(fixed_settings(cfg))}) + "\n")
-            yield lock
-    except BusyError:
-        raise ConfigError(
-            f"{place}: another run is at work in this folder; choose another {key}, or wait for it"
-        ) from None
-    except OSError as problem:
-        raise ConfigError(f"{place}: {mark} cannot be written {unwritable(problem)}") from None
+    with ExitStack() as stack:
+        try:
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(locked(mark))
+            _take(lock, cfg, key, folder)
+        except BusyError:
+            raise ConfigError(
+                f"{key}={folder}: another run is at work in this folder; choose another {key}, or wait for it"
+            ) from None
+        except OSError as problem:
+            raise ConfigError(f"{key}={folder}: {mark} cannot be written {unwritable(problem)}") from None
+        yield lock
+
+
+def _take(lock: Lock, cfg: SftConfig, key: str, folder: Path) -> None:
+    """Write into a locked mark whose folder it is. ConfigError if it is that of another run, which is still there."""
+    run = Path(str(cfg.run_dir)).resolve()
+    if lock.read().strip():
+        owner = Path(str(read_object(lock.path, fix=f"take it away, or choose another {key}").get("run", "")))
+        if owner != run and owner.is_dir() and _is_filled(folder, lock.path):
+            raise ConfigError(
+                f"{key}={folder}: it belongs to the run in {owner}; choose another {key} for this run, or take the folder away"
+            )
+    lock.write(json.dumps({"run": str(run), "config": config_digest(fixed_settings(cfg))}) + "\n")
 
 
 def inside_another_run(cfg: SftConfig, key: str, folder: Path) -> str | None:

@@ -168,6 +168,14 @@ def _known(file: InputFile, seen: InputFingerprint) -> InputFile:
     return known
 
 
+def options_of_set(cfg: SftConfig) -> str:
+    """What of a config its packed set depends on, beside the contents of files; as text to compare."""
+    data = {key: value for key, value in asdict(cfg.data).items() if key not in NOT_IN_KEY}
+    inputs = [cfg.data.path, cfg.data.valid_path, cfg.data.blend, asdict(cfg.data)["sources"], asdict(cfg.data.default)]
+    tokenizer = [asdict(cfg.tokenizer), None if cfg.tokenizer.path else cfg.model.path]
+    return json.dumps([data, inputs, tokenizer, cfg.seq_length, cfg.seed], sort_keys=True, default=_plain)
+
+
 def make_plan(cfg: SftConfig, request: Request, tokenizer: ChatTokenizer, now: str) -> Plan:
     """The whole plan. Counts the rows of all inputs."""
     shards: list[ShardPlan] = []

@@ -30,9 +30,10 @@ from sft_hydra.data_prep.packed_set_checks import check_fits, check_rejects, is_
 from sft_hydra.data_prep.plan import Plan, Request, check_unchanged, make_plan, read_request
 from sft_hydra.data_prep.pool import WorkerPool, spool_folder, undisturbed
 from sft_hydra.data_prep.progress import OnProgress, Reporter
+from sft_hydra.data_prep.token_store import read_token_store
 from sft_hydra.data_prep.tokenizer_backend import choose_backend, probe_texts
 from sft_hydra.errors import DataError, MissingPackedDataError
-from sft_hydra.files import unwritable
+from sft_hydra.files import exists, unwritable
 from sft_hydra.paths import data_root
 from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.data import Prepare
@@ -148,7 +149,9 @@ def _open(folder: Path, cfg: SftConfig) -> PackedSet | None:
 
 
 def _refuse_strangers(folder: Path) -> None:
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "metadata.json").is_file():
+    if exists(folder) and not folder.is_dir():
+        raise DataError(f"data.packed_dir={folder}: not a folder. Choose another.")
+    if folder.is_dir() and any(folder.iterdir()) and not exists(folder / "metadata.json"):
         raise DataError(
             f"data.packed_dir={folder}: not empty and not a packed set. Choose another folder, or give "
             "data.trust_foreign=true if another tool packed it."
@@ -241,7 +244,7 @@ def _workers(cfg: SftConfig, plan: Plan) -> int:
 
 def _assign(plan: Plan, spools: list[Path]) -> list[Any]:
     """Splits of every shard's rows."""
-    hashes = [np.load(spool / "rows.npy")["hash"] for spool in spools]
+    hashes = [read_token_store(spool).rows["hash"] for spool in spools]
     of_source = [[i for i, shard in enumerate(plan.shards) if shard.source == s] for s in range(len(plan.sources))]
     empty = [np.zeros(0, np.uint64)]
     joined = [np.concatenate([hashes[i] for i in members] or empty) for members in of_source]

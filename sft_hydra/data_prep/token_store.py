@@ -20,6 +20,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from sft_hydra.errors import DataError
+
 MOST_CHARS = 2000  # of a detail that tells why a row was rejected
 ROW = np.dtype([("hash", "<u8"), ("range", "<i4"), ("number", "<i8")])
 
@@ -81,6 +83,19 @@ def _printable(text: str) -> str:
 
 
 def read_token_store(folder: Path) -> TokenStore:
+    """A finished tokenized shard. DataError if it is not what was written."""
+    try:
+        spool = _read_spool(folder)
+        if not len(spool.input_ids) == len(spool.loss_mask) == spool.lengths.sum() or spool.rows.dtype != ROW:
+            raise ValueError("its files are not of one length")
+    except (OSError, ValueError, LookupError, EOFError, TypeError) as problem:
+        raise DataError(
+            f"{folder}: not what was written ({problem}); take it away, and this shard is done again"
+        ) from None
+    return spool
+
+
+def _read_spool(folder: Path) -> TokenStore:
     sequences = np.load(folder / "sequences.npy")
     rows = np.load(folder / "rows.npy")
     counts = json.loads((folder / "counts.json").read_text())

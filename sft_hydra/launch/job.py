@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from sft_hydra.errors import ClusterError
+from sft_hydra.files import exists, read_object, unreadable
 from sft_hydra.paths import RunPaths
 
 FINAL = (
@@ -59,10 +60,15 @@ class SlurmJob:
 def find_job(folder: Path) -> SlurmJob | None:
     """The handle of a run's folder, None if it was never submitted."""
     file = RunPaths(folder).job
-    if not file.is_file():
+    if not exists(file):
         return None
-    content = json.loads(file.read_text())
-    return SlurmJob(folder, content["job_id"], Path(content["log"]), content["submitted"])
+    fix = "take it away: the job is then unknown here, squeue still has it"
+    content = read_object(file, error=ClusterError, fix=fix)
+    words = [content.get(key) for key in ("job_id", "log", "submitted")]
+    if not all(isinstance(word, str) for word in words):
+        raise unreadable(file, "it is no submitted job", ClusterError, fix)
+    job_id, log, submitted = map(str, words)
+    return SlurmJob(folder, job_id, Path(log), submitted)
 
 
 def find_jobs(folder: Path) -> list[SlurmJob]:

@@ -29,7 +29,7 @@ from sft_hydra.engine.validate import validate
 from sft_hydra.errors import ConfigError
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.observe.console import Console, Steps
-from sft_hydra.observe.metrics import MetricsFile
+from sft_hydra.observe.metrics import MetricsFile, read_metrics
 from sft_hydra.observe.run_report import write_report
 from sft_hydra.observe.trackers import Trackers
 from sft_hydra.parallel.collectives import rank0_first, sum_over_ranks
@@ -41,11 +41,11 @@ from sft_hydra.process.rank import this_rank
 from sft_hydra.process.signals import StoppedError, finish_step_on_interrupt
 from sft_hydra.runners.build_model import RunModel, checkpoint_folder, model_architecture, new_model, start_machine
 from sft_hydra.runners.data_prep import prepared_set
-from sft_hydra.runners.evaluate import evaluate_chatcore, evaluate_model
+from sft_hydra.runners.evaluate import evaluate_chatcore, evaluate_model, read_kept
 from sft_hydra.runners.hub_upload import check_upload, upload_export
 from sft_hydra.runners.oom import explain_oom
 from sft_hydra.runners.summary import Clock, say_next_steps, write_summary
-from sft_hydra.runners.tracking import data_artifact, model_artifact, no_trackers, open_trackers
+from sft_hydra.runners.tracking import data_artifact, model_artifact, no_trackers, open_trackers, tracker_ids
 from sft_hydra.schema.config import SftConfig
 
 
@@ -100,6 +100,8 @@ def run(cfg: SftConfig) -> None:
     rank, device = this_rank(), start_machine(cfg)
     start_process_group(device, cfg.cluster.start_timeout)
     with ExitStack() as stack, Console(paths.log, speak=rank.rank == 0) as console:
+        if rank.rank == 0:
+            _read_run_files(paths)
         with clock("prepare data"), rank0_first():
             packed = prepared_set(cfg, console)
             stack.enter_context(in_use(packed.folder))
@@ -147,6 +149,14 @@ def _train(training: TrainingContext, clock: Clock) -> ExportReport | None:
         exported = export_model(training.model, cfg, training.tokenizer, training.console)
     training.trackers.made(model_artifact(cfg, training.packed, training.built.origin, state.step, exported))
     return exported
+
+
+def _read_run_files(paths: RunPaths) -> None:
+    """Files of an earlier attempt that are read or replaced after hours of work. ConfigError names one that cannot be."""
+    read_metrics(paths.metrics)
+    tracker_ids(paths)
+    for file in (paths.evaluation, paths.samples, paths.summary):
+        read_kept(file)
 
 
 def _origin(cfg: SftConfig, packed: PackedSet, last: Path | None) -> dict[str, Any]:
