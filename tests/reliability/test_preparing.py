@@ -183,11 +183,12 @@ def test_a_set_in_use_or_being_made_is_not_replaced(tmp_path: Path) -> None:
         assert prepare(packed_cfg(tmp_path, first)).metadata["rows"] == 50  # the same set may be used by many
     assert contents(packed.folder) == before
     refused = []
+    third = write_jsonl(tmp_path / "c.jsonl", [question(number) for number in range(70)])
 
     def at_work(_: object) -> None:
         if not refused:
             with pytest.raises(DataError, match="is preparing another set there") as problem:
-                prepare(packed_cfg(tmp_path, first))
+                prepare(packed_cfg(tmp_path, third))
             refused.append(problem)
 
     assert prepare(packed_cfg(tmp_path, second), at_work).metadata["rows"] == 60
