@@ -3,14 +3,17 @@
 Imports no torch: a wrong command is refused, and a job is submitted, before that second is spent.
 """
 
+import shutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from sft_hydra import __version__
 from sft_hydra.config.completion import complete
 from sft_hydra.config.compose import compose
 from sft_hydra.config.resolve import resolve
 from sft_hydra.config.run_folder import begin
+from sft_hydra.launch.job import refuse_busy
 from sft_hydra.launch.local_ranks import run_here
 from sft_hydra.observe.terminal import outlive_terminal
 from sft_hydra.planning.auto_parallel import with_auto_parallel
@@ -47,6 +50,8 @@ def command(argv: Sequence[str]) -> int:
 
         print(describe(cfg))
         return 0
+    if shutil.which("squeue") is not None:  # a job that waits holds no lock yet
+        refuse_busy([Path(str(cfg.run_dir))])
     if ranks_of_runner(cfg) != (1, 1):
         return run_here(with_auto_parallel(cfg))
     with begin(cfg):

@@ -103,6 +103,20 @@ def job_states(handles: Sequence[SlurmJob]) -> list[JobState]:
     return [states.get(handle.job_id) or _left_behind(handle, complaint) for handle in handles]
 
 
+def refuse_busy(folders: Sequence[Path]) -> None:
+    """Two jobs must not write one run's folder. ClusterError if one of these has a job that waits or runs."""
+    problems = []
+    for folder in folders:
+        handle = find_job(folder)
+        if handle is not None and (state := job_state(handle)).is_active:
+            problems.append(
+                f"{folder}: its job {handle.job_id} is {state.name}; wait for it, or "
+                f"`python -m sft_hydra.jobs cancel {folder}` first, or name=... for another run"
+            )
+    if problems:
+        raise ClusterError(*problems)
+
+
 def _ids(handles: Sequence[SlurmJob]) -> str:
     return ",".join(handle.job_id for handle in handles)
 

@@ -1,6 +1,7 @@
 """Jobs on this machine, one after the other, each in a process of its own; a table at the end."""
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from sft_hydra.errors import UserError
 from sft_hydra.launch.dry_run import describe
 from sft_hydra.launch.local_ranks import run_here
 from sft_hydra.launch.sweep_jobs import Job
@@ -37,9 +39,18 @@ def run_jobs(jobs: Sequence[Job]) -> list[JobResult]:
     results = []
     for number, job in enumerate(jobs, start=1):
         console.rule(f"job {number} of {len(jobs)}: {job.label}")
-        results.append(JobResult(job, run_here(job.cfg), *read_metrics(job.paths.metrics)))
+        results.append(JobResult(job, _run(job), *read_metrics(job.paths.metrics)))
     console.print(results_table(results))
     return results
+
+
+def _run(job: Job) -> int:
+    """The exit code of a job; one that is refused says why."""
+    try:
+        return run_here(job.cfg)
+    except UserError as error:
+        print(error.describe(), file=sys.stderr)
+        return 2
 
 
 def read_metrics(path: Path) -> tuple[float | None, tuple[str, float] | None]:

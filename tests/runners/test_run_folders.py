@@ -101,5 +101,5 @@ def test_copies_made_by_hand_are_left_alone(there: Path) -> None:
 
 def test_a_checkpoint_under_the_name_of_another_step_is_refused(there: Path) -> None:
     (there / "kept" / "step_1").rename(there / "kept" / "step_5")
-    with pytest.raises(CheckpointError, match=r"step_5/state\.json.* it is of step 1"):
+    with pytest.raises(CheckpointError, match=r"step_5/state\.json.*it is of step 1"):
         command(again("train.train_iters=9"))
