@@ -9,9 +9,11 @@ from sft_hydra.errors import ClusterError, UserError
 from sft_hydra.launch.job import SlurmJob, find_jobs, job_states
 from sft_hydra.launch.job_log import attach, follow, wait
 from sft_hydra.observe.console import Console
+from sft_hydra.observe.terminal import outlive_terminal
 
 
 def main() -> None:
+    outlive_terminal()
     arguments = _parser().parse_args()
     try:
         succeeded = arguments.command(arguments)

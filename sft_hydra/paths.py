@@ -6,16 +6,19 @@ Owner of: file names inside a run's folder.
 """
 
 import hashlib
-import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sft_hydra.errors import CheckpointError, ConfigError
+from sft_hydra.files import exists, read_object, read_text, unreadable
 
 PACKAGE = Path(__file__).resolve().parent
 COMPLETE, STATE = "COMPLETE", "state.json"  # in every checkpoint: the mark that it counts, and where training stood
 CHECKPOINT_FORMAT = 1
+STEP = re.compile(r"step_(0|[1-9][0-9]*)")
+WITHOUT = "without its folder, the same command goes on from the checkpoint before"
 
 
 def conf_dir() -> Path:
@@ -33,15 +36,22 @@ def data_root(output_dir: str) -> Path:
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """`step_<N>` in it that are whole, oldest first."""
-    steps = [path for path in folder.glob("step_*") if path.suffix != ".tmp" and (path / COMPLETE).is_file()]
-    return sorted(steps, key=lambda path: int(path.name.removeprefix("step_")))
+    """`step_<N>` in it that are whole, oldest first. What has another name, as a copy made by hand, is none of them.
+    CheckpointError if the mark of one cannot be read."""
+    steps = [(int(found[1]), path) for path in folder.glob("step_*") if (found := STEP.fullmatch(path.name))]
+    return [path for _, path in sorted(steps) if is_complete(path)]
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether it is marked; an empty mark, as a crash may leave it, marks nothing."""
+    mark = checkpoint / COMPLETE
+    return exists(mark) and bool(read_text(mark, error=CheckpointError, fix=WITHOUT).strip())
 
 
 def find_checkpoint(path: str | Path) -> Path:
     """The checkpoint that a user means by a path: a `step_<N>`, a folder of them, or a run's folder."""
     path = Path(path).expanduser()
-    if (path / COMPLETE).is_file():
+    if is_complete(path):
         return path
     for folder in (path, path / "checkpoints"):
         if steps := complete_checkpoints(folder):
@@ -58,19 +68,36 @@ def state_digest(checkpoint: Path) -> str:
 
 
 def read_progress(checkpoint: Path) -> dict[str, Any]:
-    """What `state.json` says: `state` (as TrainState), `adapters_only`, `optimizer`, the `sizes` and `rates` in use, and
-    the `metrics` of that moment."""
-    try:
-        progress: dict[str, Any] = json.loads((checkpoint / STATE).read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{checkpoint / STATE} cannot be read: {error}") from error
-    mark = checkpoint / COMPLETE
-    if mark.is_file() and (written := mark.read_bytes()) and written != state_digest(checkpoint).encode():
-        raise CheckpointError(f"{checkpoint / STATE} is not what was written: its checksum differs")
-    found = progress.get("format")
-    if found != CHECKPOINT_FORMAT:
-        raise CheckpointError(f"{checkpoint} has format {found}; this version reads format {CHECKPOINT_FORMAT}")
+    """What `state.json` says: `state` (as TrainState), `adapters_only`, `optimizer`, the `sizes` and `rates` in use, the
+    `metrics` of that moment, and where it comes from: `config`, `data`, `base`."""
+    file, mark = checkpoint / STATE, checkpoint / COMPLETE
+    progress = read_object(file, error=CheckpointError, fix=WITHOUT)
+    if exists(mark):
+        written = read_text(mark, error=CheckpointError, fix=WITHOUT).strip()
+        if written and written != state_digest(checkpoint):
+            raise CheckpointError(
+                f"{file} is not what was written: its checksum differs from that in {mark}; {WITHOUT}"
+            )
+    if progress.get("format") != CHECKPOINT_FORMAT:
+        raise CheckpointError(
+            f"{checkpoint} has format {progress.get('format')}; this version reads format {CHECKPOINT_FORMAT}"
+        )
+    if problem := _problem(checkpoint, progress):
+        raise unreadable(file, problem, CheckpointError, WITHOUT)
     return progress
+
+
+def _problem(checkpoint: Path, progress: dict[str, Any]) -> str | None:
+    """What is wrong with a checkpoint's progress, beyond its checksum."""
+    state = progress.get("state")
+    kinds = {"config": dict, "sizes": dict, "rates": dict, "metrics": dict, "optimizer": list, "adapters_only": bool}
+    wrong = [key for key, kind in kinds.items() if not isinstance(progress.get(key, kind()), kind)]
+    if wrong or not isinstance(state, dict) or not isinstance(state.get("step"), int):
+        return f"its {', '.join(wrong) or 'state'} is not what is written there"
+    found = STEP.fullmatch(checkpoint.name)
+    if found and int(found[1]) != state["step"]:
+        return f"it is of step {state['step']}, its folder is named {checkpoint.name}: give the folder its own name"
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from sft_hydra.errors import ConfigError, UserError
 from sft_hydra.observe.compare import Comparison, compare, write_comparison
 from sft_hydra.observe.console import Console
 from sft_hydra.observe.run_report import RunRecord, write_report
+from sft_hydra.observe.terminal import outlive_terminal
 from sft_hydra.paths import RunPaths
 
 SAID_BY_NAME = (
@@ -24,6 +25,7 @@ SAID_BY_NAME = (
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    outlive_terminal()
     parser = argparse.ArgumentParser(
         prog="python -m sft_hydra.report", description="Report of a run; several are compared."
     )

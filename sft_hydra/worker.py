@@ -6,19 +6,24 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 from sft_hydra.config import serialize
+from sft_hydra.config.run_folder import held
 from sft_hydra.errors import ConfigError, UserError
 from sft_hydra.observe.console import Console
+from sft_hydra.observe.terminal import outlive_terminal
 from sft_hydra.paths import RunPaths
 from sft_hydra.planning.topology import ranks_of_runner
 from sft_hydra.process import signals
+from sft_hydra.process.lifeline import live_with_parent, locks_handed_over
 from sft_hydra.process.rank import rank_output, this_rank
 from sft_hydra.schema.config import SftConfig
 
 
 def main() -> None:
+    outlive_terminal()
     code = exit_code(_command)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -63,22 +68,22 @@ def _told(error: UserError) -> int:
 def run_rank(cfg: SftConfig) -> None:
     """The runner, in this process, as the rank that the environment says."""
     assert cfg.run_dir is not None
-    rank, paths = this_rank(), RunPaths(Path(cfg.run_dir))
-    signals.install_handlers()
+    rank = this_rank()
     started, expected = rank.world_size, math.prod(ranks_of_runner(cfg))
     if started != expected:
         raise ConfigError(
             f"{started} ranks were started; cluster.nodes={cfg.cluster.nodes} and cluster.gpus_per_node="
             f"{cfg.cluster.gpus_per_node} of this run make {expected} for runner={cfg.runner.value}"
         )
-    with Console(speak=rank.rank == 0) as console, console.work("importing torch and transformers"):
-        runner = importlib.import_module(f"sft_hydra.runners.{cfg.runner.value}")
-    try:
-        runner.run(cfg)
-    except signals.StoppedError:
-        if rank.rank == 0:
-            paths.stopped.touch()  # the batch script looks for it
-        raise
+    with signals.listening():
+        with Console(speak=rank.rank == 0) as console, console.work("importing torch and transformers"):
+            runner = importlib.import_module(f"sft_hydra.runners.{cfg.runner.value}")
+        try:
+            runner.run(cfg)
+        except signals.StoppedError:
+            if rank.rank == 0:
+                RunPaths(Path(cfg.run_dir)).stopped.touch()  # the batch script looks for it
+            raise
 
 
 def _command() -> int:
@@ -86,11 +91,12 @@ def _command() -> int:
         raise ConfigError("usage: python -m sft_hydra.worker <resolved.yaml>")
     config = Path(sys.argv[1])
     rank = this_rank()
-    if rank.world_size == 1:
-        run_rank(serialize.load(config))
-        return 0
-    with rank_output(rank, RunPaths(config.parent)):
-        run_rank(serialize.load(config))
+    live_with_parent()
+    output = rank_output(rank, RunPaths(config.parent)) if rank.world_size > 1 else nullcontext()
+    with output:
+        cfg = serialize.load(config)
+        with held(cfg) if rank.rank == 0 and not locks_handed_over() else nullcontext():
+            run_rank(cfg)
     return 0
 
 

@@ -16,9 +16,9 @@ from tokenizers import Tokenizer
 
 from sft_hydra.chat.template import ChatTemplate
 from sft_hydra.chat.template_probe import end_of_turn_texts, probe_closings
-from sft_hydra.planning.megatron_checkpoint import torch_dist_folder
 from sft_hydra.errors import ConfigError, DataError, TokenizerMismatchError
 from sft_hydra.hub import folder_of
+from sft_hydra.planning.megatron_checkpoint import torch_dist_folder
 from sft_hydra.schema.config import SftConfig
 
 BUNDLED = Path(__file__).resolve().parent.parent / "demo" / "tokenizer"
@@ -110,6 +110,11 @@ class ChatTokenizer:
         for name, text in sorted(self.named.items()):
             digest.update(f"\0{name}\0{text}".encode())
         return digest.hexdigest()
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """All of its files and of the template that a packed set depends on, as text to compare."""
+        return self.fingerprint, json.dumps(self.special_tokens, sort_keys=True)
 
     @cached_property
     def special_tokens(self) -> dict[str, str]:

@@ -13,7 +13,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from sft_hydra.checkpoint.megatron import MegatronWeights
-from sft_hydra.planning.megatron_checkpoint import torch_dist_folder
 from sft_hydra.config.weight_files import INDEX, SINGLE
 from sft_hydra.errors import ModelError
 from sft_hydra.hub import folder_of
@@ -22,6 +21,9 @@ from sft_hydra.models.lora import is_adapter
 from sft_hydra.models.state_dict_map import carried, from_disk, shape_on_disk, stored
 from sft_hydra.parallel.collectives import all_gather_objects
 from sft_hydra.parallel.dtensor import local_shard
+from sft_hydra.planning.megatron_checkpoint import torch_dist_folder
+
+FLOATING = ("F64", "F32", "F16", "BF16")
 
 
 def local_folder(path: str, revision: str | None = None) -> Path:
@@ -53,7 +55,10 @@ def load_weights(model: DecoderModel, path: str, revision: str | None = None) ->
     problems = [f"{folder}: {name} is missing" for name in sorted(needed - present)]
     problems += [f"{folder}: {name} has no place in this model" for name in left_over]
     if problems:
-        raise ModelError(*problems[:20], *([f"... and {len(problems) - 20} more"] if len(problems) > 20 else []))
+        raise ModelError(*_shown(problems))
+    if isinstance(reader, _Reader):
+        _check_kinds(model, reader, {name: place.names for name, (_, place) in targets.items()}, folder)
+    broken = []
     for name, (tensor, place) in targets.items():
         there = shape_on_disk(place, reader.get)
         if there != tuple(tensor.shape):
@@ -61,6 +66,40 @@ def load_weights(model: DecoderModel, path: str, revision: str | None = None) ->
         part, where = local_shard(tensor)
         if part.numel():
             part.copy_(from_disk(place, reader.get, where))
+            broken += [] if is_finite(part) else [name]
+    if everywhere := sorted({name for names in all_gather_objects(broken, model.mesh) for name in names}):
+        raise ModelError(
+            *_shown([f"{folder}: {name} has numbers that are not finite (NaN or infinite)" for name in everywhere])
+        )
+
+
+def is_finite(values: torch.Tensor) -> bool:
+    """Whether no number is NaN or infinite; needs no memory beside them. Integers always are."""
+    if not values.is_floating_point() or not values.numel():
+        return True
+    return all(bool(torch.isfinite(end)) for end in torch.aminmax(values))
+
+
+def _check_kinds(model: DecoderModel, reader: "_Reader", names: dict[str, Any], folder: Path) -> None:
+    """ModelError if weights on disk are integers or eight-bit floats, as quantised ones are, where the model computes with
+    them as they are."""
+    floating = {name for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    own = [(on_disk, reader.get(on_disk).get_dtype()) for name in names if name in floating for on_disk in names[name]]
+    odd = {(name, kind) for name, kind in own if kind not in FLOATING}
+    if everywhere := sorted({pair for pairs in all_gather_objects(sorted(odd), model.mesh) for pair in pairs}):
+        raise ModelError(
+            *_shown(
+                [
+                    f"{folder}: {name} is {kind} on disk, not a floating-point weight ({', '.join(FLOATING)})"
+                    for name, kind in everywhere
+                ]
+            ),
+            "quantised weights are trained from the model they were made of; give that as model.path",
+        )
+
+
+def _shown(problems: list[str]) -> list[str]:
+    return [*problems[:20], *([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])]
 
 
 def carried_tensors(config: Any, folder: Path) -> Iterator[tuple[str, torch.Tensor]]:

@@ -10,9 +10,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from sft_hydra.planning.megatron_checkpoint import megatron_problem
 from sft_hydra.errors import CheckpointError
 from sft_hydra.paths import find_checkpoint, read_progress
+from sft_hydra.planning.megatron_checkpoint import megatron_problem
 
 # Key -> where a checkpoint's state.json has it.
 INHERITED = {

@@ -2,17 +2,17 @@
 
 import difflib
 import glob
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sft_hydra.planning.megatron_checkpoint import megatron_problem, torch_dist_folder
 from sft_hydra.config.rules import DATA_RUNNERS, Rule
 from sft_hydra.config.weight_files import INDEX, SINGLE, has_weights, weight_problems
 from sft_hydra.errors import ModelError
+from sft_hydra.files import exists, read_object
 from sft_hydra.planning.architecture import is_hub_id, read_architecture
+from sft_hydra.planning.megatron_checkpoint import megatron_problem, torch_dist_folder
 from sft_hydra.schema.config import Runner, SftConfig
 
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".gz", ".zst")
@@ -118,11 +118,13 @@ def output_is_writable(cfg: SftConfig) -> Iterator[str]:
 
 def packed_length(packed_dir: str | None) -> int | None:
     """`seq_length` of the packed set in a folder; None if there is none. ValueError if its metadata cannot be read."""
-    metadata = _metadata(Path(packed_dir).expanduser()) if packed_dir else {}
-    if "format_version" not in metadata:
-        return None
     try:
+        metadata = _metadata(Path(packed_dir).expanduser()) if packed_dir else {}
+        if "format_version" not in metadata:
+            return None
         return int(metadata["pack_size"])
+    except ConfigError as error:
+        raise ValueError("; ".join(error.problems)) from error
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{packed_dir}/metadata.json: not the metadata of a packed set ({error!r}); choose another data.packed_dir"
@@ -136,7 +138,12 @@ def packed_set_fits(cfg: SftConfig) -> Iterator[str]:
     folder = Path(cfg.data.packed_dir).expanduser()
     if cfg.data.trust_foreign:
         yield from _must_exist("data.packed_dir", cfg.data.packed_dir)
-    if "format_version" not in _metadata(folder):
+    try:
+        is_ours = "format_version" in _metadata(folder)
+    except ConfigError as error:
+        yield from error.problems
+        return
+    if not is_ours:
         if not cfg.data.trust_foreign and folder.is_dir() and any(folder.iterdir()):
             yield (
                 f"data.packed_dir={cfg.data.packed_dir}: not a packed set of this project. If another tool packed it, "
@@ -156,12 +163,9 @@ def packed_set_fits(cfg: SftConfig) -> Iterator[str]:
 
 
 def _metadata(folder: Path) -> dict[str, Any]:
-    """What metadata.json says; nothing if it is not there or not JSON."""
-    try:
-        said = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return said if isinstance(said, dict) else {}
+    """What metadata.json says; nothing if there is none. Raises ConfigError if it cannot be read."""
+    file = folder / "metadata.json"
+    return read_object(file, fix="choose another data.packed_dir") if exists(file) else {}
 
 
 def _must_exist(key: str, path: str | None) -> Iterator[str]:

@@ -9,7 +9,6 @@ Invariant: only files that metadata.json names are read. Its first three columns
 """
 
 import hashlib
-import json
 import os
 import zlib
 from collections import OrderedDict
@@ -28,10 +27,12 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from sft_hydra.errors import DataError, MissingPackedDataError
+from sft_hydra.files import exists, read_object, unreadable
 from sft_hydra.records import PackedRow
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "valid", "test")
+AGAIN = "prepare again with data.force=true, or copy it again"
 ROW_GROUP = 64
 CACHED_GROUPS = 256
 CACHED_TOKENS = CACHED_GROUPS * ROW_GROUP * 4096  # other tools write row groups of a thousand rows
@@ -115,6 +116,23 @@ def make_durable(files: list[Path]) -> None:
         list(pool.map(sync, files))
 
 
+def _problem(metadata: dict[str, Any]) -> str | None:
+    """What keeps metadata from being that of a packed set."""
+    shards, sources = metadata.get("shards"), metadata.get("sources")
+    words = {"file": str, "split": str, "rows": int, "bytes": int}
+    if not isinstance(sources, list) or not all(
+        isinstance(s, dict) and isinstance(s.get("name"), str) for s in sources
+    ):
+        return "it names no sources"
+    if not isinstance(shards, list) or not all(
+        isinstance(s, dict) and all(isinstance(s.get(key), kind) for key, kind in words.items()) for s in shards
+    ):
+        return "it names no shards"
+    if not isinstance(metadata.get("splits", {}), dict) or not isinstance(metadata.get("pack_size"), int):
+        return "it has no pack_size or splits"
+    return None
+
+
 class PackedSet:
     """A folder of packed rows. Open it with `PackedSet.open`."""
 
@@ -145,15 +163,17 @@ class PackedSet:
             from sft_hydra.data.external_packed import read_foreign
 
             return cls(folder, *read_foreign(folder))
-        if not path.is_file():
+        if not exists(path):
             raise MissingPackedDataError(f"{folder}: no packed set (no metadata.json)")
         if not is_ours(folder):
             raise DataError(f"{folder}: {NOT_OURS}")
-        metadata = json.loads(path.read_text(encoding="utf-8"))
+        metadata = read_object(path, error=DataError, fix=AGAIN)
         if metadata.get("format_version") != FORMAT_VERSION:
             raise DataError(
                 f"{path}: format version {metadata.get('format_version')}, this version reads {FORMAT_VERSION}"
             )
+        if problem := _problem(metadata):
+            raise unreadable(path, problem, DataError, AGAIN)
         missing = [s["file"] for s in metadata["shards"] if not (folder / s["file"]).is_file()]
         missing += [
             s["file"] for s in metadata["shards"] if s["file"] not in missing and _size(folder, s) != s["bytes"]
@@ -168,7 +188,10 @@ class PackedSet:
             said = metadata.get("splits", {}).get(split, {})  # a set that other hands wrote may say nothing
             if said.get("rows") and (not index.is_file() or said.get("rows_sha256") not in (None, checksum(index))):
                 raise DataError(f"{index}: not what was written. Prepare again with data.force=true, or copy it anew")
-            rows[split] = np.load(index, allow_pickle=False) if index.is_file() else np.zeros((0, 3), np.int64)
+            try:
+                rows[split] = np.load(index, allow_pickle=False) if exists(index) else np.zeros((0, 3), np.int64)
+            except (OSError, ValueError, EOFError) as problem:
+                raise unreadable(index, problem, DataError, AGAIN) from None
         return cls(folder, metadata, rows)
 
     @property
@@ -347,8 +370,10 @@ def _lists(table: pa.Table, name: str, kind: Any) -> tuple[Any, NDArray[np.int64
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether its metadata.json is one that this project writes."""
+    """Whether its metadata.json is one that this project writes; so is a damaged one, until its reader names what is wrong."""
     try:
-        return "format_version" in json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
-        return False
+        return exists(folder / "metadata.json") and "format_version" in read_object(
+            folder / "metadata.json", error=DataError, fix=AGAIN
+        )
+    except DataError:
+        return True

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from sft_hydra.data_prep.contents import ChangedError, open_known
+from sft_hydra.data_prep.files import InputFile, check_rows
 from sft_hydra.data_prep.nulls import prune_row
 from sft_hydra.errors import DataError
 
@@ -21,12 +23,15 @@ class Unreadable:
     problem: str
 
 
-def parquet_file(path: str) -> Any:
-    """A Parquet file, opened. Raises DataError."""
+def parquet_file(file: InputFile) -> Any:
+    """A Parquet file, opened, and held to its contents if they are known. Raises DataError."""
+    import pyarrow
     from pyarrow import parquet
 
-    with _told_as_parquet(path):
-        return parquet.ParquetFile(path)
+    with _told_as_parquet(file.path):
+        if file.contents is None:
+            return parquet.ParquetFile(file.path)
+        return parquet.ParquetFile(pyarrow.PythonFile(open_known(file.path, file.contents), "r"))
 
 
 @contextmanager
@@ -39,14 +44,16 @@ def _told_as_parquet(path: str) -> Iterator[None]:
         raise DataError(f"{path}: cannot be read as Parquet ({problem})") from None
 
 
-def parquet_rows(path: str, first: int, stop: int | None) -> Iterator[tuple[int, Any]]:
-    """(number, row) of rows first..stop. Raises DataError where no column of a row group can be read."""
-    table = parquet_file(path)
+def parquet_rows(file: InputFile, first: int, stop: int | None) -> Iterator[tuple[int, Any]]:
+    """(number, row) of rows first..stop. Raises DataError where no column of a row group can be read, ChangedError where the
+    file has fewer rows than planned."""
+    table = parquet_file(file)
+    check_rows(file, table.metadata.num_rows, stop)
     number = 0
     for group in range(table.metadata.num_row_groups):
         size = table.metadata.row_group(group).num_rows
         if number + size > first and (stop is None or number < stop):
-            for offset, row in enumerate(_group_rows(path, table, group, first - number), number):
+            for offset, row in enumerate(_group_rows(file.path, table, group, first - number), number):
                 if offset >= first and (stop is None or offset < stop):
                     yield offset, prune_row(row)
         number += size
@@ -98,6 +105,8 @@ def _by_columns(path: str, table: Any, group: int, problem: Exception) -> list[A
         try:
             columns[name] = _values(table.read_row_group(group, columns=[name]).column(name))
             readable += 1
+        except ChangedError:
+            raise
         except Exception as why:
             columns[name] = [Unreadable(str(why))] * size
     if not readable:

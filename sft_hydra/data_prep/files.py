@@ -16,6 +16,7 @@ from typing import IO, Any
 
 import orjson
 
+from sft_hydra.data_prep.contents import ChangedError, Contents, open_known
 from sft_hydra.errors import DataError
 
 LINES = (".jsonl", ".json", ".ndjson")
@@ -33,11 +34,14 @@ LONGEST_LINE = 64 << 20  # a longer first line that opens a list is an array
 @dataclass(frozen=True, slots=True)
 class InputFile:
     """One file, hub data set or made part of a source; `kind` is lines, array, parquet, hub, demo or builtin. `plain`: rows
-    can be found by the places of line ends in its bytes."""
+    can be found by the places of line ends in its bytes. In a plan, `contents` are what its bytes must be when it is read,
+    `fingerprint` is what a hub data set's must be."""
 
     path: str
     kind: str
     plain: bool = True
+    contents: Contents | None = field(default=None, compare=False)
+    fingerprint: str | None = field(default=None, compare=False)
 
 
 @dataclass(slots=True)
@@ -59,15 +63,28 @@ def suffix_of(file: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def input_file(file: Path) -> InputFile | None:
-    """A file of rows; None if its name is not that of one. Raises DataError if it cannot be read."""
+def input_file(file: Path, contents: Contents | None = None) -> InputFile | None:
+    """A file of rows; None if its name is not that of one. Raises DataError if it cannot be read, ChangedError if it has other
+    contents."""
     suffix = suffix_of(file)
     if suffix == ".parquet":
         return None if is_packed(file) else InputFile(str(file), "parquet")
     if suffix not in LINES:
         return None
-    kind = "array" if _is_array(file) else "lines"
-    return InputFile(str(file), kind, kind == "lines" and not is_packed(file) and _encoding(file) is None)
+    kind = "array" if _is_array(file, contents) else "lines"
+    return InputFile(str(file), kind, kind == "lines" and not is_packed(file) and _encoding(file, contents) is None)
+
+
+def check_kind(file: InputFile) -> None:
+    """Raises ChangedError unless a file, whose contents are known by now, still is of the kind that it was taken for."""
+    if file.contents is not None and input_file(Path(file.path), file.contents) != file:
+        raise ChangedError(file.path, "a list of rows became lines, or lines became a list")
+
+
+def check_rows(file: InputFile, read: int, stop: int | None) -> None:
+    """Raises ChangedError if a planned file ended before the row that the plan says."""
+    if file.contents is not None and stop is not None and read < stop:
+        raise ChangedError(file.path, f"it ends after row {read:,} of {stop:,}")
 
 
 def list_folder(folder: Path) -> Listing:
@@ -102,13 +119,13 @@ def _why_not(path: Path) -> str | None:
     return None if os.access(path, os.R_OK) else "cannot be read (Permission denied)"
 
 
-def _is_array(file: Path) -> bool:
+def _is_array(file: Path, contents: Contents | None) -> bool:
     """True for one JSON list of rows, over any number of lines; false for JSON lines, which may be lists of messages."""
-    with open_bytes(file) as stream:
+    with open_bytes(file, contents) as stream:
         start = stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
         if not start.startswith(b"["):
             return False
-    with open_bytes(file) as stream:
+    with open_bytes(file, contents) as stream:
         lines = (
             line for line in iter(lambda: stream.readline(LONGEST_LINE), b"") if line.strip(b"\xef\xbb\xbf \t\r\n")
         )
@@ -124,9 +141,9 @@ def _is_array(file: Path) -> bool:
     )
 
 
-def _encoding(file: Path) -> str | None:
+def _encoding(file: Path, contents: Contents | None) -> str | None:
     """UTF-16 or UTF-32, if a file is in one of these."""
-    with _unpacked(file) as stream:
+    with _unpacked(file, contents) as stream:
         start = stream.read(4)
     return _encoding_of(start)
 
@@ -139,11 +156,11 @@ def _encoding_of(start: bytes) -> str | None:
 
 
 @contextmanager
-def open_bytes(file: Path | str) -> Iterator[IO[bytes]]:
+def open_bytes(file: Path | str, contents: Contents | None = None) -> Iterator[IO[bytes]]:
     """A file's bytes, unpacked if it is .gz or .zst, and in UTF-8 whatever its encoding. Raises DataError if it cannot be
-    read."""
+    read, ChangedError if `contents` are not what is in it."""
     try:
-        with _unpacked(file) as stream:
+        with _unpacked(file, contents) as stream:
             encoding = _encoding_of(stream.peek(4)[:4])  # type: ignore[attr-defined]
             if encoding is None:
                 yield stream
@@ -154,18 +171,18 @@ def open_bytes(file: Path | str) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _unpacked(file: Path | str) -> Iterator[Any]:
+def _unpacked(file: Path | str, contents: Contents | None) -> Iterator[Any]:
     name = str(file).lower()
-    if name.endswith(".gz"):
-        with gzip.open(file, "rb") as stream:
-            yield stream
-    elif name.endswith(".zst"):
-        import pyarrow
+    with open_known(str(file), contents) as stream:
+        if name.endswith(".gz"):
+            with gzip.open(stream, "rb") as unpacked:
+                yield unpacked
+        elif name.endswith(".zst"):
+            import pyarrow
 
-        with pyarrow.OSFile(str(file)) as raw, pyarrow.CompressedInputStream(raw, "zstd") as unpacked:
-            yield io.BufferedReader(unpacked, 1 << 20)
-    else:
-        with open(file, "rb", buffering=1 << 20) as stream:
+            with pyarrow.CompressedInputStream(pyarrow.PythonFile(stream, "r"), "zstd") as unpacked:
+                yield io.BufferedReader(unpacked, 1 << 20)
+        else:
             yield stream
 
 

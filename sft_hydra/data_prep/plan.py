@@ -8,16 +8,17 @@ Owner of: the content key of a packed set.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 from sft_hydra.chat.tokenizer import AddedToken, ChatTokenizer
 from sft_hydra.data.shards import FORMAT_VERSION
 from sft_hydra.data_prep.blend import check_weights
-from sft_hydra.data_prep.files import InputFile, is_packed
+from sft_hydra.data_prep.contents import ChangedError
+from sft_hydra.data_prep.files import InputFile, check_kind, is_packed
 from sft_hydra.data_prep.fingerprint import InputFingerprint, count_rows, fingerprint_inputs, line_offsets
 from sft_hydra.data_prep.sources import MalformedRow, Source, listing_of, read_rows, sources_of
 from sft_hydra.errors import ConfigError
@@ -79,6 +80,7 @@ class Plan:
     seed: int
     tokenizer_folder: Path
     tokenizer_file: Path
+    tokenizer_identity: tuple[str, str]
     template: str | None
     named_templates: dict[str, str]
     template_kwargs: dict[str, Any]
@@ -129,6 +131,8 @@ def read_request(cfg: SftConfig, tokenizer: ChatTokenizer) -> Request:
     files = [listing.files for listing in listings]
     pairs = [(file, source) for source, listed in zip(sources, files, strict=True) for file in listed]
     surveys = fingerprint_inputs(pairs)
+    seen_again = iter(surveys)
+    files = [[_known(file, next(seen_again)) for file in listed] for listed in files]
     inputs = [
         {"source": source.name, "path": file.path, "identity": seen.identity}
         for (file, source), seen in zip(pairs, surveys, strict=True)
@@ -156,6 +160,38 @@ def read_request(cfg: SftConfig, tokenizer: ChatTokenizer) -> Request:
     )
 
 
+def check_unchanged(request: Request, tokenizer: ChatTokenizer) -> None:
+    """Raises ChangedError if an input or the tokenizer is not what the content key was made of."""
+    for file in (file for listed in request.files for file in listed):
+        if file.contents is not None:
+            file.contents.check(file.path)
+    check_tokenizer(tokenizer, tokenizer.identity)
+
+
+def check_tokenizer(tokenizer: ChatTokenizer, identity: tuple[str, str]) -> None:
+    """Raises ChangedError unless the tokenizer on disk is the one of this identity."""
+    on_disk = ChatTokenizer(tokenizer.folder, tokenizer.template, tokenizer.template_kwargs, named=tokenizer.named)
+    if on_disk.identity != identity:
+        raise ChangedError(str(tokenizer.folder), "another tokenizer")
+
+
+def _known(file: InputFile, seen: InputFingerprint) -> InputFile:
+    """The same input, held from now on to what was seen of it."""
+    if file.kind == "hub":
+        return replace(file, fingerprint=seen.identity)
+    known = replace(file, contents=seen.contents)
+    check_kind(known)
+    return known
+
+
+def options_of_set(cfg: SftConfig) -> str:
+    """What of a config its packed set depends on, beside the contents of files; as text to compare."""
+    data = {key: value for key, value in asdict(cfg.data).items() if key not in NOT_IN_KEY}
+    inputs = [cfg.data.path, cfg.data.valid_path, cfg.data.blend, asdict(cfg.data)["sources"], asdict(cfg.data.default)]
+    tokenizer = [asdict(cfg.tokenizer), None if cfg.tokenizer.path else cfg.model.path]
+    return json.dumps([data, inputs, tokenizer, cfg.seq_length, cfg.seed], sort_keys=True, default=_plain)
+
+
 def make_plan(cfg: SftConfig, request: Request, tokenizer: ChatTokenizer, now: str) -> Plan:
     """The whole plan. Counts the rows of all inputs."""
     shards: list[ShardPlan] = []
@@ -172,6 +208,7 @@ def make_plan(cfg: SftConfig, request: Request, tokenizer: ChatTokenizer, now: s
         seed=cfg.seed,
         tokenizer_folder=tokenizer.folder,
         tokenizer_file=tokenizer.file,
+        tokenizer_identity=tokenizer.identity,
         template=tokenizer.template,
         named_templates=tokenizer.named,
         template_kwargs=tokenizer.template_kwargs,
@@ -243,8 +280,8 @@ def first_rows(request: Request, count: int) -> list[Any]:
     """The first parsed rows of every source."""
     found: list[Any] = []
     for source, listed in zip(request.sources, request.files, strict=True):
-        rows = (row for _, row in read_rows(listed[0], source, 0, count))
-        found += [row for row in rows if not isinstance(row, MalformedRow)]
+        numbered = islice(read_rows(listed[0], source, 0, None), count)
+        found += [row for number, row in numbered if number < count and not isinstance(row, MalformedRow)]
     return found
 
 

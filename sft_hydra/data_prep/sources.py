@@ -17,7 +17,8 @@ from sft_hydra.chat.lenient_json import has_long_number, parse_leniently
 from sft_hydra.data_prep import spelling
 from sft_hydra.data_prep.benchmark_adapters import trees
 from sft_hydra.data_prep.columns import parquet_rows
-from sft_hydra.data_prep.files import InputFile, Listing, input_file, list_folder, open_bytes
+from sft_hydra.data_prep.contents import ChangedError
+from sft_hydra.data_prep.files import InputFile, Listing, check_rows, input_file, list_folder, open_bytes
 from sft_hydra.data_prep.hub_sets import hub_data, is_saved, other_splits, pruner, repository_files
 from sft_hydra.data_prep.nulls import prune_row
 from sft_hydra.errors import ConfigError, DataError
@@ -191,9 +192,9 @@ def read_rows(
 
 def _read_rows(file: InputFile, source: Source, first: int, stop: int | None, offset: int) -> Iterator[tuple[int, Any]]:
     if file.kind == "lines":
-        return _read_lines(file.path, first, stop, offset)
+        return _read_lines(file, first, stop, offset)
     if file.kind == "parquet":
-        return parquet_rows(file.path, first, stop)
+        return parquet_rows(file, first, stop)
     rows: Any
     if file.kind == "demo":
         from sft_hydra.demo import conversations
@@ -203,16 +204,19 @@ def _read_rows(file: InputFile, source: Source, first: int, stop: int | None, of
         rows = spelling.rows(file.path.removeprefix("builtin:"), first, stop)
     elif file.kind == "hub":
         data = hub_data(file.path, source.config)
+        if file.fingerprint not in (None, str(data._fingerprint)):
+            raise ChangedError(file.path, f"its fingerprint was {file.fingerprint} and is {data._fingerprint}")
         prune = pruner(data.features)
         end = len(data) if stop is None else min(stop, len(data))
         rows = (prune_row(data[index], prune) for index in range(first, end))
     else:
-        rows = islice(_read_array(file.path), first, stop)
+        rows = islice(_read_array(file), first, stop)
     return enumerate(rows, first)
 
 
-def _read_lines(path: str, first: int, stop: int | None, offset: int) -> Iterator[tuple[int, Any]]:
-    with open_bytes(path) as stream:
+def _read_lines(file: InputFile, first: int, stop: int | None, offset: int) -> Iterator[tuple[int, Any]]:
+    number = first - 1
+    with open_bytes(file.path, file.contents) as stream:
         if offset:
             stream.seek(offset)
         skipped = 0 if offset else first
@@ -230,6 +234,7 @@ def _read_lines(path: str, first: int, stop: int | None, offset: int) -> Iterato
             except ValueError as problem:
                 if line.strip():
                     yield number, _parse_slowly(line, problem)
+    check_rows(file, number + 1, stop)
 
 
 def lines_of(stream: IO[bytes]) -> Iterator[bytes | MalformedRow]:
@@ -254,9 +259,9 @@ def _parse_slowly(line: bytes, problem: ValueError) -> Any:
         return MalformedRow(str(problem))
 
 
-def _read_array(path: str) -> list[Any]:
-    with open_bytes(path) as stream:
+def _read_array(file: InputFile) -> list[Any]:
+    with open_bytes(file.path, file.contents) as stream:
         try:
             return list(parse_leniently(stream.read()))
         except (ValueError, RecursionError) as problem:
-            raise DataError(f"{path}: not a JSON array ({problem})") from None
+            raise DataError(f"{file.path}: not a JSON array ({problem})") from None

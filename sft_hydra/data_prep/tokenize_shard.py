@@ -30,7 +30,7 @@ from sft_hydra.data_prep.conversation import to_conversation
 from sft_hydra.data_prep.filters import Filters
 from sft_hydra.data_prep.llm_judge import LLMJudge
 from sft_hydra.data_prep.ordered_executor import OrderedExecutor
-from sft_hydra.data_prep.plan import Plan, ShardPlan
+from sft_hydra.data_prep.plan import Plan, ShardPlan, check_tokenizer
 from sft_hydra.data_prep.sources import MAX_ROW_BYTES, MalformedRow, Source, read_rows
 from sft_hydra.data_prep.token_batch import StoreWriter, TokenBatcher
 from sft_hydra.data_prep.token_store import TokenStoreWriter
@@ -59,6 +59,7 @@ class ShardTokenizer:
         self.tokenizer = tokenizer = ChatTokenizer(
             plan.tokenizer_folder, plan.template, plan.template_kwargs, plan.tokenizer_file, plan.named_templates
         )
+        check_tokenizer(tokenizer, plan.tokenizer_identity)
         tokenizer.added = plan.added  # read once, when the plan was made
         self.background = OrderedExecutor(AHEAD)
         self.encoder: SequenceEncoder | None = None  # made by the first job

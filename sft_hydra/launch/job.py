@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from sft_hydra.errors import ClusterError
+from sft_hydra.files import exists, read_object, unreadable
 from sft_hydra.paths import RunPaths
 
 FINAL = (
@@ -59,10 +60,15 @@ class SlurmJob:
 def find_job(folder: Path) -> SlurmJob | None:
     """The handle of a run's folder, None if it was never submitted."""
     file = RunPaths(folder).job
-    if not file.is_file():
+    if not exists(file):
         return None
-    content = json.loads(file.read_text())
-    return SlurmJob(folder, content["job_id"], Path(content["log"]), content["submitted"])
+    fix = "take it away: the job is then unknown here, squeue still has it"
+    content = read_object(file, error=ClusterError, fix=fix)
+    words = [content.get(key) for key in ("job_id", "log", "submitted")]
+    if not all(isinstance(word, str) for word in words):
+        raise unreadable(file, "it is no submitted job", ClusterError, fix)
+    job_id, log, submitted = map(str, words)
+    return SlurmJob(folder, job_id, Path(log), submitted)
 
 
 def find_jobs(folder: Path) -> list[SlurmJob]:
@@ -95,6 +101,20 @@ def job_states(handles: Sequence[SlurmJob]) -> list[JobState]:
             states[number] = JobState(name.split()[0], f"exit code {code.split(':')[0]}")  # `CANCELLED by 0`
         complaint = past.stderr.strip()
     return [states.get(handle.job_id) or _left_behind(handle, complaint) for handle in handles]
+
+
+def refuse_busy(folders: Sequence[Path]) -> None:
+    """Two jobs must not write one run's folder. ClusterError if one of these has a job that waits or runs."""
+    problems = []
+    for folder in folders:
+        handle = find_job(folder)
+        if handle is not None and (state := job_state(handle)).is_active:
+            problems.append(
+                f"{folder}: its job {handle.job_id} is {state.name}; wait for it, or "
+                f"`python -m sft_hydra.jobs cancel {folder}` first, or name=... for another run"
+            )
+    if problems:
+        raise ClusterError(*problems)
 
 
 def _ids(handles: Sequence[SlurmJob]) -> str:

@@ -16,9 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from sft_hydra.config import serialize
+from sft_hydra.config.run_folder import begin
 from sft_hydra.paths import RunPaths
 from sft_hydra.planning.topology import ranks_of_runner
+from sft_hydra.process.lifeline import LOCKS, PARENT
 from sft_hydra.process.signals import StoppedError
 from sft_hydra.schema.config import SftConfig
 
@@ -30,11 +31,11 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 def run_here(cfg: SftConfig) -> int:
     """Run what is resolved on this machine, each rank in a process of its own; the exit code."""
     file = RunPaths(Path(str(cfg.run_dir))).config(cfg.runner.value)
-    serialize.save(cfg, file)
     nodes, ranks = ranks_of_runner(cfg)
     worker = ["-m", "sft_hydra.worker", str(file)]
-    if nodes == 1:
-        return start_ranks([sys.executable, *worker], ranks)
+    with begin(cfg) as locks:
+        if nodes == 1:
+            return start_ranks([sys.executable, *worker], ranks, [lock.descriptor for lock in locks])
     print(
         f"cluster.nodes={nodes} and this is one machine (cluster=slurm starts them all). By hand, on each of the {nodes}:\n"
         f"  torchrun --nnodes={nodes} --nproc-per-node={ranks} --rdzv-backend=c10d --rdzv-endpoint=<first host>:29500 "
@@ -43,15 +44,18 @@ def run_here(cfg: SftConfig) -> int:
     return 0
 
 
-def start_ranks(command: Sequence[str], world_size: int) -> int:
+def start_ranks(command: Sequence[str], world_size: int, locks: Sequence[int] = ()) -> int:
     """Run `command` once for each rank until all have ended. 0, or the exit code of the first rank that failed (killed: 1).
+    `locks`: open files that the first rank holds too, so that they last as long as anything writes.
 
     StoppedError if they ended so because of a signal to this process.
     """
     # a session of their own: the terminal's Ctrl-C comes to the parent alone
     ranks = [
-        subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
-        for environment in _environments(world_size)
+        subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=() if rank else locks
+        )
+        for rank, environment in enumerate(_environments(world_size, locks))
     ]
     try:
         with _signals_forwarded(ranks) as signals:
@@ -71,13 +75,14 @@ def start_ranks(command: Sequence[str], world_size: int) -> int:
     return 1
 
 
-def _environments(world_size: int) -> Iterator[dict[str, str]]:
+def _environments(world_size: int, locks: Sequence[int]) -> Iterator[dict[str, str]]:
     port = _free_port()
     threads = max(1, (os.cpu_count() or 1) // world_size)
     for rank in range(world_size):
         own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "SFT_HYDRA_HOSTS": socket.gethostname()}
-        ours = {name: str(value) for name, value in {**own, **meeting}.items()}
+        ends = {PARENT: os.getpid(), LOCKS: "" if rank else ",".join(map(str, locks))}
+        ours = {name: str(value) for name, value in {**own, **meeting, **ends}.items()}
         yield {"OMP_NUM_THREADS": str(threads), **os.environ, **ours}
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError
 
-from sft_hydra.config import serialize
+from sft_hydra.config.run_folder import begin
 from sft_hydra.errors import ClusterError
-from sft_hydra.launch.job import SlurmJob, find_job, job_state
+from sft_hydra.launch.job import SlurmJob, refuse_busy
 from sft_hydra.launch.script import BatchScript, batch_scripts, run_folder
 from sft_hydra.paths import RunPaths
 from sft_hydra.schema.config import SftConfig
@@ -58,7 +58,7 @@ def submit(
     """
     if shutil.which("sbatch") is None:
         raise ClusterError("no sbatch on this machine: cluster=slurm works where Slurm's commands are (a login node)")
-    _refuse_busy(cfgs)
+    refuse_busy([run_folder(cfg) for cfg in cfgs])
     handles: list[SlurmJob] = []
     with all_or_nothing(handles):
         for script in batch_scripts(cfgs, waiting):
@@ -78,26 +78,11 @@ def all_or_nothing(handles: list[SlurmJob]) -> Iterator[None]:
         raise
 
 
-def _refuse_busy(cfgs: Sequence[SftConfig]) -> None:
-    """Two jobs must not write one folder."""
-    problems = []
-    for cfg in cfgs:
-        handle = find_job(run_folder(cfg))
-        if handle is not None and (state := job_state(handle)).is_active:
-            problems.append(
-                f"{cfg.run_dir}: its job {handle.job_id} is {state.name}; wait for it, or "
-                f"`python -m sft_hydra.jobs cancel {cfg.run_dir}` first, or name=... for another run"
-            )
-    if problems:
-        raise ClusterError(*problems)
-
-
 def _submit_script(script: BatchScript, dependency: str | None) -> list[SlurmJob]:
     script.folder.mkdir(parents=True, exist_ok=True)
     for cfg in script.cfgs:
-        paths = RunPaths(run_folder(cfg))
-        serialize.save(cfg, paths.config(cfg.runner.value))
-        paths.job.unlink(missing_ok=True)
+        with begin(cfg):
+            RunPaths(run_folder(cfg)).job.unlink(missing_ok=True)
     variables = (*PLAIN_VARIABLES, *script.cfgs[0].cluster.env_pass)
     try:
         with redirect_stderr(io.StringIO()):  # submitit prints what it also raises

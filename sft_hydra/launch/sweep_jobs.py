@@ -13,10 +13,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from sft_hydra.config.hydra_internals import ConfigLoaderImpl
 from sft_hydra.config.resolve import resolve
 from sft_hydra.config.sweep_labels import distinct_labels, job_label, sweep_problem
+from sft_hydra.data_prep.plan import options_of_set
 from sft_hydra.errors import ConfigError
 from sft_hydra.paths import RunPaths
 from sft_hydra.planning.auto_parallel import with_auto_parallel
-from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.config import Runner, SftConfig
+from sft_hydra.schema.data import Prepare
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +71,39 @@ def resolve_jobs(
     problems += [
         f"{folder}: {count} jobs of this sweep share this folder" for folder, count in folders.items() if count > 1
     ]
+    problems += shared_folders([job.cfg for job in jobs])
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
     return jobs
+
+
+def shared_folders(cfgs: Sequence[SftConfig]) -> list[str]:
+    """Folders named by hand that several jobs would write: of checkpoints and exports always, of a packed set where the jobs
+    ask for different ones."""
+    folders: Counter[str] = Counter()
+    packed: dict[str, set[str]] = {}
+    for cfg in cfgs:
+        if cfg.runner is Runner.train and cfg.checkpoint.save:
+            folders[f"checkpoint.save={cfg.checkpoint.save}"] += 1
+        if cfg.export.path and (cfg.runner is Runner.export or (cfg.runner is Runner.train and cfg.export.auto)):
+            folders[f"export.path={cfg.export.path}"] += 1
+        if (
+            cfg.data.packed_dir
+            and cfg.data.prepare is Prepare.auto
+            and (cfg.data.path or cfg.data.blend or cfg.data.sources)
+        ):
+            packed.setdefault(f"data.packed_dir={cfg.data.packed_dir}", set()).add(options_of_set(cfg))
+    problems = [
+        f"{folder}: {count} jobs of this sweep would write it; leave it out, and each job has its own in its folder"
+        for folder, count in folders.items()
+        if count > 1
+    ]
+    return problems + [
+        f"{folder}: the jobs of this sweep ask for {len(options)} different packed sets there; leave it out, and each set has "
+        "its own folder"
+        for folder, options in packed.items()
+        if len(options) > 1
+    ]
 
 
 def swept_keys(overrides: Sequence[Sequence[str]], given: Sequence[str]) -> list[str]:

@@ -27,7 +27,7 @@ class Console:
     """Prints to the terminal and to the run's log. `log=None`: terminal only. `speak=False`: nothing at all."""
 
     def __init__(self, log: Path | None = None, *, speak: bool = True) -> None:
-        width = None if sys.stdout.isatty() else LOG_WIDTH
+        width = None if sys.stdout is not None and sys.stdout.isatty() else LOG_WIDTH
         self._screen = RichConsole(quiet=not speak, highlight=False, width=width, soft_wrap=width is not None)
         self._file = None
         if log is not None and speak:

@@ -1,10 +1,10 @@
 """report.html and curves.png: the whole run on one page, from the files in its folder alone, so they can be made again."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sft_hydra.files import exists, read_object, read_text
 from sft_hydra.observe import html_pages
 from sft_hydra.observe.benchmark_tables import chatcore_table, harness_examples, harness_rows
 from sft_hydra.observe.charts import Points, Series, line_chart, smooth
@@ -30,7 +30,7 @@ class RunRecord:
 
     @classmethod
     def read(cls, paths: RunPaths) -> "RunRecord":
-        config = paths.resolved.read_text(encoding="utf-8") if paths.resolved.is_file() else ""
+        config = read_text(paths.resolved) if exists(paths.resolved) else ""
         evaluation, samples, summary = (_load(file) for file in (paths.evaluation, paths.samples, paths.summary))
         return cls(paths, read_metrics(paths.metrics), evaluation, samples, summary, config)
 
@@ -85,7 +85,7 @@ def write_report(paths: RunPaths) -> Path:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_object(path, fix="take it away: the page then lacks what is in it") if exists(path) else {}
 
 
 def _charts(run: RunRecord) -> list[dict[str, Any]]:

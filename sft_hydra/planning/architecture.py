@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sft_hydra.planning.megatron_checkpoint import megatron_config, torch_dist_folder
 from sft_hydra.errors import ModelError
+from sft_hydra.planning.megatron_checkpoint import megatron_config, torch_dist_folder
 from sft_hydra.schema.config import SftConfig
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "nemotron_h")  # model_type of those we define ourselves

@@ -4,7 +4,6 @@ Owns that order: a checkpoint of this run (resume), then `checkpoint.load`, then
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from transformers.utils import logging
 from sft_hydra.chat.tokenizer import ChatTokenizer, check_vocabulary
 from sft_hydra.checkpoint import state as checkpoints
 from sft_hydra.checkpoint.load_hf_weights import load_weights, local_folder
+from sft_hydra.config.resume_compat import checkpoint_folder
 from sft_hydra.config.rules import foreign_model
 from sft_hydra.engine.materialize import materialize_on_mesh
 from sft_hydra.engine.precision import compute_dtype
@@ -136,9 +136,3 @@ def trained_model(cfg: SftConfig, tokenizer: ChatTokenizer, device: torch.device
         checkpoints.load(step, built.model, None)
         built.origin = str(step)
     return built
-
-
-def checkpoint_folder(cfg: SftConfig) -> Path:
-    """Where this run's checkpoints are."""
-    assert cfg.run_dir is not None
-    return Path(cfg.checkpoint.save) if cfg.checkpoint.save else Path(cfg.run_dir) / "checkpoints"

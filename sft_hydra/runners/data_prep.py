@@ -11,6 +11,7 @@ from sft_hydra.data_prep.prepare import open_or_prepare, prepare, prepare_part
 from sft_hydra.data_prep.progress import Progress
 from sft_hydra.observe.console import Console, Work
 from sft_hydra.paths import RunPaths
+from sft_hydra.process import signals
 from sft_hydra.schema.config import LoggerConfig, SftConfig
 
 SHOWN = 5  # files that are not read
@@ -25,10 +26,10 @@ def run(cfg: SftConfig) -> None:
     paths = RunPaths(Path(cfg.run_dir))
     with Console(paths.log) as console:
         if cfg.data.part is not None:
-            with console.work(f"tokenizing part {cfg.data.part} of {cfg.data.num_parts}") as work:
+            with signals.at_once(), console.work(f"tokenizing part {cfg.data.part} of {cfg.data.num_parts}") as work:
                 prepare_part(cfg, lambda progress: _show(work, progress))
             return
-        with console.work("preparing data") as work:
+        with signals.at_once(), console.work("preparing data") as work:
             packed = prepare(cfg, lambda progress: _show(work, progress))
         _tell(console, cfg, packed)
         if cfg.logger != LoggerConfig():
@@ -45,7 +46,7 @@ def _track(cfg: SftConfig, paths: RunPaths, console: Console, packed: PackedSet)
 
 def prepared_set(cfg: SftConfig, console: Console) -> PackedSet:
     """The packed set of a run that needs one: found, or made with progress on `console`. Raises UserError kinds."""
-    with console.work("preparing data") as work:
+    with signals.at_once(), console.work("preparing data") as work:
         made: list[Progress] = []
 
         def show(progress: Progress) -> None:

@@ -17,6 +17,7 @@ from sft_hydra.evaluation.chat import Chat, Prompt, Sampling
 from sft_hydra.evaluation.exact_match import ExactMatchResult, load_items, run_exact_match
 from sft_hydra.evaluation.harness import check_tasks
 from sft_hydra.evaluation.prompts import DEMO, load_tools
+from sft_hydra.files import exists, read_object
 from sft_hydra.models.build import as_transformers
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.observe.console import Console, Work, counted
@@ -183,9 +184,14 @@ def _percent(score: float | None) -> str:
     return "" if score is None else f"{score:.1%}"
 
 
+def read_kept(path: Path) -> dict[str, Any]:
+    """What earlier moments left in such a file. ConfigError if it cannot be read."""
+    return read_object(path, fix="take it away: what was found before is then lost") if exists(path) else {}
+
+
 def _keep(path: Path, when: str, value: Any) -> dict[str, Any]:
     """Put one moment into a JSON file; returns all of it. Objects of the same moment are merged."""
-    kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    kept = read_kept(path)
     kept[when] = {**kept.get(when, {}), **value} if isinstance(value, dict) else value
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from sft_hydra.config.aliases import PEER_NAMES
 from sft_hydra.config.schema_introspection import all_keys
-from sft_hydra.paths import conf_dir
+from sft_hydra.paths import conf_dir, state_digest
 from sft_hydra.schema.config import SftConfig
 
 FILES = sorted(path.relative_to(conf_dir()) for path in conf_dir().rglob("*.yaml"))
@@ -38,10 +38,10 @@ def user_files(tmp_path: Path) -> dict[str, str]:
     file.write_text("")
     earlier = tmp_path / "earlier/step_5"
     earlier.mkdir(parents=True)
-    (earlier / "COMPLETE").touch()
     sizes = {"seq_length": 2048, "global_batch_size": 256, "micro_batch_size": 32}
     rates = {"lr": 0.004, "matrix_lr": 0.02, "embedding_lr": 0.3, "unembedding_lr": 0.004}
-    (earlier / "state.json").write_text(json.dumps({"format": 1, "sizes": sizes, "rates": rates}))
+    (earlier / "state.json").write_text(json.dumps({"format": 1, "state": {"step": 5}, "sizes": sizes, "rates": rates}))
+    (earlier / "COMPLETE").write_text(state_digest(earlier))
     return {"file": str(file), "folder": str(folder), "earlier": str(earlier)}
 
 

@@ -19,7 +19,7 @@ from sft_hydra.config.argv import experiment_files, normalize_argv
 from sft_hydra.config.hydra_internals import ConfigLoaderImpl
 from sft_hydra.config.resolve import resolve
 from sft_hydra.config.store import register
-from sft_hydra.paths import conf_dir
+from sft_hydra.paths import conf_dir, state_digest
 from sft_hydra.schema.config import SftConfig
 
 FILES = (
@@ -33,7 +33,7 @@ FILES = (
 )
 FOLDERS = ("packed", "earlier/step_500", "my_model", "items", "tasks")
 PROGRESS = (
-    '{"format": 1, "sizes": {"seq_length": 4096, "global_batch_size": 8, "micro_batch_size": 1}, '
+    '{"format": 1, "state": {"step": 500}, "sizes": {"seq_length": 4096, "global_batch_size": 8, "micro_batch_size": 1}, '
     '"rates": {"lr": 1e-5, "matrix_lr": 0.02, "embedding_lr": 0.2, "unembedding_lr": 4e-3}}'
 )
 
@@ -56,7 +56,7 @@ def dry_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Sf
     for name in FOLDERS:
         (folder / name).mkdir(parents=True)
     (folder / "earlier/step_500/state.json").write_text(PROGRESS)
-    (folder / "earlier/step_500/COMPLETE").touch()
+    (folder / "earlier/step_500/COMPLETE").write_text(state_digest(folder / "earlier/step_500"))
     (folder / "my_model" / "config.json").write_text('{"model_type": "qwen3"}')
     (folder / "blend.json").write_text('{"datasets": [{"name": "chats", "path": "chats.jsonl"}]}')
     (folder / "mine.yaml").write_text("# @package _global_\noptimizer:\n  lr: 1.0e-4\n")
