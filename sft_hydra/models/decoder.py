@@ -68,6 +68,11 @@ class DecoderModel(nn.Module, ABC):
         """Whether this rank's parameter is the copy of one on another pipeline stage: the embedding as a tied head."""
         return name == self.embedding_name and self.mesh.pp.rank > 0
 
+    @property
+    def tied_head(self) -> str | None:
+        """The name that a head has on disk which is the embedding; None: the head is a matrix of its own."""
+        return HEAD if self.config.tie_word_embeddings else None
+
     def ignores(self, name: str) -> bool:
         """Whether a tensor of this name on disk has no place in the model and needs none."""
         return ignorable(self.config, name)
