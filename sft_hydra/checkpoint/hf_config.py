@@ -28,8 +28,8 @@ ROPE_OF_FAMILY = {
     "modernbert-decoder": {"rope_theta": "global_rope_theta"},
 }
 LOCAL_THETA = {"modernbert-decoder": "local_rope_theta"}  # of layers with a window
-OLMO = {"linear": ("factor",), "dynamic": ("factor",)}
-SCALING_OF_FAMILY = {
+OLMO: dict[str, tuple[str, ...]] = {"linear": ("factor",), "dynamic": ("factor",)}
+SCALING_OF_FAMILY: dict[str, dict[str, tuple[str, ...]]] = {
     "phi3": {"longrope": ("short_factor", "long_factor")},
     "olmo": OLMO,
     "olmo2": OLMO,
@@ -55,6 +55,8 @@ def with_old_names(config: Any) -> dict[str, Any]:
     fields = json.loads(config.to_json_string(use_diff=True))
     if "dtype" in fields:
         fields["torch_dtype"] = fields["dtype"]
+    if config.attribute_map.get("num_experts") in fields:
+        fields["num_experts"] = fields[config.attribute_map["num_experts"]]
     if config.model_type == "nemotron_h":
         fields |= {name: getattr(config, name) for name in HYBRID}
         if tuple(config.time_step_limit) == (0.0, math.inf):  # the default everywhere, and not a number in JSON

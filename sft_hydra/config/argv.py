@@ -24,7 +24,7 @@ def normalize_argv(argv: Sequence[str]) -> list[str]:
     """Arguments for Hydra: flags first, overrides after them in the order in which they were given."""
     flags, overrides = split_flags(argv)
     overrides = [_quote_job(_experiment_option(_quote_null(text))) for text in overrides]
-    return flags + _slurm_both_ways(_new_sources(overrides))
+    return flags + _slurm_both_ways(_new_sources(_lora_of_path(overrides)))
 
 
 def split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -97,6 +97,12 @@ def _new_sources(overrides: list[str]) -> list[str]:
         return rewritten
     entries = ", ".join(f"{name}: {{}}" for name in dict.fromkeys(names))
     return [f"++data.sources={{{entries}}}", *rewritten]
+
+
+def _lora_of_path(overrides: list[str]) -> list[str]:
+    """`peft.path=<adapter>` implies `peft=lora`, which brings the section."""
+    said = [text.lstrip("+").partition("=")[0] for text in overrides]
+    return ["peft=lora", *overrides] if "peft.path" in said and "peft" not in said else overrides
 
 
 def _slurm_both_ways(overrides: list[str]) -> list[str]:

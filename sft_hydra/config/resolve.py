@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sft_hydra.config.adapter import adopt_adapter
 from sft_hydra.config.from_checkpoint import inherit
 from sft_hydra.config.resume_compat import inherit_run_config, resume_problems
 from sft_hydra.config.rules import RULES, rule_problems
@@ -43,6 +44,7 @@ def resolve(
             "cluster=slurm (a profile of your own starts with `defaults: [slurm]`)"
         )
     typed = [text.lstrip("+~").partition("=")[0] for text in overrides]
+    problems += adopt_adapter(cfg, typed)
     cfg.name = cfg.name or default_name or run_name(cfg, typed)
     cfg.run_dir = str(Path(cfg.output_dir) / cfg.name / label)
     cfg, contradictions = inherit_run_config(cfg, typed)

@@ -49,7 +49,7 @@ FRACTIONS = (
 ALLOWED = {
     "scheduler.kind": ("cosine", "warmdown", "wsd", "constant"),
     "peft.dropout_position": ("pre", "post"),
-    "peft.a_init": ("xavier", "kaiming", "normal"),
+    "peft.a_init": ("xavier", "kaiming", "uniform", "normal"),
     "inspect.split": ("train", "valid", "test"),
     "logger.wandb.mode": ("online", "offline", "disabled"),
 }

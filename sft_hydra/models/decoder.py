@@ -39,7 +39,7 @@ class DecoderModel(nn.Module, ABC):
             None  # dtype of hidden states, and so of all products; None: as the weights
         )
         self.prefix = ""  # that names of all but the head may lack on disk
-        self.adapter_scale = 0.0  # of LoRA, if there is any
+        self.adapter_scales: dict[str, float] = {}  # of each layer that has an adapter
         self.balances: list[BalancingLoss] = []  # of routers whose experts are to be used evenly
         self.mesh = SINGLE  # the layout's, once there is one
         self.pipeline: Any = None  # models/pipeline_stages.py, if the blocks are spread over several stages

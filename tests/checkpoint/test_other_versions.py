@@ -21,10 +21,11 @@ OURS = ("qwen3", "qwen2", "llama", "llama3_rope", "yarn", "linear_rope", "mistra
 OTHERS = {
     "gemma2": {},
     "gemma3_text": {
+        "dtype": "float32",
         "rope_parameters": {
             "full_attention": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0},
             "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
-        }
+        },
     },
     "phi3": {
         "rope_theta": 5000.0,
@@ -53,6 +54,7 @@ def test_renamed_fields_stand_beside_the_names_that_older_readers_know():
     assert fields["rope_scaling"]["rope_type"] == fields["rope_scaling"]["type"] == "llama3"
     assert fields["torch_dtype"] == fields["dtype"] == "bfloat16"
     assert with_old_names(read_config(ARCHITECTURES["qwen3"]))["rope_scaling"] is None
+    assert with_old_names(read_config(ARCHITECTURES["qwen3_moe"]))["num_experts"] == 6
     hybrid = with_old_names(read_config(ARCHITECTURES["nano"]))
     assert hybrid["hybrid_override_pattern"] == "ME*EM"
     assert hybrid["num_hidden_layers"] == 5

@@ -11,7 +11,7 @@ transformers.logging.set_verbosity_error()
 asked = json.load(sys.stdin)
 answers = {"version": transformers.__version__, "logits": {}, "chats": {}, "ids": {}, "stops": {}}
 for folder in asked["models"]:
-    model = AutoModelForCausalLM.from_pretrained(folder).eval().float()
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval().float()
     with torch.no_grad():
         answers["logits"][folder] = model(input_ids=torch.tensor([asked["input_ids"]])).logits[0].tolist()
     answers["stops"][folder] = GenerationConfig.from_pretrained(folder).eos_token_id
