@@ -212,7 +212,7 @@ def adopt_adapter(cfg: SftConfig, typed: list[str]) -> list[str]:
     if "peft.dropout" not in typed and cfg.peft.dropout == usual.dropout:
         cfg.peft.dropout = float(adapter.fields.get("lora_dropout") or 0.0)
     if cfg.model.path is None and cfg.checkpoint.load is None:
-        if adapter.base is None:
+        if not adapter.base:
             problems.append(
                 f"peft.path={cfg.peft.path}: {CONFIG} names no base model; give it with model.path=<folder or hub id>"
             )
