@@ -218,7 +218,7 @@ def adopt_adapter(cfg: SftConfig, typed: list[str]) -> list[str]:
             )
         else:
             cfg.model.path = adapter.base
-            if not {"model", "model.name"}.intersection(typed):
+            if cfg.model.name == "hf" and "model.name" not in typed:
                 cfg.model.name = Path(adapter.base).name
             if cfg.tokenizer.path in (None, "demo") and "tokenizer.path" not in typed:
                 own = (adapter.folder / "tokenizer.json").is_file()

@@ -100,9 +100,14 @@ def _new_sources(overrides: list[str]) -> list[str]:
 
 
 def _lora_of_path(overrides: list[str]) -> list[str]:
-    """`peft.path=<adapter>` implies `peft=lora`, which brings the section."""
-    said = [text.lstrip("+").partition("=")[0] for text in overrides]
-    return ["peft=lora", *overrides] if "peft.path" in said and "peft" not in said else overrides
+    """`peft.path=<adapter>` implies `peft=lora`, which brings the section; and where nothing is said of the model, the one that
+    the adapter names, with the usual training of a model of that kind instead of the demo's."""
+    said = {text.lstrip("+").partition("=")[0] for text in overrides}
+    if "peft.path" not in said:
+        return overrides
+    lora = [] if "peft" in said else ["peft=lora"]
+    base = [] if said & {"model", "model.path", "experiment"} else ["model=hf", "model.path=null"]
+    return [*lora, *base, *overrides]
 
 
 def _slurm_both_ways(overrides: list[str]) -> list[str]:
