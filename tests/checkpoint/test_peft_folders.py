@@ -181,7 +181,9 @@ def test_tensors_that_have_no_place_or_another_shape_are_named(tmp_path):
 
 
 def test_what_is_said_otherwise_than_the_adapter_is_refused(tmp_path):
-    made_by_peft("qwen3", MADE_BY_PEFT["patterns"][1], tmp_path)
+    made_by_peft("llama", MADE_BY_PEFT["patterns"][1], tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": None}))
     cfg = make_cfg(peft=LoraConfig(path=str(tmp_path), dim=16, target_modules=["k_proj"]))
     problems = adopt_adapter(cfg, ["peft.alpha"])
     assert [problem.partition("=")[0] for problem in problems[:3]] == ["peft.dim", "peft.alpha", "peft.target_modules"]
