@@ -34,6 +34,8 @@ FILES = (
 TEMPLATE_FILE = "chat_template.jinja"
 NAMED_TEMPLATES = "additional_chat_templates"
 WITH_TOOLS = "tool_use"  # the named template that transformers takes for conversations with tools
+NEW_CLASSES = ("TokenizersBackend", "Qwen3_5Tokenizer")  # of transformers 5 alone; both 4 and 5 know:
+COMMON_CLASS = "PreTrainedTokenizerFast"  # takes tokenizer.json as it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,12 +195,19 @@ class ChatTokenizer:
         return self.backend.decode(ids, skip_special_tokens=False)
 
     def save_files(self, folder: Path) -> None:
-        """Copy the tokenizer's files and write the template in use as `chat_template.jinja`."""
+        """Copy the tokenizer's files, with a class that transformers 4 knows too, and write the template in use both as
+        `chat_template.jinja` and where older readers look for it."""
         folder.mkdir(parents=True, exist_ok=True)
         for name in FILES:
             if (self.folder / name).is_file():
                 shutil.copyfile(self.folder / name, folder / name)
         config = {key: value for key, value in self.config.items() if key != "chat_template"}
+        if config.get("tokenizer_class") in (None, *NEW_CLASSES):
+            config["tokenizer_class"] = COMMON_CLASS
+        if isinstance(config.get("extra_special_tokens"), list):  # in transformers 4 a mapping, and this the list
+            config.setdefault("additional_special_tokens", config.pop("extra_special_tokens"))
+        if self.template is not None:
+            config["chat_template"] = self.template
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
         if self.template is not None:
             (folder / TEMPLATE_FILE).write_text(self.template)

@@ -49,7 +49,9 @@ def export_megatron(
         (building / TRACKER).write_text(str(step))
         shutil.rmtree(folder, ignore_errors=True)
         building.rename(folder)
-        report = ExportReport(folder, "megatron", count, str(dtype).removeprefix("torch."), 0.0, 0.0, _note(model, cfg))
+        report = ExportReport(
+            folder, "megatron", count, str(dtype).removeprefix("torch."), 0.0, 0.0, note=_note(model, cfg)
+        )
     for _ in tensors:
         pass  # the other ranks give what they hold
     return next(answer for answer in all_gather_objects(report, model.mesh) if answer is not None)

@@ -18,12 +18,14 @@ from sft_hydra.errors import ModelError
 from sft_hydra.hub import folder_of
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.lora import is_adapter
-from sft_hydra.models.state_dict_map import carried, from_disk, shape_on_disk, stored
+from sft_hydra.models.state_dict_map import carried, from_disk, hf_name, shape_on_disk, stored
 from sft_hydra.parallel.collectives import all_gather_objects
 from sft_hydra.parallel.dtensor import local_shard
 from sft_hydra.planning.megatron_checkpoint import torch_dist_folder
 
 FLOATING = ("F64", "F32", "F16", "BF16")
+
+ROWS = 8192  # of a table that is compared piece by piece
 
 
 def local_folder(path: str, revision: str | None = None) -> Path:
@@ -58,6 +60,7 @@ def load_weights(model: DecoderModel, path: str, revision: str | None = None) ->
         raise ModelError(*_shown(problems))
     if isinstance(reader, _Reader):
         _check_kinds(model, reader, {name: place.names for name, (_, place) in targets.items()}, folder)
+        _check_tied_head(model, present, reader, folder)
     broken = []
     for name, (tensor, place) in targets.items():
         there = shape_on_disk(place, reader.get)
@@ -100,6 +103,24 @@ def _check_kinds(model: DecoderModel, reader: "_Reader", names: dict[str, Any], 
 
 def _shown(problems: list[str]) -> list[str]:
     return [*problems[:20], *([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])]
+
+
+def _check_tied_head(model: DecoderModel, present: set[str], reader: "_Reader", folder: Path) -> None:
+    """ModelError if the files hold a head with values of its own where config.json says that it is the embedding."""
+    head, embedding = model.tied_head, hf_name(model.config, model.embedding_name)
+    if head not in present or embedding not in present:
+        return
+    values, table = reader.get(head), reader.get(embedding)
+    rows = range(0, table.get_shape()[0], ROWS)
+    same = values.get_shape() == table.get_shape() and all(
+        torch.equal(values[row : row + ROWS].float(), table[row : row + ROWS].float()) for row in rows
+    )
+    if not same:
+        raise ModelError(
+            f"{folder}: {head} differs from {embedding}, yet config.json has tie_word_embeddings=true, by which the head is "
+            'the embedding and these values would be dropped. If they are the model\'s, write "tie_word_embeddings": false '
+            "into config.json; if not, take the tensor out of the files"
+        )
 
 
 def carried_tensors(config: Any, folder: Path) -> Iterator[tuple[str, torch.Tensor]]:

@@ -27,8 +27,8 @@ def normalize_argv(argv: Sequence[str]) -> list[str]:
     """Arguments for Hydra: flags first, overrides after them in the order in which they were given."""
     flags, overrides = split_flags(argv)
     overrides = [_quote_job(_experiment_option(_quote_null(text))) for text in overrides]
-    implied = _slurm_both_ways(_model_of_path(_new_sources(_packed_elsewhere(overrides))))
-    return flags + [quote_text(text) for text in implied]
+    implied = _model_of_path(_lora_of_path(_new_sources(_packed_elsewhere(overrides))))
+    return flags + [quote_text(text) for text in _slurm_both_ways(implied)]
 
 
 def split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -101,6 +101,17 @@ def _new_sources(overrides: list[str]) -> list[str]:
         return rewritten
     entries = ", ".join(f"{name}: {{}}" for name in dict.fromkeys(names))
     return [f"++data.sources={{{entries}}}", *rewritten]
+
+
+def _lora_of_path(overrides: list[str]) -> list[str]:
+    """`peft.path=<adapter>` implies `peft=lora`, which brings the section; and where nothing is said of the model, the one that
+    the adapter names, with the usual training of a model of that kind instead of the demo's."""
+    said = {text.lstrip("+").partition("=")[0] for text in overrides}
+    if "peft.path" not in said:
+        return overrides
+    lora = [] if "peft" in said else ["peft=lora"]
+    base = [] if said & {"model", "model.path", "experiment"} else ["model=hf", "model.path=null"]
+    return [*lora, *base, *overrides]
 
 
 def _packed_elsewhere(overrides: list[str]) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sft_hydra.config.adapter import adopt_adapter
 from sft_hydra.config.from_checkpoint import inherit
 from sft_hydra.config.gpus import gpus_here, with_gpus
 from sft_hydra.config.resume_compat import inherit_run_config, resume_problems
@@ -49,6 +50,7 @@ def resolve(
     if "seq_length" not in typed:
         cfg.seq_length = _length_of_set(cfg) or cfg.seq_length
     cfg = with_gpus(cfg, gpus_here())
+    problems += adopt_adapter(cfg, typed)
     cfg.name = cfg.name or default_name or run_name(cfg, typed)
     cfg.run_dir = str(Path(cfg.output_dir) / cfg.name / label)
     cfg, contradictions = inherit_run_config(cfg, typed)

@@ -30,7 +30,7 @@ DATA_RUNNERS = (Runner.train, Runner.data_prep, Runner.inspect)
 ALLOWED = {
     "scheduler.kind": ("cosine", "warmdown", "wsd", "constant"),
     "peft.dropout_position": ("pre", "post"),
-    "peft.a_init": ("xavier", "kaiming", "normal"),
+    "peft.a_init": ("xavier", "kaiming", "uniform", "normal"),
     "inspect.split": ("train", "valid", "test"),
     "logger.wandb.mode": ("online", "offline", "disabled"),
 }

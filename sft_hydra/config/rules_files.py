@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sft_hydra.config.adapter import is_adapter_folder
 from sft_hydra.config.rules import DATA_RUNNERS, Rule
 from sft_hydra.config.weight_files import INDEX, SINGLE, has_weights, weight_problems
-from sft_hydra.errors import ModelError
+from sft_hydra.errors import ConfigError, ModelError
 from sft_hydra.files import exists, read_object
 from sft_hydra.planning.architecture import is_hub_id, read_architecture
 from sft_hydra.planning.megatron_checkpoint import megatron_problem, torch_dist_folder
@@ -53,8 +54,10 @@ def model_exists(cfg: SftConfig) -> Iterator[str]:
     elif not (folder / "config.json").is_file():
         exported = folder / "hf"
         hint = f"; did you mean {exported}?" if (exported / "config.json").is_file() else ""
-        yield megatron_problem("model.path", path) or (
-            f"model.path={path} has no config.json: it is not a Hugging Face model folder{hint}"
+        yield (
+            adapter_problem("model.path", path)
+            or megatron_problem("model.path", path)
+            or (f"model.path={path} has no config.json: it is not a Hugging Face model folder{hint}")
         )
 
 
@@ -88,6 +91,13 @@ def _megatron_needs(cfg: SftConfig, checkpoint: Path) -> Iterator[str]:
         )
 
 
+def adapter_problem(key: str, path: str) -> str | None:
+    """The key for the folder of an adapter; None if it is not one."""
+    if not is_adapter_folder(path):
+        return None
+    return f"{key}={path} is a LoRA adapter in PEFT's format, not a whole model; give it as peft.path={path} instead of {key}"
+
+
 def tokenizer_exists(cfg: SftConfig) -> Iterator[str]:
     path, template = cfg.tokenizer.path, cfg.tokenizer.chat_template
     if path not in (None, "demo") and not is_hub_id(str(path)):
@@ -99,7 +109,9 @@ def tokenizer_exists(cfg: SftConfig) -> Iterator[str]:
 def files_exist(cfg: SftConfig) -> Iterator[str]:
     load = cfg.checkpoint.load
     yield from _must_exist("checkpoint.load", load)
-    if load is not None and (problem := megatron_problem("checkpoint.load", load)):
+    if load is not None and (
+        problem := adapter_problem("checkpoint.load", load) or megatron_problem("checkpoint.load", load)
+    ):
         yield problem
     yield from _must_exist("generate.prompt_file", cfg.generate.prompt_file)
     if cfg.eval.exact_match.path != "demo":

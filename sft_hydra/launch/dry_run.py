@@ -92,7 +92,7 @@ def _model_lines(cfg: SftConfig, arch: dict[str, Any]) -> list[tuple[str, str]]:
     text = f"{cfg.model.name} ({where}), {_count(params.total)} parameters"
     if params.active != params.total:
         text += f", {_count(params.active)} active for one token"
-    trained = trainable_parameters(params, cfg.peft)
+    trained = trainable_parameters(arch, cfg.peft)
     how = "all" if cfg.peft is None else f"LoRA dim={cfg.peft.dim} alpha={cfg.peft.alpha:g}"
     return [("model", text), ("trained", f"{how}: about {_count(trained)} parameters")]
 
@@ -152,10 +152,11 @@ def _planned_steps(cfg: SftConfig, packed: PackedSet | None) -> int | None:
 def _advice(cfg: SftConfig, arch: dict[str, Any], layout: Layout, packed: PackedSet | None) -> list[str]:
     lines = []
     kept = packed.num_conversations if packed else None
-    if kept is not None and kept < FEW_ROWS and cfg.model.path is not None:
+    if kept is not None and kept < FEW_ROWS:
+        lora = ", and peft=lora forgets less" if cfg.peft is None and cfg.model.path is not None else ""
         lines.append(
             f"{kept:,} conversations are few (under {FEW_ROWS:,}): a smaller train.global_batch_size with more "
-            "train.train_iters keeps steps useful" + ("" if cfg.peft else ", and peft=lora forgets less")
+            f"train.train_iters keeps steps useful{lora}"
         )
     if cfg.runner is Runner.train:
         lines += doubts(cfg, arch, train_rows(packed, cfg) if packed else None)

@@ -39,7 +39,7 @@ class DecoderModel(nn.Module, ABC):
             None  # dtype of hidden states, and so of all products; None: as the weights
         )
         self.prefix = ""  # that names of all but the head may lack on disk
-        self.adapter_scale = 0.0  # of LoRA, if there is any
+        self.adapter_scales: dict[str, float] = {}  # of each layer that has an adapter
         self.balances: list[BalancingLoss] = []  # of routers whose experts are to be used evenly
         self.mesh = SINGLE  # the layout's, once there is one
         self.pipeline: Any = None  # models/pipeline_stages.py, if the blocks are spread over several stages
@@ -67,6 +67,11 @@ class DecoderModel(nn.Module, ABC):
     def is_copy(self, name: str) -> bool:
         """Whether this rank's parameter is the copy of one on another pipeline stage: the embedding as a tied head."""
         return name == self.embedding_name and self.mesh.pp.rank > 0
+
+    @property
+    def tied_head(self) -> str | None:
+        """The name that a head has on disk which is the embedding; None: the head is a matrix of its own."""
+        return HEAD if self.config.tie_word_embeddings else None
 
     def ignores(self, name: str) -> bool:
         """Whether a tensor of this name on disk has no place in the model and needs none."""

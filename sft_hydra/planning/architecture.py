@@ -32,6 +32,9 @@ POSITIVE = (
     "partial_rotary_factor",
 )
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+HYBRID_KINDS = {
+    "linear_attention": "M", "mamba": "M", "full_attention": "*", "attention": "*", "moe": "E", "mlp": "-",
+}  # fmt: skip
 OTHER_NAMES = {
     "hidden_size": ("n_embd", "d_model"),
     "num_hidden_layers": ("n_layer", "num_layers", "n_layers"),
@@ -65,6 +68,17 @@ def read_architecture(cfg: SftConfig) -> dict[str, Any]:
         raise ModelError(f"{file}: has no model_type, so it describes no model")
     if problems := [f"{file}: {problem}" for problem in _wrong_sizes(fields)]:
         raise ModelError(*problems)
+    return _with_usual_names(fields)
+
+
+def _with_usual_names(fields: dict[str, Any]) -> dict[str, Any]:
+    """The same, beside fields that transformers 5 renamed the names that they have in published files."""
+    kinds = fields.get("layers_block_type")
+    if fields["model_type"] == "nemotron_h" and "hybrid_override_pattern" not in fields and isinstance(kinds, list):
+        pattern = "".join(HYBRID_KINDS.get(kind, "?") for kind in kinds)
+        fields = {**fields, "hybrid_override_pattern": pattern, "num_hidden_layers": len(kinds)}
+    if "num_local_experts" in fields:
+        fields = {"num_experts": fields["num_local_experts"], **fields}
     return fields
 
 

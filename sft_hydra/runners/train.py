@@ -17,6 +17,7 @@ from sft_hydra.chat.token_bytes import token_bytes
 from sft_hydra.chat.tokenizer import ChatTokenizer, load_tokenizer
 from sft_hydra.checkpoint import state as checkpoints
 from sft_hydra.checkpoint.export_megatron import export_megatron
+from sft_hydra.checkpoint.hf_config import generation_config
 from sft_hydra.checkpoint.hf_export import ExportReport, export
 from sft_hydra.checkpoint.load_hf_weights import local_folder
 from sft_hydra.checkpoint.origin import check_origin, origin_of
@@ -216,6 +217,8 @@ def _build(
         f"model      {cfg.model.name}: {origin}; {built.trained:,} of {built.parameters:,} parameters are trained, "
         f"on {layout.describe() if layout.world > 1 else device}"
     )
+    if cfg.export.auto:
+        say_mended(cfg, tokenizer, console)
     console.note(f"optimizer  {optimizer.describe()}")
     if rounded := int(sum_over_ranks([float(optimizer.rounded)], built.model.mesh)[0]):
         console.say(
@@ -364,6 +367,12 @@ def _run_chatcore(training: TrainingContext, when: str) -> None:
         training.record(scores)
 
 
+def say_mended(cfg: SftConfig, tokenizer: ChatTokenizer, console: Console) -> None:
+    """What exports will have otherwise than the source model. ModelError if its generation config cannot be read."""
+    for note in generation_config(cfg, tokenizer)[1]:
+        console.say(note, style="yellow")
+
+
 def export_model(model: DecoderModel, cfg: SftConfig, tokenizer: ChatTokenizer, console: Console) -> ExportReport:
     """Write what `export.formats` asks for. Returns the report of the Hugging Face folder, if that is among it."""
     formats = cfg.export.formats or [cfg.export.format]
@@ -406,6 +415,11 @@ def _export_hf(model: DecoderModel, cfg: SftConfig, tokenizer: ChatTokenizer, co
         f"export     {report.folder}: {report.kind}, {report.tensors} tensors in {report.dtype}; loaded back, its logits "
         f"differ from the live model's by at most {report.max_diff:.1e}"
     )
+    if report.alike_diff is not None:
+        console.say(
+            f"           that is rounding ({report.rounding}): with the same rounding, all else in fp32, they differ by at "
+            f"most {report.alike_diff:.1e}"
+        )
     if report.note:
         console.say(f"           {report.note}")
     return report

@@ -69,6 +69,9 @@ class ModelConfig:
 
 @dataclass(kw_only=True, slots=True)
 class LoraConfig:
+    path: str | None = None
+    """Folder of an adapter in PEFT's format to start from, from the peft library or from here; it alone implies `peft=lora`.
+    Rank, alpha, scaling and targets are the adapter's; with `model.path=null` the base is the one that it names."""
     dim: int = number(32, 1, 100_000)
     """Rank."""
     alpha: float = number(32.0, 0, 1e6, above=True)
@@ -84,9 +87,13 @@ class LoraConfig:
     match_all_linear: bool = False
     """Every linear layer but the head; overrides `target_modules`."""
     a_init: str = "xavier"
-    """`xavier`, `kaiming` or `normal`."""
+    """`xavier`, `kaiming` (`uniform` is another name of it) or `normal`."""
     rank_stabilized: bool = False
     """Scale by `alpha / sqrt(dim)`."""
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    """Ranks of layers that differ from `dim`: regular expression of the end of a name -> rank, as in PEFT."""
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    """The same for `alpha`."""
 
 
 @dataclass(kw_only=True, slots=True)

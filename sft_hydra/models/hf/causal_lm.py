@@ -61,10 +61,13 @@ class GenericModel(DecoderModel):
         learnt = any(most is not None and most <= size <= most + SPARE for size in sizes - {self.config.vocab_size})
         return most if learnt else None
 
+    @property
+    def tied_head(self) -> str | None:
+        return hf_name(self.config, f"{self.head.name}.weight") if self.tied else None
+
     def ignores(self, name: str) -> bool:
         """Tables that older files hold, and a head that is the embedding."""
-        tied = self.tied and name == hf_name(self.config, f"{self.head.name}.weight")
-        return tied or any(re.search(pattern, name) for pattern in self.unused)
+        return name == self.tied_head or any(re.search(pattern, name) for pattern in self.unused)
 
     def compute_buffers(self) -> None:
         """Tables that transformers computes from the config; it fills all that is not marked as filled."""

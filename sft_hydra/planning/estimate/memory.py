@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sft_hydra.planning.estimate.activations import FP32, Keeping, kept_by_mixer, kept_under_selective, norm
-from sft_hydra.planning.estimate.parameters import adapter_parameters, expert_parameters, mixer_parameters
+from sft_hydra.planning.estimate.adapters import adapters_by_block
+from sft_hydra.planning.estimate.parameters import expert_parameters, mixer_parameters
 from sft_hydra.planning.estimate.sizes import Sizes, sizes_of
 from sft_hydra.planning.layout import Layout, layout_problems
 from sft_hydra.planning.stage_split import partition_layers
@@ -51,7 +52,10 @@ def estimate_memory(cfg: SftConfig, arch: dict[str, Any], layout: Layout, precis
     while it has all activations. Blocks that are compiled, and models of other families, are only about so.
     """
     how = _keeping(cfg, layout, precision)
-    return max((_of_stage(cfg, stage, layout, how) for stage in _stages(arch, layout)), key=lambda memory: memory.total)
+    return max(
+        (_of_stage(cfg, stage, layout, how) for stage in _stages(arch, layout, cfg.peft)),
+        key=lambda memory: memory.total,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,7 @@ class _Stage:
     first: bool
     last: bool
     in_flight: int  # micro-batches whose activations are there at one time
+    adapters: int  # parameters of LoRA
 
     @property
     def tables(self) -> int:
@@ -70,11 +75,11 @@ class _Stage:
         return count * self.sizes.vocab * self.sizes.hidden
 
 
-def _stages(arch: dict[str, Any], layout: Layout) -> list[_Stage]:
+def _stages(arch: dict[str, Any], layout: Layout, lora: LoraConfig | None) -> list[_Stage]:
     """Cut as models/pipeline_stages.py does it. A rank with several stages is counted as one that is as large."""
-    s = sizes_of(arch)
+    s, adapters = sizes_of(arch), adapters_by_block(arch, lora)
     if layout.pp == 1:
-        return [_Stage(s, True, True, 1)]
+        return [_Stage(s, True, True, 1, sum(adapters))]
     costs = [
         float(sum(mixer_parameters(s, m) + (s.chosen * expert_parameters(s) if m == "moe" else 0) for m in mixers))
         for mixers in s.blocks
@@ -87,6 +92,7 @@ def _stages(arch: dict[str, Any], layout: Layout) -> list[_Stage]:
             first=number == 0,
             last=number == layout.pp - 1,
             in_flight=layout.pp - (number if layout.vp == 1 else 0),
+            adapters=sum(adapters[i] for i in share),
         )
         for number, share in enumerate(shares)
     ]
@@ -141,7 +147,7 @@ def _stored(stage: _Stage, layout: Layout, how: Keeping) -> tuple[int, int]:
     own = (sum(_block(stage.sizes, mixers) for mixers in stage.sizes.blocks) + stage.tables) // layout.shards
     if how.full:
         return FP32 * own, own
-    adapters = adapter_parameters(stage.sizes) * how.lora // layout.shards
+    adapters = stage.adapters // layout.shards
     return how.width * own + FP32 * adapters, adapters
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from sft_hydra.planning.estimate.adapters import adapters_by_block
 from sft_hydra.planning.estimate.sizes import Sizes, sizes_of
 from sft_hydra.schema.config import LoraConfig
 
@@ -16,8 +17,6 @@ class Parameters:
     """Part of `total` that sits in routed experts."""
     embedding: int
     """Input embedding (and the head if untied)."""
-    lora_per_rank: int
-    """Adapter parameters for each unit of `peft.dim` on the default targets."""
 
 
 def count_parameters(arch: dict[str, Any]) -> Parameters:
@@ -32,7 +31,6 @@ def count_parameters(arch: dict[str, Any]) -> Parameters:
         active=common + s.count("moe") * s.chosen * one,
         expert=s.count("moe") * s.experts * one,
         embedding=embedding,
-        lora_per_rank=adapter_parameters(s),
     )
 
 
@@ -56,21 +54,6 @@ def expert_parameters(s: Sizes) -> int:
     return (3 if s.gated else 2) * s.latent * s.expert_inner
 
 
-def trainable_parameters(params: Parameters, peft: LoraConfig | None) -> int:
-    return params.total if peft is None else params.lora_per_rank * peft.dim
-
-
-def adapter_parameters(s: Sizes) -> int:
-    """Of LoRA on the default targets, for each unit of its rank."""
-    return sum(_lora(s, mixer) for block in s.blocks for mixer in block)
-
-
-def _lora(s: Sizes, mixer: str) -> int:
-    """Inputs and outputs of the layers of one mixer that LoRA acts on by default."""
-    if mixer == "attention":
-        return 2 * (s.hidden + s.q) + 2 * (s.hidden + s.kv)
-    if mixer == "mamba":
-        return s.hidden + s.mamba_in
-    if mixer == "mlp":
-        return (3 if s.gated else 2) * (s.hidden + s.inner)
-    return 2 * (s.hidden + s.shared_inner) if s.shared_inner else 0
+def trainable_parameters(arch: dict[str, Any], peft: LoraConfig | None) -> int:
+    """All, or those of the adapters on the layers that `peft` chooses."""
+    return count_parameters(arch).total if peft is None else sum(adapters_by_block(arch, peft))
