@@ -1,7 +1,8 @@
-"""Muon for stacks of matrices, the weights of all experts of a layer: each matrix is orthogonalised alone.
+"""Muon (Keller Jordan 2024) for stacked matrices, the weights of all experts of a layer: each matrix is orthogonalized
+by itself.
 
-Owns that an expert is updated as torch.optim.Muon would update it by itself. Stacks are spread over ranks by experts, so
-every rank has whole matrices and nothing is gathered.
+An expert gets the update that torch.optim.Muon would give it as a single matrix. Stacks are sharded by expert, so every
+rank has complete matrices and no all-gather is needed.
 """
 
 import math
@@ -13,12 +14,12 @@ from torch import nn
 
 from sft_hydra.parallel.dtensor import local_shard
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients and smallest norm of torch.optim.Muon
-SMALLEST = 1e-7
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients and minimum norm of torch.optim.Muon
+MIN_NORM = 1e-7
 
 
 class StackedMuon(torch.optim.Optimizer):
-    """Over parameters (experts, rows, columns). Rates and decay as in torch.optim.Muon."""
+    """Muon over parameters (experts, rows, columns). Learning rate and weight decay as in torch.optim.Muon."""
 
     def __init__(
         self,
@@ -53,11 +54,12 @@ class StackedMuon(torch.optim.Optimizer):
 
 
 def orthogonal(stack: torch.Tensor, steps: int) -> torch.Tensor:
-    """About U V^T of each matrix U S V^T in `stack` (experts, rows, columns), by Newton-Schulz in bf16."""
+    """Approximately U V^T of each matrix U S V^T in `stack` (experts, rows, columns): quintic Newton-Schulz iteration in
+    bf16, `steps` iterations. Returns bf16 of the same shape."""
     a, b, c = NEWTON_SCHULZ
     tall = stack.shape[1] > stack.shape[2]
     x = stack.bfloat16().mT if tall else stack.bfloat16()
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=SMALLEST)
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=MIN_NORM)
     for _ in range(steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
