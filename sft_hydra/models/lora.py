@@ -1,7 +1,7 @@
-"""LoRA on chosen linear layers (models/lora_layers.py); the base is frozen.
+"""LoRA (Hu et al. 2021) on selected linear layers (models/lora_layers.py); the base model is frozen.
 
-Owns which layers are chosen (`apply_lora` answers with a coverage table; a pattern that matches nothing is an error) and
-how an adapter becomes part of the weight (`merged_state`).
+Selects the target layers (`apply_lora` returns a coverage table; a pattern that matches nothing is an error) and merges
+adapters into weights (`merged_state`).
 """
 
 import math
@@ -30,12 +30,12 @@ ALIASES = {
     "linear_fc1": ("gate_proj", "up_proj", "gate_up_proj", "fc1", "c_fc", "dense_h_to_4h"),
     "linear_fc2": ("down_proj", "fc2", "c_proj", "dense_4h_to_h"),
 }
-EXPERTS = ".experts."  # in names of what belongs to routed experts: adapted only where a pattern asks for it
+EXPERTS = ".experts."  # in names of routed experts' layers: adapted only if a pattern matches them
 
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """One line of the coverage table: how many layers of one kind have an adapter, of how many there are."""
+    """One line of the coverage table: how many layers of a kind have an adapter, out of how many."""
 
     kind: str  # module name with layer numbers written as *
     adapted: int
@@ -44,26 +44,29 @@ class Coverage:
 
 
 def apply_lora(model: DecoderModel, lora: LoraConfig, seed: int) -> list[Coverage]:
-    """`add_adapters`, then `init_adapters`: for a model that has its weights."""
+    """`add_adapters`, then `init_adapters`, for a model whose weights are loaded. Returns the coverage table."""
     coverage = add_adapters(model, lora)
     init_adapters(model, seed)
     return coverage
 
 
 def add_adapters(model: DecoderModel, lora: LoraConfig) -> list[Coverage]:
-    """Freeze the model and give the chosen linear layers adapters, in place, without values yet."""
+    """Freeze the model and add uninitialized adapters to the selected linear layers, in place.
+
+    Returns the coverage table. ConfigError if no layer is selected, or for a pattern without a match.
+    """
     head = model.head_weight
     layers: dict[str, nn.Linear | GroupedLinear] = {}
     for name, module in model.named_modules():
         if type(module) in (Linear, nn.Linear, GroupedLinear) and module.weight is not head:
             assert isinstance(module, nn.Linear | GroupedLinear)
             layers[name] = module
-    usual = [name for name in layers if EXPERTS not in name and name.rpartition(".")[2] in model.lora_targets]
-    chosen = choose(list(layers), lora, usual)
+    defaults = [name for name in layers if EXPERTS not in name and name.rpartition(".")[2] in model.lora_targets]
+    chosen = choose(list(layers), lora, defaults)
     if not chosen:
         raise ConfigError(
-            f"peft: nothing of this model can be adapted (model_type {model.config.model_type}, "
-            f"{len(layers)} linear layers beside the head); use peft=null"
+            f"peft: no layer of this model can have a LoRA adapter (model_type {model.config.model_type}, {len(layers)} "
+            "linear layers besides lm_head); use peft=null"
         )
     model.adapter_scale = scale_of(lora)
     model.requires_grad_(False)
@@ -77,7 +80,7 @@ def add_adapters(model: DecoderModel, lora: LoraConfig) -> list[Coverage]:
 
 @torch.no_grad()
 def init_adapters(model: DecoderModel, seed: int) -> None:
-    """Adapters that change nothing yet: every A is drawn from (seed, its name), every B is zero."""
+    """Initialize adapters so that they do not change the model: A is drawn from (seed, its name), B is zero."""
     for name, module in model.named_modules():
         if isinstance(module, Adapter):
             copy_shard_(
@@ -86,20 +89,21 @@ def init_adapters(model: DecoderModel, seed: int) -> None:
             module.lora_B.zero_()
 
 
-def choose(names: list[str], lora: LoraConfig, usual: list[str]) -> list[str]:
-    """Which of these linear layers get an adapter; `usual` are those where nothing is said. ConfigError for patterns that
-    match none of them."""
+def choose(names: list[str], lora: LoraConfig, defaults: list[str]) -> list[str]:
+    """Which of the linear layers `names` get an adapter; `defaults` if the config names none. ConfigError for patterns that
+    match no layer, or if both target and exclude patterns are set."""
     if lora.match_all_linear:
         return names
     if lora.target_modules and lora.exclude_modules:
         raise ConfigError(
-            "peft.target_modules and peft.exclude_modules are both set: give the targets, or what is left out of all"
+            "peft.target_modules and peft.exclude_modules are both set; set only one of them (exclude_modules excludes from "
+            "all linear layers)"
         )
     if lora.exclude_modules:
         excluded = _matching(names, lora.exclude_modules, "peft.exclude_modules")
         return [name for name in names if name not in excluded]
     if not lora.target_modules:
-        return usual
+        return defaults
     targets = _matching(names, lora.target_modules, "peft.target_modules")
     return [name for name in names if name in targets]
 
@@ -111,7 +115,9 @@ def _matching(names: list[str], patterns: list[str], key: str) -> set[str]:
         matches = {name for name in names for p in _expand(pattern) if _fits(name, p)}
         if not matches:
             kinds = sorted({name.rpartition(".")[2] for name in names})
-            problems.append(f"{key}: {pattern!r} matches no linear layer of this model; it has: {', '.join(kinds)}")
+            problems.append(
+                f"{key}: {pattern!r} matches no linear layer of this model; its linear layers are: {', '.join(kinds)}"
+            )
         found |= matches
     if problems:
         raise ConfigError(*problems)
@@ -119,18 +125,18 @@ def _matching(names: list[str], patterns: list[str], key: str) -> set[str]:
 
 
 def _expand(pattern: str) -> list[str]:
-    """The pattern, its last part spelt with Hugging Face's names if it is one of Megatron's."""
+    """The pattern with a Megatron module name as last part replaced by the Hugging Face names."""
     head, dot, leaf = pattern.rpartition(".")
     return [head + dot + name for name in ALIASES.get(leaf, (leaf,))]
 
 
 def _fits(name: str, pattern: str) -> bool:
-    """A pattern is the whole name, or the end of it from some dot on; * matches any text."""
+    """Whether a pattern matches the full name, or its end after a dot; * matches any text."""
     return fnmatchcase(name, pattern) or fnmatchcase(name, "*." + pattern)
 
 
 def _initial_a(shape: torch.Size, kind: str, generator: torch.Generator) -> torch.Tensor:
-    """Values of A ([experts,] dim, in)."""
+    """Initial values of A ([experts,] dim, in)."""
     values = torch.empty(shape)
     if len(shape) == 3:  # of every expert
         return torch.stack([_initial_a(expert.shape, kind, generator) for expert in values])
@@ -154,15 +160,15 @@ def _coverage(layers: dict[str, nn.Linear | GroupedLinear], chosen: set[str], di
 
 
 def _features(layer: nn.Linear | GroupedLinear) -> int:
-    """Inputs and outputs, of all experts together."""
+    """Input plus output features, summed over experts."""
     count = layer.num_experts if isinstance(layer, GroupedLinear) else 1
     return count * (layer.in_features + layer.out_features)
 
 
 @torch.no_grad()
 def merged_tensors(model: DecoderModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of the model, one after the other, as if there were no adapters: adapted weights merged (copies), all
-    else shared with the model. Over several ranks as `full_tensors`: on the first rank, but all must go through."""
+    """(name, full tensor) of the model with adapters merged, one at a time: adapted weights are copies, others share memory
+    with the model. With several ranks a collective, see `full_tensors`: rank 0 gets the tensors, all must iterate."""
     state = model.state_dict()
     adapters = (name for names in all_gather_objects([n for n in state if is_adapter(n)], model.mesh) for name in names)
     adapted = {name.rpartition(".")[0] for name in adapters}
@@ -179,12 +185,12 @@ def merged_tensors(model: DecoderModel) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def merged_state(model: DecoderModel) -> dict[str, torch.Tensor]:
-    """`merged_tensors`, together."""
+    """`merged_tensors` as a dict."""
     return dict(merged_tensors(model))
 
 
 def _merged(weight: torch.Tensor, lora_A: torch.Tensor, lora_B: torch.Tensor, scale: float) -> torch.Tensor:
-    """Weight with the adapter in it, as a new tensor of the weight's dtype."""
+    """weight + scale * B A as a new tensor of the weight's dtype; computed in fp32."""
     return (weight.float() + scale * (lora_B @ lora_A)).to(weight.dtype)
 
 

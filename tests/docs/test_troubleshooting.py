@@ -182,7 +182,7 @@ PROVOKED: dict[str, Callable[[], str]] = {
         "cluster.gpus_per_node=8 train.global_batch_size=3 parallel=single"
     ),
     "holds a run that this command would not continue": trained_before,
-    "another training is at work in this folder": twice_at_once,
+    "another training is running in this folder": twice_at_once,
     "holds no checkpoint yet": lambda: shown("runner=generate name=typo 'generate.prompts=[hi]'"),
     "exists and is not an export of ours": export_over_chats,
     "says nothing to runner=train": lambda: shown("'generate.prompts=[hi]'"),
@@ -209,16 +209,16 @@ PROVOKED: dict[str, Callable[[], str]] = {
     "malformed": lambda: rejected("{\n"),
     "data.max_bad_rows=": too_many_bad,
     "no tokenizer.json in": empty_tokenizer,
-    "nor to be had from the hub": lambda: shown(f"runner=data_prep {DATA} tokenizer.path=nobody/nothing"),
+    "nor available on the hub": lambda: shown(f"runner=data_prep {DATA} tokenizer.path=nobody/nothing"),
     "it is not a Hugging Face model folder": no_config,
     "checkpoint_format": megatron,
     "only safetensors are read": pickles,
     "has no place in this model": stray_weight,
-    "conversations of a packed row see each other": leaking,
+    "leaks across packed conversations": leaking,
     "trains through the transformers implementation": split_generic,
     "is not a complete checkpoint and holds none": no_checkpoint,
     "oom": lambda: shown(f"{TRAIN} model.architecture.intermediate_size={10**13}"),  # no machine has room for it
-    "is not finite in training rows": lambda: shown(
+    "is not finite in packed sequences": lambda: shown(
         f"{TRAIN} optimizer.lr=1e30 train.clip_grad=null train.train_iters=20"
     ),
 }
