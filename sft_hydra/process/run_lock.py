@@ -1,4 +1,4 @@
-"""One training at a time in a run's folder.
+"""Lock that allows one training at a time in a run's folder.
 
 Owner of: a run's folder has one writer.
 """
@@ -13,14 +13,14 @@ from sft_hydra.paths import RunPaths
 
 @contextmanager
 def run_lock(paths: RunPaths) -> Iterator[None]:
-    """Holds the run's log, which a killed process lets go by itself. ConfigError if another training holds it."""
+    """Lock the run's log file (flock, released when the process ends). ConfigError if another training holds the lock."""
     paths.root.mkdir(parents=True, exist_ok=True)
     with paths.log.open("a") as log:
         try:
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(
-                f"{paths.root}: another training is at work in this folder; wait for it, stop it, or choose another name=..."
+                f"{paths.root}: another training is running in this folder; wait for it, stop it, or choose another name=..."
             ) from None
         except OSError:  # a file system without locks
             pass

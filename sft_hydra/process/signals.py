@@ -1,7 +1,7 @@
-"""The wish to stop: a signal is kept until the training loop asks, between two steps. Torch-free.
+"""Stop signals: recorded by handlers, checked by the training loop between two steps. Torch-free.
 
-SIGTERM comes from scancel, preemption and supervisors, SIGUSR2 from the batch script ahead of a time limit (SIGUSR1 belongs
-to NCCL). SIGINT (Ctrl-C) is kept only while training, and only once: a second one interrupts at once.
+SIGTERM comes from scancel, preemption and supervisors, SIGUSR2 from the batch script before a time limit (SIGUSR1 is used by
+NCCL). SIGINT (Ctrl-C) is recorded only during training, and only once: a second one interrupts immediately.
 """
 
 import os
@@ -10,45 +10,45 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_asked = False
+_requested = False
 
 
 class StoppedError(Exception):
-    """A run ended at a signal before its time, its checkpoint saved; the same command goes on."""
+    """A run stopped early because of a signal, after saving a checkpoint; rerun the same command to resume."""
 
 
 def stop_requested() -> bool:
-    """Whether this process got a signal to stop."""
-    return _asked
+    """Whether this process received a stop signal."""
+    return _requested
 
 
 def install_handlers() -> None:
-    """Keep SIGTERM and SIGUSR2 from now on. Main thread only."""
+    """Record SIGTERM and SIGUSR2 instead of ending the process. Main thread only."""
     for kind in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(kind, _keep)
-    os.register_at_fork(after_in_child=_unlisten)  # helper processes must die of SIGTERM
+        signal.signal(kind, _record)
+    os.register_at_fork(after_in_child=_restore_default)  # SIGTERM must end helper processes
 
 
 @contextmanager
 def finish_step_on_interrupt() -> Iterator[None]:
-    """Keep the first SIGINT in the body, too."""
-    before = signal.signal(signal.SIGINT, _keep_once)
+    """Record the first SIGINT within the body as well, so that the current step is finished."""
+    before = signal.signal(signal.SIGINT, _record_once)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def _keep(number: int, frame: FrameType | None) -> None:
-    global _asked
-    _asked = True
+def _record(number: int, frame: FrameType | None) -> None:
+    global _requested
+    _requested = True
 
 
-def _keep_once(number: int, frame: FrameType | None) -> None:
-    _keep(number, frame)
+def _record_once(number: int, frame: FrameType | None) -> None:
+    _record(number, frame)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _unlisten() -> None:
+def _restore_default() -> None:
     for kind in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(kind, signal.SIG_DFL)
