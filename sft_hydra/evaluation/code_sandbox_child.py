@@ -1,7 +1,7 @@
-"""The program that sandbox.py starts: it gives up what a generated program must not have, then runs it.
+"""The process that code_sandbox.py starts: it drops privileges, then runs a generated program.
 
-Run by file name, with nothing of this package: the program comes in on stdin, the verdict goes out on stdout, `passed` or
-what it raised. Not a prison for hostile code (a container is), but for what a model writes by mistake.
+Run by file name, without imports from this package: the program is read from stdin, the verdict written to stdout, `passed`
+or its exception. It protects against mistakes in generated code, not against hostile code (use a container for that).
 """
 
 import os
@@ -27,7 +27,7 @@ NEW_USER_AND_NETWORK = 0x10000000 | 0x40000000  # CLONE_NEWUSER | CLONE_NEWNET
 
 
 def limit(seconds: int, memory: int) -> None:
-    """Processor time, memory, no file, no process."""
+    """Set resource limits: processor time (s), memory (bytes), no file writes, no child processes."""
     for kind, most in (
         (resource.RLIMIT_CPU, seconds),
         (resource.RLIMIT_AS, memory),
@@ -40,14 +40,14 @@ def limit(seconds: int, memory: int) -> None:
 
 
 def leave_network() -> None:
-    """Into a network of its own, which reaches nothing, where the kernel lets us."""
+    """Enter an empty network namespace, if the kernel allows it."""
     import ctypes
 
     ctypes.CDLL(None).unshare(NEW_USER_AND_NETWORK)
 
 
 def watch(event: str, arguments: tuple[object, ...]) -> None:
-    """An audit hook, which cannot be taken off: no files are written, nothing is started, no network."""
+    """Audit hook (cannot be removed): PermissionError for file writes, new processes and network access."""
     if event == "open":
         mode, flags = arguments[1], arguments[2]
         if (isinstance(mode, str) and set(mode) & set("wax+")) or (isinstance(flags, int) and flags & WRITING):
@@ -57,9 +57,10 @@ def watch(event: str, arguments: tuple[object, ...]) -> None:
 
 
 def main() -> None:
+    """Run the program from stdin under the limits of the command line."""
     seconds, memory = int(sys.argv[1]), int(sys.argv[2])
     program = sys.stdin.read()
-    verdict = os.dup(1)
+    output = os.dup(1)
     silent = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(silent, stream)
@@ -68,10 +69,10 @@ def main() -> None:
     sys.addaudithook(watch)
     try:
         exec(compile(program, "answer.py", "exec"), {"__name__": "__main__"})
-        told = "passed"
+        verdict = "passed"
     except BaseException as error:
-        told = f"{type(error).__name__}: {error}"[:300]
-    os.write(verdict, told.encode("utf-8", "replace"))
+        verdict = f"{type(error).__name__}: {error}"[:300]
+    os.write(output, verdict.encode("utf-8", "replace"))
     os._exit(0)
 
 
