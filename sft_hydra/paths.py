@@ -1,6 +1,6 @@
-"""Where things are: `conf_dir()` for the shipped YAML, `RunPaths` for everything inside one run folder.
+"""File locations: `conf_dir()` for the shipped YAML, `RunPaths` for everything inside a run's folder.
 
-This file alone knows the names inside `outputs/`.
+All names of files inside `outputs/` are defined here.
 
 Owner of: file names inside a run's folder.
 """
@@ -14,12 +14,12 @@ from typing import Any
 from sft_hydra.errors import CheckpointError, ConfigError
 
 PACKAGE = Path(__file__).resolve().parent
-COMPLETE, STATE = "COMPLETE", "state.json"  # in every checkpoint: the mark that it counts, and where training stood
+COMPLETE, STATE = "COMPLETE", "state.json"  # in every checkpoint: the marker of a complete one, and training progress
 CHECKPOINT_FORMAT = 1
 
 
 def conf_dir() -> Path:
-    """Folder of the shipped config tree: inside the package in a wheel, beside it in a checkout."""
+    """Folder of the shipped config tree: inside the package in a wheel, beside it in a checkout. ConfigError if missing."""
     candidates = (PACKAGE / "conf", PACKAGE.parent / "conf")
     for folder in candidates:
         if (folder / "config.yaml").is_file():
@@ -28,45 +28,48 @@ def conf_dir() -> Path:
 
 
 def data_root(output_dir: str) -> Path:
-    """Folder that holds all packed sets made by this machine's runs, one per content key."""
+    """Folder of all packed sets of the runs in `output_dir`, one per content key."""
     return Path(output_dir) / "data"
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """`step_<N>` in it that are whole, oldest first."""
+    """Complete checkpoints `step_<N>` in `folder`, oldest first."""
     steps = [path for path in folder.glob("step_*") if path.suffix != ".tmp" and (path / COMPLETE).is_file()]
     return sorted(steps, key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint that a user means by a path: a `step_<N>`, a folder of them, or a run's folder."""
+    """The checkpoint of a path: a `step_<N>`, or the latest in a folder of checkpoints or a run's folder. CheckpointError if
+    there is no complete one."""
     path = Path(path).expanduser()
     if (path / COMPLETE).is_file():
         return path
     for folder in (path, path / "checkpoints"):
         if steps := complete_checkpoints(folder):
             return steps[-1]
-    exported = "; this is a model folder: give it as model.path" if (path / "config.json").is_file() else ""
+    exported = "; this is a model folder: set model.path to it" if (path / "config.json").is_file() else ""
     raise CheckpointError(
         f"{path} is not a complete checkpoint and holds none (a folder step_<N> with a file {COMPLETE}){exported}"
     )
 
 
 def state_digest(checkpoint: Path) -> str:
-    """sha256 of a checkpoint's `state.json`; stands in its mark."""
+    """sha256 of a checkpoint's `state.json`, stored in its COMPLETE file."""
     return hashlib.sha256((checkpoint / STATE).read_bytes()).hexdigest()
 
 
 def read_progress(checkpoint: Path) -> dict[str, Any]:
-    """What `state.json` says: `state` (as TrainState), `adapters_only`, `optimizer`, the `sizes` and `rates` in use, and
-    the `metrics` of that moment."""
+    """Contents of `state.json`: `state` (as TrainState), `adapters_only`, `optimizer`, the `sizes` and learning `rates` in
+    use, and the `metrics` at that step. CheckpointError if it is unreadable, corrupt or of another format."""
     try:
         progress: dict[str, Any] = json.loads((checkpoint / STATE).read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{checkpoint / STATE} cannot be read: {error}") from error
     mark = checkpoint / COMPLETE
     if mark.is_file() and (written := mark.read_bytes()) and written != state_digest(checkpoint).encode():
-        raise CheckpointError(f"{checkpoint / STATE} is not what was written: its checksum differs")
+        raise CheckpointError(
+            f"{checkpoint / STATE} is corrupt (checksum mismatch); delete {checkpoint} to resume from the previous checkpoint"
+        )
     found = progress.get("format")
     if found != CHECKPOINT_FORMAT:
         raise CheckpointError(f"{checkpoint} has format {found}; this version reads format {CHECKPOINT_FORMAT}")
@@ -81,77 +84,86 @@ class RunPaths:
 
     @property
     def resolved(self) -> Path:
-        """The config of the training: what later runs in this folder continue or read."""
+        """The resolved config of the training run."""
         return self.root / "resolved.yaml"
 
     def config(self, runner: str) -> Path:
-        """The config of one command; a runner that only reads the run never touches the training's."""
+        """The resolved config of a command; only runner=train writes `resolved.yaml`."""
         return self.resolved if runner == "train" else self.root / f"{runner}.yaml"
 
     @property
     def log(self) -> Path:
+        """Console output of the run."""
         return self.root / "log.txt"
 
     @property
     def metrics(self) -> Path:
+        """Metrics, one JSON object per step."""
         return self.root / "metrics.jsonl"
 
     @property
     def checkpoints(self) -> Path:
+        """Folder of checkpoints, `step_<N>` each."""
         return self.root / "checkpoints"
 
     @property
     def export(self) -> Path:
+        """Folder of the exported Hugging Face model."""
         return self.root / "hf"
 
     @property
     def trackers(self) -> Path:
-        """Ids of this run in the trackers."""
+        """Ids of this run at the tracking services."""
         return self.root / "trackers.json"
 
     @property
     def report(self) -> Path:
+        """Report of the run."""
         return self.root / "report.html"
 
     @property
     def curves(self) -> Path:
+        """Charts of the report as a PNG."""
         return self.root / "curves.png"
 
     @property
     def inspector(self) -> Path:
-        """The packed set on one page, from `runner=inspect inspect.html=true`."""
+        """Inspector page of the packed set, from `runner=inspect inspect.html=true`."""
         return self.root / "inspect.html"
 
     @property
     def evaluation(self) -> Path:
+        """Evaluation results."""
         return self.root / "evaluation.json"
 
     @property
     def answers(self) -> Path:
-        """Folder: what the model answered in benchmarks, a folder per moment (`before`, `training`, ...), a file per task."""
+        """Folder of benchmark answers: a folder per moment (`before`, `training`, ...), a file per task."""
         return self.root / "answers"
 
     @property
     def summary(self) -> Path:
+        """Data, versions, hashes and times of the run."""
         return self.root / "summary.json"
 
     @property
     def samples(self) -> Path:
+        """Answers to `eval.samples`."""
         return self.root / "samples.json"
 
     @property
     def ranks(self) -> Path:
-        """Folder: what ranks other than 0 print, and the failure of the first rank that failed."""
+        """Folder: output of ranks other than 0, and the error of the first rank that failed."""
         return self.root / "ranks"
 
     @property
     def stopped(self) -> Path:
-        """There while the last attempt ended at a signal, with a checkpoint, before its time."""
+        """Exists if the last attempt was stopped by a signal after saving a checkpoint."""
         return self.root / "stopped"
 
     @property
     def job(self) -> Path:
-        """The Slurm job that was submitted last for this run."""
+        """The last submitted Slurm job of this run."""
         return self.root / "job.json"
 
     @property

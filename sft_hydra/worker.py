@@ -1,5 +1,5 @@
-"""`python -m sft_hydra.worker <resolved.yaml>`: one rank of what was resolved before. srun, torchrun, our own launchers and
-jobs of sweeps start it; Hydra is not here. cli.py runs the only rank of a local run through `run_rank` in its own process."""
+"""`python -m sft_hydra.worker <resolved.yaml>`: runs one rank of a resolved config, without Hydra. Started by srun, torchrun,
+our launchers and jobs of sweeps. cli.py runs the only rank of a local run with `run_rank` in its process."""
 
 import importlib
 import math
@@ -18,22 +18,23 @@ from sft_hydra.schema.config import SftConfig
 
 
 def main() -> None:
+    """Entry point of `sft-hydra-worker`."""
     code = exit_code(_command)
     sys.stdout.flush()
     sys.stderr.flush()
     if code and this_rank().world_size > 1:
-        os._exit(code)  # taking a process group down with dead neighbours can hang
+        os._exit(code)  # destroying a process group with dead ranks can hang
     sys.exit(code)
 
 
 def exit_code(command: Callable[[], int]) -> int:
-    """Run a command that returns an exit code: 0 done, 2 the user can put it right (all problems are listed), 1 anything
-    else. A bug keeps its traceback; of several ranks, the first that fails has told it."""
+    """Run a command that returns an exit code: 0 success, 2 an error the user can fix (all problems are listed), 1 anything
+    else. A bug keeps its traceback; with several ranks, the first rank that failed has printed it."""
     rank = this_rank()
     try:
         return command()
     except UserError as error:
-        if rank.world_size == 1:  # else the rank has told
+        if rank.world_size == 1:  # otherwise rank_output has printed it
             print(error.describe(), file=sys.stderr)
         return 2
     except signals.StoppedError as stopped:
@@ -43,7 +44,7 @@ def exit_code(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         if rank.rank == 0:
             print(
-                "Interrupted. The same command goes on: from the last checkpoint, and with what was prepared.",
+                "Interrupted. Rerun the same command to resume from the last checkpoint; prepared data is reused.",
                 file=sys.stderr,
             )
         return 1
@@ -54,22 +55,22 @@ def exit_code(command: Callable[[], int]) -> int:
 
 
 def run_rank(cfg: SftConfig) -> None:
-    """The runner, in this process, as the rank that the environment says."""
+    """Run the runner in this process, as the rank of the environment. ConfigError if the number of ranks is wrong."""
     assert cfg.run_dir is not None
     rank, paths = this_rank(), RunPaths(Path(cfg.run_dir))
     signals.install_handlers()
     started, expected = rank.world_size, math.prod(ranks_of_runner(cfg))
     if started != expected:
         raise ConfigError(
-            f"{started} ranks were started; cluster.nodes={cfg.cluster.nodes} and cluster.gpus_per_node="
-            f"{cfg.cluster.gpus_per_node} of this run make {expected} for runner={cfg.runner.value}"
+            f"{started} ranks were started, but cluster.nodes={cfg.cluster.nodes} and cluster.gpus_per_node="
+            f"{cfg.cluster.gpus_per_node} of this run need {expected} for runner={cfg.runner.value}; start {expected} ranks"
         )
     runner = importlib.import_module(f"sft_hydra.runners.{cfg.runner.value}")
     try:
         runner.run(cfg)
     except signals.StoppedError:
         if rank.rank == 0:
-            paths.stopped.touch()  # the batch script looks for it
+            paths.stopped.touch()  # the batch script checks it to requeue the job
         raise
 
 
