@@ -15,8 +15,8 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from sft_hydra.paths import RunPaths
-from sft_hydra.process.run_lock import alone_in
-with alone_in(RunPaths(Path(sys.argv[1]))):
+from sft_hydra.process.run_lock import run_lock
+with run_lock(RunPaths(Path(sys.argv[1]))):
     print("held", flush=True)
     time.sleep(600)
 """
