@@ -114,7 +114,9 @@ def test_our_own_families_through_transformers(tmp_path: Path) -> None:
 
 
 def test_a_model_without_linear_layers_takes_no_adapters() -> None:
-    with pytest.raises(ConfigError, match=r"no layer of this model can have a LoRA adapter \(model_type gpt2, 0 linear layers"):
+    with pytest.raises(
+        ConfigError, match=r"no layer of this model can have a LoRA adapter \(model_type gpt2, 0 linear layers"
+    ):
         add_adapters(generic("gpt2"), LoraConfig())
 
 
