@@ -7,13 +7,16 @@ file.
 from collections.abc import Sequence
 from typing import Any
 
+# Imported here and not through hydra_internals: Hydra's plugin scan executes this module again, and a class that was imported
+# before the scan fails in its `super(BasicSweeper, self)`.
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # noqa: TID251
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from sft_hydra.config.hydra_internals import BasicSweeper, ConfigLoaderImpl
+from sft_hydra.config.hydra_internals import ConfigLoaderImpl
 
 
 class SftSweeper(BasicSweeper):
