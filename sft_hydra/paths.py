@@ -1,6 +1,6 @@
-"""Where things are: `conf_dir()` for the shipped YAML, `RunPaths` for everything inside one run folder.
+"""File locations: `conf_dir()` for the shipped YAML, `RunPaths` for everything inside a run's folder.
 
-This file alone knows the names inside `outputs/`.
+All names of files inside `outputs/` are defined here.
 
 Owner of: file names inside a run's folder.
 """
@@ -15,14 +15,14 @@ from sft_hydra.errors import CheckpointError, ConfigError
 from sft_hydra.files import exists, read_object, read_text, unreadable
 
 PACKAGE = Path(__file__).resolve().parent
-COMPLETE, STATE = "COMPLETE", "state.json"  # in every checkpoint: the mark that it counts, and where training stood
+COMPLETE, STATE = "COMPLETE", "state.json"  # in every checkpoint: the marker of a complete one, and training progress
 CHECKPOINT_FORMAT = 1
 STEP = re.compile(r"step_(0|[1-9][0-9]*)")
 WITHOUT = "without its folder, the same command goes on from the checkpoint before"
 
 
 def conf_dir() -> Path:
-    """Folder of the shipped config tree: inside the package in a wheel, beside it in a checkout."""
+    """Folder of the shipped config tree: inside the package in a wheel, beside it in a checkout. ConfigError if missing."""
     candidates = (PACKAGE / "conf", PACKAGE.parent / "conf")
     for folder in candidates:
         if (folder / "config.yaml").is_file():
@@ -31,7 +31,7 @@ def conf_dir() -> Path:
 
 
 def data_root(output_dir: str) -> Path:
-    """Folder that holds all packed sets made by this machine's runs, one per content key."""
+    """Folder of all packed sets of the runs in `output_dir`, one per content key."""
     return Path(output_dir) / "data"
 
 
@@ -49,21 +49,22 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint that a user means by a path: a `step_<N>`, a folder of them, or a run's folder."""
+    """The checkpoint of a path: a `step_<N>`, or the latest in a folder of checkpoints or a run's folder. CheckpointError if
+    there is no complete one."""
     path = Path(path).expanduser()
     if is_complete(path):
         return path
     for folder in (path, path / "checkpoints"):
         if steps := complete_checkpoints(folder):
             return steps[-1]
-    exported = "; this is a model folder: give it as model.path" if (path / "config.json").is_file() else ""
+    exported = "; this is a model folder: set model.path to it" if (path / "config.json").is_file() else ""
     raise CheckpointError(
         f"{path} is not a complete checkpoint and holds none (a folder step_<N> with a file {COMPLETE}){exported}"
     )
 
 
 def state_digest(checkpoint: Path) -> str:
-    """sha256 of a checkpoint's `state.json`; stands in its mark."""
+    """sha256 of a checkpoint's `state.json`, stored in its COMPLETE file."""
     return hashlib.sha256((checkpoint / STATE).read_bytes()).hexdigest()
 
 
@@ -108,77 +109,86 @@ class RunPaths:
 
     @property
     def resolved(self) -> Path:
-        """The config of the training: what later runs in this folder continue or read."""
+        """The resolved config of the training run."""
         return self.root / "resolved.yaml"
 
     def config(self, runner: str) -> Path:
-        """The config of one command; a runner that only reads the run never touches the training's."""
+        """The resolved config of a command; only runner=train writes `resolved.yaml`."""
         return self.resolved if runner == "train" else self.root / f"{runner}.yaml"
 
     @property
     def log(self) -> Path:
+        """Console output of the run."""
         return self.root / "log.txt"
 
     @property
     def metrics(self) -> Path:
+        """Metrics, one JSON object per step."""
         return self.root / "metrics.jsonl"
 
     @property
     def checkpoints(self) -> Path:
+        """Folder of checkpoints, `step_<N>` each."""
         return self.root / "checkpoints"
 
     @property
     def export(self) -> Path:
+        """Folder of the exported Hugging Face model."""
         return self.root / "hf"
 
     @property
     def trackers(self) -> Path:
-        """Ids of this run in the trackers."""
+        """Ids of this run at the tracking services."""
         return self.root / "trackers.json"
 
     @property
     def report(self) -> Path:
+        """Report of the run."""
         return self.root / "report.html"
 
     @property
     def curves(self) -> Path:
+        """Charts of the report as a PNG."""
         return self.root / "curves.png"
 
     @property
     def inspector(self) -> Path:
-        """The packed set on one page, from `runner=inspect inspect.html=true`."""
+        """Inspector page of the packed set, from `runner=inspect inspect.html=true`."""
         return self.root / "inspect.html"
 
     @property
     def evaluation(self) -> Path:
+        """Evaluation results."""
         return self.root / "evaluation.json"
 
     @property
     def answers(self) -> Path:
-        """Folder: what the model answered in benchmarks, a folder per moment (`before`, `training`, ...), a file per task."""
+        """Folder of benchmark answers: a folder per moment (`before`, `training`, ...), a file per task."""
         return self.root / "answers"
 
     @property
     def summary(self) -> Path:
+        """Data, versions, hashes and times of the run."""
         return self.root / "summary.json"
 
     @property
     def samples(self) -> Path:
+        """Answers to `eval.samples`."""
         return self.root / "samples.json"
 
     @property
     def ranks(self) -> Path:
-        """Folder: what ranks other than 0 print, and the failure of the first rank that failed."""
+        """Folder: output of ranks other than 0, and the error of the first rank that failed."""
         return self.root / "ranks"
 
     @property
     def stopped(self) -> Path:
-        """There while the last attempt ended at a signal, with a checkpoint, before its time."""
+        """Exists if the last attempt was stopped by a signal after saving a checkpoint."""
         return self.root / "stopped"
 
     @property
     def job(self) -> Path:
-        """The Slurm job that was submitted last for this run."""
+        """The last submitted Slurm job of this run."""
         return self.root / "job.json"
 
     @property

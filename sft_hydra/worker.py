@@ -1,5 +1,5 @@
-"""`python -m sft_hydra.worker <resolved.yaml>`: one rank of what was resolved before. srun, torchrun, our own launchers and
-jobs of sweeps start it; Hydra is not here. cli.py runs the only rank of a local run through `run_rank` in its own process."""
+"""`python -m sft_hydra.worker <resolved.yaml>`: runs one rank of a resolved config, without Hydra. Started by srun, torchrun,
+our launchers and jobs of sweeps. cli.py runs the only rank of a local run with `run_rank` in its process."""
 
 import importlib
 import math
@@ -50,7 +50,7 @@ def exit_code(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         if rank.rank == 0:
             print(
-                "Interrupted. The same command goes on: from the last checkpoint, and with what was prepared.",
+                "Interrupted. Rerun the same command to resume from the last checkpoint; prepared data is reused.",
                 file=sys.stderr,
             )
         return 1
@@ -66,14 +66,14 @@ def _told(error: UserError) -> int:
 
 
 def run_rank(cfg: SftConfig) -> None:
-    """The runner, in this process, as the rank that the environment says."""
+    """Run the runner in this process, as the rank of the environment. ConfigError if the number of ranks is wrong."""
     assert cfg.run_dir is not None
     rank = this_rank()
     started, expected = rank.world_size, math.prod(ranks_of_runner(cfg))
     if started != expected:
         raise ConfigError(
-            f"{started} ranks were started; cluster.nodes={cfg.cluster.nodes} and cluster.gpus_per_node="
-            f"{cfg.cluster.gpus_per_node} of this run make {expected} for runner={cfg.runner.value}"
+            f"{started} ranks were started, but cluster.nodes={cfg.cluster.nodes} and cluster.gpus_per_node="
+            f"{cfg.cluster.gpus_per_node} of this run need {expected} for runner={cfg.runner.value}; start {expected} ranks"
         )
     with signals.listening():
         with Console(speak=rank.rank == 0) as console, console.work("importing torch and transformers"):

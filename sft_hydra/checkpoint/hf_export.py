@@ -82,7 +82,7 @@ def export(
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
         # over several ranks the live model computes as it trains, alone in the precision that its weights are kept in
-        as_trained = model.mesh.whole is not None or cfg.peft is not None
+        as_trained = model.mesh.dense_mesh is not None or cfg.peft is not None
         computed = compute_dtype(cfg, model.device) if as_trained else torch.float32
         writer = _Writer(model.config, cfg, tokenizer, building, folder, live, computed, progress)
         report = writer.adapter(tensors) if adapter else writer.model(tensors)
@@ -109,7 +109,7 @@ def live_logits(model: DecoderModel, cfg: SftConfig) -> torch.Tensor | None:
         logits = model.logits(hidden, full_tensor(model.head_weight)).float().cpu()
     if model.mesh.pp.size == 1:
         return logits if model.mesh.rank == 0 else None
-    mine = logits if model.mesh.dp.rank == 0 and model.mesh.slice == 0 else None
+    mine = logits if model.mesh.dp.rank == 0 and model.mesh.seq_rank == 0 else None
     everyone = [answer for answer in all_gather_objects(mine, model.mesh) if answer is not None]
     return everyone[0] if model.mesh.rank == 0 else None
 

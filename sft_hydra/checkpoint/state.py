@@ -217,7 +217,7 @@ def _writes(model: DecoderModel, name: str, tensor: torch.Tensor) -> bool:
     if isinstance(tensor, DTensor):
         mine = holds_first_copy(tensor)
     else:
-        mine = mesh.dp.rank == 0 and mesh.slice == 0
+        mine = mesh.dp.rank == 0 and mesh.seq_rank == 0
     return mine and not model.is_copy(name.partition("/")[0])
 
 

@@ -1,6 +1,6 @@
-"""In which precision the forward pass computes. Master weights, losses and sums are fp32 either way.
+"""Compute dtype of the forward pass. Master weights, losses and reductions are fp32 either way.
 
-Our own layers compute in the dtype of their input (models/layers.py); autocast is for models of transformers.
+Our layers compute in the dtype of their input (models/layers.py); autocast is for transformers models.
 """
 
 from contextlib import AbstractContextManager
@@ -13,7 +13,7 @@ WITH_BF16 = ("AVX512", "SVE256")  # instruction sets for which oneDNN, which tor
 
 
 def compute_dtype(cfg: SftConfig, device: torch.device) -> torch.dtype:
-    """bf16 on CUDA and fp32 elsewhere, unless `train.precision` says which."""
+    """`train.precision`; if it is null, bf16 on CUDA and fp32 elsewhere."""
     precision = cfg.train.precision
     if precision is None:
         precision = Precision.bf16 if device.type == "cuda" else Precision.fp32
@@ -34,6 +34,6 @@ def cpu_multiplies_bf16() -> bool:
 
 
 def autocast(cfg: SftConfig, device: torch.device) -> AbstractContextManager[None]:
-    """Context of a forward pass of a transformers model with fp32 weights."""
+    """Autocast context for the forward pass of a transformers model with fp32 weights."""
     dtype = compute_dtype(cfg, device)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)

@@ -1,4 +1,4 @@
-"""Validation loss: per trained token, over all and per source, always on the same rows."""
+"""Validation loss per supervised token, in total and per source, always on the same packed sequences."""
 
 import math
 from collections import defaultdict
@@ -29,7 +29,7 @@ def validate(
     token_bytes: np.ndarray | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, float]:
-    """`val/loss` and `val/loss/<source>` in nats per trained token; empty if there is no validation split.
+    """`val/loss` and `val/loss/<source>` in nats per supervised token; empty if there is no validation split.
 
     With `token_bytes` (vocab,), the bytes that each id stands for (0 for control tokens), also `val/bpb`: bits per byte
     of the trained text. `progress` is told how many rows are done, of how many.
@@ -65,7 +65,7 @@ def validate(
 
 
 class _ValidationRows:
-    """Rows of the validation split by their place among those that are used."""
+    """Packed sequences of the validation split, indexed among those that are used."""
 
     def __init__(self, packed: PackedSet, tokens: int | None) -> None:
         self.packed = packed
@@ -76,7 +76,7 @@ class _ValidationRows:
 
 
 def validation_rows(packed: PackedSet, tokens: int | None) -> list[int]:
-    """Numbers of the rows that are used: all, or as many as hold `tokens` tokens, from a fixed shuffle."""
+    """Indices of the packed sequences that are used: all, or as many as hold `tokens` tokens, from a fixed shuffle."""
     lengths = packed.row_tokens(SPLIT)
     if tokens is None:
         return list(range(len(lengths)))
@@ -86,7 +86,7 @@ def validation_rows(packed: PackedSet, tokens: int | None) -> list[int]:
 
 
 def _text(batches: list[Batch], losses: list[torch.Tensor], bytes_of: torch.Tensor, mesh: Mesh) -> list[float]:
-    """Nats and bytes of this rank's trained tokens that stand for text."""
+    """[nats, bytes] of the local supervised tokens that are text."""
     if mesh.pp.rank < mesh.pp.size - 1:
         return [0.0, 0.0]
     targets = torch.cat([batch.targets for batch in batches])

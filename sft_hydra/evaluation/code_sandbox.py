@@ -1,5 +1,5 @@
-"""Runs programs that a model wrote, each in a process of its own: limited in time and memory, without network, unable to
-write files or to start processes (see sandbox_child.py).
+"""Runs programs written by a model, each in a separate process: limited in time and memory, without network, file writes or
+child processes (see code_sandbox_child.py).
 
 Invariant: whatever the program does, the caller gets a verdict within the time limit, and `passed` only if the program
 ran to its end: a random token says so, which is drawn here for each program and which the program cannot reach.
@@ -18,16 +18,16 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 
-CHILD = Path(__file__).with_name("sandbox_child.py")
+CHILD = Path(__file__).with_name("code_sandbox_child.py")
 SECONDS = 5  # of processor time
-PATIENCE = 3  # times as long by the clock, for a machine that is busy
+WALL_CLOCK_FACTOR = 3  # wall-clock limit over processor time, for a busy machine
 MEMORY = 1 << 30  # bytes of address space
 MOST_ANSWER = 4096  # bytes; a verdict is shorter, so what goes on writing is ended
 FAILED = b"failed "
 
 
 def run_programs(programs: Sequence[str], seconds: int = SECONDS) -> list[str]:
-    """Verdicts: `passed`, or why not, one each. As many at a time as there are processors."""
+    """`run_program` for each program, as many in parallel as there are processors."""
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         return list(pool.map(lambda program: run_program(program, seconds), programs))
 
@@ -47,7 +47,7 @@ def run_program(program: str, seconds: int = SECONDS) -> str:
             env={"PYTHONHASHSEED": "0", "PYTHONIOENCODING": "utf-8"},
             start_new_session=True,
         )
-        deadline = time.monotonic() + seconds * PATIENCE
+        deadline = time.monotonic() + seconds * WALL_CLOCK_FACTOR
         try:
             answer = _read(process, deadline)
             if len(answer) < MOST_ANSWER:

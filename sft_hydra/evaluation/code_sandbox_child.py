@@ -1,4 +1,4 @@
-"""The program that sandbox.py starts: it gives up what a generated program must not have, then runs it.
+"""The process that code_sandbox.py starts: it drops privileges, then runs a generated program.
 
 Run by file name, with nothing of this package: a token and the program come in on stdin, the verdict goes out on stdout:
 the token if the program ran to its end, else what it raised. What must stay out of the program's reach (the token, the
@@ -28,7 +28,7 @@ REFUSED_CALLS = {
 
 
 def limit(seconds: int, memory: int) -> None:
-    """Processor time, memory, no file, no process."""
+    """Set resource limits: processor time (s), memory (bytes), no file writes, no child processes."""
     for kind, most in (
         (resource.RLIMIT_CPU, seconds),
         (resource.RLIMIT_AS, memory),

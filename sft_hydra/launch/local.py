@@ -1,4 +1,4 @@
-"""Jobs on this machine, one after the other, each in a process of its own; a table at the end."""
+"""Runs the jobs of a sweep on this machine, one after the other, each in a separate process, and prints a table."""
 
 import math
 import sys
@@ -20,6 +20,8 @@ METRIC_PREFIX = "eval/"
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
+    """Outcome of one job of a sweep."""
+
     job: Job
     exit_code: int
     loss: float | None
@@ -28,13 +30,13 @@ class JobResult:
 
 
 def plan_jobs(jobs: Sequence[Job]) -> None:
-    """What `dry_run=true` prints of a sweep."""
+    """Print the plans of a sweep (`dry_run=true`)."""
     for number, job in enumerate(jobs, start=1):
         print(f"== job {number} of {len(jobs)}: {job.label}\n{describe(job.cfg)}\n")
 
 
 def run_jobs(jobs: Sequence[Job]) -> list[JobResult]:
-    """A job that fails does not stop the others; its exit code is in the result."""
+    """Run all jobs. A failed job does not stop the others; its exit code is in the result."""
     console = Console()
     results = []
     for number, job in enumerate(jobs, start=1):
@@ -64,6 +66,7 @@ def read_metrics(path: Path) -> tuple[float | None, tuple[str, float] | None]:
 
 
 def results_table(results: Sequence[JobResult]) -> Table:
+    """The table at the end of a sweep."""
     table = Table(title="sweep")
     for name in ("job", "exit code", "loss", "best metric", "folder"):
         table.add_column(name, overflow="fold")

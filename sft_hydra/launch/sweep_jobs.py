@@ -1,5 +1,5 @@
-"""The jobs of a sweep: each composed, resolved and given its folder, or all problems of all jobs together and nothing
-started."""
+"""The jobs of a sweep, composed and resolved with a folder each; or one error with the problems of all jobs, before any job
+starts."""
 
 import copy
 from collections import Counter
@@ -23,18 +23,22 @@ from sft_hydra.schema.data import Prepare
 
 @dataclass(frozen=True, slots=True)
 class Job:
+    """One job of a sweep."""
+
     cfg: SftConfig
     overrides: list[str]
     label: str
+    """Its folder name in the sweep's folder; empty without a sweep."""
 
     @property
     def paths(self) -> RunPaths:
+        """Files of the job's run."""
         return RunPaths(Path(str(self.cfg.run_dir)))
 
 
 def compose_jobs(loader: ConfigLoaderImpl, command: DictConfig, overrides: Sequence[Sequence[str]]) -> list[DictConfig]:
-    """The config of each job, as Hydra composes it. Jobs that choose the same groups share that work, which is nearly all
-    of it: their values are put into copies, as Hydra puts them in."""
+    """The config of each job, as Hydra composes it. Jobs with the same config groups share the composition, which takes most
+    of the time; their value overrides are applied to copies with Hydra's code."""
     parse = OverridesParser.create().parse_override
     composed: dict[tuple[str, ...], DictConfig] = {}
     jobs = []
@@ -52,10 +56,11 @@ def compose_jobs(loader: ConfigLoaderImpl, command: DictConfig, overrides: Seque
 
 
 def resolve_jobs(
-    composed: Sequence[DictConfig], overrides: Sequence[Sequence[str]], given: Sequence[str], launcher: str
+    composed: Sequence[DictConfig], overrides: Sequence[Sequence[str]], command: Sequence[str], launcher: str
 ) -> list[Job]:
-    """`overrides` are those of each job, `given` those of the command line. Raises ConfigError, problems by job."""
-    swept = swept_keys(overrides, given)
+    """Resolve the composed configs. `overrides`: of each job; `command`: of the command line. ConfigError with the problems
+    of all jobs."""
+    swept = swept_keys(overrides, command)
     if problems := [problem for key in swept if (problem := sweep_problem(key))]:
         raise ConfigError(*problems)
     labels = distinct_labels([job_label(texts, swept) for texts in overrides], overrides)
@@ -69,7 +74,9 @@ def resolve_jobs(
             problems += [f"{label}: {problem}" if label else problem for problem in error.problems]
     folders = Counter(str(job.paths.root) for job in jobs)
     problems += [
-        f"{folder}: {count} jobs of this sweep share this folder" for folder, count in folders.items() if count > 1
+        f"{folder}: {count} jobs of this sweep have this folder; sweep over a key that changes it, or set name=..."
+        for folder, count in folders.items()
+        if count > 1
     ]
     problems += shared_folders([job.cfg for job in jobs])
     if problems:
@@ -115,7 +122,7 @@ def swept_keys(overrides: Sequence[Sequence[str]], given: Sequence[str]) -> list
 
 
 def _common_name(composed: Sequence[DictConfig]) -> str | None:
-    """The parent folder of a sweep: what all jobs agree on of `<model>-<data>-<peft>`. None for a sweep of one."""
+    """Name of the sweep's parent folder: the parts of `<model>-<data>-<peft>` that all jobs share. None for a single job."""
     if len(composed) < 2:
         return None
     parts = zip(*(_parts_of_name(config) for config in composed), strict=True)

@@ -1,7 +1,7 @@
-"""LoRA on chosen linear layers (models/lora_layers.py); the base is frozen.
+"""LoRA (Hu et al. 2021) on selected linear layers (models/lora_layers.py); the base model is frozen.
 
-Owns which layers are chosen (`apply_lora` answers with a coverage table; a pattern that matches nothing is an error) and
-how an adapter becomes part of the weight (`merged_state`).
+Selects the target layers (`apply_lora` returns a coverage table; a pattern that matches nothing is an error) and merges
+adapters into weights (`merged_state`).
 """
 
 import math
@@ -27,7 +27,7 @@ from sft_hydra.schema.config import LoraConfig
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """One line of the coverage table: how many layers of one kind have an adapter, of how many there are."""
+    """One line of the coverage table: how many layers of a kind have an adapter, out of how many."""
 
     kind: str  # module name with layer numbers written as *
     adapted: int
@@ -36,14 +36,17 @@ class Coverage:
 
 
 def apply_lora(model: DecoderModel, lora: LoraConfig, seed: int) -> list[Coverage]:
-    """`add_adapters`, then `init_adapters`: for a model that has its weights."""
+    """`add_adapters`, then `init_adapters`, for a model whose weights are loaded. Returns the coverage table."""
     coverage = add_adapters(model, lora)
     init_adapters(model, seed)
     return coverage
 
 
 def add_adapters(model: DecoderModel, lora: LoraConfig) -> list[Coverage]:
-    """Freeze the model and give the chosen linear layers adapters, in place, without values yet."""
+    """Freeze the model and add uninitialized adapters to the selected linear layers, in place.
+
+    Returns the coverage table. ConfigError if no layer is selected, or for a pattern without a match.
+    """
     head = model.head_weight
     layers: dict[str, nn.Linear | GroupedLinear] = {}
     for name, module in model.named_modules():
@@ -53,8 +56,8 @@ def add_adapters(model: DecoderModel, lora: LoraConfig) -> list[Coverage]:
     chosen = choose(list(layers), lora, usual_targets(list(layers), model.lora_targets))
     if not chosen:
         raise ConfigError(
-            f"peft: nothing of this model can be adapted (model_type {model.config.model_type}, "
-            f"{len(layers)} linear layers beside the head); use peft=null"
+            f"peft: no layer of this model can have a LoRA adapter (model_type {model.config.model_type}, {len(layers)} "
+            "linear layers besides lm_head); use peft=null"
         )
     each = {name: layer_lora(lora, name) for name in chosen}
     model.adapter_scales = {name: scale_of(own) for name, own in each.items()}
@@ -70,7 +73,7 @@ def add_adapters(model: DecoderModel, lora: LoraConfig) -> list[Coverage]:
 
 @torch.no_grad()
 def init_adapters(model: DecoderModel, seed: int) -> None:
-    """Adapters that change nothing yet: every A is drawn from (seed, its name), every B is zero."""
+    """Initialize adapters so that they do not change the model: A is drawn from (seed, its name), B is zero."""
     for name, module in model.named_modules():
         if isinstance(module, Adapter):
             copy_shard_(
@@ -80,7 +83,7 @@ def init_adapters(model: DecoderModel, seed: int) -> None:
 
 
 def _initial_a(shape: torch.Size, kind: str, generator: torch.Generator) -> torch.Tensor:
-    """Values of A ([experts,] dim, in)."""
+    """Initial values of A ([experts,] dim, in)."""
     values = torch.empty(shape)
     if len(shape) == 3:  # of every expert
         return torch.stack([_initial_a(expert.shape, kind, generator) for expert in values])
@@ -104,15 +107,15 @@ def _coverage(layers: dict[str, nn.Linear | GroupedLinear], dims: dict[str, int]
 
 
 def _features(layer: nn.Linear | GroupedLinear) -> int:
-    """Inputs and outputs, of all experts together."""
+    """Input plus output features, summed over experts."""
     count = layer.num_experts if isinstance(layer, GroupedLinear) else 1
     return count * (layer.in_features + layer.out_features)
 
 
 @torch.no_grad()
 def merged_tensors(model: DecoderModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of the model, one after the other, as if there were no adapters: adapted weights merged (copies), all
-    else shared with the model. Over several ranks as `full_tensors`: on the first rank, but all must go through."""
+    """(name, full tensor) of the model with adapters merged, one at a time: adapted weights are copies, others share memory
+    with the model. With several ranks a collective, see `full_tensors`: rank 0 gets the tensors, all must iterate."""
     state = model.state_dict()
     adapters = (name for names in all_gather_objects([n for n in state if is_adapter(n)], model.mesh) for name in names)
     adapted = {name.rpartition(".")[0] for name in adapters}
@@ -129,12 +132,12 @@ def merged_tensors(model: DecoderModel) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def merged_state(model: DecoderModel) -> dict[str, torch.Tensor]:
-    """`merged_tensors`, together."""
+    """`merged_tensors` as a dict."""
     return dict(merged_tensors(model))
 
 
 def _merged(weight: torch.Tensor, lora_A: torch.Tensor, lora_B: torch.Tensor, scale: float) -> torch.Tensor:
-    """Weight with the adapter in it, as a new tensor of the weight's dtype."""
+    """weight + scale * B A as a new tensor of the weight's dtype; computed in fp32."""
     return (weight.float() + scale * (lora_B @ lora_A)).to(weight.dtype)
 
 

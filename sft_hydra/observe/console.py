@@ -1,6 +1,6 @@
-"""What a person sees while a run goes on: live progress on a terminal, plain periodic lines elsewhere, all of it in log.txt.
+"""Console output of a run: live progress on a terminal, plain periodic lines elsewhere, everything in log.txt.
 
-Only rank 0 gets a console that speaks; the others get a silent one.
+Only rank 0 prints; other ranks get a silent console.
 """
 
 import sys
@@ -24,7 +24,7 @@ SILENT_SECONDS = 30.0
 
 
 class Console:
-    """Prints to the terminal and to the run's log. `log=None`: terminal only. `speak=False`: nothing at all."""
+    """Prints to the terminal and to the run's log. `log=None`: terminal only. `speak=False`: no output."""
 
     def __init__(self, log: Path | None = None, *, speak: bool = True) -> None:
         width = None if sys.stdout is not None and sys.stdout.isatty() else LOG_WIDTH
@@ -47,7 +47,7 @@ class Console:
 
     @property
     def live(self) -> bool:
-        """Whether a person looks at a terminal."""
+        """Whether the output is a terminal (and not silent)."""
         return self._screen.is_terminal and not self._screen.quiet
 
     def say(self, text: str = "", style: str | None = None) -> None:
@@ -61,13 +61,13 @@ class Console:
         self.note(text.plain)
 
     def note(self, text: str) -> None:
-        """For the log only."""
+        """Write to the log only."""
         if self._log and self._file:
             self._log.print(text, markup=False, soft_wrap=True)
             self._file.flush()
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """First column left, the others right."""
+        """Print a table; the first column is left-aligned, the others right-aligned."""
         table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
         for index, column in enumerate(columns):
             table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
@@ -79,14 +79,14 @@ class Console:
 
     @contextmanager
     def steps(self, total: int, done: int, every: int) -> Iterator["Steps"]:
-        """Progress of training: bar and figures on a terminal, a line every `every` steps elsewhere."""
+        """Progress of training: bar and metrics on a terminal, a line every `every` steps elsewhere."""
         with _progress(self._screen, self.live, MofNCompleteColumn(), TextColumn("{task.fields[figures]}")) as progress:
             task = progress.add_task("training", total=total, completed=done, figures="")
             yield Steps(self, progress, task, total, every)
 
     @contextmanager
     def work(self, name: str, total: int | None = None) -> Iterator["Work"]:
-        """Progress of any other long task; `total` in the caller's unit, None while unknown."""
+        """Progress of another long task; `total` in the caller's unit, None if unknown."""
         with _progress(self._screen, self.live, TextColumn("{task.fields[figures]}")) as progress:
             task = progress.add_task(name, total=total, figures="")
             work = Work(self, progress, task, name)
@@ -95,6 +95,8 @@ class Console:
 
 
 class Steps:
+    """Progress of training, from `Console.steps`."""
+
     def __init__(self, console: Console, progress: Progress, task: object, total: int, every: int) -> None:
         self._console, self._progress, self._task, self._total, self._every = console, progress, task, total, every
         self._start = time.monotonic()
@@ -115,12 +117,15 @@ class Steps:
 
 
 class Work:
+    """Progress of a long task, from `Console.work`."""
+
     def __init__(self, console: Console, progress: Progress, task: object, name: str) -> None:
         self._console, self._progress, self._task, self._name = console, progress, task, name
         self._started = self._last = time.monotonic()
         self._figures = ""
 
     def update(self, completed: float, total: float | None, figures: str) -> None:
+        """Show the new state; without a terminal as a line, at most every QUIET_SECONDS."""
         self._progress.update(self._task, completed=completed, total=total, figures=figures)  # type: ignore[arg-type]
         self._figures = figures
         if not self._console.live and time.monotonic() - self._last > QUIET_SECONDS:

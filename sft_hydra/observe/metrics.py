@@ -1,6 +1,6 @@
-"""metrics.jsonl: one JSON object per optimizer step (and per evaluation), appended as it happens.
+"""metrics.jsonl: one JSON object per optimizer step (and per evaluation), appended during the run.
 
-A resumed run first forgets the lines after its checkpoint, so every step stands once.
+A resumed run first removes the lines after its checkpoint, so every step occurs once.
 """
 
 import json
@@ -13,7 +13,7 @@ FIX = "mend that, or take the file away: the run goes on without the figures of 
 
 
 class MetricsFile:
-    """`path=None`: writes nothing (ranks other than 0)."""
+    """Writer of metrics.jsonl. `path=None`: writes nothing (ranks other than 0)."""
 
     def __init__(self, path: Path | None, resume_step: int = 0) -> None:
         self.path = path
@@ -28,7 +28,7 @@ class MetricsFile:
         temporary.replace(path)
 
     def write(self, record: dict[str, Any]) -> None:
-        """One line; it is on its way to the disk when this returns."""
+        """Append one line; it is handed to the operating system when this returns."""
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")

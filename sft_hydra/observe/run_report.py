@@ -1,4 +1,4 @@
-"""report.html and curves.png: the whole run on one page, from the files in its folder alone, so they can be made again."""
+"""report.html and curves.png of a run, generated from the files in its folder, so they can be regenerated."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +14,12 @@ from sft_hydra.observe.misses import miss_rows
 from sft_hydra.paths import RunPaths
 
 CURVES = (("Learning rate", "lr"), ("Gradient norm", "grad_norm"), ("Tokens per second", "tokens_per_second"))
-LAST = 20  # steps that say where a noisy figure stands
+LAST = 20  # steps over which a noisy final value is averaged
 
 
 @dataclass(slots=True)
 class RunRecord:
-    """What a run has left in its folder; parts that it has not come to are empty."""
+    """Contents of a run's folder; missing parts are empty."""
 
     paths: RunPaths
     metrics: list[dict[str, Any]]
@@ -36,18 +36,19 @@ class RunRecord:
 
     @property
     def steps(self) -> list[dict[str, Any]]:
-        """Lines of metrics.jsonl that are training steps."""
+        """Lines of metrics.jsonl for training steps."""
         return [line for line in self.metrics if "loss" in line]
 
     def points(self, key: str) -> Points:
-        """(step, value) of a figure of metrics.jsonl."""
+        """(step, value) of a metric of metrics.jsonl."""
         return [(line["step"], line[key]) for line in self.metrics if line.get(key) is not None]
 
     def keys(self, prefix: str) -> list[str]:
+        """Metric names that start with `prefix`, sorted."""
         return sorted({key for line in self.metrics for key in line if key.startswith(prefix)})
 
     def last(self, key: str, over: int = 1) -> float | None:
-        """Mean of the last values; None if there are none."""
+        """Mean of the last `over` values of a metric; None if there are none."""
         values = [value for _, value in self.points(key)[-over:]]
         return sum(values) / len(values) if values else None
 
@@ -89,7 +90,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _charts(run: RunRecord) -> list[dict[str, Any]]:
-    """[{title, names, svg}]; `names` are the lines that the legend tells apart."""
+    """[{title, names, svg}]; `names` are those of the legend."""
     loss = run.points("loss")
     groups = [
         ("Loss", [Series("training", smooth(loss)), Series("validation", run.points("val/loss"))], loss),
@@ -120,7 +121,7 @@ def _chatcore(run: RunRecord) -> list[Series]:
 
 
 def _tasks(evaluation: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Scores of each task (the average last) at each moment that was evaluated, and these moments."""
+    """(scores of each task, the average last, at each evaluated moment; these moments)."""
     moments = [moment for moment in ("before", "after", "evaluate") if "tasks" in evaluation.get(moment, {})]
     names = list(dict.fromkeys(task for moment in moments for task in evaluation[moment]["tasks"]))
     tasks = [{"name": name, "scores": [evaluation[moment]["tasks"].get(name) for moment in moments]} for name in names]

@@ -221,8 +221,8 @@ def test_every_other_recipe_plans_with_its_estimates(
     Path("chats.jsonl").touch()
     assert command([*(text.format(earlier=earlier) for text in arguments), "dry_run=true"]) == 0
     shown = capsys.readouterr().out
-    assert re.search(r"^memory +about [\d.]+ GiB a rank at the peak in bf16: weights [\d.]+, gradients ", shown, re.M)
-    assert re.search(r"^compute +[\d.]+ GFLOP a token, [\d.]+ TFLOP a step$", shown, re.M)
+    assert re.search(r"^memory +about [\d.]+ GiB per rank at the peak in bf16: weights [\d.]+, gradients ", shown, re.M)
+    assert re.search(r"^compute +[\d.]+ GFLOP per token, [\d.]+ TFLOP per step$", shown, re.M)
     assert re.search(r"^steps +([\d,]+|one epoch .*)$", shown, re.M)
     if "one epoch" not in shown:
         assert "at an assumed MFU of 40%" in shown

@@ -78,7 +78,7 @@ CASES = [
     (["model=hf", "model.path=iter_0000007"], "is a Megatron checkpoint (zarr)"),
     (["model=hf", "model.path=ranks"], "is a Megatron checkpoint (one folder a rank)"),
     (["checkpoint.load=megatron"], "checkpoint_format: checkpoint.load=megatron is a Megatron checkpoint"),
-    (["model=hf", "model.path=broken"], "not a readable config.json"),
+    (["model=hf", "model.path=broken"], "config.json: cannot be read as JSON"),
     (["tokenizer.path=./nothing"], "tokenizer.path=./nothing: not found"),
     (["tokenizer.chat_template=nothing.jinja"], "tokenizer.chat_template=nothing.jinja: not found"),
     (["checkpoint.load=nothing"], "checkpoint.load=nothing: not found"),

@@ -249,16 +249,16 @@ PROVOKED: dict[str, Callable[[], str]] = {
     "malformed": lambda: rejected("{\n"),
     "data.max_bad_rows=": too_many_bad,
     "no tokenizer.json in": empty_tokenizer,
-    "nor to be had from the hub": lambda: shown(f"runner=data_prep {DATA} tokenizer.path=nobody/nothing"),
+    "nor available on the hub": lambda: shown(f"runner=data_prep {DATA} tokenizer.path=nobody/nothing"),
     "it is not a Hugging Face model folder": no_config,
     "checkpoint_format": megatron,
     "only safetensors are read": pickles,
     "has no place in this model": stray_weight,
-    "conversations of a packed row see each other": leaking,
+    "leaks across packed conversations": leaking,
     "trains through the transformers implementation": split_generic,
     "is not a complete checkpoint and holds none": no_checkpoint,
     "oom": lambda: shown(f"{TRAIN} model.architecture.intermediate_size={10**13}"),  # no machine has room for it
-    "is not finite in training rows": lambda: shown(
+    "is not finite in packed sequences": lambda: shown(
         f"{TRAIN} optimizer.lr=1e30 train.clip_grad=null train.train_iters=20"
     ),
 }

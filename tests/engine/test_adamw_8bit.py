@@ -103,7 +103,7 @@ def test_groups_are_told(make_cfg, torchao):
     assert [text.split(",")[0] for text in told] == [
         "AdamW8bit on matrices", "AdamW on matrices", "AdamW on vectors and embedding"
     ]  # fmt: skip
-    assert all("rate 0.01, decay" in text for text in told)
+    assert all("learning rate 0.01, weight decay" in text for text in told)
     assert optimizer.kinds == ["AdamW"]
 
 

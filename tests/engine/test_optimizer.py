@@ -96,6 +96,6 @@ def test_groups_are_told(make_cfg) -> None:
         "AdamW on embedding",
         "AdamW on matrices",
     ]
-    assert told[1].endswith("rate 0.05, decay 0")
+    assert told[1].endswith("learning rate 0.05, weight decay 0")
     counted = sum(int(text.split(", ")[1].split(" ")[0].replace(",", "")) for text in told)
     assert counted == sum(p.numel() for p in model.parameters())

@@ -154,13 +154,13 @@ def test_a_folder_without_runs_is_refused(tmp_path: Path, capsys: pytest.Capture
     with pytest.raises(ConfigError) as refusal:
         find_runs([tmp_path, tmp_path / "absent"])
     assert [problem.partition(": ")[2] for problem in refusal.value.problems] == [
-        "no run in it (a run's folder has metrics.jsonl)",
+        "contains no run (a run's folder has metrics.jsonl)",
         "no such folder",
     ]
     with pytest.raises(SystemExit) as end:
         main([str(tmp_path)])
     assert end.value.code == 2
-    assert "no run in it" in capsys.readouterr().err
+    assert "contains no run" in capsys.readouterr().err
 
 
 def test_comparing_loads_no_torch() -> None:

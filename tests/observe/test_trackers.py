@@ -202,4 +202,4 @@ def test_a_tracker_that_fails_is_switched_off_and_told() -> None:
         trackers.log({"step": step, "loss": 1.0})
     trackers.close()
     assert flaky.logged == 1
-    assert told == ["Flaky is switched off (the server went away); metrics.jsonl has everything"]
+    assert told == ["Flaky failed and is disabled (the server went away); metrics.jsonl has all values"]

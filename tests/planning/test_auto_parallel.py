@@ -94,7 +94,7 @@ def test_a_dry_run_says_what_was_weighed(capsys: pytest.CaptureFixture[str], tmp
     plan = capsys.readouterr().out
     assert re.search(r"^layout +world 8 = 1 node\(s\) x 8: tp=1 pp=1 cp=1 ep=8 dp=8$", plan, re.MULTILINE)
     assert re.search(
-        r"^chosen +the fastest of \d+ that can be, \d+ of them fit cluster.gpu_memory_gib=80; tp=1", plan, re.M
+        r"^chosen +fastest of \d+ valid layouts, \d+ of which fit in cluster.gpu_memory_gib=80; tp=1", plan, re.M
     )
     seconds = [float(text) for text in re.findall(r"ep=\d+: (\S+) s a step", plan)]
     assert len(seconds) == 4

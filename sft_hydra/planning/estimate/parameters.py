@@ -1,4 +1,4 @@
-"""How many parameters a model has, in which parts, and what of them is used and trained."""
+"""Parameter counts of a model: total, active, per part, trainable."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,17 +10,19 @@ from sft_hydra.schema.config import LoraConfig
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
+    """Parameter counts."""
+
     total: int
     active: int
     """Used by one token: routed experts count only as often as they are chosen."""
     expert: int
-    """Part of `total` that sits in routed experts."""
+    """Part of `total` in routed experts."""
     embedding: int
     """Input embedding (and the head if untied)."""
 
 
 def count_parameters(arch: dict[str, Any]) -> Parameters:
-    """Counts from the fields of config.json, dense and Nemotron-H; of other families about so many."""
+    """Counts from the fields of config.json; exact for our families, approximate for others."""
     s = sizes_of(arch)
     mixers = [mixer for block in s.blocks for mixer in block]
     embedding = s.vocab * s.hidden * (1 if s.tied else 2)
@@ -35,7 +37,7 @@ def count_parameters(arch: dict[str, Any]) -> Parameters:
 
 
 def mixer_parameters(s: Sizes, mixer: str) -> int:
-    """Of one mixer with its norm, without routed experts."""
+    """Parameters of one mixer with its norm, without routed experts."""
     if mixer == "attention":
         norms = 2 * s.head_dim if s.qk_norm else 0
         return s.hidden * (2 * s.q + 2 * s.kv) + norms + s.hidden
@@ -45,12 +47,12 @@ def mixer_parameters(s: Sizes, mixer: str) -> int:
     if mixer == "mlp":
         return (3 if s.gated else 2) * s.hidden * s.inner + s.hidden
     router = s.experts * (s.hidden + (0 if s.gated else 1))
-    around = 2 * s.hidden * s.latent if s.latent != s.hidden else 0
-    return router + 2 * s.hidden * s.shared_inner + around + s.hidden
+    projections = 2 * s.hidden * s.latent if s.latent != s.hidden else 0
+    return router + 2 * s.hidden * s.shared_inner + projections + s.hidden
 
 
 def expert_parameters(s: Sizes) -> int:
-    """Of one routed expert."""
+    """Parameters of one routed expert."""
     return (3 if s.gated else 2) * s.latent * s.expert_inner
 
 
