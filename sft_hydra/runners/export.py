@@ -7,7 +7,7 @@ from sft_hydra.observe.console import Console
 from sft_hydra.paths import RunPaths
 from sft_hydra.runners.build_model import start_machine, trained_model
 from sft_hydra.runners.hub_upload import check_upload, upload_export
-from sft_hydra.runners.train import export_model, say_mended
+from sft_hydra.runners.write_export import export_model, say_mended
 from sft_hydra.schema.config import SftConfig
 
 
