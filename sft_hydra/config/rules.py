@@ -199,11 +199,6 @@ def layout(cfg: SftConfig) -> Iterator[str]:
         ]
     if not any(possible_layouts(cfg, architecture)):  # else sizes that are null will be chosen so that it can be
         yield from problems
-    if plan.tp > 1 and not cfg.parallel.sequence_parallel:
-        yield (
-            "parallel.sequence_parallel=false: tensor-parallel ranks always hold different tokens between layers here; "
-            "leave it at true"
-        )
 
 
 def foreign_model(cfg: SftConfig) -> Iterator[str]:

@@ -110,8 +110,6 @@ class ParallelConfig:
     """Expert parallel size; null: chosen."""
     dp_replicate: int = number(1, 1, 100_000)
     """Copies of the sharded model (HSDP). The FSDP degree is world / (tp*pp*cp*dp_replicate)."""
-    sequence_parallel: bool = True
-    """Between mixers every tensor parallel rank holds its own tokens."""
 
 
 @dataclass(kw_only=True, slots=True)

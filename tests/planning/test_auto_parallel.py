@@ -113,11 +113,11 @@ def test_sizes_left_open_fit_the_batch(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
-    ("text", "kept"),
-    [("model=tiny", None), ("model=tiny cluster.gpus_per_node=2 dry_run=true", None), ("runner=inspect " + NODE, None)],
+    "text", ["model=tiny", "model=tiny cluster.gpus_per_node=2 dry_run=true", "runner=inspect " + NODE]
 )
-def test_nothing_is_written_where_nothing_is_laid_out(text: str, kept: int | None) -> None:
-    assert with_auto_parallel(config(text)).parallel.cp is kept
+def test_sizes_stay_open_where_no_layout_is_chosen(text: str) -> None:
+    parallel = with_auto_parallel(config(text)).parallel
+    assert (parallel.tp, parallel.pp, parallel.cp, parallel.ep) == (None, None, None, None)
 
 
 @pytest.mark.parametrize("text", TRAINED)
