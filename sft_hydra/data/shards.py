@@ -37,7 +37,7 @@ ROW_GROUP = 64
 CACHED_GROUPS = 256
 CACHED_TOKENS = CACHED_GROUPS * ROW_GROUP * 4096  # other tools write row groups of a thousand rows
 NOT_OURS = (
-    "no packed set that this project made. If another tool packed it, give data.trust_foreign=true; to pack anew, choose "
+    "not a packed set of this project. If another tool packed it, give data.trust_foreign=true; to prepare a new set, choose "
     "another data.packed_dir"
 )
 SCHEMA = pa.schema(

@@ -7,6 +7,7 @@ the first rows of every source; texts are encoded in pieces only if the pieces o
 import json
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ def probe_sequences(request: Request, tokenizer: ChatTokenizer, data: DataConfig
     renderer = Renderer.of(tokenizer, data)
     found: list[RenderedSequence] = []
     for source, listed in zip(request.sources, request.files, strict=True):
-        for _, row in read_rows(listed[0], source, 0, ROWS):
+        for _, row in islice(read_rows(listed[0], source, 0, None), ROWS):
             with suppress(RowError, RecursionError, LearnedWrongError):
                 if not isinstance(row, MalformedRow):
                     found += renderer.sequences(to_conversation(row, source.config, source.name, ""))

@@ -13,7 +13,7 @@ from pyarrow import parquet
 from support.foreign import packed_rows, recipe_output, write_shard
 
 from sft_hydra.cli import command
-from sft_hydra.data.dataset import TrainRows
+from sft_hydra.data_prep.blend import train_rows
 from sft_hydra.data.external_tree import split_files
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.data_prep.prepare import open_existing, prepare
@@ -185,7 +185,7 @@ def test_trust_is_needed_and_lengths_and_ids_must_fit(tmp_path: Path, questions:
     cfg.data.trust_foreign = True
     packed = open_existing(cfg)
     assert packed is not None
-    assert sum(share.rows for share in TrainRows(packed, cfg).shares) == packed.num_rows("train")
+    assert sum(share.rows for share in train_rows(packed, cfg).shares) == packed.num_rows("train")
     assert prepare(cfg).metadata["content_key"] == packed.metadata["content_key"]
     cfg.seq_length = 128
     with pytest.raises(SeqLengthMismatchError, match="seq_length=64"):

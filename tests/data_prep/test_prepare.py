@@ -285,7 +285,7 @@ def test_a_folder_with_other_things_is_not_touched(questions: Questions, tmp_pat
     cfg.data.packed_dir = str(tmp_path / "mine")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(DataError, match="not empty and not a packed set"):
+    with pytest.raises(DataError, match="not a packed set of this project"):
         prepare(cfg)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 

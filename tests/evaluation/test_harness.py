@@ -212,7 +212,7 @@ def test_what_cannot_be_asked_is_refused(
         run(small, asked(tasks=["gsm8kk"]))
     with pytest.raises(ConfigError, match="mbpp executes code written by the model outside a sandbox"):
         run(small, asked(tasks=["mbpp"]))
-    with pytest.raises(ConfigError, match="hellaswag is partly Python"):
+    with pytest.raises(ConfigError, match="hellaswag uses Python functions"):
         run(small, asked(tasks=["hellaswag"], data_dir=str(own_tasks)))
     file = own_tasks / "echo.yaml"
     file.write_text(file.read_text().replace("do_sample: false", "num_beams: 4"))

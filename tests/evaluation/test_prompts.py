@@ -41,5 +41,5 @@ def test_tools(tmp_path):
     path.write_text('{"name": "calc"}')
     with pytest.raises(DataError, match="list of tool definitions"):
         load_tools(str(path))
-    with pytest.raises(DataError, match="not a JSON file"):
+    with pytest.raises(DataError, match="cannot be read as JSON"):
         load_tools(str(tmp_path / "none.json"))

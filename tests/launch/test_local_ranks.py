@@ -19,7 +19,7 @@ from sft_hydra.process import signals as stop
 from sft_hydra.process.rank import rank_output, this_rank
 from sft_hydra.paths import RunPaths
 rank, run = this_rank(), Path(sys.argv[1])
-stop.listen()
+stop.install_handlers()
 """
 JOIN = """
 import torch

@@ -103,7 +103,7 @@ import os, sys, time
 from pathlib import Path
 from sft_hydra.process import signals as stop
 run = Path(sys.argv[1]).parent
-stop.listen()
+stop.install_handlers()
 saved = sorted(int(folder.name[5:]) for folder in run.glob("checkpoints/step_*"))
 step = saved[-1] if saved else 0
 if os.environ["RANK"] == "0":
@@ -113,7 +113,7 @@ if os.environ["RANK"] == "0":
 while step < 1000 and not (run / "enough").exists():
     time.sleep(0.05)
     step += 1
-    if stop.asked():
+    if stop.stop_requested():
         if os.environ["RANK"] == "0":
             (run / "checkpoints" / f"step_{step}").mkdir(parents=True)
             (run / "stopped").touch()

@@ -30,7 +30,7 @@ def test_a_second_training_in_a_folder_is_refused_until_the_first_is_gone(
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout is not None
         assert first.stdout.readline() == "held\n"
-        with pytest.raises(ConfigError, match=r"outputs/mine: another training is running in this folder"):
+        with pytest.raises(ConfigError, match=r"outputs/mine: another training is at work in this folder"):
             command(["name=mine", "data.sample=20", "data.num_workers=1"])
         assert not list((tmp_path / "outputs").glob("data/*"))  # before any work
         first.kill()
