@@ -100,6 +100,7 @@ def data_is_set(cfg: SftConfig) -> Iterator[str]:
         needs = {
             "jsonl": "data.path=<file.jsonl>",
             "blend": "data.blend=<blend.json> or +data.sources.<name>.path=<file.jsonl>",
+            "packed": "data.packed_dir=<folder of packed Parquet shards>",
         }
         yield f"data={data.name} names no source; it needs {needs.get(data.name, 'data.path=<file.jsonl>')}"
     if data.trust_foreign and not data.packed_dir:

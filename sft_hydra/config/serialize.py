@@ -6,9 +6,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from sft_hydra.errors import ConfigError
 from sft_hydra.files import exists, read_text
@@ -16,8 +16,22 @@ from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.optim import OPTIMIZERS
 
 
+class _Quoting(yaml.SafeDumper):
+    """Quotes every text that could be read as another type, by OmegaConf's rules or those of YAML 1.1."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = None if re.fullmatch(r"[A-Za-z_/][\w./ -]*", text) else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Quoting.add_representer(str, _represent_text)
+
+
 def dump(cfg: SftConfig) -> str:
-    return OmegaConf.to_yaml(OmegaConf.create(_plain(dataclasses.asdict(cfg))))
+    """The config as YAML in which every text is read as the same text."""
+    plain = OmegaConf.to_container(OmegaConf.create(_plain(dataclasses.asdict(cfg))))
+    return yaml.dump(plain, Dumper=_Quoting, sort_keys=False, allow_unicode=True, width=120)
 
 
 def save(cfg: SftConfig, path: Path) -> None:
@@ -48,7 +62,7 @@ def load(path: Path) -> SftConfig:
         cfg = OmegaConf.to_object(OmegaConf.merge(schema, text))
     except (
         OmegaConfBaseException,
-        YAMLError,
+        yaml.YAMLError,
         LookupError,
         TypeError,
         ValueError,

@@ -130,15 +130,22 @@ def _is_array(file: Path, contents: Contents | None) -> bool:
             line for line in iter(lambda: stream.readline(LONGEST_LINE), b"") if line.strip(b"\xef\xbb\xbf \t\r\n")
         )
         first, second = next(lines, b""), next(lines, None)
-    try:
-        row = orjson.loads(first.removeprefix(b"\xef\xbb\xbf"))
-        if second is not None:
-            return not isinstance(orjson.loads(second), list)
-    except ValueError:
+    row = _parsed(first.removeprefix(b"\xef\xbb\xbf"))
+    if second is not None:  # a whole value in a line by itself: lines, of which others may be malformed
+        return row is None and (start.split(b"\n")[0].strip() == b"[" or _parsed(second) is None)
+    if row is None:
         return True
     return not (
         row and isinstance(row[0], dict) and ("role" in row[0] or "from" in row[0]) and suffix_of(file) != ".json"
     )
+
+
+def _parsed(line: bytes) -> Any:
+    """The JSON value of a line; None if it is not one."""
+    try:
+        return orjson.loads(line)
+    except ValueError:
+        return None
 
 
 def _encoding(file: Path, contents: Contents | None) -> str | None:

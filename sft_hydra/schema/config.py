@@ -90,9 +90,9 @@ class LoraConfig:
     """`xavier`, `kaiming` (`uniform` is another name of it) or `normal`."""
     rank_stabilized: bool = False
     """Scale by `alpha / sqrt(dim)`."""
-    rank_pattern: dict[str, int] = field(default_factory=dict)
+    rank_pattern: dict[str, int] = number({}, 1, 100_000)
     """Ranks of layers that differ from `dim`: regular expression of the end of a name -> rank, as in PEFT."""
-    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = number({}, 0, 1e6, above=True)
     """The same for `alpha`."""
 
 

@@ -38,10 +38,10 @@ class Range:
 
 
 def number(default: Any, low: float, high: float, *, above: bool = False, below: bool = False) -> Any:
-    """A field of the schema with its range; of a list, the range of each item."""
+    """A field of the schema with its range; of a list or mapping, the range of each item."""
     metadata = {RANGE: Range(low, high, above, below)}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: default.copy(), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -63,7 +63,7 @@ def outside(section: Any, prefix: str = "") -> Iterator[tuple[Any, str, str]]:
         if RANGE not in declared.metadata or value is None:
             continue
         allowed: Range = declared.metadata[RANGE]
-        values = value if isinstance(value, list) else [value]
+        values = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [value]
         for wrong in (one for one in values if not allowed.holds(one)):
             yield section, declared.name, f"{key}={_show(wrong)} must be {allowed.describe()}"
 

@@ -25,7 +25,8 @@ NEEDS = {  # what an option asks of its user
     "parallel/tp8_pp4": ["model=super3", "cluster=slurm", "cluster.nodes=4", "train.global_batch_size=32"],
     "cluster/slurm": ["train.global_batch_size=8"],
     "experiment/nanochat": ["checkpoint.load={earlier}"],
-    "experiment/step_tiny": ["data.packed_dir={folder}"],
+    "data/packed": ["data.packed_dir={shards}"],
+    "experiment/step_tiny": ["data.packed_dir={shards}"],
 }
 
 
@@ -42,11 +43,13 @@ def user_files(tmp_path: Path) -> dict[str, str]:
     rates = {"lr": 0.004, "matrix_lr": 0.02, "embedding_lr": 0.3, "unembedding_lr": 0.004}
     (earlier / "state.json").write_text(json.dumps({"format": 1, "state": {"step": 5}, "sizes": sizes, "rates": rates}))
     (earlier / "COMPLETE").write_text(state_digest(earlier))
-    return {"file": str(file), "folder": str(folder), "earlier": str(earlier)}
+    shards = tmp_path / "shards"  # empty: a packed set is prepared there
+    shards.mkdir()
+    return {"file": str(file), "folder": str(folder), "earlier": str(earlier), "shards": str(shards)}
 
 
 def test_the_tree_is_complete() -> None:
-    assert len(FILES) == 54
+    assert len(FILES) == 55
     assert {path.parts[0] for path in OPTIONS} == {*GROUPS, "model_data"}
 
 

@@ -71,7 +71,7 @@ def test_a_model_path_alone_has_no_rates_of_the_toy(resolved):
 @pytest.mark.parametrize("others", [[], ["model=qwen3_0_6b"], ["experiment=nemo_rl", "data=demo"]])
 def test_a_packed_set_brings_its_length(resolved, others):
     Path("packed").mkdir()
-    Path("packed/metadata.json").write_text(json.dumps({"pack_size": 512}))
+    Path("packed/metadata.json").write_text(json.dumps({"format_version": 1, "pack_size": 512}))
     assert resolved("data.packed_dir=packed", *others).seq_length == 512
     assert resolved("data.packed_dir=packed", "seq_length=512", *others).seq_length == 512
     assert resolved("data.packed_dir=new").seq_length == 256

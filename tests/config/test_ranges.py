@@ -46,7 +46,7 @@ def test_every_number_has_a_range(key: str) -> None:
     assert not any(allowed.holds(value) for value in (math.inf, -math.inf, math.nan))
     field = FIELDS[key]
     default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-    for value in default if isinstance(default, list) else [default]:
+    for value in default if isinstance(default, list | dict) else [default]:
         assert value is None or allowed.holds(value)
 
 
@@ -113,5 +113,8 @@ def test_no_number_ends_in_a_traceback(key: str, whole: Callable[[str], DictConf
     for value in (value for value in VALUES if not (integer and isinstance(value, float))):
         config = whole(optimizer)
         with open_dict(config):
-            OmegaConf.update(config, key, [value, 0.9] if key.endswith("betas") else value)
+            of_item = {"betas": [value, 0.9], "pattern": {"q_proj": value}}.get(
+                key.rpartition(".")[2].rpartition("_")[2]
+            )
+            OmegaConf.update(config, key, value if of_item is None else of_item)
         assert answer(config)

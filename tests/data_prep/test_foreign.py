@@ -13,9 +13,9 @@ from pyarrow import parquet
 from support.foreign import packed_rows, recipe_output, write_shard
 
 from sft_hydra.cli import command
-from sft_hydra.data_prep.blend import train_rows
 from sft_hydra.data.external_tree import split_files
 from sft_hydra.data.shards import PackedSet
+from sft_hydra.data_prep.blend import train_rows
 from sft_hydra.data_prep.prepare import open_existing, prepare
 from sft_hydra.engine.batch import make_batch
 from sft_hydra.errors import (
