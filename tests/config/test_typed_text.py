@@ -60,7 +60,9 @@ MAPPINGS = list(keys_of(everything(), dict[str, str]))
 def after(*overrides: str) -> DictConfig:
     """A config with overrides put in as Hydra puts them in."""
     config = OmegaConf.structured(everything())
-    parsed = OverridesParser.create().parse_overrides(normalize_argv(overrides))
+    implied = ("model=hf", "model.path=null", "peft=lora")  # choices of groups, which are made before values are put in
+    texts = [text for text in normalize_argv(overrides) if text not in implied or text in overrides]
+    parsed = OverridesParser.create().parse_overrides(texts)
     ConfigLoaderImpl._apply_overrides_to_config(parsed, config)
     return config
 

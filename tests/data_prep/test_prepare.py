@@ -355,7 +355,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from support.chats import data_cfg
-from sft_hydra.data import prepare as room
+from sft_hydra.data_prep import prepare as room
 from sft_hydra.data_prep.prepare import prepare
 room.WORTH_A_WORKER = 1
 if __name__ == "__main__":

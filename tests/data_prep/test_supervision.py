@@ -14,6 +14,7 @@ from sft_hydra.schema.data import SplitConfig
 
 TEMPLATE = (
     "{% if style is defined %}<|im_start|>system\nStyle: {{ style }}<|im_end|>\n{% endif %}"
+    "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
     "{% if m.role == 'assistant' %}{% if m.reasoning_content %}<think>\n{{ m.reasoning_content | trim }}\n</think>\n"
     "{% else %}<think></think>{% endif %}{% endif %}{{ m.content | trim }}"

@@ -216,7 +216,7 @@ def test_what_cannot_be_asked_is_refused(
         run(small, asked(tasks=["hellaswag"], data_dir=str(own_tasks)))
     file = own_tasks / "echo.yaml"
     file.write_text(file.read_text().replace("do_sample: false", "num_beams: 4"))
-    with pytest.raises(ConfigError, match="num_beams=4, which is not supported"):
+    with pytest.raises(ConfigError, match="num_beams=4 are not supported"):
         run(small, asked(tasks=[str(file)]))
     file.write_text("task: [")
     with pytest.raises(DataError, match=r"echo.yaml cannot be loaded \(ParserError"):
