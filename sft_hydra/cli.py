@@ -3,17 +3,20 @@
 Imports no torch: a wrong command is refused, and a job is submitted, before that second is spent.
 """
 
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from sft_hydra import __version__
-from sft_hydra.config import serialize
 from sft_hydra.config.completion import complete
 from sft_hydra.config.compose import compose
 from sft_hydra.config.resolve import resolve
+from sft_hydra.config.run_folder import begin
+from sft_hydra.errors import ClusterError
+from sft_hydra.launch.job import refuse_busy
 from sft_hydra.launch.local_ranks import run_here
-from sft_hydra.paths import RunPaths
+from sft_hydra.observe.terminal import outlive_terminal
 from sft_hydra.planning.auto_parallel import with_auto_parallel
 from sft_hydra.planning.topology import ranks_of_runner
 from sft_hydra.process.rank import this_rank
@@ -22,7 +25,13 @@ from sft_hydra.worker import exit_code, run_rank
 
 def main() -> None:
     """Exit codes: 0 done, 2 the user can put it right (all problems are listed), 1 anything else."""
-    if this_rank().world_size > 1:
+    outlive_terminal()
+    try:
+        several = this_rank().world_size > 1
+    except ClusterError as error:
+        print(error.describe(), file=sys.stderr)
+        sys.exit(2)
+    if several:
         sys.exit(
             "Start this command once; it starts the ranks itself (cluster.gpus_per_node=...). What starts each rank "
             "by itself, as torchrun does, takes a resolved config: torchrun -m sft_hydra.worker <resolved.yaml>"
@@ -47,8 +56,10 @@ def command(argv: Sequence[str]) -> int:
 
         print(describe(cfg))
         return 0
+    if shutil.which("squeue") is not None:  # a job that waits holds no lock yet
+        refuse_busy([Path(str(cfg.run_dir))])
     if ranks_of_runner(cfg) != (1, 1):
         return run_here(with_auto_parallel(cfg))
-    serialize.save(cfg, RunPaths(Path(str(cfg.run_dir))).config(cfg.runner.value))
-    run_rank(cfg)
+    with begin(cfg):
+        run_rank(cfg)
     return 0

@@ -1,39 +1,41 @@
-"""Errors for people: what is wrong, where, the value, the fix. `UserError` and its kinds end a command with exit code 2
-and no traceback; everything else is a bug or a broken machine and keeps its traceback (exit code 1)."""
+"""Errors for users: what is wrong, where, the value, the fix. `UserError` and its subclasses end a command with exit code 2
+and without a traceback; everything else is a bug or a system failure and keeps its traceback (exit code 1)."""
+
+from sft_hydra.secret_text import hidden
 
 
 class UserError(Exception):
-    """Something the user can put right. One message may name several problems, one a line.
+    """An error that the user can fix. One error may list several problems, one per line.
 
-    Built from strings only, because these cross process borders as text.
+    Built from strings only, because these cross process borders as text. A secret in them is not shown.
     """
 
     code = "error"
 
     def __init__(self, *problems: str) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = list(problems)
+        self.problems = [hidden(problem) for problem in problems]
+        super().__init__("\n".join(self.problems))
 
     def describe(self) -> str:
-        """All problems as they are shown to people."""
+        """All problems as shown to the user."""
         heading = "Invalid config" if self.code == "config" else f"Stopped ({self.code})"
         return "\n".join([f"{heading}:", *(f"  - {problem}" for problem in self.problems)])
 
 
 class ConfigError(UserError):
-    """The command or a YAML file asks for something that cannot be."""
+    """Invalid setting in the command or a YAML file."""
 
     code = "config"
 
 
 class DataError(UserError):
-    """Input rows, templates or tokenizers that cannot be used as they are."""
+    """Input rows, templates or tokenizers that cannot be used."""
 
     code = "data"
 
 
 class RowError(Exception):
-    """One row of data that is not used: `reason` is a short fixed word that is counted, `detail` tells more. It ends no
+    """A rejected row of data: `reason` is a short fixed word that is counted, `detail` a description. It does not end the
     command; it becomes a line of rejects.jsonl."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -43,19 +45,19 @@ class RowError(Exception):
 
 
 class MissingPackedDataError(DataError):
-    """The packed data set that the run needs is not there."""
+    """The packed set of the run does not exist and may not be prepared."""
 
     code = "missing_packed_data"
 
 
 class TokenizerMismatchError(DataError):
-    """The packed data was made with another tokenizer or template than the run uses."""
+    """The packed set was prepared with a tokenizer or template other than the run's."""
 
     code = "tokenizer_mismatch"
 
 
 class SeqLengthMismatchError(DataError):
-    """The packed data was made for another `seq_length`."""
+    """The packed set was prepared for another `seq_length`."""
 
     code = "seq_length_mismatch"
 
@@ -73,24 +75,24 @@ class ModelError(UserError):
 
 
 class NonFiniteLossError(UserError):
-    """A loss or gradient that is not a number; the step was not taken."""
+    """The loss or gradient is not finite; the model was not updated."""
 
     code = "non_finite_loss"
 
 
 class OutOfMemoryError(UserError):
-    """The memory of a device is not enough for this run."""
+    """The device or the host has too little memory for this run."""
 
     code = "oom"
 
 
 class TrackerError(UserError):
-    """A tracker whose package is not installed, or that refuses the run."""
+    """A tracker whose package is not installed, or that rejects the run."""
 
     code = "tracker"
 
 
 class ClusterError(UserError):
-    """Slurm is not there, refuses the job, or does not know it; or the ranks of a run do not find each other."""
+    """Slurm is not installed or rejects the job, a job is not found, or the ranks of a run cannot connect."""
 
     code = "cluster"

@@ -1,4 +1,4 @@
-"""Files that lie in a folder or on the Hugging Face hub. Owns how they are fetched, and what is said when they cannot be."""
+"""Files from a local folder or the Hugging Face hub."""
 
 import re
 from pathlib import Path
@@ -7,9 +7,9 @@ from sft_hydra.errors import UserError
 
 
 def folder_of(key: str, path: str, patterns: list[str], *, revision: str | None, error: type[UserError]) -> Path:
-    """The folder `path`, else the local copy of the files of that hub id that match `patterns`, downloaded if need be.
+    """The folder `path`, or a local copy of the files of the hub id `path` that match `patterns`, downloaded if necessary.
 
-    `key` is the config key that named it. Raises `error` with the way out.
+    `key`: the config key, for messages. Raises `error` if neither exists, with the fix.
     """
     folder = Path(path).expanduser()
     if folder.is_dir():
@@ -20,9 +20,9 @@ def folder_of(key: str, path: str, patterns: list[str], *, revision: str | None,
 
     try:
         return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
-    except Exception as problem:  # network, permission, unknown id: all told the same way
+    except Exception as problem:  # network, permission, unknown id: the same message for all
         reason = next((line for line in str(problem).splitlines() if line.strip()), type(problem).__name__).strip()
         raise error(
-            f"{key}={path}: neither a folder nor to be had from the hub ({reason}). Without a network, give a folder that "
-            f"holds its files: {key}=<folder>; a gated or private one needs HF_TOKEN in the environment"
+            f"{key}={path}: neither a folder nor available on the hub ({reason}). Without a network, set a folder with its "
+            f"files: {key}=<folder>; a gated or private repository needs HF_TOKEN in the environment"
         ) from problem

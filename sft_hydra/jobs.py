@@ -1,5 +1,5 @@
-"""`python -m sft_hydra.jobs list|logs|cancel|wait <run>`: submitted runs, from any shell. <run> is a run's folder, or one that
-holds runs (a sweep, `outputs`). Torch-free; exit code 0, 1 if a job ended without success, 2 for a mistake."""
+"""`python -m sft_hydra.jobs list|logs|cancel|wait <run>`: manages submitted runs. <run> is a run's folder, or a folder of runs
+(a sweep, `outputs`). Torch-free; exit code 0, 1 if a job did not succeed, 2 for an invalid command."""
 
 import argparse
 import sys
@@ -9,9 +9,11 @@ from sft_hydra.errors import ClusterError, UserError
 from sft_hydra.launch.job import SlurmJob, find_jobs, job_states
 from sft_hydra.launch.job_log import attach, follow, wait
 from sft_hydra.observe.console import Console
+from sft_hydra.observe.terminal import outlive_terminal
 
 
 def main() -> None:
+    outlive_terminal()
     arguments = _parser().parse_args()
     try:
         succeeded = arguments.command(arguments)
@@ -22,13 +24,15 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m sft_hydra.jobs", description="Submitted runs, from any shell.")
+    parser = argparse.ArgumentParser(
+        prog="python -m sft_hydra.jobs", description="List, follow, cancel or wait for submitted runs."
+    )
     commands = parser.add_subparsers(required=True, metavar="list|logs|cancel|wait")
     for command, text in (
-        (_list, "job, state and folder of every run"),
-        (_logs, "what the job prints"),
-        (_cancel, "end the job; its last checkpoint stays"),
-        (_wait, "return when the job is over: 0 if it succeeded"),
+        (_list, "show job, state and folder of every run"),
+        (_logs, "print the output of the job"),
+        (_cancel, "cancel the job; its last checkpoint is kept"),
+        (_wait, "wait until the job has ended; exit code 0 if it succeeded"),
     ):
         sub = commands.add_parser(command.__name__[1:], help=text)
         sub.set_defaults(command=command)
@@ -38,18 +42,20 @@ def _parser() -> argparse.ArgumentParser:
             type=Path,
             nargs="?" if optional else None,
             default=Path("outputs") if optional else None,
-            help="a run's folder, or one that holds runs",
+            help="a run's folder, or a folder of runs",
         )
         if command is _logs:
-            sub.add_argument("-f", "--follow", action="store_true", help="until it is over; Ctrl-C only stops looking")
+            sub.add_argument(
+                "-f", "--follow", action="store_true", help="follow until the job has ended; Ctrl-C does not cancel it"
+            )
     return parser
 
 
 def _handles(run: Path) -> list[SlurmJob]:
     handles = find_jobs(run.resolve())
     if not handles:
-        there = "holds no run that was submitted" if run.is_dir() else "no such folder"
-        raise ClusterError(f"{run}: {there}; `python -m sft_hydra.jobs list` shows those in outputs/")
+        reason = "contains no submitted run" if run.is_dir() else "no such folder"
+        raise ClusterError(f"{run}: {reason}; `python -m sft_hydra.jobs list` shows those in outputs/")
     return handles
 
 
@@ -68,7 +74,7 @@ def _logs(arguments: argparse.Namespace) -> bool:
     handles = _handles(arguments.run)
     if len(handles) > 1:
         raise ClusterError(
-            f"{arguments.run} holds {len(handles)} runs; choose one:", *(f"  {h.folder}" for h in handles)
+            f"{arguments.run} contains {len(handles)} runs; choose one:", *(f"  {h.folder}" for h in handles)
         )
     if arguments.follow:
         return attach(handles, _say)
@@ -79,9 +85,7 @@ def _logs(arguments: argparse.Namespace) -> bool:
 def _cancel(arguments: argparse.Namespace) -> bool:
     for handle in _handles(arguments.run):
         handle.cancel()
-        print(
-            f"cancelled job {handle.job_id} of {handle.folder}; the same command that started it goes on from its checkpoint"
-        )
+        print(f"cancelled job {handle.job_id} of {handle.folder}; rerun its command to resume from the last checkpoint")
     return True
 
 

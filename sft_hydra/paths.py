@@ -1,25 +1,28 @@
-"""Where things are: `conf_dir()` for the shipped YAML, `RunPaths` for everything inside one run folder.
+"""File locations: `conf_dir()` for the shipped YAML, `RunPaths` for everything inside a run's folder.
 
-This file alone knows the names inside `outputs/`.
+All names of files inside `outputs/` are defined here.
 
 Owner of: file names inside a run's folder.
 """
 
 import hashlib
-import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sft_hydra.errors import CheckpointError, ConfigError
+from sft_hydra.files import exists, read_object, read_text, unreadable
 
 PACKAGE = Path(__file__).resolve().parent
-COMPLETE, STATE = "COMPLETE", "state.json"  # in every checkpoint: the mark that it counts, and where training stood
+COMPLETE, STATE = "COMPLETE", "state.json"  # in every checkpoint: the marker of a complete one, and training progress
 CHECKPOINT_FORMAT = 1
+STEP = re.compile(r"step_(0|[1-9][0-9]*)")
+WITHOUT = "without its folder, the same command goes on from the checkpoint before"
 
 
 def conf_dir() -> Path:
-    """Folder of the shipped config tree: inside the package in a wheel, beside it in a checkout."""
+    """Folder of the shipped config tree: inside the package in a wheel, beside it in a checkout. ConfigError if missing."""
     candidates = (PACKAGE / "conf", PACKAGE.parent / "conf")
     for folder in candidates:
         if (folder / "config.yaml").is_file():
@@ -28,49 +31,74 @@ def conf_dir() -> Path:
 
 
 def data_root(output_dir: str) -> Path:
-    """Folder that holds all packed sets made by this machine's runs, one per content key."""
+    """Folder of all packed sets of the runs in `output_dir`, one per content key."""
     return Path(output_dir) / "data"
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """`step_<N>` in it that are whole, oldest first."""
-    steps = [path for path in folder.glob("step_*") if path.suffix != ".tmp" and (path / COMPLETE).is_file()]
-    return sorted(steps, key=lambda path: int(path.name.removeprefix("step_")))
+    """`step_<N>` in it that are whole, oldest first. What has another name, as a copy made by hand, is none of them.
+    CheckpointError if the mark of one cannot be read."""
+    steps = [(int(found[1]), path) for path in folder.glob("step_*") if (found := STEP.fullmatch(path.name))]
+    return [path for _, path in sorted(steps) if is_complete(path)]
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether it is marked; an empty mark, as a crash may leave it, marks nothing."""
+    mark = checkpoint / COMPLETE
+    return exists(mark) and bool(read_text(mark, error=CheckpointError, fix=WITHOUT).strip())
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint that a user means by a path: a `step_<N>`, a folder of them, or a run's folder."""
+    """The checkpoint of a path: a `step_<N>`, or the latest in a folder of checkpoints or a run's folder. CheckpointError if
+    there is no complete one."""
     path = Path(path).expanduser()
-    if (path / COMPLETE).is_file():
+    if is_complete(path):
         return path
     for folder in (path, path / "checkpoints"):
         if steps := complete_checkpoints(folder):
             return steps[-1]
-    exported = "; this is a model folder: give it as model.path" if (path / "config.json").is_file() else ""
+    exported = "; this is a model folder: set model.path to it" if (path / "config.json").is_file() else ""
     raise CheckpointError(
         f"{path} is not a complete checkpoint and holds none (a folder step_<N> with a file {COMPLETE}){exported}"
     )
 
 
 def state_digest(checkpoint: Path) -> str:
-    """sha256 of a checkpoint's `state.json`; stands in its mark."""
+    """sha256 of a checkpoint's `state.json`, stored in its COMPLETE file."""
     return hashlib.sha256((checkpoint / STATE).read_bytes()).hexdigest()
 
 
 def read_progress(checkpoint: Path) -> dict[str, Any]:
-    """What `state.json` says: `state` (as TrainState), `adapters_only`, `optimizer`, the `sizes` and `rates` in use, and
-    the `metrics` of that moment."""
-    try:
-        progress: dict[str, Any] = json.loads((checkpoint / STATE).read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{checkpoint / STATE} cannot be read: {error}") from error
-    mark = checkpoint / COMPLETE
-    if mark.is_file() and (written := mark.read_bytes()) and written != state_digest(checkpoint).encode():
-        raise CheckpointError(f"{checkpoint / STATE} is not what was written: its checksum differs")
-    found = progress.get("format")
-    if found != CHECKPOINT_FORMAT:
-        raise CheckpointError(f"{checkpoint} has format {found}; this version reads format {CHECKPOINT_FORMAT}")
+    """What `state.json` says: `state` (as TrainState), `adapters_only`, `optimizer`, the `sizes` and `rates` in use, the
+    `metrics` of that moment, and where it comes from: `config`, `data`, `base`."""
+    file, mark = checkpoint / STATE, checkpoint / COMPLETE
+    progress = read_object(file, error=CheckpointError, fix=WITHOUT)
+    if exists(mark):
+        written = read_text(mark, error=CheckpointError, fix=WITHOUT).strip()
+        if written and written != state_digest(checkpoint):
+            raise CheckpointError(
+                f"{file} is not what was written: its checksum differs from that in {mark}; {WITHOUT}"
+            )
+    if progress.get("format") != CHECKPOINT_FORMAT:
+        raise CheckpointError(
+            f"{checkpoint} has format {progress.get('format')}; this version reads format {CHECKPOINT_FORMAT}"
+        )
+    if problem := _problem(checkpoint, progress):
+        raise unreadable(file, problem, CheckpointError, WITHOUT)
     return progress
+
+
+def _problem(checkpoint: Path, progress: dict[str, Any]) -> str | None:
+    """What is wrong with a checkpoint's progress, beyond its checksum."""
+    state = progress.get("state")
+    kinds = {"config": dict, "sizes": dict, "rates": dict, "metrics": dict, "optimizer": list, "adapters_only": bool}
+    wrong = [key for key, kind in kinds.items() if not isinstance(progress.get(key, kind()), kind)]
+    if wrong or not isinstance(state, dict) or not isinstance(state.get("step"), int):
+        return f"its {', '.join(wrong) or 'state'} is not what is written there"
+    found = STEP.fullmatch(checkpoint.name)
+    if found and int(found[1]) != state["step"]:
+        return f"it is of step {state['step']}, its folder is named {checkpoint.name}: give the folder its own name"
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,77 +109,86 @@ class RunPaths:
 
     @property
     def resolved(self) -> Path:
-        """The config of the training: what later runs in this folder continue or read."""
+        """The resolved config of the training run."""
         return self.root / "resolved.yaml"
 
     def config(self, runner: str) -> Path:
-        """The config of one command; a runner that only reads the run never touches the training's."""
+        """The resolved config of a command; only runner=train writes `resolved.yaml`."""
         return self.resolved if runner == "train" else self.root / f"{runner}.yaml"
 
     @property
     def log(self) -> Path:
+        """Console output of the run."""
         return self.root / "log.txt"
 
     @property
     def metrics(self) -> Path:
+        """Metrics, one JSON object per step."""
         return self.root / "metrics.jsonl"
 
     @property
     def checkpoints(self) -> Path:
+        """Folder of checkpoints, `step_<N>` each."""
         return self.root / "checkpoints"
 
     @property
     def export(self) -> Path:
+        """Folder of the exported Hugging Face model."""
         return self.root / "hf"
 
     @property
     def trackers(self) -> Path:
-        """Ids of this run in the trackers."""
+        """Ids of this run at the tracking services."""
         return self.root / "trackers.json"
 
     @property
     def report(self) -> Path:
+        """Report of the run."""
         return self.root / "report.html"
 
     @property
     def curves(self) -> Path:
+        """Charts of the report as a PNG."""
         return self.root / "curves.png"
 
     @property
     def inspector(self) -> Path:
-        """The packed set on one page, from `runner=inspect inspect.html=true`."""
+        """Inspector page of the packed set, from `runner=inspect inspect.html=true`."""
         return self.root / "inspect.html"
 
     @property
     def evaluation(self) -> Path:
+        """Evaluation results."""
         return self.root / "evaluation.json"
 
     @property
     def answers(self) -> Path:
-        """Folder: what the model answered in benchmarks, a folder per moment (`before`, `training`, ...), a file per task."""
+        """Folder of benchmark answers: a folder per moment (`before`, `training`, ...), a file per task."""
         return self.root / "answers"
 
     @property
     def summary(self) -> Path:
+        """Data, versions, hashes and times of the run."""
         return self.root / "summary.json"
 
     @property
     def samples(self) -> Path:
+        """Answers to `eval.samples`."""
         return self.root / "samples.json"
 
     @property
     def ranks(self) -> Path:
-        """Folder: what ranks other than 0 print, and the failure of the first rank that failed."""
+        """Folder: output of ranks other than 0, and the error of the first rank that failed."""
         return self.root / "ranks"
 
     @property
     def stopped(self) -> Path:
-        """There while the last attempt ended at a signal, with a checkpoint, before its time."""
+        """Exists if the last attempt was stopped by a signal after saving a checkpoint."""
         return self.root / "stopped"
 
     @property
     def job(self) -> Path:
-        """The Slurm job that was submitted last for this run."""
+        """The last submitted Slurm job of this run."""
         return self.root / "job.json"
 
     @property

@@ -1,4 +1,4 @@
-"""The three types a record passes through, in numpy (no torch): Conversation -> TokenizedSample -> PackedRow."""
+"""Data types of preparation and training, in numpy (torch-free): Conversation -> TokenizedSample -> PackedRow."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,9 +13,10 @@ Message = dict[str, Any]
 
 @dataclass(slots=True)
 class Conversation:
-    """One chat row after its checks: OpenAI messages with tool arguments as objects.
+    """One validated chat example: OpenAI messages with tool arguments as objects.
 
     `origin` is `file:line` and follows the row into rejects and reports; `source` is the name in `data.sources`.
+    `template_kwargs`: what the row itself hands to the chat template; `unread`: keys of the row that nobody read.
     """
 
     messages: list[Message]
@@ -23,11 +24,13 @@ class Conversation:
     origin: str
     source: str
     meta: dict[str, Any] = field(default_factory=dict)
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    unread: set[str] = field(default_factory=set)
 
 
 @dataclass(slots=True)
 class TokenizedSample:
-    """One training sequence. `loss_mask[i] == 1` says that token i itself is learned (before the roll)."""
+    """One tokenized example. `loss_mask[i] == 1`: token i itself is supervised (unshifted mask)."""
 
     input_ids: NDArray[np.int32]  # (length,)
     loss_mask: NDArray[np.uint8]  # (length,)
@@ -36,9 +39,9 @@ class TokenizedSample:
 
 @dataclass(slots=True)
 class PackedRow:
-    """One row of a packed shard: conversations end to end, at most `seq_length` tokens, not padded.
+    """One packed sequence of a shard: concatenated examples, at most `seq_length` tokens, not padded.
 
-    `loss_mask[j] == 1` says that the token AFTER j is learned (rolled left inside each sequence, last 0).
+    `loss_mask[j] == 1`: the token AFTER j is supervised (shifted left within each document, 0 at its last token).
     """
 
     input_ids: NDArray[np.int32]  # (tokens,)

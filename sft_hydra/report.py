@@ -1,5 +1,6 @@
-"""`python -m sft_hydra.report <run> ...`: the report of one run, or several compared on one page and in a table. <run> is a
-run's folder, or one that holds runs (a sweep). Torch-free; reads finished and unfinished runs; exit code 2 for a mistake."""
+"""`python -m sft_hydra.report <run> ...`: the report of one run, or a comparison of several on a page and in a table. <run> is
+a run's folder, or a folder of runs (a sweep). Torch-free; reads finished and unfinished runs; exit code 2 for an invalid
+command."""
 
 import argparse
 import os
@@ -12,22 +13,24 @@ from sft_hydra.errors import ConfigError, UserError
 from sft_hydra.observe.compare import Comparison, compare, write_comparison
 from sft_hydra.observe.console import Console
 from sft_hydra.observe.run_report import RunRecord, write_report
+from sft_hydra.observe.terminal import outlive_terminal
 from sft_hydra.paths import RunPaths
 
-SAID_BY_NAME = (
+NOT_COMPARED = (
     "name",
     "run_dir",
     "runner",
     "dry_run",
     "output_dir",
-)  # differ between any two runs, or mean nothing here
+)  # differ between any two runs, or do not affect the outcome
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    outlive_terminal()
     parser = argparse.ArgumentParser(
-        prog="python -m sft_hydra.report", description="Report of a run; several are compared."
+        prog="python -m sft_hydra.report", description="Write the report of a run, or compare several."
     )
-    parser.add_argument("run", type=Path, nargs="+", help="a run's folder, or one that holds runs")
+    parser.add_argument("run", type=Path, nargs="+", help="a run's folder, or a folder of runs")
     parser.add_argument("--out", type=Path, help="page of a comparison (default: compare.html beside the runs)")
     arguments = parser.parse_args(argv)
     try:
@@ -39,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:
-    """Run folders named or held by `folders`, each once. Raises ConfigError for a folder without any."""
+    """Run folders that are, or are in, `folders`, without duplicates. ConfigError for a folder without runs."""
     found: list[Path] = []
     problems = []
     for folder in folders:
@@ -47,7 +50,7 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
         found += runs
         if not runs:
             problems.append(
-                f"{folder}: no run in it (a run's folder has metrics.jsonl)"
+                f"{folder}: contains no run (a run's folder has metrics.jsonl)"
                 if folder.is_dir()
                 else f"{folder}: no such folder"
             )
@@ -57,7 +60,7 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
 
 
 def report(folders: Sequence[Path], out: Path | None = None) -> Path:
-    """Write the page, and the table of a comparison to the terminal; returns the page's path."""
+    """Write the page, and for several runs print a table; returns the page's path."""
     if len(folders) == 1:
         return write_report(RunPaths(folders[0]))
     runs = [RunRecord.read(RunPaths(folder)) for folder in folders]
@@ -72,7 +75,7 @@ def report(folders: Sequence[Path], out: Path | None = None) -> Path:
 
 def _settings(run: RunRecord) -> dict[str, object]:
     flat = serialize.flatten(serialize.load(run.paths.resolved))
-    return {key: value for key, value in flat.items() if key not in SAID_BY_NAME}
+    return {key: value for key, value in flat.items() if key not in NOT_COMPARED}
 
 
 def _show(comparison: Comparison) -> None:

@@ -1,27 +1,33 @@
-"""`python -m sft_hydra.worker <resolved.yaml>`: one rank of what was resolved before. srun, torchrun, our own launchers and
-jobs of sweeps start it; Hydra is not here. cli.py runs the only rank of a local run through `run_rank` in its own process."""
+"""`python -m sft_hydra.worker <resolved.yaml>`: runs one rank of a resolved config, without Hydra. Started by srun, torchrun,
+our launchers and jobs of sweeps. cli.py runs the only rank of a local run with `run_rank` in its process."""
 
 import importlib
 import math
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 from sft_hydra.config import serialize
+from sft_hydra.config.run_folder import held
 from sft_hydra.errors import ConfigError, UserError
+from sft_hydra.observe.console import Console
+from sft_hydra.observe.terminal import outlive_terminal
 from sft_hydra.paths import RunPaths
 from sft_hydra.planning.topology import ranks_of_runner
 from sft_hydra.process import signals
+from sft_hydra.process.lifeline import live_with_parent, locks_handed_over
 from sft_hydra.process.rank import rank_output, this_rank
 from sft_hydra.schema.config import SftConfig
 
 
 def main() -> None:
+    outlive_terminal()
     code = exit_code(_command)
     sys.stdout.flush()
     sys.stderr.flush()
-    if code and this_rank().world_size > 1:
+    if code and "RANK" in os.environ:
         os._exit(code)  # taking a process group down with dead neighbours can hang
     sys.exit(code)
 
@@ -29,13 +35,14 @@ def main() -> None:
 def exit_code(command: Callable[[], int]) -> int:
     """Run a command that returns an exit code: 0 done, 2 the user can put it right (all problems are listed), 1 anything
     else. A bug keeps its traceback; of several ranks, the first that fails has told it."""
-    rank = this_rank()
+    try:
+        rank = this_rank()
+    except UserError as error:  # it is not known which rank this is
+        return _told(error)
     try:
         return command()
     except UserError as error:
-        if rank.world_size == 1:  # else the rank has told
-            print(error.describe(), file=sys.stderr)
-        return 2
+        return _told(error) if rank.world_size == 1 else 2  # else the rank has told
     except signals.StoppedError as stopped:
         if rank.rank == 0:
             print(stopped, file=sys.stderr)
@@ -43,7 +50,7 @@ def exit_code(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         if rank.rank == 0:
             print(
-                "Interrupted. The same command goes on: from the last checkpoint, and with what was prepared.",
+                "Interrupted. Rerun the same command to resume from the last checkpoint; prepared data is reused.",
                 file=sys.stderr,
             )
         return 1
@@ -53,24 +60,30 @@ def exit_code(command: Callable[[], int]) -> int:
         return 1
 
 
+def _told(error: UserError) -> int:
+    print(error.describe(), file=sys.stderr)
+    return 2
+
+
 def run_rank(cfg: SftConfig) -> None:
-    """The runner, in this process, as the rank that the environment says."""
+    """Run the runner in this process, as the rank of the environment. ConfigError if the number of ranks is wrong."""
     assert cfg.run_dir is not None
-    rank, paths = this_rank(), RunPaths(Path(cfg.run_dir))
-    signals.install_handlers()
+    rank = this_rank()
     started, expected = rank.world_size, math.prod(ranks_of_runner(cfg))
     if started != expected:
         raise ConfigError(
-            f"{started} ranks were started; cluster.nodes={cfg.cluster.nodes} and cluster.gpus_per_node="
-            f"{cfg.cluster.gpus_per_node} of this run make {expected} for runner={cfg.runner.value}"
+            f"{started} ranks were started, but cluster.nodes={cfg.cluster.nodes} and cluster.gpus_per_node="
+            f"{cfg.cluster.gpus_per_node} of this run need {expected} for runner={cfg.runner.value}; start {expected} ranks"
         )
-    runner = importlib.import_module(f"sft_hydra.runners.{cfg.runner.value}")
-    try:
-        runner.run(cfg)
-    except signals.StoppedError:
-        if rank.rank == 0:
-            paths.stopped.touch()  # the batch script looks for it
-        raise
+    with signals.listening():
+        with Console(speak=rank.rank == 0) as console, console.work("importing torch and transformers"):
+            runner = importlib.import_module(f"sft_hydra.runners.{cfg.runner.value}")
+        try:
+            runner.run(cfg)
+        except signals.StoppedError:
+            if rank.rank == 0:
+                RunPaths(Path(cfg.run_dir)).stopped.touch()  # the batch script looks for it
+            raise
 
 
 def _command() -> int:
@@ -78,11 +91,12 @@ def _command() -> int:
         raise ConfigError("usage: python -m sft_hydra.worker <resolved.yaml>")
     config = Path(sys.argv[1])
     rank = this_rank()
-    if rank.world_size == 1:
-        run_rank(serialize.load(config))
-        return 0
-    with rank_output(rank, RunPaths(config.parent)):
-        run_rank(serialize.load(config))
+    live_with_parent()
+    output = rank_output(rank, RunPaths(config.parent)) if rank.world_size > 1 else nullcontext()
+    with output:
+        cfg = serialize.load(config)
+        with held(cfg) if rank.rank == 0 and not locks_handed_over() else nullcontext():
+            run_rank(cfg)
     return 0
 
 

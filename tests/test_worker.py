@@ -49,7 +49,7 @@ def test_a_wrong_number_of_ranks_is_refused(tmp_path: Path) -> None:
     done = subprocess.run(command, env={**os.environ, **several}, capture_output=True, text=True)
     assert done.returncode == 2
     assert "2 ranks were started" in done.stderr
-    assert "make 1 for runner=export" in done.stderr
+    assert "need 1 for runner=export" in done.stderr
 
 
 def test_the_command_line_itself_is_no_rank(tmp_path: Path) -> None:

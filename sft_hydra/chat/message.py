@@ -1,45 +1,24 @@
 """One message of a chat row in the form that the rest of the house works with: `check_message`.
 
-Invariant: what comes out has string contents, reasoning only where there is some, and tool calls of one shape with
-arguments as objects; what does not fit is RowError with a reason.
+Invariant: what comes out has string contents, reasoning only where there is some, tool calls of one shape with arguments as
+objects, and `weight` 0 where a flag says that it is context; what does not fit is RowError with a reason.
 """
 
 import json
-import math
-import re
 from typing import Any
 
 import orjson
 
+from sft_hydra.chat.calls import parse_json, read_call
+from sft_hydra.chat.flags import FLAGS, message_weight
+from sft_hydra.chat.reasoning import KEYS, split_content, take_reasoning
+from sft_hydra.chat.roles import CALLS, ROLES, role_of
 from sft_hydra.errors import RowError
 from sft_hydra.records import Message
 
-DIGITS_AS_ZEROS = bytes(ord("0" if chr(byte) in "0123456789" else " ") for byte in range(256))
-LONG_NUMBER = b"0" * 19
-OPENED_REASONING = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
-UNOPENED_REASONING = re.compile(r"(.*?)(?:\n</think>|</think>(?=\n|\Z))\s*", re.DOTALL)  # the prompt had opened it
-REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
-
-
-class NoNumber(float):
-    """NaN or an infinite number, which JSON does not have: a row that holds one where it matters is rejected."""
-
-
-def parse_leniently(text: str | bytes) -> Any:
-    """A JSON text by the standard library, which keeps long integers and lone surrogates; NaN and what is too large for
-    a float become NoNumber. Raises ValueError or RecursionError."""
-    return json.loads(text, parse_constant=NoNumber, parse_float=_finite)
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    return value if math.isfinite(value) else NoNumber(value)
-
-
-def has_long_number(text: bytes) -> bool:
-    """True if a number of more than 64 bits may be in a JSON text, which only the standard library keeps. Twelve times as
-    quick as a pattern."""
-    return LONG_NUMBER in text.translate(DIGITS_AS_ZEROS)
+PLAIN = frozenset({"role", "content", "name", "tool_call_id"})
+CALL_KEYS = ("tool_calls", "function_call", "function_calls", "toolCalls", "tool_call")
+OF_CALLS, OF_REASONING = frozenset(CALL_KEYS), frozenset(KEYS)
 
 
 def check_message(message: Any) -> Message:
@@ -47,15 +26,20 @@ def check_message(message: Any) -> Message:
     if not isinstance(message, dict):
         raise RowError("format", f"a message must be an object, not {type(message).__name__}")
     role, content = message.get("role"), message.get("content")
-    if not isinstance(role, str) or not role:
-        raise RowError("role", f"a message's role must be text, not {role!r}")
-    if type(content) is str:  # most messages are as they should be
+    if type(content) is str and type(role) is str and role in ROLES:  # most messages are as they should be
         if len(message) == 2:
             if role != "assistant" or "</think>" not in content:
                 return message
-        elif role != "assistant" and None not in message.values():
+        elif role != "assistant" and PLAIN.issuperset(message) and None not in message.values():
             return message
     clean = {key: value for key, value in message.items() if value is not None}
+    role = _named(clean)
+    if role in CALLS:
+        given = clean.pop("content", None)
+        clean |= {"role": "assistant", "content": "", "tool_calls": calls_in(given)}
+        role = "assistant"
+    if role != "assistant":
+        clean = {key: value for key, value in clean.items() if key not in FLAGS}
     if "content" in clean:
         clean["content"] = _text(clean["content"], role)
     elif role not in ("assistant", "system"):
@@ -65,20 +49,36 @@ def check_message(message: Any) -> Message:
     return clean
 
 
+def _named(message: Message) -> str:
+    """The role; a message of ShareGPT gets the keys `role` and `content`."""
+    role = message.get("role", message.get("from"))
+    if not isinstance(role, str) or not role:
+        raise RowError("role", f"a message's role must be text, not {role!r}")
+    if "from" in message:
+        message.pop("from")
+    if "content" not in message and "value" in message:
+        message["content"] = message.pop("value")
+    message["role"] = role = role_of(role)
+    return role
+
+
 def _text(content: Any, role: str) -> str:
     if isinstance(content, str):
         return content
-    if isinstance(content, list) and all(isinstance(part, dict) for part in content):
-        others = sorted({str(part.get("type")) for part in content if not isinstance(part.get("text"), str)})
-        if others:
+    if isinstance(content, list) and all(isinstance(part, dict | str) for part in content):
+        parts = [{"text": part} if isinstance(part, str) else part for part in content]
+        others = sorted({str(part.get("type")) for part in parts if not isinstance(part.get("text"), str)})
+        if not others:
+            return "".join(part["text"] for part in parts)
+        if role != "tool":
             raise RowError("content", f"content parts that are not text: {', '.join(others)}")
-        return "".join(part["text"] for part in content)
     if role == "tool":  # results are often given as the object that the tool returned
-        return _as_json(content)
+        return as_json(content)
     raise RowError("content", f"content of a {role} message must be text, not {type(content).__name__}")
 
 
-def _as_json(value: Any) -> str:
+def as_json(value: Any) -> str:
+    """A value as compact JSON. Raises RowError for NaN."""
     try:
         return orjson.dumps(value).decode()
     except TypeError:  # an integer of more than 64 bits, half a surrogate pair, or no number
@@ -90,49 +90,54 @@ def _as_json(value: Any) -> str:
 
 def _complete_assistant(message: Message) -> None:
     content = message.setdefault("content", "")
-    reasoning = next((message.pop(key) for key in REASONING_KEYS if key in message), None)
-    if "</think>" in content and not (isinstance(reasoning, str) and reasoning.strip()):
-        inline = OPENED_REASONING.match(content) or ("<think>" not in content and UNOPENED_REASONING.match(content))
-        if inline:
-            reasoning = inline[1].strip("\n") or None
-            message["content"] = content[inline.end() :]
-    if isinstance(reasoning, str) and reasoning:  # blank is kept as empty: the row is one of a reasoning data set
+    if not content and isinstance(
+        message.get("refusal"), str
+    ):  # OpenAI keeps an answer that declines under its own key
+        content = message["content"] = message.pop("refusal")
+    reasoning = None if OF_REASONING.isdisjoint(message) else take_reasoning(message)
+    calls = None if OF_CALLS.isdisjoint(message) else _take_calls(message)
+    if "</think>" in content and not (reasoning and reasoning.strip()):
+        inline, message["content"] = split_content(content, bool(calls))
+        reasoning = inline if message["content"] != content else reasoning
+    if reasoning:  # blank is kept as empty: the row is one of a reasoning data set
         message["reasoning_content"] = "" if reasoning.isspace() else reasoning
-    if "function_call" in message:  # the older form of OpenAI
-        message["tool_calls"] = [message.pop("function_call")]
-    if "tool_calls" in message:
-        calls = message["tool_calls"]
+    if calls:
+        message["tool_calls"] = [read_call(call) for call in calls]
+    if FLAGS.isdisjoint(message):
+        return
+    supervised = message_weight(message)
+    for key in FLAGS.intersection(message) - {"weight"}:
+        del message[key]
+    if supervised is False:
+        message["weight"] = 0
+
+
+def _take_calls(message: Message) -> list[Any]:
+    """Take the calls of a message out of whatever key they are under. Raises RowError if two of these have some."""
+    found = {key: message[key] for key in CALL_KEYS if key in message}
+    if "function_calls" in found and isinstance(found["function_calls"], str):
+        del found["function_calls"]  # text that some templates print as it is
+    lists = []
+    for key, calls in found.items():
+        del message[key]
+        if isinstance(calls, str) and key != "tool_call":
+            calls = parse_json(calls) if calls.strip() else []
+        if key in ("function_call", "tool_call"):  # the older form of OpenAI
+            calls = [parse_json(calls) if isinstance(calls, str) else calls] if calls else []
         if not isinstance(calls, list):
-            raise RowError("tool_calls", f"tool_calls must be a list, not {type(calls).__name__}")
-        message["tool_calls"] = [_call(call) for call in calls]
-        if not calls:
-            del message["tool_calls"]
-    weight = message.get("weight", 1)
-    if weight not in (0, 1):
-        raise RowError("weight", f"a message's weight must be 0 or 1, not {weight!r}")
+            raise RowError("tool_calls", f"{key} must be a list, not {type(calls).__name__}")
+        if calls and calls not in lists:
+            lists.append(calls)
+    if len(lists) > 1:
+        raise RowError("tool_calls", f"{' and '.join(found)} of a message differ")
+    return lists[0] if lists else []
 
 
-def _call(call: Any) -> dict[str, Any]:
-    """`{"type": "function", "function": {"name", "arguments": object}}`, from that or the flat form."""
-    function = call.get("function", call) if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise RowError("tool_calls", "a tool call needs a function with a name")
-    arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        arguments = parse_json(arguments) if arguments.strip() else {}
-    elif arguments is None:
-        arguments = {}
-    if not isinstance(arguments, dict):
-        raise RowError("tool_arguments", f"arguments must be an object, not {type(arguments).__name__}")
-    if function is call:
-        outer: dict[str, Any] = {"id": call["id"]} if "id" in call else {}
-        return {**outer, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
-    return {**call, "function": {**function, "arguments": arguments}}
-
-
-def parse_json(text: str) -> Any:
-    try:
-        long = has_long_number(text.encode("utf-8", "surrogatepass"))
-        return parse_leniently(text) if long else orjson.loads(text)
-    except ValueError as problem:
-        raise RowError("tool_arguments", f"not JSON: {problem}") from None
+def calls_in(value: Any) -> list[Any]:
+    """The calls that a message of a role for calls holds as its content."""
+    if isinstance(value, str):
+        try:
+            value = parse_json(value)
+        except RowError:
+            raise RowError("tool_arguments", "function_call is not JSON") from None
+    return value if isinstance(value, list) else [value]

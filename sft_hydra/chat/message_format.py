@@ -13,13 +13,16 @@ from sft_hydra.records import Message
 
 def format_messages(messages: Sequence[Message], habits: TemplateTraits) -> list[Message]:
     """Messages of a Conversation, as this template reads them."""
+    messages = [_with_empty_reasoning(message, habits) for message in messages]
     if not habits.reshapes:
-        return list(messages)
+        return messages
     shaped = [_shape(message, habits) for message in messages]
     return _with_long_ids(shaped) if habits.long_ids else shaped
 
 
 def _shape(message: Message, habits: TemplateTraits) -> Message:
+    if habits.developer_as_system and message["role"] == "developer":
+        message = {**message, "role": "system"}
     if message["role"] == "assistant":
         message = _shape_reasoning(message, habits)
         if "tool_calls" in message:
@@ -42,6 +45,16 @@ def _shape_reasoning(message: Message, habits: TemplateTraits) -> Message:
     if not habits.reasoning_field:  # inline, or rendered by no means
         return {**message, "content": f"<think>\n{reasoning}\n</think>\n\n{message.get('content', '')}"}
     return {**message, habits.reasoning_field: reasoning}
+
+
+def _with_empty_reasoning(message: Message, habits: TemplateTraits) -> Message:
+    """An answer that quotes `</think>` says that it has no reasoning: templates that read a field of their own then leave
+    the content whole."""
+    if message["role"] != "assistant" or "</think>" not in (message.get("content") or ""):
+        return message
+    if habits.reasoning_field and "reasoning_content" not in message:
+        return {**message, habits.reasoning_field: ""}
+    return message
 
 
 def _with_text_arguments(call: dict[str, Any]) -> dict[str, Any]:

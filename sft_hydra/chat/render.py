@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
+from sft_hydra.chat.checks import Checks, LearnedWrongError, Made
 from sft_hydra.chat.fast_path.render_cache import RenderCache
 from sft_hydra.chat.message import check_message
 from sft_hydra.chat.message_format import format_messages
@@ -19,7 +20,7 @@ from sft_hydra.chat.resource_limits import LimitError, limit_resources
 from sft_hydra.chat.template import ChatTemplate
 from sft_hydra.chat.template_probe import KEEP_REASONING, probe_template, same_turns
 from sft_hydra.chat.template_traits import TemplateTraits
-from sft_hydra.chat.tokenizer import ChatTokenizer
+from sft_hydra.chat.tokenizer import WITH_TOOLS, ChatTokenizer
 from sft_hydra.chat.turn_spans import RenderedSequence, TurnNotFoundError, TurnSpans
 from sft_hydra.errors import DataError, RowError
 from sft_hydra.records import Conversation, Message
@@ -29,7 +30,8 @@ MOST_WORK = 2_000_000  # messages to render for one conversation: some ten secon
 
 
 class Renderer:
-    """Renders conversations with one template. `template` None: contents as they are, one after the other."""
+    """Renders conversations with one template. `template` None: contents as they are, one after the other. `tokens`: the
+    tokenizer's control tokens, as far as they are known."""
 
     def __init__(
         self,
@@ -39,24 +41,28 @@ class Renderer:
         reasoning: Reasoning = Reasoning.split_turns,
         multi_turn: MultiTurn = MultiTurn.auto,
         now: datetime | None = None,
+        tokens: Sequence[str] = (),
     ) -> None:
         self.reasoning = reasoning
         self.multi_turn = multi_turn
         self.habits = TemplateTraits()
         self.template: ChatTemplate | None = None
         self.locator: TurnSpans | None = None
+        self.checks: Checks | None = None
         self.skeletons: RenderCache | None = None
+        self.with_tools: Renderer | None = None  # renders conversations with tools, by a template of their own
         if template is None:
             return
         given = dict(variables or {})
         given.setdefault("chat_template_kwargs", {})
         self.template = ChatTemplate(template, given, now or datetime.now())
-        self.habits = probe_template(self.template)
+        self.habits = probe_template(self.template, tokens)
         self.locator = TurnSpans(self.template, self.habits)
+        self.checks = Checks(self.locator, self.habits, self.template.literals)
         words = [text for text in self.template.literals if not re.fullmatch(r"\w+", text)]
         self.tested = re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))) or r"(?!)")
         if self.habits.marked:
-            self.skeletons = RenderCache(self.template, self.by_template)
+            self.skeletons = RenderCache(self.template, self)
         if reasoning is Reasoning.keep:
             if not self.habits.keeps_reasoning:
                 raise DataError(
@@ -67,16 +73,41 @@ class Renderer:
             self.template.variables["chat_template_kwargs"] = {**given["chat_template_kwargs"], **KEEP_REASONING}
 
     @classmethod
-    def of(cls, tokenizer: ChatTokenizer, data: DataConfig | None = None, now: datetime | None = None) -> "Renderer":
-        """The renderer of a tokenizer's template, special tokens and template_kwargs, with the policies of `data`."""
+    def of(
+        cls,
+        tokenizer: ChatTokenizer,
+        data: DataConfig | None = None,
+        now: datetime | None = None,
+        variables: dict[str, Any] | None = None,
+    ) -> "Renderer":
+        """The renderer of a tokenizer's template, with the policies of `data`. `variables` (default: the tokenizer's special
+        tokens and template_kwargs) are handed to the template."""
         data = data or DataConfig(reasoning=Reasoning.split_turns)
-        return cls(
-            tokenizer.template,
-            tokenizer.template_variables,
-            reasoning=data.reasoning,
-            multi_turn=data.multi_turn,
-            now=now,
-        )
+        tokens = [token.text for token in tokenizer.added]
+        variables = tokenizer.template_variables if variables is None else variables
+
+        def make(template: str | None) -> "Renderer":
+            return cls(
+                template, variables, reasoning=data.reasoning, multi_turn=data.multi_turn, now=now, tokens=tokens
+            )
+
+        renderer = make(tokenizer.template)
+        if tokenizer.template is not None and WITH_TOOLS in tokenizer.named:
+            renderer.with_tools = make(tokenizer.named[WITH_TOOLS])
+        return renderer
+
+    def forget(self) -> None:
+        """Learn again which shapes of rows need no check, as for the first shard."""
+        for renderer in (self, self.with_tools):
+            if renderer is not None and renderer.checks is not None:
+                renderer.checks.forget()
+
+    def trust_nothing(self) -> None:
+        """Render and check every row from now on."""
+        for renderer in (self, self.with_tools):
+            if renderer is not None and renderer.checks is not None:
+                renderer.skeletons = None
+                renderer.checks.careful = True
 
     def prompt_text(
         self, messages: Sequence[Message], tools: Sequence[Any] | None = None, thinking: bool = False
@@ -88,47 +119,73 @@ class Renderer:
             raise DataError(f"a message cannot be read: {problem.detail}") from None
         if self.template is None:
             return "".join(_content(message) for message in checked)
+        if tools and self.with_tools is not None:
+            return self.with_tools.prompt_text(messages, tools, thinking)
         return self.template.render(self._shape(checked), tools or None, thinking, prompt=True)
 
+    def chosen(self, conversation: Conversation) -> "Renderer":
+        """The renderer of the named template that transformers picks for this conversation: `tool_use` if it has tools."""
+        return self.with_tools if self.with_tools is not None and conversation.tools else self
+
     def sequences(self, conversation: Conversation) -> list[RenderedSequence]:
-        """Training sequences of one conversation, at least one. Raises RowError, and SkeletonError (see skeleton.py)."""
+        """Training sequences of one conversation, at least one. Raises RowError, and LearnedWrongError (see checks.py)."""
+        if (chosen := self.chosen(conversation)) is not self:
+            return chosen.sequences(conversation)
         if self.skeletons is not None:
             found = self.skeletons.sequences(conversation)
             if found is not None:
                 return found
         return self.by_template(conversation)
 
-    def by_template(self, conversation: Conversation) -> list[RenderedSequence]:
-        """The same by rendering the template, whatever the conversation. Raises RowError."""
+    def by_template(self, conversation: Conversation, trusted: bool = True) -> list[RenderedSequence]:
+        """The same by rendering the template, whatever the conversation. `trusted`: what was learned from rows of the same
+        shape need not be checked again. Raises RowError."""
         if self.template is None:
             return [_passthrough(conversation)]
-        messages = self._shape(conversation.messages)
-        wanted = [_is_learned(message) for message in conversation.messages]
-        keep = self.reasoning is not Reasoning.drop
-        modes = [keep and bool(message.get("reasoning_content")) for message in conversation.messages]
-        thinking = keep and any("reasoning_content" in message for message in conversation.messages)
         try:
             with limit_resources():
-                found = self._sequences(messages, conversation.tools, thinking, wanted, modes)
+                return self._checked(conversation, trusted)
         except LimitError as problem:
             raise RowError("template_limit", str(problem)) from None
-        except (RowError, DataError):
+        except (RowError, DataError, LearnedWrongError):
             raise
         except Exception as problem:  # a template may raise whatever its expressions raise
             raise RowError("template", f"{type(problem).__name__}: {problem}") from None
-        found = [sequence for sequence in found if any(sequence.trained)]
+
+    def unchecked(self, conversation: Conversation) -> list[RenderedSequence]:
+        """Sequences by the template that were not held against what a server renders. Raises whatever the template does."""
+        found = [sequence for sequence, _, _ in self._made(conversation, None)]
         if not found:
             raise RowError("nothing_to_learn", "no assistant turn that is trained")
         return found
 
-    def _sequences(
-        self,
-        messages: list[Message],
-        tools: list[Any] | None,
-        thinking: bool,
-        wanted: list[bool],
-        modes: list[bool],
-    ) -> list[RenderedSequence]:
+    def _checked(self, conversation: Conversation, trusted: bool) -> list[RenderedSequence]:
+        assert self.checks is not None
+        trusted = trusted and not self.checks.is_tested(conversation.messages)
+        made = self._made(conversation, trusted)
+        if not made:
+            raise RowError("nothing_to_learn", "no assistant turn that is trained")
+        modes = self._modes(conversation)
+        name = self.checks.dropped(conversation, made, modes)
+        if name is None:
+            name = self.checks.drops_always(conversation, lambda other: self._made(other, True), modes)
+        if name is not None:
+            raise RowError("template_drops", f"the template leaves out the {name}")
+        return [sequence for sequence, _, _ in made]
+
+    def _modes(self, conversation: Conversation) -> list[bool]:
+        """Of each message: whether it is thinking mode, because it has reasoning."""
+        keep = self.reasoning is not Reasoning.drop
+        return [keep and bool(message.get("reasoning_content")) for message in conversation.messages]
+
+    def _made(self, conversation: Conversation, trusted: bool | None) -> list[Made]:
+        """Sequences with the turns that are trained in them. `trusted` None: nothing is checked."""
+        messages = self._shape(conversation.messages)
+        wanted = [_is_learned(message) for message in conversation.messages]
+        modes = self._modes(conversation)
+        tools = conversation.tools
+        keep = self.reasoning is not Reasoning.drop
+        thinking = keep and any("reasoning_content" in message for message in conversation.messages)
         self._check_support(messages)
         if any(modes) and self.habits.reasoning_field is None and not self.habits.opens_reasoning:
             raise RowError("reasoning", "the template does not render reasoning; data.reasoning=drop leaves it out")
@@ -138,20 +195,12 @@ class Renderer:
         elif not thinking and self._must_split(messages, tools):
             cut = user_turns(messages, greeting=True)
         _check_work(stop for stop, _ in cut)
-        out: list[RenderedSequence] = []
+        out: list[Made] = []
         for stop, first in cut:
             turns = [index for index in range(first, stop) if wanted[index]]
             if turns:
-                out += self._one(messages[:stop], tools, thinking, turns, modes)
-                out[-1].left_out = sum(self._loses_text(messages[turn], modes[turn]) for turn in turns)
-        return out
-
-    def _loses_text(self, message: Message, thoughtful: bool) -> bool:
-        """True if the template prints this turn's tool call without the text or the reasoning beside it."""
-        if "tool_calls" not in message:
-            return False
-        text = bool(message.get("content")) and not self.habits.renders_call_text
-        return text or (thoughtful and not self.habits.renders_call_reasoning)
+                out += self._one(messages[:stop], tools, modes, turns, trusted)
+        return [made for made in out if any(made[0].trained)]
 
     def _check_support(self, messages: list[Message]) -> None:
         """Raises RowError for what the template would leave out without a word."""
@@ -191,25 +240,62 @@ class Renderer:
         return type(content) is str and self.tested.search(content) is not None
 
     def _one(
-        self, messages: list[Message], tools: list[Any] | None, thinking: bool, turns: list[int], modes: list[bool]
-    ) -> list[RenderedSequence]:
-        """These turns in one text if they can be found there, else each in its own."""
+        self,
+        messages: list[Message],
+        tools: list[Any] | None,
+        modes: list[bool],
+        turns: list[int],
+        trusted: bool | None,
+    ) -> list[Made]:
+        """These turns in one text if they stand there as served; else those of each mode in one; else each in its own."""
         assert self.locator is not None
-        if self.habits.opens_reasoning and any(modes[turn] for turn in turns):
-            return self._each(messages, tools, thinking, turns, modes)
-        if len(turns) > 1 and not self.habits.stable_steps and any("tool_calls" in messages[turn] for turn in turns):
-            return self._each(messages, tools, thinking, turns, modes)
-        try:
-            return [self.locator.together(messages, tools, thinking, turns, modes)]
-        except TurnNotFoundError:
-            return self._each(messages, tools, thinking, turns, modes)
-
-    def _each(
-        self, messages: list[Message], tools: list[Any] | None, thinking: bool, turns: list[int], modes: list[bool]
-    ) -> list[RenderedSequence]:
-        assert self.locator is not None
+        assert self.checks is not None
+        thinking = [turn for turn in turns if modes[turn]]
+        mixed = 0 < len(thinking) < len(turns)
+        policy = self.multi_turn is MultiTurn.one or self.reasoning is Reasoning.keep  # the user wants one text
+        tries = not (thinking and self.habits.opens_reasoning) and (policy or self.habits.modes_mix or not mixed)
+        calls = not self.habits.stable_steps and any("tool_calls" in messages[turn] for turn in turns)
+        if tries and not (calls and len(turns) > 1):
+            try:
+                sequence, found = self.locator.together(messages, tools, modes, turns)
+            except TurnNotFoundError:
+                pass
+            else:
+                if (
+                    policy
+                    or trusted is None
+                    or self.checks.holds(sequence.text, found, messages, tools, modes, trusted)
+                ):
+                    return [(sequence, len(messages), turns)]
+        if mixed and not calls:
+            plain = [turn for turn in turns if not modes[turn]]
+            groups = [self._one(messages[: g[-1] + 1], tools, modes, g, trusted) for g in (thinking, plain)]
+            return sorted((made for group in groups for made in group), key=lambda made: made[2])
         _check_work(turns)
-        return [self.locator.alone(messages[: turn + 1], tools, thinking, modes[turn]) for turn in turns]
+        return [
+            (self._alone(messages[: turn + 1], tools, modes[: turn + 1], trusted), turn + 1, [turn]) for turn in turns
+        ]
+
+    def _alone(
+        self, messages: list[Message], tools: list[Any] | None, modes: list[bool], trusted: bool | None
+    ) -> RenderedSequence:
+        """The last turn behind what serving renders. Where that was the template's own text in such surroundings before,
+        the text is rendered but once."""
+        assert self.locator is not None
+        assert self.checks is not None
+        locator, turn = self.locator, len(messages) - 1
+
+        def quick() -> RenderedSequence | None:
+            try:
+                sequence, _ = locator.together(messages, tools, modes, [turn])
+            except TurnNotFoundError:
+                return None
+            sequence.apart = True
+            return sequence
+
+        if not trusted or self.checks.careful:
+            return locator.alone(messages, tools, modes[turn])
+        return self.checks.by_habit(messages, tools, modes, quick, lambda: locator.alone(messages, tools, modes[turn]))
 
     def _shape(self, messages: Iterable[Message]) -> list[Message]:
         if self.reasoning is Reasoning.drop:

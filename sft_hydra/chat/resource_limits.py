@@ -1,6 +1,7 @@
 """Time and memory that one conversation may cost: `limit_resources()` around what strangers wrote, and `power` and `times` for
 numbers in templates, which no signal interrupts.
 
+Outside `limit_resources()` the process has its own signal handler, timer and limits again.
 Invariant: a template or tool schema that loops or grows without end is a LimitError after seconds, in a process that
 goes on. The sandbox says what a template may touch, this says how much it may take.
 """
@@ -10,13 +11,15 @@ import signal
 import sys
 import threading
 import time
-from functools import cache, lru_cache
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, NoReturn
 
+from sft_hydra.chat.wall_time import Alarm
 from sft_hydra.errors import DataError
 
 SECONDS = 20.0  # of this process's own work; the slowest honest conversations take a second
+PATIENCE = 1.5  # times as long by the clock, which also counts what the system does for it, on a machine that is busy
 BYTES = 4 << 30  # more than the process had
 PREFIX = "the chat template, or what it is given,"
 FRESH = 0.25  # seconds for which a process's size is taken to be what it was
@@ -30,7 +33,8 @@ class LimitError(DataError):
 
 
 class limit_resources:  # noqa: N801 (a context manager, called like those of contextlib)
-    """Raises LimitError when what is inside works for more than `seconds` (SECONDS) or takes more than BYTES.
+    """Raises LimitError when what is inside works for more than `seconds` (SECONDS), takes PATIENCE times as long by the
+    clock, or more memory than BYTES.
     In threads other than the first nothing is limited, because signals reach only that one; inside another `limited`
     that one holds."""
 
@@ -42,8 +46,9 @@ class limit_resources:  # noqa: N801 (a context manager, called like those of co
         self.holds = not _active and threading.current_thread() is threading.main_thread()
         if self.holds:
             _active = True
-            _handle_signal()
-            signal.setitimer(signal.ITIMER_VIRTUAL, self.seconds)
+            self.handler = signal.signal(signal.SIGVTALRM, _stop)
+            self.timer = signal.setitimer(signal.ITIMER_VIRTUAL, self.seconds)
+            self.alarm = Alarm(PATIENCE * self.seconds, _stop)
             self.memory = _limit_memory()
 
     def __exit__(
@@ -54,18 +59,16 @@ class limit_resources:  # noqa: N801 (a context manager, called like those of co
             return
         try:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        finally:  # the signal may come in this very moment
+            self.alarm.cancel()
+        finally:  # a signal may come in this very moment
+            self.alarm.cancel()
+            signal.signal(signal.SIGVTALRM, self.handler if self.handler is not None else signal.SIG_DFL)
+            signal.setitimer(signal.ITIMER_VIRTUAL, *self.timer)  # another's, if this process has one
             if self.memory is not None:
                 resource.setrlimit(resource.RLIMIT_AS, self.memory)
             _active = False
         if isinstance(value, MemoryError):
             raise LimitError(f"{PREFIX} takes more than {BYTES >> 30} GiB of memory") from None
-
-
-@cache
-def _handle_signal() -> None:
-    """Once in a process: nobody else uses this signal."""
-    signal.signal(signal.SIGVTALRM, _stop)
 
 
 def _stop(*_: Any) -> NoReturn:

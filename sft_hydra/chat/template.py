@@ -123,6 +123,7 @@ class ChatTemplate:
         return {
             "enable_thinking": thinking,
             "thinking": thinking,
+            "documents": None,
             **self.variables,
             "chat_template_kwargs": {"enable_thinking": thinking, **self.variables.get("chat_template_kwargs", {})},
             "messages": messages,

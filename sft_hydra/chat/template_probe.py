@@ -5,10 +5,11 @@ words lie in its own marks and in nobody else's. A template for which none is fo
 is False), and one that cannot even render a question and an answer is an error here, not a dropped row later.
 """
 
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import Any
 
+from sft_hydra.chat.ends import Closing, control_texts, learn_ends
 from sft_hydra.chat.message_format import format_messages
 from sft_hydra.chat.resource_limits import LimitError, limit_resources
 from sft_hydra.chat.template import ChatTemplate, Scan
@@ -23,21 +24,27 @@ TOOLS = [
         "function": {
             "name": "fnq",
             "description": "Dq1",
-            "parameters": {"type": "object", "properties": {"kq": {"type": "string"}}, "required": ["kq"]},
+            "parameters": {
+                "type": "object",
+                "properties": {"kq": {"type": "string", "description": "Dq2"}},
+                "required": ["kq"],
+            },
         },
     }
 ]
 
 
-def probe_template(template: ChatTemplate) -> TemplateTraits:
-    """Probe a template. Raises DataError when it cannot render a question with its answer."""
+def probe_template(template: ChatTemplate, tokens: Sequence[str] = ()) -> TemplateTraits:
+    """Probe a template. `tokens`: the tokenizer's control tokens. Raises DataError when it cannot render a question with
+    its answer."""
     with limit_resources():
-        return _probe(template)
+        return _probe(template, tokens)
 
 
-def _probe(template: ChatTemplate) -> TemplateTraits:
+def _probe(template: ChatTemplate, tokens: Sequence[str]) -> TemplateTraits:
     habits = TemplateTraits()
     _learn_contents(template, habits)
+    _learn_developer(template, habits)
     _learn_arguments(template, habits)
     _learn_reasoning(template, habits)
     if habits.renders_calls:
@@ -50,19 +57,29 @@ def _probe(template: ChatTemplate) -> TemplateTraits:
             break
     else:
         template.mark(None)
+    _learn_trails(template, habits)
     _learn_history(template, habits)
-    _probe_closings(template, habits)
+    _probe_closings(template, habits, tokens)
     return habits
 
 
-def probe_closings(template: ChatTemplate) -> TemplateTraits:
-    """What `learn` finds out about the ends of turns, and no more."""
+def probe_closings(template: ChatTemplate, tokens: Sequence[str]) -> TemplateTraits:
+    """What `learn` finds out about the ends of turns; no more, where that is enough."""
     habits = TemplateTraits()
     with limit_resources():
         _learn_contents(template, habits)
         _learn_arguments(template, habits)
-        _probe_closings(template, habits)
+        _probe_closings(template, habits, tokens)
+        if _ends_differ(template, habits):
+            return _probe(template, tokens)
     return habits
+
+
+def _ends_differ(template: ChatTemplate, habits: TemplateTraits) -> bool:
+    """Whether an answer ends otherwise as the last turn than before another, so that marks must tell what it ends with."""
+    answer = _closing(template, habits, [user(1), assistant(1)], "Qasst1", user(2))
+    ends, between = control_texts(answer.alone or ""), control_texts(answer.followed or "")
+    return bool(ends and between) and between[0] not in ends
 
 
 def user(number: int) -> Message:
@@ -93,23 +110,24 @@ def _render(
     """The text, or None where the template refuses such a conversation."""
     shaped = format_messages(messages, habits)
     try:
-        return template.render(shaped, _tools(messages), thinking, prompt)
+        return template.render(shaped, _tools(messages, habits), thinking, prompt)
     except LimitError:
         raise
     except Exception:  # a template may raise whatever its expressions raise
         return None
 
 
-def _tools(messages: list[Message]) -> list[Any] | None:
-    return TOOLS if any("tool_calls" in message for message in messages) else None
+def _tools(messages: list[Message], habits: TemplateTraits) -> list[Any] | None:
+    return TOOLS if habits.needs_tools or any("tool_calls" in message for message in messages) else None
 
 
 def _learn_contents(template: ChatTemplate, habits: TemplateTraits) -> None:
     problem: object = "the answer is not in its output"
-    for habits.content_parts in (False, True):
-        shaped = format_messages([user(1), assistant(1)], habits)
+    for habits.needs_tools, habits.content_parts in product((False, True), (False, True)):
+        messages = [user(1), assistant(1)]
+        shaped = format_messages(messages, habits)
         try:
-            text = template.render(shaped, None, False)
+            text = template.render(shaped, _tools(messages, habits), False)
         except LimitError:
             raise
         except Exception as raised:  # a template may raise whatever its expressions raise
@@ -190,7 +208,7 @@ def _marks_fit(template: ChatTemplate, habits: TemplateTraits) -> bool:
             plain = _render(template, habits, messages, thinking)
             if plain is None:
                 continue
-            scan = template.scan(shaped, _tools(messages), thinking)
+            scan = template.scan(shaped, _tools(messages, habits), thinking)
             if scan.text != plain or not _turns_fit(scan, messages, habits):
                 return False
             if not _learn_prompt(template, habits, messages, thinking):
@@ -239,21 +257,25 @@ def _learn_prompt(template: ChatTemplate, habits: TemplateTraits, messages: list
     if plain is None:
         return True
     shaped = format_messages(messages, habits)
-    scan = template.scan(shaped, _tools(messages), thinking, prompt=True)
+    scan = template.scan(shaped, _tools(messages, habits), thinking, prompt=True)
     if messages[-1]["role"] != "assistant":
-        habits.prompts.setdefault((thinking, messages[-1]["role"]), scan.text[scan.tail :])
+        without = _render(template, habits, messages, thinking)
+        added = plain[len(without) :] if without and plain.startswith(without) else ""  # some print it inside the loop
+        habits.prompts.setdefault((thinking, messages[-1]["role"]), added or scan.text[scan.tail :])
     return scan.text == plain
 
 
 def _learn_history(template: ChatTemplate, habits: TemplateTraits) -> None:
     """Does a turn read the same as the last one and as history? And is earlier reasoning kept when asked to be?"""
     later = [user(2), assistant(3)]
-    plain = [[user(1), assistant(1)], [SYSTEM, user(1), assistant(1)]]
+    answers = [[user(1), assistant(1)], [SYSTEM, user(1), assistant(1)]]
     calls = [[user(1), caller(content), RESULT, assistant(2)] for content in ("", "Qasst1")]
-    habits.stable = all(_reads_same(template, habits, first, later) for first in plain)
+    habits.stable = all(_reads_same(template, habits, first, later) for first in answers)
     habits.stable_calls = all(_reads_same(template, habits, first, later) for first in calls)
     asked = [_render(template, habits, [user(1)], thinking) for thinking in (False, True)]
     habits.mode_free = asked[0] == asked[1]
+    plain, thoughtful = (habits.prompts.get((thinking, "user"), "") for thinking in (False, True))
+    habits.modes_mix = habits.mode_free and not plain.startswith(thoughtful) and not thoughtful.startswith(plain)
     thinkers = [{}, {"reasoning_content": "Qreas1"}] if habits.reasoning_field else [{}]
     habits.stable_steps = all(_steps_fit(template, habits, {**caller(""), **more}) for more in thinkers)
     thought = [user(1), assistant(1, reasoning_content="Qreas1"), user(2), assistant(2, reasoning_content="Qreas2")]
@@ -271,7 +293,7 @@ def _reads_same(template: ChatTemplate, habits: TemplateTraits, first: list[Mess
     early, late = (_render(template, habits, messages) for messages in (first, everything))
     if early is None or late is None or not habits.marked:
         return early is None or late is None or late.startswith(early)
-    tools = _tools(first)
+    tools = _tools(first, habits)
     for index, message in enumerate(first):
         before = format_messages(first[:index], habits)
         if message["role"] == "assistant" and not any(
@@ -300,35 +322,81 @@ def _steps_fit(template: ChatTemplate, habits: TemplateTraits, call: Message) ->
     return whole is None or any(prompt is not None and whole.startswith(prompt) for prompt in served)
 
 
-def _probe_closings(template: ChatTemplate, habits: TemplateTraits) -> None:
-    plain = _render(template, habits, [user(1), assistant(1)])
-    call = _render(template, habits, [user(1), caller("")]) if habits.renders_calls else None
-    habits.closings = [text.rpartition(word)[2] for text, word in ((plain, "Qasst1"), (call, "vq7")) if text]
+def _probe_closings(template: ChatTemplate, habits: TemplateTraits, tokens: Sequence[str]) -> None:
+    answer = _closing(template, habits, [user(1), assistant(1)], "Qasst1", user(2))
+    call = Closing(None, None)
+    if habits.renders_calls:
+        call = _closing(template, habits, [user(1), caller("")], "vq7", RESULT)
+    habits.closings = [closing.alone for closing in (answer, call) if closing.alone]
+    habits.ends = learn_ends(answer, call, tokens)
 
 
-def common_prefix(texts: list[str]) -> str:
-    """What all texts begin with."""
-    low, high = min(texts), max(texts)
-    length = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
-    return low[:length]
+def _closing(
+    template: ChatTemplate, habits: TemplateTraits, messages: list[Message], word: str, then: Message
+) -> Closing:
+    """What is printed after the last word of the last of `messages`, alone and with another message behind it."""
+    alone = _render(template, habits, messages)
+    followed = _render(template, habits, [*messages, then])
+    own = None if followed is None else _own_closing(template, habits, [*messages, then], len(messages) - 1, word)
+    if alone is not None:
+        alone = _without_prompt(template, habits, messages, alone.rpartition(word)[2])
+    if followed is not None:
+        between, found, _ = followed.rpartition(word)[2].partition(then["content"])
+        followed = between if found else None
+    return Closing(alone, followed, own)
 
 
-def tag_edge(text: str) -> str:
-    """`text` without a tag that it opens and does not close: two texts may agree by chance on how a tag begins."""
-    opened = text.rfind("<")
-    return text[:opened] if opened > text.rfind(">") else text
+def _own_closing(
+    template: ChatTemplate, habits: TemplateTraits, messages: list[Message], index: int, word: str
+) -> str | None:
+    """What a turn prints after its last word when another message follows; None where that cannot be told."""
+    if not habits.marked:
+        return None
+    scan = template.scan(format_messages(messages, habits), _tools(messages, habits), False)
+    _, found, own = scan.segment_text(index).rpartition(word)
+    return own if found else None
 
 
-def control_texts(closing: str, tokens: list[str]) -> list[str]:
-    """The control tokens in a closing text, in order."""
-    pattern = "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True))
-    return re.findall(pattern, closing) if pattern else []
+def _without_prompt(template: ChatTemplate, habits: TemplateTraits, messages: list[Message], closing: str) -> str:
+    """A closing without what follows the last turn, whoever speaks in it."""
+    if not habits.trails:
+        return closing
+    scan = template.scan(format_messages(messages, habits), _tools(messages, habits), False)
+    return closing.removesuffix(scan.text[scan.tail :])
+
+
+def _learn_trails(template: ChatTemplate, habits: TemplateTraits) -> None:
+    """Whether text follows the last turn, whoever speaks in it: a generation prompt that was not asked for, or instructions;
+    not a single token that ends the text."""
+    if not habits.marked:
+        return
+    tools = TOOLS if habits.renders_calls or habits.needs_tools else None
+    tails = []
+    for messages in ([user(1)], [user(1), assistant(1)]):
+        try:
+            scan = template.scan(format_messages(messages, habits), tools, False)
+        except LimitError:
+            raise
+        except Exception:  # a template may raise whatever its expressions raise
+            return
+        tails.append(scan.text[scan.tail :])
+    rest = tails[0].strip()
+    habits.trails = tails[0] == tails[1] and bool(rest) and control_texts(rest)[:1] != [rest]
+
+
+def _learn_developer(template: ChatTemplate, habits: TemplateTraits) -> None:
+    for habits.developer_as_system in (False, True):
+        text = _render(template, habits, [{"role": "developer", "content": "Qdev1"}, user(1), assistant(1)])
+        if text is not None and "Qdev1" in text:
+            return
+    habits.developer_as_system = False
 
 
 def end_of_turn_texts(habits: TemplateTraits, tokens: list[str]) -> list[str]:
     """Those of `tokens` (control tokens) with which a template of these habits closes an assistant turn."""
     found: list[str] = []
     for number, closing in enumerate(habits.closings):
-        texts = control_texts(closing, tokens)
+        texts = [text for text in control_texts(closing, tokens) if text in tokens]
         found += texts[:1] if number == 0 else texts[-1:]  # a call's text may close inner tags first
+    found += [text for text in habits.ends.added if text in tokens]
     return list(dict.fromkeys(found))

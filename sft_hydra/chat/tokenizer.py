@@ -16,8 +16,9 @@ from tokenizers import Tokenizer
 
 from sft_hydra.chat.template import ChatTemplate
 from sft_hydra.chat.template_probe import end_of_turn_texts, probe_closings
-from sft_hydra.errors import ConfigError, DataError
+from sft_hydra.errors import ConfigError, DataError, TokenizerMismatchError
 from sft_hydra.hub import folder_of
+from sft_hydra.planning.megatron_checkpoint import torch_dist_folder
 from sft_hydra.schema.config import SftConfig
 
 BUNDLED = Path(__file__).resolve().parent.parent / "demo" / "tokenizer"
@@ -31,12 +32,17 @@ FILES = (
     "tokenizer.model",
 )
 TEMPLATE_FILE = "chat_template.jinja"
+NAMED_TEMPLATES = "additional_chat_templates"
+WITH_TOOLS = "tool_use"  # the named template that transformers takes for conversations with tools
+NEW_CLASSES = ("TokenizersBackend", "Qwen3_5Tokenizer")  # of transformers 5 alone; both 4 and 5 know:
+COMMON_CLASS = "PreTrainedTokenizerFast"  # takes tokenizer.json as it is
 
 
 @dataclass(frozen=True, slots=True)
 class AddedToken:
     """A token that is looked for in text before the tokenizer's own rules. `special`: nothing that a person writes.
-    `lstrip`, `rstrip`: it swallows the white space beside it. `normalized`: it is looked for in normalized text."""
+    `lstrip`, `rstrip`: it swallows the white space beside it. `normalized`: it is looked for in normalized text.
+    `single_word`: only where no letter stands beside it."""
 
     id: int
     text: str
@@ -44,32 +50,73 @@ class AddedToken:
     lstrip: bool
     rstrip: bool
     normalized: bool
+    single_word: bool = False
 
 
 class ChatTokenizer:
-    """`tokenizer.json` and its companions in `folder`, and the template text in use (None: contents as they are)."""
+    """`tokenizer.json` and its companions in `folder`, and the template text in use (None: contents as they are).
+    `named`: further templates in use, by name; transformers takes `tool_use` for conversations with tools."""
 
-    def __init__(self, folder: Path, template: str | None, template_kwargs: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        template: str | None,
+        template_kwargs: dict[str, Any] | None = None,
+        file: Path | None = None,
+        named: dict[str, str] | None = None,
+    ) -> None:
         self.folder = folder
         self.template = template
+        self.named = dict(named or {})
         self.template_kwargs = dict(template_kwargs or {})
-        self.file = folder / "tokenizer.json"
+        self.file = file or folder / "tokenizer.json"  # another one where serving has another (served_tokenizer.py)
         self.config = _read_json(folder / "tokenizer_config.json")
 
     @cached_property
     def backend(self) -> Tokenizer:
         """The tokenizer in the reference library; read when first used, because that takes time."""
         try:
-            return Tokenizer.from_file(str(self.file))
+            backend = Tokenizer.from_file(str(self.file))
         except Exception as problem:  # the library raises bare exceptions
             raise DataError(f"{self.file}: cannot be read as a tokenizer ({problem})") from None
+        backend.no_truncation()  # a file may ask for both, which transformers does not do either
+        backend.no_padding()
+        return backend
+
+    def serve_from(self, file: Path) -> None:
+        """Read the tokenizer from another file from now on."""
+        self.file = file
+        for name in ("backend", "spec", "added", "vocab_size"):
+            self.__dict__.pop(name, None)
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        """What tokenizer.json says but for the vocabulary, which takes long to read."""
+        data = self.file.read_bytes()
+        head = data[: data.find(b'"vocab"')]
+        try:
+            return dict(json.loads(head + b'"vocab": {}}}'))
+        except ValueError:  # its keys stand in another order
+            return _read_json(self.file)
+
+    @cached_property
+    def model_type(self) -> str | None:
+        """The family that a config.json beside the tokenizer names."""
+        return _read_json(self.folder / "config.json").get("model_type")
 
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over the bytes of tokenizer.json and of the template."""
-        digest = hashlib.sha256(self.file.read_bytes())
+        digest = hashlib.sha256((self.folder / "tokenizer.json").read_bytes())
         digest.update(b"\0template\0" + (self.template or "").encode())
+        for name, text in sorted(self.named.items()):
+            digest.update(f"\0{name}\0{text}".encode())
         return digest.hexdigest()
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """All of its files and of the template that a packed set depends on, as text to compare."""
+        return self.fingerprint, json.dumps(self.special_tokens, sort_keys=True)
 
     @cached_property
     def special_tokens(self) -> dict[str, str]:
@@ -82,7 +129,9 @@ class ChatTokenizer:
     def added(self) -> list[AddedToken]:
         """All added tokens, by id."""
         decoder = sorted(self.backend.get_added_tokens_decoder().items())
-        return [AddedToken(i, t.content, t.special, t.lstrip, t.rstrip, t.normalized) for i, t in decoder]
+        return [
+            AddedToken(i, t.content, t.special, t.lstrip, t.rstrip, t.normalized, t.single_word) for i, t in decoder
+        ]
 
     @property
     def added_tokens(self) -> dict[int, tuple[str, bool]]:
@@ -93,6 +142,13 @@ class ChatTokenizer:
     def vocab_size(self) -> int:
         """Number of ids, added tokens included: a model's embedding needs at least so many rows."""
         return max(self.backend.get_vocab_size(), *(token.id + 1 for token in self.added), 0)
+
+    @cached_property
+    def unknown_id(self) -> int | None:
+        """The token for text that the vocabulary cannot write, where it has one."""
+        model = self.spec.get("model", {})
+        text, id_ = model.get("unk_token"), model.get("unk_id")
+        return self.backend.token_to_id(text) if isinstance(text, str) else id_ if isinstance(id_, int) else None
 
     @property
     def eos_id(self) -> int | None:
@@ -111,9 +167,14 @@ class ChatTokenizer:
         """Tokens that close an assistant turn, found by rendering one; without a template, the tokenizer's eos."""
         if self.template is None:
             return [] if self.eos_id is None else [self.eos_id]
-        habits = probe_closings(ChatTemplate(self.template, self.template_variables, datetime.now()))
-        texts = end_of_turn_texts(habits, [token.text for token in self.added])
-        return [id_ for text in texts if (id_ := self.backend.token_to_id(text)) is not None]
+        tokens = [token.text for token in self.added]
+        texts: list[str] = []
+        for template in [self.template, self.named.get(WITH_TOOLS)]:
+            if template is not None:
+                habits = probe_closings(ChatTemplate(template, self.template_variables, datetime.now()), tokens)
+                texts += end_of_turn_texts(habits, tokens)
+        ids = [self.backend.token_to_id(text) for text in dict.fromkeys(texts)]
+        return [id_ for id_ in ids if id_ is not None]
 
     @property
     def template_variables(self) -> dict[str, Any]:
@@ -134,19 +195,39 @@ class ChatTokenizer:
         return self.backend.decode(ids, skip_special_tokens=False)
 
     def save_files(self, folder: Path) -> None:
-        """Copy the tokenizer's files and write the template in use as `chat_template.jinja`."""
+        """Copy the tokenizer's files, with a class that transformers 4 knows too, and write the template in use both as
+        `chat_template.jinja` and where older readers look for it."""
         folder.mkdir(parents=True, exist_ok=True)
         for name in FILES:
             if (self.folder / name).is_file():
                 shutil.copyfile(self.folder / name, folder / name)
         config = {key: value for key, value in self.config.items() if key != "chat_template"}
+        if config.get("tokenizer_class") in (None, *NEW_CLASSES):
+            config["tokenizer_class"] = COMMON_CLASS
+        if isinstance(config.get("extra_special_tokens"), list):  # in transformers 4 a mapping, and this the list
+            config.setdefault("additional_special_tokens", config.pop("extra_special_tokens"))
+        if self.template is not None:
+            config["chat_template"] = self.template
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
         if self.template is not None:
             (folder / TEMPLATE_FILE).write_text(self.template)
+        for name, text in self.named.items():
+            (folder / NAMED_TEMPLATES).mkdir(exist_ok=True)
+            (folder / NAMED_TEMPLATES / f"{name}.jinja").write_text(text)
 
     def _special_id(self, key: str) -> int | None:
         text = self.special_tokens.get(key)
         return None if text is None else self.backend.token_to_id(text)
+
+
+def check_vocabulary(cfg: SftConfig, architecture: dict[str, Any], tokenizer: ChatTokenizer) -> None:
+    """TokenizerMismatchError if the tokenizer has more ids than the model of this config.json."""
+    size = architecture.get("vocab_size")
+    if isinstance(size, int) and size < tokenizer.vocab_size:
+        raise TokenizerMismatchError(
+            f"tokenizer_mismatch: the tokenizer in {tokenizer.folder} has {tokenizer.vocab_size:,} ids, the model "
+            f"{cfg.model.path or cfg.model.name} only {size:,}; set tokenizer.path to the model's own"
+        )
 
 
 def load_tokenizer(cfg: SftConfig) -> ChatTokenizer:
@@ -154,16 +235,19 @@ def load_tokenizer(cfg: SftConfig) -> ChatTokenizer:
     `tokenizer.chat_template`. Raises ConfigError or DataError saying which file is missing where."""
     path = cfg.tokenizer.path or cfg.model.path or "demo"
     folder = BUNDLED if path == "demo" else _folder_of(path, cfg.model.revision if path == cfg.model.path else None)
+    folder = torch_dist_folder(folder) or folder
     if not (folder / "tokenizer.json").is_file():
         raise DataError(
             f"tokenizer.path={path}: no tokenizer.json in {folder}. Older formats become one by "
             "`AutoTokenizer.from_pretrained(...).save_pretrained(folder)` of transformers."
         )
-    return ChatTokenizer(folder, _template_of(cfg.tokenizer.chat_template, folder), cfg.tokenizer.template_kwargs)
+    template = _template_of(cfg.tokenizer.chat_template, folder)
+    named = named_templates(folder) if cfg.tokenizer.chat_template == "default" else {}
+    return ChatTokenizer(folder, template, cfg.tokenizer.template_kwargs, named=named)
 
 
 def _folder_of(path: str, revision: str | None) -> Path:
-    patterns = [*FILES, TEMPLATE_FILE, "config.json"]
+    patterns = [*FILES, TEMPLATE_FILE, f"{NAMED_TEMPLATES}/*.jinja", "config.json"]
     return folder_of("tokenizer.path", path, patterns, revision=revision, error=DataError)
 
 
@@ -174,22 +258,46 @@ def _template_of(choice: str | None, folder: Path) -> str | None:
         return _own_template(folder)
     if any(sign in choice for sign in ("{{", "{%", "\n")):
         return choice
+    if choice in (named := named_templates(folder)):
+        return named[choice]
     path = Path(choice).expanduser()
     if not path.is_file():
         raise ConfigError(f"tokenizer.chat_template={choice}: no such file (`default`, null, a path or a Jinja text)")
     return path.read_text(encoding="utf-8")
 
 
+def named_templates(folder: Path) -> dict[str, str]:
+    """The templates that a tokenizer brings beside its `default` one, by name. Raises DataError."""
+    found = _listed_templates(folder)
+    for path in sorted((folder / NAMED_TEMPLATES).glob("*.jinja")):
+        found[path.stem] = path.read_text(encoding="utf-8")
+    return {name: text for name, text in found.items() if name != "default"}
+
+
+def _listed_templates(folder: Path) -> dict[str, str]:
+    """`chat_template` of tokenizer_config.json where it is a list of templates with names."""
+    listed = _read_json(folder / "tokenizer_config.json").get("chat_template")
+    found: dict[str, str] = {}
+    for entry in listed if isinstance(listed, list) else ():
+        name, text = (entry.get("name"), entry.get("template")) if isinstance(entry, dict) else (None, None)
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise DataError(f"{folder}/tokenizer_config.json: each chat_template of a list needs a name and a template")
+        found[name] = text
+    return found
+
+
 def _own_template(folder: Path) -> str:
     if (folder / TEMPLATE_FILE).is_file():
         return (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
     found = _read_json(folder / "tokenizer_config.json").get("chat_template")
-    if isinstance(found, list):  # several, each with a name
-        found = {entry["name"]: entry["template"] for entry in found}.get("default")
+    if isinstance(found, list):
+        found = _listed_templates(folder).get("default")
     if not isinstance(found, str):
+        names = sorted(named_templates(folder))
+        choice = f", one of its named templates ({', '.join(names)})" if names else ""
         raise DataError(
-            f"{folder}: this tokenizer brings no chat template. Give one with tokenizer.chat_template=<file or Jinja text>, "
-            "or null for texts that are rendered already."
+            f"{folder}: this tokenizer brings no default chat template. Give one with "
+            f"tokenizer.chat_template=<file or Jinja text>{choice}, or null for texts that are rendered already."
         )
     return found
 

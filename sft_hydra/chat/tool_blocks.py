@@ -12,6 +12,8 @@ from typing import Any
 import orjson
 from jinja2 import Environment, Template, meta, nodes
 
+from sft_hydra.chat.whole import call_texts, lost, tool_texts
+
 REMEMBERED = 10_000
 PURE_GLOBALS = {"raise_exception"}
 PREFIX = "block_of_"
@@ -30,6 +32,7 @@ class Block:
         self.render = template.module.block  # type: ignore[attr-defined]
         self.known: dict[bytes, str] = {}
         self.stand_in: Callable[[Block, Any], str] | None = None
+        self.sound: set[str] = set()  # texts of definitions that were found whole
 
     def __call__(self, values: Any) -> str:
         if self.stand_in is not None:
@@ -46,6 +49,16 @@ class Block:
                 self.known.clear()
             text = self.known[key] = str(self.render(values))
         return text
+
+    def is_whole(self, values: list[Any], text: str) -> bool:
+        """Whether `text` holds all of the definitions or calls that it was made of."""
+        if not self.remembers:
+            return lost(call_texts(values), text) is None
+        if text not in self.sound and lost(tool_texts(values), text) is None:
+            if len(self.sound) >= REMEMBERED:
+                self.sound.clear()
+            self.sound.add(text)
+        return text in self.sound
 
 
 def take_out_blocks(environment: Environment, tree: nodes.Template, known: dict[str, Block]) -> None:

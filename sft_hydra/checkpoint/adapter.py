@@ -5,20 +5,24 @@ experts of a layer, three-dimensional here, are two-dimensional there and adapt 
 """
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from sft_hydra.checkpoint.hf_shards import METADATA
+from sft_hydra.config.adapter import CONFIG, PREFIX, WEIGHTS, read_adapter
+from sft_hydra.errors import ModelError
+from sft_hydra.models.decoder import DecoderModel
+from sft_hydra.models.lora_layers import Adapter, scale_of
 from sft_hydra.models.state_dict_map import disk_rows, rows_from_disk, rows_to_disk
+from sft_hydra.parallel.collectives import all_gather_objects
+from sft_hydra.parallel.dtensor import copy_shard_
+from sft_hydra.planning.lora_targets import EXPERTS, layer_lora
 from sft_hydra.schema.config import LoraConfig
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."
-EXPERTS = ".experts."
 LAST_EXPERTS = ".experts.down_proj"  # PEFT wraps the parameters of a module in turn, the first innermost
 
 Tensors = dict[str, torch.Tensor]
@@ -40,6 +44,8 @@ def write_adapter(config: Any, adapters: Tensors, lora: LoraConfig, base: str, f
         "lora_alpha": lora.alpha,
         "lora_dropout": 0.0 if parameters else lora.dropout,  # PEFT has none on parameters, and serving has none at all
         "use_rslora": lora.rank_stabilized,
+        "rank_pattern": lora.rank_pattern,
+        "alpha_pattern": lora.alpha_pattern,
         "target_modules": sorted(layers.difference(parameters)),
         "target_parameters": parameters or None,
         "bias": "none",
@@ -85,16 +91,55 @@ def limits(config: Any, adapters: Tensors) -> str | None:
 
 def merge_adapter(config: Any, folder: Path, base: Tensors) -> Tensors:
     """The base's weights (named and ordered as ours) with the adapter in `folder` merged in, from its files alone."""
-    adapter = json.loads((folder / CONFIG).read_text())
-    scale = adapter["lora_alpha"] / (math.sqrt(adapter["r"]) if adapter["use_rslora"] else adapter["r"])
-    factors = load_file(folder / WEIGHTS)
-    layers = {*adapter["target_modules"], *(adapter["target_parameters"] or ())}
+    adapter = read_adapter(str(folder))
+    lora, factors = LoraConfig(**adapter.options), _factors(folder)
     merged = dict(base)
-    for layer in sorted(layers):
+    for layer, names in sorted(adapter.layers.items()):
         weight = base[f"{layer}.weight"]
         a, b = (
-            _from_peft(config, name, factors[_peft_name(name, layers)], len(weight))
-            for name in (f"{layer}.lora_A", f"{layer}.lora_B")
+            _from_peft(config, f"{layer}.{kind}", factors[name], len(weight))
+            for kind, name in zip(("lora_A", "lora_B"), names, strict=True)
         )
+        scale = scale_of(layer_lora(lora, layer))
         merged[f"{layer}.weight"] = (weight.float() + scale * (b @ a).to(weight.device)).to(weight.dtype)
     return merged
+
+
+@torch.no_grad()
+def load_adapter(model: DecoderModel, path: str) -> None:
+    """Fill the adapters of a model that has them where the folder `path` does. ModelError for what does not fit."""
+    adapter = read_adapter(path)
+    factors = _factors(adapter.folder)
+    modules = {name: module for name, module in model.named_modules() if isinstance(module, Adapter)}
+    there = {name for names in all_gather_objects(list(modules), model.mesh) for name in names}
+    problems = [
+        f"{path}: {layer} is adapted, which this model does not have" for layer in adapter.layers.keys() - there
+    ]
+    for layer, module in modules.items():
+        weight: torch.Tensor = module.weight  # type: ignore[assignment]
+        for kind, name in zip(("lora_A", "lora_B"), adapter.layers[layer], strict=True):
+            parameter: torch.Tensor = getattr(module, kind)
+            value = factors[name].float()
+            shape = value.shape
+            if _fits_experts(value, parameter):
+                value = _from_peft(model.config, f"{layer}.{kind}", value, len(weight))
+            if value.shape != parameter.shape:
+                problems.append(
+                    f"{path}: {name} is {tuple(shape)}, this model makes {layer}.{kind} {tuple(parameter.shape)}"
+                )
+                continue
+            copy_shard_(parameter, value)
+    if problems:
+        raise ModelError(*sorted(problems)[:20])
+
+
+def _fits_experts(value: torch.Tensor, parameter: torch.Tensor) -> bool:
+    """Whether a matrix of the file can be cut into those of the experts; of other layers it always can."""
+    return parameter.ndim == 2 or value.numel() == parameter.numel()
+
+
+def _factors(folder: Path) -> Tensors:
+    try:
+        return load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{folder / WEIGHTS}: cannot be read as safetensors ({error})") from None

@@ -6,9 +6,8 @@ before it gets its name.
 Owner of: an export computes what was trained.
 """
 
-import copy
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,24 +17,27 @@ import torch
 
 from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.checkpoint.adapter import limits, merge_adapter, write_adapter
+from sft_hydra.checkpoint.hf_config import generation_config, write_config
 from sft_hydra.checkpoint.hf_shards import is_export, write_tensors
 from sft_hydra.checkpoint.load_hf_weights import carried_tensors, local_folder
 from sft_hydra.engine.microbatches import forward_hidden, load_batches
 from sft_hydra.engine.precision import compute_dtype
 from sft_hydra.errors import CheckpointError
-from sft_hydra.models.build import KEEP_FP32, transformers_class, transformers_model, use_published_limits
+from sft_hydra.models.build import KEEP_FP32, build_model, transformers_model, use_published_limits
 from sft_hydra.models.decoder import DecoderModel
-from sft_hydra.models.lora import is_adapter, merged_tensors
+from sft_hydra.models.lora import add_adapters, is_adapter, merged_tensors
 from sft_hydra.models.state_dict_map import to_disk
 from sft_hydra.parallel.collectives import all_gather_objects, gather_tokens
 from sft_hydra.parallel.dtensor import full_tensor
 from sft_hydra.parallel.full_state_dict import full_tensors
 from sft_hydra.records import PackedRow
-from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.config import Precision, SftConfig
+from sft_hydra.schema.data import Packing
 
 Tensors = Iterator[tuple[str, torch.Tensor]]
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest logit
+ALIKE = 1e-3  # of the largest logit: what two implementations in fp32 with equal weights may differ by
 PROBE_TOKENS = 64
 
 
@@ -49,14 +51,25 @@ class ExportReport:
     dtype: str
     max_diff: float  # between logits of the export and of the live model
     allowed_diff: float
+    alike_diff: float | None = (
+        None  # the same with the live model's weights rounded alike and computed in fp32; None: no rounding
+    )
+    rounding: str = ""  # what of the live model was rounded
     note: str | None = None  # what the user should know before using it
 
 
-def export(model: DecoderModel, cfg: SftConfig, tokenizer: ChatTokenizer, folder: Path) -> ExportReport:
+def export(
+    model: DecoderModel,
+    cfg: SftConfig,
+    tokenizer: ChatTokenizer,
+    folder: Path,
+    progress: Callable[[str], None] = lambda stage: None,
+) -> ExportReport:
     """Write `folder` (replacing an earlier export). LoRA: the adapter, or the merged model with `export.merge`.
 
     An adapter whose base exists nowhere else (a random start) gets it as `folder/base`. CheckpointError if the export
-    does not agree with the live model. Of several ranks all must call it; the first writes.
+    does not agree with the live model. Of several ranks all must call it; the first writes. `progress` is told what is
+    done now.
     """
     if folder.is_file() or (folder.exists() and any(folder.iterdir()) and not is_export(folder)):
         raise CheckpointError(f"export.path: {folder} exists and is not an export of ours; give another folder")
@@ -69,9 +82,9 @@ def export(model: DecoderModel, cfg: SftConfig, tokenizer: ChatTokenizer, folder
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
         # over several ranks the live model computes as it trains, alone in the precision that its weights are kept in
-        as_trained = model.mesh.whole is not None or cfg.peft is not None
+        as_trained = model.mesh.dense_mesh is not None or cfg.peft is not None
         computed = compute_dtype(cfg, model.device) if as_trained else torch.float32
-        writer = _Writer(model.config, cfg, tokenizer, building, folder, live, computed)
+        writer = _Writer(model.config, cfg, tokenizer, building, folder, live, computed, progress)
         report = writer.adapter(tensors) if adapter else writer.model(tensors)
         shutil.rmtree(folder, ignore_errors=True)
         building.rename(folder)
@@ -96,7 +109,7 @@ def live_logits(model: DecoderModel, cfg: SftConfig) -> torch.Tensor | None:
         logits = model.logits(hidden, full_tensor(model.head_weight)).float().cpu()
     if model.mesh.pp.size == 1:
         return logits if model.mesh.rank == 0 else None
-    mine = logits if model.mesh.dp.rank == 0 and model.mesh.slice == 0 else None
+    mine = logits if model.mesh.dp.rank == 0 and model.mesh.seq_rank == 0 else None
     everyone = [answer for answer in all_gather_objects(mine, model.mesh) if answer is not None]
     return everyone[0] if model.mesh.rank == 0 else None
 
@@ -117,28 +130,59 @@ class _Writer:
     folder: Path
     live: torch.Tensor
     computed: torch.dtype  # what `live` was computed in
+    progress: Callable[[str], None]
 
     def model(self, tensors: Tensors) -> ExportReport:
         from transformers import AutoModelForCausalLM
 
         dtype = self._dtype()
-        count = self._write(tensors, dtype, self.building)
+        alike = self._alike(dtype)
+        count = self._write(alike.keeping(tensors) if alike else tensors, dtype, self.building)
+        self.progress("loading it back with transformers, to compare logits")
+        rounded = alike.logits(self.cfg) if alike else None
+        del alike  # two copies of a model need not be there at one time
         reloaded = AutoModelForCausalLM.from_pretrained(self.building, dtype=torch.float32)
-        return self._report(reloaded, "model", count, dtype)
+        return self._report(reloaded, "model", count, dtype, rounded)
 
     def adapter(self, tensors: Tensors) -> ExportReport:
         assert self.cfg.peft is not None
         state = dict(tensors)
         adapters = {name: state.pop(name) for name in list(state) if is_adapter(name)}
-        base, dtype = self.cfg.model.path or str(self.folder / "base"), torch.float32
+        base, dtype = self._base(), torch.float32
         if self.cfg.model.path is None:
             dtype = self._dtype()
             self._write(iter(state.items()), dtype, self.building / "base")
         count = write_adapter(self.config, adapters, self.cfg.peft, base, self.building)
         self.tokenizer.save_files(self.building)
+        self.progress("loading it back, to compare logits")
+        rounded = None
+        if alike := self._alike(dtype, adapters=True):
+            for _ in alike.keeping(iter({**state, **adapters}.items())):
+                pass
+            rounded = alike.logits(self.cfg)
+            state = {name: alike.rounded(name, tensor) for name, tensor in state.items()}
+            del alike
         reloaded = transformers_model(self.config, merge_adapter(self.config, self.building, state))
-        report = self._report(reloaded, "adapter", count, dtype)
+        report = self._report(reloaded, "adapter", count, dtype, rounded)
         return replace(report, note=limits(self.config, adapters))
+
+    def _base(self) -> str:
+        """Where the adapter's base is, for readers in any working directory: a folder by its absolute path."""
+        path = self.cfg.model.path
+        if path is None:
+            return str(self.folder.absolute() / "base")
+        return str(Path(path).expanduser().resolve()) if Path(path).expanduser().is_dir() else path
+
+    def _alike(self, dtype: torch.dtype, *, adapters: bool = False) -> "_Alike | None":
+        """Where something was rounded, the live model in fp32 with weights that are rounded as the export's."""
+        if dtype == self.computed == torch.float32:
+            return None
+        generic, packed = self.cfg.model.generic, self.cfg.data.packing is not Packing.none
+        model = build_model(self.config.to_dict(), "cpu", torch.float32, generic=generic, packed=packed)
+        if adapters:
+            assert self.cfg.peft is not None
+            add_adapters(model, self.cfg.peft)
+        return _Alike(model, dtype)
 
     def _dtype(self) -> torch.dtype:
         """That of the source model; after a random start the one that training computed in."""
@@ -149,52 +193,77 @@ class _Writer:
         """Weights, configs and tokenizer. Returns the number of tensors."""
         folder.mkdir(exist_ok=True)
         count = write_tensors(self._on_disk(tensors, dtype), folder)
-        config = copy.deepcopy(self.config)
-        config.architectures = [transformers_class(config).__name__]
-        config.dtype = dtype
-        config.__dict__.pop("auto_map", None)  # names code that is not part of the export
-        for kind in ("bos", "eos", "pad"):
-            setattr(config, f"{kind}_token_id", getattr(self.tokenizer, f"{kind}_id"))
-        config.save_pretrained(folder)
-        _generation_config(self.cfg, self.tokenizer).save_pretrained(folder)
+        write_config(self.config, dtype, self.tokenizer, folder)
+        generation_config(self.cfg, self.tokenizer)[0].save_pretrained(folder)
         self.tokenizer.save_files(folder)
         return count
 
     def _on_disk(self, tensors: Tensors, dtype: torch.dtype) -> Tensors:
         """Every tensor of the export by its name on disk, with those of the source model that are not trained here."""
+        written = 0
         for ours, whole in tensors:
             for name, tensor in to_disk(self.config, {ours: whole}):
                 yield name, tensor.to(torch.float32 if name.rpartition(".")[2] in KEEP_FP32 else dtype)
+                written += 1
+                self.progress(f"{written} tensors written")
         if self.cfg.model.path is not None:
             yield from carried_tensors(self.config, local_folder(self.cfg.model.path, self.cfg.model.revision))
 
     @torch.no_grad()
-    def _report(self, reloaded: Any, kind: str, tensors: int, dtype: torch.dtype) -> ExportReport:
-        """Compare logits; CheckpointError if they differ by more than rounding explains."""
+    def _report(
+        self, reloaded: Any, kind: str, tensors: int, dtype: torch.dtype, rounded: torch.Tensor | None
+    ) -> ExportReport:
+        """Compare logits with the live model's, and with those of the same model `rounded` alike; CheckpointError if they
+        differ by more than rounding explains."""
         use_published_limits(reloaded)
         device = next(reloaded.parameters()).device
         exported = reloaded.eval()(input_ids=probe_ids(self.config)[None].to(device)).logits[0].float().cpu()
+        largest = float(self.live.abs().max())
         max_diff = float((self.live - exported).abs().max())
-        allowed = max(TOLERANCE[dtype], TOLERANCE[self.computed]) * float(self.live.abs().max())
+        allowed = max(TOLERANCE[dtype], TOLERANCE[self.computed]) * largest
+        alike = None if rounded is None else float((rounded - exported).abs().max())
+        what = _rounding(dtype, self.computed)
+        if alike is not None and not alike <= ALIKE * largest:
+            raise self._disagrees(f"{alike:.2e} with weights rounded alike and all in fp32, {ALIKE * largest:.2e}")
         if not max_diff <= allowed:
-            raise CheckpointError(
-                f"{self.folder}: the export does not agree with the trained model: logits differ by {max_diff:.2e}, "
-                f"rounding to {dtype} allows {allowed:.2e}. It was left as {self.folder.name}.tmp"
-            )
-        return ExportReport(self.folder, kind, tensors, str(dtype).removeprefix("torch."), max_diff, allowed)
+            raise self._disagrees(f"{max_diff:.2e}, {what or 'another order of sums'} allows {allowed:.2e}")
+        return ExportReport(self.folder, kind, tensors, _name(dtype), max_diff, allowed, alike, what)
+
+    def _disagrees(self, figures: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.folder}: the export does not agree with the trained model: logits differ by {figures}. It was left as "
+            f"{self.folder.name}.tmp"
+        )
 
 
-def _generation_config(cfg: SftConfig, tokenizer: ChatTokenizer) -> Any:
-    """The source model's, if it has one, with the ids that end a turn first among those that end generation."""
-    from transformers import GenerationConfig
+@dataclass(frozen=True, slots=True)
+class _Alike:
+    """Our model in fp32, to be filled with weights that are rounded to `dtype`; of adapters nothing is."""
 
-    config = GenerationConfig()
-    if cfg.model.path is not None:
-        source = local_folder(cfg.model.path, cfg.model.revision)
-        if (source / "generation_config.json").is_file():
-            config = GenerationConfig.from_pretrained(source)
-    known = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    stops = [*tokenizer.end_of_turn_ids, tokenizer.eos_id, *known]
-    config.eos_token_id = list(dict.fromkeys(i for i in stops if i is not None))
-    config.bos_token_id, config.pad_token_id = tokenizer.bos_id, tokenizer.pad_id
-    return config
+    model: DecoderModel
+    dtype: torch.dtype
+
+    def rounded(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        kept = is_adapter(name) or name.rpartition(".")[2] in KEEP_FP32
+        return tensor.float() if kept else tensor.to(self.dtype).float()
+
+    def keeping(self, tensors: Tensors) -> Tensors:
+        """The same tensors, of which the model takes its own."""
+        own = self.model.state_dict()
+        for name, tensor in tensors:
+            own[name].copy_(self.rounded(name, tensor))
+            yield name, tensor
+
+    @torch.no_grad()
+    def logits(self, cfg: SftConfig) -> torch.Tensor | None:
+        return live_logits(self.model, replace(cfg, train=replace(cfg.train, precision=Precision.fp32)))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _rounding(dtype: torch.dtype, computed: torch.dtype) -> str:
+    parts = [f"weights rounded to {_name(dtype)}"] if dtype != torch.float32 else []
+    parts += [f"the live model computing in {_name(computed)}"] if computed != torch.float32 else []
+    return " and ".join(parts)

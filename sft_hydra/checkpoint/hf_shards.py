@@ -8,7 +8,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+from sft_hydra.config.weight_files import INDEX, SINGLE
+
 SHARD_BYTES = 5 * 10**9
 METADATA = {"format": "pt", "made_by": "sft_hydra"}  # of every file: what we may replace
 

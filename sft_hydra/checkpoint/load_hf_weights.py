@@ -1,4 +1,5 @@
-"""Weights of a Hugging Face folder into a model that is already where it will train, tensor by tensor.
+"""Weights of a Hugging Face folder, or of a Megatron checkpoint, into a model that is already where it will train, tensor by
+tensor.
 
 Every rank reads only the rows that it holds, so the whole model is never in the memory of one.
 """
@@ -11,14 +12,20 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from sft_hydra.checkpoint.hf_shards import INDEX, SINGLE
+from sft_hydra.checkpoint.megatron import MegatronWeights
+from sft_hydra.config.weight_files import INDEX, SINGLE
 from sft_hydra.errors import ModelError
 from sft_hydra.hub import folder_of
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.lora import is_adapter
-from sft_hydra.models.state_dict_map import carried, from_disk, shape_on_disk, stored
+from sft_hydra.models.state_dict_map import carried, from_disk, hf_name, shape_on_disk, stored
 from sft_hydra.parallel.collectives import all_gather_objects
 from sft_hydra.parallel.dtensor import local_shard
+from sft_hydra.planning.megatron_checkpoint import torch_dist_folder
+
+FLOATING = ("F64", "F32", "F16", "BF16")
+
+ROWS = 8192  # of a table that is compared piece by piece
 
 
 def local_folder(path: str, revision: str | None = None) -> Path:
@@ -28,11 +35,8 @@ def local_folder(path: str, revision: str | None = None) -> Path:
 
 @torch.no_grad()
 def load_weights(model: DecoderModel, path: str, revision: str | None = None) -> None:
-    """Fill the model from safetensors. ModelError lists all names that are missing, left over or of another shape."""
+    """Fill the model from safetensors or a torch_dist checkpoint. ModelError lists all names that are missing, left over or of another shape."""
     folder = local_folder(path, revision)
-    files = _tensor_files(folder)
-    prefix = "" if any(name.startswith(model.prefix) for name in files) else model.prefix
-    files = {prefix + name: file for name, file in files.items()}
     targets = {
         name: (tensor, stored(model.config, name, tensor.shape))
         for name, tensor in model.state_dict().items()
@@ -40,12 +44,24 @@ def load_weights(model: DecoderModel, path: str, revision: str | None = None) ->
     }
     own = {name for _, place in targets.values() for name in place.names}
     needed = {name for names in all_gather_objects(own, model.mesh) for name in names}
-    problems = [f"{folder}: {name} is missing" for name in sorted(needed - files.keys())]
-    left_over = sorted(name for name in files.keys() - needed if not model.ignores(name))
+    reader: _Reader | MegatronWeights
+    if checkpoint := torch_dist_folder(folder):
+        reader = MegatronWeights(checkpoint, model.config)
+        present, left_over = reader.present(needed), reader.left_over(needed)
+    else:
+        files = _tensor_files(folder)
+        prefix = "" if any(name.startswith(model.prefix) for name in files) else model.prefix
+        files = {prefix + name: file for name, file in files.items()}
+        reader, present = _Reader(files, prefix), set(files)
+        left_over = sorted(name for name in present - needed if not model.ignores(name))
+    problems = [f"{folder}: {name} is missing" for name in sorted(needed - present)]
     problems += [f"{folder}: {name} has no place in this model" for name in left_over]
     if problems:
-        raise ModelError(*problems[:20], *([f"... and {len(problems) - 20} more"] if len(problems) > 20 else []))
-    reader = _Reader(files, prefix)
+        raise ModelError(*_shown(problems))
+    if isinstance(reader, _Reader):
+        _check_kinds(model, reader, {name: place.names for name, (_, place) in targets.items()}, folder)
+        _check_tied_head(model, present, reader, folder)
+    broken = []
     for name, (tensor, place) in targets.items():
         there = shape_on_disk(place, reader.get)
         if there != tuple(tensor.shape):
@@ -53,13 +69,71 @@ def load_weights(model: DecoderModel, path: str, revision: str | None = None) ->
         part, where = local_shard(tensor)
         if part.numel():
             part.copy_(from_disk(place, reader.get, where))
+            broken += [] if is_finite(part) else [name]
+    if everywhere := sorted({name for names in all_gather_objects(broken, model.mesh) for name in names}):
+        raise ModelError(
+            *_shown([f"{folder}: {name} has numbers that are not finite (NaN or infinite)" for name in everywhere])
+        )
+
+
+def is_finite(values: torch.Tensor) -> bool:
+    """Whether no number is NaN or infinite; needs no memory beside them. Integers always are."""
+    if not values.is_floating_point() or not values.numel():
+        return True
+    return all(bool(torch.isfinite(end)) for end in torch.aminmax(values))
+
+
+def _check_kinds(model: DecoderModel, reader: "_Reader", names: dict[str, Any], folder: Path) -> None:
+    """ModelError if weights on disk are integers or eight-bit floats, as quantised ones are, where the model computes with
+    them as they are."""
+    floating = {name for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    own = [(on_disk, reader.get(on_disk).get_dtype()) for name in names if name in floating for on_disk in names[name]]
+    odd = {(name, kind) for name, kind in own if kind not in FLOATING}
+    if everywhere := sorted({pair for pairs in all_gather_objects(sorted(odd), model.mesh) for pair in pairs}):
+        raise ModelError(
+            *_shown(
+                [
+                    f"{folder}: {name} is {kind} on disk, not a floating-point weight ({', '.join(FLOATING)})"
+                    for name, kind in everywhere
+                ]
+            ),
+            "quantised weights are trained from the model they were made of; give that as model.path",
+        )
+
+
+def _shown(problems: list[str]) -> list[str]:
+    return [*problems[:20], *([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])]
+
+
+def _check_tied_head(model: DecoderModel, present: set[str], reader: "_Reader", folder: Path) -> None:
+    """ModelError if the files hold a head with values of its own where config.json says that it is the embedding."""
+    head, embedding = model.tied_head, hf_name(model.config, model.embedding_name)
+    if head not in present or embedding not in present:
+        return
+    values, table = reader.get(head), reader.get(embedding)
+    rows = range(0, table.get_shape()[0], ROWS)
+    same = values.get_shape() == table.get_shape() and all(
+        torch.equal(values[row : row + ROWS].float(), table[row : row + ROWS].float()) for row in rows
+    )
+    if not same:
+        raise ModelError(
+            f"{folder}: {head} differs from {embedding}, yet config.json has tie_word_embeddings=true, by which the head is "
+            'the embedding and these values would be dropped. If they are the model\'s, write "tie_word_embeddings": false '
+            "into config.json; if not, take the tensor out of the files"
+        )
 
 
 def carried_tensors(config: Any, folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """Tensors of a model's folder that training does not touch but that an export must hold."""
-    files = _tensor_files(folder)
-    reader = _Reader(files)
-    yield from ((name, reader.get(name)[:]) for name in files if carried(config, name))
+    names = carried_names(config, folder)
+    if names:
+        reader = _Reader(_tensor_files(folder))
+        yield from ((name, reader.get(name)[:]) for name in names)
+
+
+def carried_names(config: Any, folder: Path) -> list[str]:
+    """Names of these tensors. Of a Megatron checkpoint there are none: it was refused if it had any."""
+    return [] if torch_dist_folder(folder) else [name for name in _tensor_files(folder) if carried(config, name)]
 
 
 def _tensor_files(folder: Path) -> dict[str, Path]:

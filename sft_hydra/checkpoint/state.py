@@ -20,15 +20,17 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from torch.distributed.tensor import DTensor
 
+from sft_hydra.checkpoint.load_hf_weights import is_finite
 from sft_hydra.checkpoint.optimizer_state import load_optimizer_state, optimizer_shards
 from sft_hydra.checkpoint.sharded_tensors import ShardFiles, ShardRecord, write_shards
 from sft_hydra.engine.loop import TrainState
 from sft_hydra.engine.optimizer import OptimizerSet
 from sft_hydra.errors import CheckpointError
+from sft_hydra.files import unwritable
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.lora import is_adapter
 from sft_hydra.parallel.collectives import all_gather_objects
-from sft_hydra.parallel.dtensor import holds_first_copy
+from sft_hydra.parallel.dtensor import holds_first_copy, local_shard
 from sft_hydra.paths import CHECKPOINT_FORMAT, COMPLETE, STATE, complete_checkpoints, read_progress, state_digest
 from sft_hydra.planning.topology import rows_per_step
 from sft_hydra.schema.config import SftConfig
@@ -53,8 +55,9 @@ class Snapshot:
 class Saver:
     """Saves into one folder; with `checkpoint.async_save` while training goes on, one checkpoint at a time."""
 
-    def __init__(self, folder: Path, cfg: SftConfig) -> None:
-        self.folder, self.cfg = folder, cfg
+    def __init__(self, folder: Path, cfg: SftConfig, origin: dict[str, Any] | None = None) -> None:
+        """`origin`: what checkpoint/origin.py says of this run; it goes into every checkpoint."""
+        self.folder, self.cfg, self.origin = folder, cfg, origin or {}
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None  # the thread's own
         self._thread: Thread | None = None
         self._error: BaseException | None = None
@@ -66,6 +69,7 @@ class Saver:
         """Start to save; what trains on afterwards is not in it. `metrics`, as of now, are what `keep_best` goes by."""
         self.wait()
         snapshot = snapshot_state(model, optimizer, state, self.cfg, metrics)
+        snapshot.progress.update(self.origin)
         if not self.cfg.checkpoint.async_save:
             write_snapshot(self.folder, snapshot, self._group)
             return
@@ -171,22 +175,34 @@ def write_snapshot(folder: Path, snapshot: Snapshot, group: dist.ProcessGroup | 
             _flush(write_shards(building, kind, snapshot.rank, parts))
     except (OSError, SafetensorError) as problem:
         raise CheckpointError(
-            f"{building}: cannot be written ({problem}). Is the disk full? Earlier checkpoints are untouched."
+            f"{building}: cannot be written {unwritable(problem)} Earlier checkpoints are untouched."
         ) from problem
     _barrier(group)
     if first:
-        (building / STATE).write_text(json.dumps(snapshot.progress, indent=1))
-        _flush(building / STATE)
-        _flush(building)
-        _remove(final)
-        building.rename(final)
-        _flush(folder)
-        (final / COMPLETE).write_text(state_digest(final))
-        _flush(final)
+        try:
+            _finish(folder, building, final, snapshot.progress)
+        except OSError as problem:
+            raise CheckpointError(
+                f"{building}: cannot be written {unwritable(problem)} Earlier checkpoints are untouched."
+            ) from problem
         for old in prunable(folder, snapshot.keep_last, snapshot.keep_best):
             _remove(old)
     _barrier(group)
     return final
+
+
+def _finish(folder: Path, building: Path, final: Path, progress: dict[str, Any]) -> None:
+    """What the first rank does when every part is on disk: progress, name, mark, in this order."""
+    (building / STATE).write_text(json.dumps(progress, indent=1))
+    _flush(building / STATE)
+    _flush(building)
+    _remove(final)
+    building.rename(final)
+    _flush(folder)
+    mark = final / COMPLETE
+    mark.write_text(state_digest(final))
+    _flush(mark)
+    _flush(final)
 
 
 def _barrier(group: dist.ProcessGroup | None) -> None:
@@ -201,7 +217,7 @@ def _writes(model: DecoderModel, name: str, tensor: torch.Tensor) -> bool:
     if isinstance(tensor, DTensor):
         mine = holds_first_copy(tensor)
     else:
-        mine = mesh.dp.rank == 0 and mesh.slice == 0
+        mine = mesh.dp.rank == 0 and mesh.seq_rank == 0
     return mine and not model.is_copy(name.partition("/")[0])
 
 
@@ -223,8 +239,13 @@ def load(checkpoint: Path, model: DecoderModel, optimizer: OptimizerSet | None) 
         raise CheckpointError(f"{checkpoint} holds LoRA adapters only; the model has none (peft=lora)")
     files = ShardFiles(checkpoint, MODEL)
     _check(files, targets, model)
+    broken = []
     for name, tensor in targets.items():
         files.read_into(name, tensor)
+        broken += [] if is_finite(local_shard(tensor)[0]) else [name]
+    if everywhere := sorted({name for names in all_gather_objects(broken, model.mesh) for name in names}):
+        shown = ", ".join(everywhere[:5])
+        raise CheckpointError(f"{checkpoint}: {len(everywhere)} tensors have numbers that are not finite: {shown}")
     if optimizer is not None:
         load_optimizer(checkpoint, model, optimizer)
     return TrainState(**progress["state"])

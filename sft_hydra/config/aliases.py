@@ -32,7 +32,7 @@ PEER_NAMES: dict[str, str] = {
     "pipeline_model_parallel_size": "parallel.pp",
     "context_parallel_size": "parallel.cp",
     "expert_model_parallel_size": "parallel.ep",
-    "sequence_parallel": "parallel.sequence_parallel",
+    "sequence_parallel": "parallel.tp",
     "micro_batch_size": "train.micro_batch_size",
     "global_batch_size": "train.global_batch_size",
     "train_iters": "train.train_iters",
@@ -110,6 +110,7 @@ PEER_NAMES: dict[str, str] = {
     "sft.seed": "seed",
     "cluster.num_nodes": "cluster.nodes",
     # TRL, Axolotl, transformers
+    "roles_to_train": "data.roles_to_train",
     "model_name_or_path": "model.path",
     "base_model": "model.path",
     "dataset_name": "data.path",

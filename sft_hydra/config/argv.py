@@ -1,13 +1,16 @@
 """What a user types -> what Hydra understands. A pure function of argv; nothing else in the project rewrites overrides.
 
 Hydra 1.3 cannot take some things that people reasonably write: `peft=null` (not a string), flags after overrides, a new
-entry in `data.sources`, a file as `experiment`, a job's folder as `name`. Each has one function below.
+entry in `data.sources`, a file as `experiment`, a job's folder as `name`, one choice that implies another, a text that
+looks like a number. Each has one function below, the last a file of its own (typed_text.py).
 """
 
 import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from sft_hydra.config.typed_text import quote_text
 
 NULLABLE_GROUPS = ("peft", "logger", "experiment")
 VALUE_FLAGS = ("--cfg", "-c", "--package", "-p", "--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd")
@@ -24,7 +27,8 @@ def normalize_argv(argv: Sequence[str]) -> list[str]:
     """Arguments for Hydra: flags first, overrides after them in the order in which they were given."""
     flags, overrides = split_flags(argv)
     overrides = [_quote_job(_experiment_option(_quote_null(text))) for text in overrides]
-    return flags + _slurm_both_ways(_new_sources(overrides))
+    implied = _model_of_path(_lora_of_path(_new_sources(_packed_elsewhere(overrides))))
+    return flags + [quote_text(text) for text in _slurm_both_ways(implied)]
 
 
 def split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -97,6 +101,34 @@ def _new_sources(overrides: list[str]) -> list[str]:
         return rewritten
     entries = ", ".join(f"{name}: {{}}" for name in dict.fromkeys(names))
     return [f"++data.sources={{{entries}}}", *rewritten]
+
+
+def _lora_of_path(overrides: list[str]) -> list[str]:
+    """`peft.path=<adapter>` implies `peft=lora`, which brings the section; and where nothing is said of the model, the one that
+    the adapter names, with the usual training of a model of that kind instead of the demo's."""
+    said = {text.lstrip("+").partition("=")[0] for text in overrides}
+    if "peft.path" not in said:
+        return overrides
+    lora = [] if "peft" in said else ["peft=lora"]
+    base = [] if said & {"model", "model.path", "experiment"} else ["model=hf", "model.path=null"]
+    return [*lora, *base, *overrides]
+
+
+def _packed_elsewhere(overrides: list[str]) -> list[str]:
+    """`data.trust_foreign=true` implies `data=packed`: with shards of another tool the demo's sources have no part in the run."""
+    if "data.trust_foreign=true" in (text.lower() for text in overrides) and not any(
+        text.startswith("data=") for text in overrides
+    ):
+        return ["data=packed", *overrides]
+    return overrides
+
+
+def _model_of_path(overrides: list[str]) -> list[str]:
+    """`model.path=...` where nothing chooses a model implies `model=hf`: the default, a toy, has rates of its own."""
+    keys = {text.lstrip("+").partition("=")[0] for text in overrides}
+    if "model.path" in keys and not keys & {"model", "experiment"} and "model.path=null" not in overrides:
+        return ["model=hf", *overrides]
+    return overrides
 
 
 def _slurm_both_ways(overrides: list[str]) -> list[str]:

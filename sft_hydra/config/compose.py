@@ -16,9 +16,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from sft_hydra.config.argv import experiment_files, normalize_argv
-from sft_hydra.config.diagnose import diagnose, unknown_flags
+from sft_hydra.config.argv import experiment_files, normalize_argv, split_flags
+from sft_hydra.config.diagnose import diagnose, unknown_flags, users_folders
+from sft_hydra.config.option_files import hidden_files, option_files_read
 from sft_hydra.config.store import register
+from sft_hydra.config.values_only import hydra_problem
 from sft_hydra.errors import ConfigError
 from sft_hydra.paths import conf_dir
 
@@ -37,8 +39,10 @@ def compose(argv: Sequence[str]) -> Composed | None:
     """None if Hydra has answered itself or swept. Raises ConfigError with every problem that keeps it from composing."""
     arguments = normalize_argv(argv)
     register(experiment_files(argv))
-    if unknown_flags(arguments):
-        raise ConfigError(*diagnose(arguments))
+    hidden = list(hidden_files(users_folders(arguments)))
+    if hidden or unknown_flags(arguments) or any(map(hydra_problem, _keys(arguments))):
+        with option_files_read():
+            raise ConfigError(*hidden, *diagnose(arguments))
     composed: list[Composed] = []
 
     def keep(config: DictConfig) -> None:
@@ -46,7 +50,7 @@ def compose(argv: Sequence[str]) -> Composed | None:
         launcher = str(info.runtime.choices["hydra/launcher"])
         composed.append(Composed(config, list(info.overrides.task), launcher, info.mode is RunMode.MULTIRUN))
 
-    with _hydra_environment(arguments):
+    with _hydra_environment(arguments), option_files_read():
         try:
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=CONFIG_NAME)(keep)()
         except (HydraException, OmegaConfBaseException, ValueError, AssertionError) as error:
@@ -77,6 +81,10 @@ def compose_overrides(overrides: Sequence[str]) -> Composed:
     with open_dict(config):
         del config["hydra"]
     return Composed(config, task, launcher, swept=False)
+
+
+def _keys(arguments: Sequence[str]) -> list[str]:
+    return [text.partition("=")[0] for text in split_flags(arguments)[1]]
 
 
 @contextmanager

@@ -23,7 +23,8 @@ from sft_hydra.config.argv import split_flags
 from sft_hydra.config.hydra_internals import ConfigLoaderImpl, create_config_search_path, get_args_parser
 from sft_hydra.config.resolve import resolve
 from sft_hydra.config.schema_introspection import declared_type, describe_type, hint, key_problem, leaves, undeclared
-from sft_hydra.config.sweep_labels import sweep_problem
+from sft_hydra.config.sweep_labels import kind_problem, sweep_problem
+from sft_hydra.config.values_only import hydra_problem
 from sft_hydra.errors import ConfigError
 from sft_hydra.paths import conf_dir
 
@@ -34,7 +35,7 @@ def diagnose(arguments: Sequence[str]) -> list[str]:
     """Problems of a normalised command line; empty if none is found."""
     flags, texts = split_flags(arguments)
     problems = [_flag_problem(flag) for flag in unknown_flags(arguments)]
-    folders = _users_folders(flags, texts)
+    folders = users_folders(arguments)
     problems += [f"{folder}: no such folder of options" for folder in folders if not Path(folder).is_dir()]
     loader = _config_loader([folder for folder in folders if Path(folder).is_dir()])
     overrides: list[Override] = []
@@ -51,10 +52,14 @@ def diagnose(arguments: Sequence[str]) -> list[str]:
     if composed is None:
         return problems
     multirun = multirun or composed.hydra.mode is RunMode.MULTIRUN
+    kinds = {id(override): kind_problem(override, override in groups) for override in overrides}
+    problems += [problem for problem in kinds.values() if problem]
+    overrides = [override for override in overrides if not kinds[id(override)]]
     for override in overrides:
         problems += _sweep_problems(override, multirun)
     for override in values:
-        problems += _value_problems(override, composed)
+        if override in overrides:
+            problems += _value_problems(override, composed)
     return problems + _rule_problems(composed, texts)
 
 
@@ -80,8 +85,9 @@ def _config_loader(folders: Sequence[str]) -> ConfigLoaderImpl:
     return ConfigLoaderImpl(search_path)
 
 
-def _users_folders(flags: Sequence[str], texts: Sequence[str]) -> list[str]:
+def users_folders(arguments: Sequence[str]) -> list[str]:
     """Folders of `--config-dir` and `hydra.searchpath`."""
+    flags, texts = split_flags(arguments)
     given = [value for flag, value in pairwise(flags) if flag in ("--config-dir", "-cd")]
     given += [flag.partition("=")[2] for flag in flags if flag.startswith("--config-dir=")]
     for text in texts:
@@ -194,6 +200,8 @@ def _value_problems(override: Override, composed: DictConfig) -> Iterator[str]:
     """Apply each value to the composed config as Hydra would; one that it refuses changes nothing."""
     key = override.key_or_group
     if key.split(".")[0] == "hydra":
+        if problem := hydra_problem(key):
+            yield problem
         return
     for single in _singles(override):
         adds_entry = (single.is_add() or single.is_force_add()) and _is_open(key, composed)

@@ -10,9 +10,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from sft_hydra.config.megatron_checkpoint import megatron_problem
+from sft_hydra.config.adapter import is_adapter_folder
 from sft_hydra.errors import CheckpointError
 from sft_hydra.paths import find_checkpoint, read_progress
+from sft_hydra.planning.megatron_checkpoint import megatron_problem
 
 # Key -> where a checkpoint's state.json has it.
 INHERITED = {
@@ -50,9 +51,8 @@ def inherit(composed: DictConfig) -> Iterator[str]:
         try:
             recorded = read_progress(find_checkpoint(load))
         except CheckpointError as error:
-            if Path(load).expanduser().exists() and not megatron_problem(
-                "checkpoint.load", load
-            ):  # else a rule says it
+            told = not Path(load).expanduser().exists() or is_adapter_folder(load)
+            if not told and not megatron_problem("checkpoint.load", load):  # else a rule says it
                 yield f"checkpoint.load={load}: {error}"
     for key in open_keys:
         section, name = INHERITED[key]

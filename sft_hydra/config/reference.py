@@ -18,6 +18,7 @@ from sft_hydra.config.schema_introspection import field_types
 from sft_hydra.paths import conf_dir
 from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.optim import OPTIMIZERS, Optimizer
+from sft_hydra.schema.ranges import RANGE
 
 GROUPS = ("runner", "model", "data", "peft", "optimizer", "scheduler", "parallel", "cluster", "logger", "experiment")
 BROUGHT = {"peft": "`peft=lora` brings this section; without it, `peft` is `null`."}
@@ -92,7 +93,10 @@ def _rows(cls: Any, section: str, only: list[str] | None = None) -> Iterator[tup
         elif typing.get_origin(declared) is dict and dataclasses.is_dataclass(typing.get_args(declared)[1]):
             yield from _rows(typing.get_args(declared)[1], f"{key}.<name>")
         else:
-            yield key, _type(declared), _default(field), texts.get(field.name, "")
+            kind = _type(declared)
+            if allowed := field.metadata.get(RANGE):
+                kind += f", {allowed.describe()}"
+            yield key, kind, _default(field), texts.get(field.name, "")
 
 
 def _texts(cls: Any) -> dict[str, str]:

@@ -7,14 +7,17 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sft_hydra.config.adapter import adopt_adapter
 from sft_hydra.config.from_checkpoint import inherit
+from sft_hydra.config.gpus import gpus_here, with_gpus
 from sft_hydra.config.resume_compat import inherit_run_config, resume_problems
 from sft_hydra.config.rules import RULES, rule_problems
 from sft_hydra.config.rules_eval import EVAL_RULES
-from sft_hydra.config.rules_files import FILE_RULES
+from sft_hydra.config.rules_files import FILE_RULES, packed_length
 from sft_hydra.config.schema_introspection import hint, is_filled, unknown_keys
 from sft_hydra.errors import ConfigError
 from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.ranges import outside, put_in_range
 
 # Overrides that leave the default command the demo: what is done with it, and where.
 DEMO_KEYS = ("runner", "dry_run", "output_dir", "device", "eval", "generate", "export", "inspect")
@@ -34,6 +37,7 @@ def resolve(
     `overrides` are those of the command line, `default_name` is the run's name where none is given, and `label` the
     folder of a sweep's job below it. `compare`: with the run that is in the folder.
     """
+    unknown = [found.key for found in unknown_keys(composed)]
     cfg, problems = to_dataclasses(composed)
     if cfg is None:
         raise ConfigError(*problems)
@@ -42,17 +46,46 @@ def resolve(
             f"hydra/launcher={launcher} does not go with cluster.kind={cfg.cluster.kind.value}; say only cluster=local or "
             "cluster=slurm (a profile of your own starts with `defaults: [slurm]`)"
         )
-    typed = [text.lstrip("+~").partition("=")[0] for text in overrides]
+    typed = [key for text in overrides if not _within(key := text.lstrip("+~").partition("=")[0], unknown)]
+    if "seq_length" not in typed:
+        cfg.seq_length = _length_of_set(cfg) or cfg.seq_length
+    cfg = with_gpus(cfg, gpus_here())
+    problems += adopt_adapter(cfg, typed)
     cfg.name = cfg.name or default_name or run_name(cfg, typed)
     cfg.run_dir = str(Path(cfg.output_dir) / cfg.name / label)
     cfg, contradictions = inherit_run_config(cfg, typed)
     problems += contradictions
-    problems += rule_problems(cfg, (*RULES, *EVAL_RULES, *FILE_RULES))
+    problems += _broken_rules(cfg)
     if compare and not problems:
         problems += resume_problems(cfg)
     if problems:
         raise ConfigError(*problems)
     return cfg
+
+
+def _broken_rules(cfg: SftConfig) -> list[str]:
+    """Numbers outside their ranges, and what every rule says of the rest: in place of such a number its usual value is
+    looked at, and what a rule says of that is left out."""
+    wrong = list(outside(cfg))
+    for section, name, _ in wrong:
+        put_in_range(section, name)
+    problems = [problem for _, _, problem in wrong]
+    keys = [problem.partition("=")[0] for problem in problems]
+    keys += [f"{key.rpartition('.')[0]}:" for key in keys if "." in key]  # what is said of its section as a whole
+    others = rule_problems(cfg, (*RULES, *EVAL_RULES, *FILE_RULES))
+    return problems + [problem for problem in others if not any(key in problem for key in keys)]
+
+
+def _within(key: str, keys: Sequence[str]) -> bool:
+    return any(key == other or other.startswith(f"{key}.") for other in keys)
+
+
+def _length_of_set(cfg: SftConfig) -> int | None:
+    """Where the command does not give `seq_length`, a packed set that is there does."""
+    try:
+        return packed_length(cfg.data.packed_dir)
+    except ValueError:
+        return None  # a rule says so
 
 
 def name_parts(cfg: SftConfig) -> tuple[str, str, str]:

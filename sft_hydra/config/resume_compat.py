@@ -2,12 +2,15 @@
 continued run differ from a straight one is refused, with the difference shown."""
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from sft_hydra.config import serialize
-from sft_hydra.paths import RunPaths
+from sft_hydra.files import exists
+from sft_hydra.paths import RunPaths, complete_checkpoints, read_progress
 from sft_hydra.schema.config import Runner, SftConfig
 
 MAY_CHANGE = (
@@ -25,24 +28,58 @@ OWN_IF_TYPED = ("device", "logger", "eval", "export")
 
 
 def resume_problems(cfg: SftConfig) -> Iterator[str]:
-    """Why this training cannot go on in its folder. A folder without a checkpoint holds nothing to go on from."""
+    """Why this training cannot go on in its folder. A folder without a checkpoint holds nothing to go on from. What is compared
+    is the config in the newest checkpoint, and that of the last command, which knows how long it was to train."""
     paths = RunPaths(Path(str(cfg.run_dir)))
-    if cfg.runner is not Runner.train or not paths.resolved.is_file():
+    if cfg.runner is not Runner.train:
         return
-    before = serialize.load(paths.resolved)
-    if not any(Path(before.checkpoint.save or paths.checkpoints).glob("step_*")):
-        return
-    changes = [
-        f"    {key}: {_show(there)} there, {_show(here)} here" + (" (may only grow)" if key in MAY_GROW else "")
-        for key, there, here in differences(before, cfg)
-        if not _within(key, MAY_CHANGE) and not (key in MAY_GROW and _grows(there, here))
-    ]
+    changes: dict[str, str] = {}
+    steps = complete_checkpoints(checkpoint_folder(cfg))
+    if steps:
+        there = read_progress(steps[-1]).get("config", {}).get("settings", {})
+        here = fixed_settings(cfg)
+        if there and config_digest(there) != config_digest(here):
+            changes |= {
+                key: f"{key}: {_show(there.get(key))} there, {_show(here.get(key))} here"
+                for key in dict.fromkeys([*there, *here])
+                if there.get(key) != here.get(key)
+            }
+    if exists(paths.resolved):
+        before = serialize.load(paths.resolved)
+        if steps or any(checkpoint_folder(before).glob("step_*")):
+            changes |= {
+                key: f"{key}: {_show(there)} there, {_show(here)} here"
+                + (" (may only grow)" if key in MAY_GROW else "")
+                for key, there, here in differences(before, cfg)
+                if not _within(key, MAY_CHANGE) and not (key in MAY_GROW and _grows(there, here))
+            }
     if changes:
+        place = (
+            paths.root if checkpoint_folder(cfg).resolve() == paths.checkpoints.resolve() else checkpoint_folder(cfg)
+        )
         yield (
-            f"{paths.root} holds a run that this command would not continue:\n"
-            + "\n".join(changes)
+            f"{place} holds a run that this command would not continue:\n"
+            + "\n".join(f"    {change}" for change in changes.values())
             + "\n    choose another name=..., or repeat the command of that run"
         )
+
+
+def checkpoint_folder(cfg: SftConfig) -> Path:
+    """Where this run's checkpoints are."""
+    return Path(cfg.checkpoint.save) if cfg.checkpoint.save else RunPaths(Path(str(cfg.run_dir))).checkpoints
+
+
+def fixed_settings(cfg: SftConfig) -> dict[str, Any]:
+    """Dotted key -> value, as JSON has them, of all that may not change between two runs of one folder."""
+    flat = {key: value for key, value in serialize.flatten(cfg).items() if not _within(key, (*MAY_CHANGE, *MAY_GROW))}
+    plain: dict[str, Any] = json.loads(json.dumps(flat, default=lambda value: getattr(value, "value", str(value))))
+    return plain
+
+
+def config_digest(settings: dict[str, Any]) -> str:
+    """sha256 of the settings; null and a key that is not there are the same."""
+    text = json.dumps({key: value for key, value in settings.items() if value is not None}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def inherit_run_config(cfg: SftConfig, typed: Sequence[str]) -> tuple[SftConfig, list[str]]:
@@ -51,7 +88,7 @@ def inherit_run_config(cfg: SftConfig, typed: Sequence[str]) -> tuple[SftConfig,
     `typed` are the keys that the user wrote; those that contradict the run are the problems returned.
     """
     paths = RunPaths(Path(str(cfg.run_dir)))
-    if cfg.runner not in READING_RUNNERS or not paths.resolved.is_file():
+    if cfg.runner not in READING_RUNNERS or not exists(paths.resolved):
         return cfg, []
     run = serialize.load(paths.resolved)
     problems = [

@@ -3,7 +3,6 @@
 Rules that look at files are in rules_files.py.
 """
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -19,66 +18,29 @@ from sft_hydra.planning.architecture import (
 )
 from sft_hydra.planning.layout import layout_problems, num_experts
 from sft_hydra.planning.topology import possible_layouts, rows_per_step, run_layout
-from sft_hydra.schema.config import Device, Precision, Runner, SftConfig
+from sft_hydra.schema.config import Device, ExportFormat, Precision, Runner, SftConfig
 from sft_hydra.schema.data import Packing
 from sft_hydra.schema.optim import AdamW
+from sft_hydra.secret_text import assigns_secret, holds_secret, is_secret_name
 
 Rule = Callable[[SftConfig], Iterator[str]]
 
 DATA_RUNNERS = (Runner.train, Runner.data_prep, Runner.inspect)
 
-AT_LEAST_ONE = (
-    "seq_length", "cluster.nodes", "cluster.gpus_per_node", "cluster.cpus_per_task", "cluster.max_parallel",
-    "train.global_batch_size", "train.global_batch_tokens", "train.micro_batch_size", "train.train_samples",
-    "train.log_interval", "train.num_threads", "checkpoint.interval", "checkpoint.keep_last", "data.sample",
-    "data.num_workers", "data.num_shards", "data.max_doc_tokens", "eval.batch_size", "eval.sample_tokens", "eval.tokens",
-    "eval.max_items", "eval.max_new_tokens", "eval.chatcore_max_categorical", "eval.chatcore_max_generative",
-    "eval.exact_match.max_items", "eval.exact_match.max_new_tokens", "generate.max_new_tokens", "inspect.count", "inspect.conversations",
-    "peft.dim", "parallel.tp", "parallel.pp", "parallel.cp", "parallel.ep", "parallel.dp_replicate", "optimizer.ns_steps",
-)  # fmt: skip
-NOT_NEGATIVE = (
-    "seed", "eval.every", "eval.chatcore_every", "eval.num_fewshot", "data.max_bad_rows", "optimizer.lr", "optimizer.matrix_lr", "optimizer.embedding_lr",
-    "optimizer.unembedding_lr", "optimizer.weight_decay", "optimizer.eps", "optimizer.init_lr_frac", "scheduler.warmup_iters",
-    "scheduler.warmup_samples", "scheduler.decay_iters", "scheduler.decay_samples", "scheduler.min_lr", "train.epochs",
-    "train.clip_grad", "train.router_aux_loss", "train.router_bias_update_rate", "generate.temperature", "model.init_std", "data.split.train", "data.split.valid", "data.split.test",
-)  # fmt: skip
-FRACTIONS = (
-    "scheduler.warmup_ratio", "scheduler.decay_ratio", "scheduler.min_lr_frac", "peft.dropout", "generate.top_p",
-    "optimizer.momentum",
-)  # fmt: skip
 ALLOWED = {
     "scheduler.kind": ("cosine", "warmdown", "wsd", "constant"),
     "peft.dropout_position": ("pre", "post"),
-    "peft.a_init": ("xavier", "kaiming", "normal"),
+    "peft.a_init": ("xavier", "kaiming", "uniform", "normal"),
     "inspect.split": ("train", "valid", "test"),
     "logger.wandb.mode": ("online", "offline", "disabled"),
 }
 READABLE_FORMATS = ("auto", "openai", "prompt_completion", "sharegpt", "alpaca", "squad", "oasst", "mmlu", "gsm8k")
 
-SECRET_NAME = re.compile(
-    r"(TOKEN(?!IZ)|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY)", re.IGNORECASE
-)
-SECRET_VALUE = re.compile(
-    r"\b(hf_\w{30,}|sk-[\w-]{20,}|gh[pousr]_\w{30,}|github_pat_\w{30,}|glpat-[\w-]{20,}|AKIA[0-9A-Z]{16}|nvapi-[\w-]{20,})"
-    r"|://[^/\s:@]+:[^/\s@]+@"  # a password in an address
-)
-SECRET_CHARS = 16  # of a variable with such a name, from which on its value is not taken for an ordinary word
 VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 
-def numbers_in_range(cfg: SftConfig) -> Iterator[str]:
-    values = flatten(cfg)
-    for keys, fits, must in (
-        (AT_LEAST_ONE, lambda value: value >= 1, "at least 1"),
-        (NOT_NEGATIVE, lambda value: value >= 0, "0 or more"),
-        (FRACTIONS, lambda value: 0 <= value <= 1, "between 0 and 1"),
-    ):
-        for key in keys:
-            if (value := values.get(key)) is not None and not fits(value):
-                yield f"{key}={value} must be {must}"
-    if cfg.train.train_iters is not None and cfg.train.train_iters < -1:
-        yield f"train.train_iters={cfg.train.train_iters} must be 0 or more, or -1 for one epoch"
-    if len(cfg.optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in cfg.optimizer.betas):
+def two_betas(cfg: SftConfig) -> Iterator[str]:
+    if len(cfg.optimizer.betas) != 2:
         yield f"optimizer.betas={cfg.optimizer.betas} must be two numbers from 0 to below 1"
 
 
@@ -105,7 +67,8 @@ def model_is_set(cfg: SftConfig) -> Iterator[str]:
     try:
         architecture = read_architecture(cfg)
     except ModelError as error:
-        yield from (f"model.path={cfg.model.path}: {problem}" for problem in error.problems)
+        where = f"model.path={cfg.model.path}: " if cfg.model.path else ""
+        yield from (f"{where}{problem}" for problem in error.problems)
         return
     if "quantization_config" in architecture:
         method = architecture["quantization_config"].get("quant_method", "some method")
@@ -116,6 +79,19 @@ def model_is_set(cfg: SftConfig) -> Iterator[str]:
         yield "model.architecture has no model_type, so it describes no model; e.g. +model.architecture.model_type=qwen3"
 
 
+def export_formats(cfg: SftConfig) -> Iterator[str]:
+    """Megatron's checkpoints hold whole models, and only Hugging Face folders go to the hub."""
+    formats = cfg.export.formats if cfg.export.formats is not None else [cfg.export.format]
+    if not formats:
+        yield "export.formats=[] names no format; leave it out, or export.auto=false"
+    if len(set(formats)) < len(formats):
+        yield f"export.formats names a format twice: {', '.join(form.value for form in formats)}"
+    if ExportFormat.megatron in formats and cfg.peft is not None and not cfg.export.merge:
+        yield "export.format=megatron with peft=lora writes the merged model: add export.merge=true"
+    if cfg.export.push_to is not None and ExportFormat.hf not in formats:
+        yield f"export.push_to={cfg.export.push_to} uploads a Hugging Face folder: use export.formats=[hf,megatron]"
+
+
 def data_is_set(cfg: SftConfig) -> Iterator[str]:
     data = cfg.data
     if cfg.runner not in DATA_RUNNERS:
@@ -124,8 +100,11 @@ def data_is_set(cfg: SftConfig) -> Iterator[str]:
         needs = {
             "jsonl": "data.path=<file.jsonl>",
             "blend": "data.blend=<blend.json> or +data.sources.<name>.path=<file.jsonl>",
+            "packed": "data.packed_dir=<folder of packed Parquet shards>",
         }
         yield f"data={data.name} names no source; it needs {needs.get(data.name, 'data.path=<file.jsonl>')}"
+    if data.trust_foreign and not data.packed_dir:
+        yield "data.trust_foreign=true needs data.packed_dir=<folder of packed Parquet shards>"
     others = {"data.blend": data.blend, "data.sources": ", ".join(data.sources)}
     if data.path and (said := [f"{key} ({value})" for key, value in others.items() if value]):
         yield (
@@ -135,11 +114,15 @@ def data_is_set(cfg: SftConfig) -> Iterator[str]:
     for name, source in data.sources.items():
         if not source.path:
             yield f"data.sources.{name} has no path; set data.sources.{name}.path=<file, folder or hub id>"
-        for key, value in (("weight", source.weight), ("epochs", source.epochs)):
-            if value is not None and value < 0:
-                yield f"data.sources.{name}.{key}={value} must be 0 or more"
         if source.weight is not None and source.epochs is not None:
             yield f"data.sources.{name} has weight={source.weight} and epochs={source.epochs}; keep one of them"
+
+
+def roles_are_known(cfg: SftConfig) -> Iterator[str]:
+    roles = cfg.data.roles_to_train
+    known = ("assistant", "user", "system", "developer", "tool")
+    if not roles or not set(roles).issubset(known):
+        yield f"data.roles_to_train={list(roles)} must be one or more of {', '.join(known)}"
 
 
 def runner_is_set(cfg: SftConfig) -> Iterator[str]:
@@ -170,7 +153,7 @@ def batch_size(cfg: SftConfig) -> Iterator[str]:
     train = cfg.train
     yield from _at_most_one(cfg, "train", ("global_batch_size", "global_batch_tokens"))
     tokens = train.global_batch_tokens
-    if tokens is not None and cfg.seq_length > 0 and tokens % cfg.seq_length:
+    if tokens is not None and tokens % cfg.seq_length:
         nearest = max(1, round(tokens / cfg.seq_length)) * cfg.seq_length
         yield f"train.global_batch_tokens={tokens} is not a multiple of seq_length={cfg.seq_length}; nearest: {nearest}"
 
@@ -185,23 +168,24 @@ def schedule(cfg: SftConfig) -> Iterator[str]:
         yield f"scheduler={scheduler.kind} needs its last part: scheduler.decay_ratio=0.2, or decay_iters, or decay_samples"
     if scheduler.kind in ("cosine", "constant") and decays != [None, None, None]:
         yield f"scheduler={scheduler.kind} has no last part: scheduler.decay_* has no effect; use scheduler=warmdown or wsd"
-    if scheduler.min_lr is not None and scheduler.min_lr > cfg.optimizer.lr:
-        yield f"scheduler.min_lr={scheduler.min_lr:g} is above optimizer.lr={cfg.optimizer.lr:g}"
+    yield from _falling_rates(cfg)
+
+
+def _falling_rates(cfg: SftConfig) -> Iterator[str]:
+    """The smallest rate must not be above the peak, which `init_lr_frac` scales too."""
+    smallest, optimizer = cfg.scheduler.min_lr, cfg.optimizer
+    peak = optimizer.lr * optimizer.init_lr_frac
+    if smallest is None or smallest <= peak:
+        return
+    scaled = f" * optimizer.init_lr_frac={optimizer.init_lr_frac:g} = {peak:g}" if optimizer.init_lr_frac != 1 else ""
+    yield (
+        f"scheduler.min_lr={smallest:g} is above optimizer.lr={optimizer.lr:g}{scaled}, so rates would climb where they "
+        "should fall; use a smaller scheduler.min_lr, or scheduler.min_lr_frac=0.1"
+    )
 
 
 def layout(cfg: SftConfig) -> Iterator[str]:
     """Sizes of parallelism against world, model and batch."""
-    sizes = (
-        cfg.parallel.tp,
-        cfg.parallel.pp,
-        cfg.parallel.cp,
-        cfg.parallel.ep,
-        cfg.parallel.dp_replicate,
-        cfg.parallel.vp,
-    )
-    counts = (cfg.cluster.nodes, cfg.cluster.gpus_per_node, cfg.seq_length, cfg.train.micro_batch_size, *sizes)
-    if any(count is not None and count < 1 for count in counts):
-        return  # numbers_in_range says so
     try:
         architecture = read_architecture(cfg)
     except ModelError:
@@ -216,11 +200,6 @@ def layout(cfg: SftConfig) -> Iterator[str]:
         ]
     if not any(possible_layouts(cfg, architecture)):  # else sizes that are null will be chosen so that it can be
         yield from problems
-    if plan.tp > 1 and not cfg.parallel.sequence_parallel:
-        yield (
-            "parallel.sequence_parallel=false: tensor-parallel ranks always hold different tokens between layers here; "
-            "leave it at true"
-        )
 
 
 def foreign_model(cfg: SftConfig) -> Iterator[str]:
@@ -317,17 +296,14 @@ def optimizer_warm_start(cfg: SftConfig) -> Iterator[str]:
 
 def no_secrets(cfg: SftConfig) -> Iterator[str]:
     """A config is written to disk and shown in reports: secrets travel by name only."""
-    known = [
-        value
-        for name, value in os.environ.items()
-        if SECRET_NAME.search(name) and len(value) >= SECRET_CHARS and value[0] not in "/~."  # no path
-    ]
+    usual = flatten(SftConfig())
     for key, value in flatten(cfg).items():
-        if key == "run_dir":  # made of others
+        if key == "run_dir" or value is None or value == usual.get(key):  # the folder is made of others
             continue
         variable = key.removeprefix("cluster.env.")
-        named = variable != key and SECRET_NAME.search(variable)
-        if named or SECRET_VALUE.search(str(value)) or any(secret in str(value) for secret in known):
+        named = variable != key and is_secret_name(variable)
+        found = assigns_secret if key.startswith("cluster.") else holds_secret
+        if named or any(found(str(part)) for part in (value if isinstance(value, list) else [value])):
             name = variable if variable != key else "NAME"
             yield f"{key} looks like a secret; export it in your shell and name it: cluster.env_pass=[...,{name}]"
 
@@ -354,7 +330,8 @@ def _at_most_one(cfg: SftConfig, section: str, names: tuple[str, ...]) -> Iterat
 
 
 RULES: tuple[Rule, ...] = (
-    numbers_in_range, known_words, run_name, model_is_set, data_is_set, runner_is_set, splits_sum_to_one, length_of_training, batch_size,
+    two_betas, known_words, run_name, model_is_set, export_formats, data_is_set, roles_are_known, runner_is_set,
+    splits_sum_to_one, length_of_training, batch_size,
     schedule, layout, foreign_model, fp8, optimizer_state, routers, lora_targets, optimizer_warm_start, no_secrets,
     one_line_each,
 )  # fmt: skip

@@ -2,15 +2,19 @@
 
 import difflib
 import glob
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from sft_hydra.config.megatron_checkpoint import megatron_problem
+from sft_hydra.config.adapter import is_adapter_folder
 from sft_hydra.config.rules import DATA_RUNNERS, Rule
-from sft_hydra.planning.architecture import is_hub_id
-from sft_hydra.schema.config import SftConfig
+from sft_hydra.config.weight_files import INDEX, SINGLE, has_weights, weight_problems
+from sft_hydra.errors import ConfigError, ModelError
+from sft_hydra.files import exists, read_object
+from sft_hydra.planning.architecture import is_hub_id, read_architecture
+from sft_hydra.planning.megatron_checkpoint import megatron_problem, torch_dist_folder
+from sft_hydra.schema.config import Runner, SftConfig
 
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".gz", ".zst")
 DEMO_PARTS = ("train", "drill", "heldout")
@@ -31,7 +35,7 @@ def data_exists(cfg: SftConfig) -> Iterator[str]:
         elif glob.has_magic(path):
             if not glob.glob(path, recursive=True):
                 yield f"{key}={path} matches no file"
-        elif path.endswith(DATA_SUFFIXES) or not is_hub_id(path):
+        elif path.endswith(DATA_SUFFIXES) or not is_hub_id(path.removeprefix("hf://").removeprefix("datasets/")):
             yield from _must_exist(key, path)
             if Path(path).expanduser().is_file() and not path.endswith(DATA_SUFFIXES):
                 yield f"{key}={path}: rows are read from .jsonl, .json and .parquet (also .gz, .zst); convert it to one of them"
@@ -45,12 +49,53 @@ def model_exists(cfg: SftConfig) -> Iterator[str]:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         yield from _must_exist("model.path", path)
+    elif checkpoint := torch_dist_folder(folder):
+        yield from _megatron_needs(cfg, checkpoint)
     elif not (folder / "config.json").is_file():
         exported = folder / "hf"
         hint = f"; did you mean {exported}?" if (exported / "config.json").is_file() else ""
-        yield megatron_problem("model.path", path) or (
-            f"model.path={path} has no config.json: it is not a Hugging Face model folder{hint}"
+        yield (
+            adapter_problem("model.path", path)
+            or megatron_problem("model.path", path)
+            or (f"model.path={path} has no config.json: it is not a Hugging Face model folder{hint}")
         )
+
+
+def weights_are_whole(cfg: SftConfig) -> Iterator[str]:
+    """Index and headers of a local model's weights, before data is prepared for it."""
+    if cfg.model.path is None or cfg.runner in (Runner.data_prep, Runner.inspect):
+        return
+    folder = Path(cfg.model.path).expanduser()
+    if not (folder / "config.json").is_file() or torch_dist_folder(folder) is not None:
+        return  # model_exists says so, it is on the hub, or Megatron's reader checks it
+    try:
+        architecture = read_architecture(cfg)
+    except ModelError:
+        return  # model_is_said says so
+    if not has_weights(folder) and not cfg.dry_run:  # a plan needs no more than config.json
+        yield f"model.path={cfg.model.path} has a config.json and no weights ({SINGLE}, or several files with {INDEX})"
+    yield from (f"model.path: {problem}" for problem in weight_problems(folder, architecture))
+
+
+def _megatron_needs(cfg: SftConfig, checkpoint: Path) -> Iterator[str]:
+    """A checkpoint of Megatron says neither what its model looks like nor which tokenizer it has."""
+    if not read_architecture(cfg):
+        yield (
+            f"model.path={cfg.model.path}: a Megatron checkpoint, which has no config.json. Choose the model=... that it is of "
+            "(e.g. model=qwen3_0_6b), or put the config.json of its Hugging Face model into it"
+        )
+    if cfg.tokenizer.path is None and not (checkpoint / "tokenizer.json").is_file():
+        yield (
+            f"model.path={cfg.model.path}: a Megatron checkpoint, which has no tokenizer.json; set tokenizer.path=<folder or hub "
+            "id of its tokenizer>"
+        )
+
+
+def adapter_problem(key: str, path: str) -> str | None:
+    """The key for the folder of an adapter; None if it is not one."""
+    if not is_adapter_folder(path):
+        return None
+    return f"{key}={path} is a LoRA adapter in PEFT's format, not a whole model; give it as peft.path={path} instead of {key}"
 
 
 def tokenizer_exists(cfg: SftConfig) -> Iterator[str]:
@@ -64,7 +109,9 @@ def tokenizer_exists(cfg: SftConfig) -> Iterator[str]:
 def files_exist(cfg: SftConfig) -> Iterator[str]:
     load = cfg.checkpoint.load
     yield from _must_exist("checkpoint.load", load)
-    if load is not None and (problem := megatron_problem("checkpoint.load", load)):
+    if load is not None and (
+        problem := adapter_problem("checkpoint.load", load) or megatron_problem("checkpoint.load", load)
+    ):
         yield problem
     yield from _must_exist("generate.prompt_file", cfg.generate.prompt_file)
     if cfg.eval.exact_match.path != "demo":
@@ -81,23 +128,56 @@ def output_is_writable(cfg: SftConfig) -> Iterator[str]:
         yield f"output_dir={cfg.output_dir}: nothing can be written in {there}; choose another output_dir"
 
 
+def packed_length(packed_dir: str | None) -> int | None:
+    """`seq_length` of the packed set in a folder; None if there is none. ValueError if its metadata cannot be read."""
+    try:
+        metadata = _metadata(Path(packed_dir).expanduser()) if packed_dir else {}
+        if "format_version" not in metadata:
+            return None
+        return int(metadata["pack_size"])
+    except ConfigError as error:
+        raise ValueError("; ".join(error.problems)) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{packed_dir}/metadata.json: not the metadata of a packed set ({error!r}); choose another data.packed_dir"
+        ) from error
+
+
 def packed_set_fits(cfg: SftConfig) -> Iterator[str]:
     """A packed set of another length is refused before any model is loaded."""
     if cfg.data.packed_dir is None or cfg.runner not in DATA_RUNNERS:
         return
-    metadata = Path(cfg.data.packed_dir).expanduser() / "metadata.json"
-    if not metadata.is_file():
+    folder = Path(cfg.data.packed_dir).expanduser()
+    if cfg.data.trust_foreign:
+        yield from _must_exist("data.packed_dir", cfg.data.packed_dir)
+    try:
+        is_ours = "format_version" in _metadata(folder)
+    except ConfigError as error:
+        yield from error.problems
+        return
+    if not is_ours:
+        if not cfg.data.trust_foreign and folder.is_dir() and any(folder.iterdir()):
+            yield (
+                f"data.packed_dir={cfg.data.packed_dir}: not a packed set of this project. If another tool packed it, "
+                "give data.trust_foreign=true; to prepare a new set, choose another data.packed_dir"
+            )
         return
     try:
-        pack_size = json.loads(metadata.read_text())["pack_size"]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        yield f"{metadata}: not the metadata of a packed set ({error!r}); choose another data.packed_dir"
+        pack_size = packed_length(cfg.data.packed_dir)
+    except ValueError as error:
+        yield str(error)
         return
     if pack_size != cfg.seq_length:
         yield (
             f"seq_length_mismatch: {cfg.data.packed_dir} was packed for seq_length={pack_size}, this run asks for "
             f"{cfg.seq_length}; set seq_length={pack_size}, or another data.packed_dir to pack anew"
         )
+
+
+def _metadata(folder: Path) -> dict[str, Any]:
+    """What metadata.json says; nothing if there is none. Raises ConfigError if it cannot be read."""
+    file = folder / "metadata.json"
+    return read_object(file, fix="choose another data.packed_dir") if exists(file) else {}
 
 
 def _must_exist(key: str, path: str | None) -> Iterator[str]:
@@ -115,6 +195,7 @@ def _must_exist(key: str, path: str | None) -> Iterator[str]:
 FILE_RULES: tuple[Rule, ...] = (
     data_exists,
     model_exists,
+    weights_are_whole,
     tokenizer_exists,
     files_exist,
     output_is_writable,

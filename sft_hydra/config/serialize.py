@@ -6,17 +6,32 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from sft_hydra.errors import ConfigError
+from sft_hydra.files import exists, read_text
 from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.optim import OPTIMIZERS
 
 
+class _Quoting(yaml.SafeDumper):
+    """Quotes every text that could be read as another type, by OmegaConf's rules or those of YAML 1.1."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = None if re.fullmatch(r"[A-Za-z_/][\w./ -]*", text) else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Quoting.add_representer(str, _represent_text)
+
+
 def dump(cfg: SftConfig) -> str:
-    return OmegaConf.to_yaml(OmegaConf.create(_plain(dataclasses.asdict(cfg))))
+    """The config as YAML in which every text is read as the same text."""
+    plain = OmegaConf.to_container(OmegaConf.create(_plain(dataclasses.asdict(cfg))))
+    return yaml.dump(plain, Dumper=_Quoting, sort_keys=False, allow_unicode=True, width=120)
 
 
 def save(cfg: SftConfig, path: Path) -> None:
@@ -33,20 +48,29 @@ def save(cfg: SftConfig, path: Path) -> None:
 
 
 def load(path: Path) -> SftConfig:
-    """Raises ConfigError if the file is missing or does not fit this version's schema."""
-    if not path.is_file():
+    """Raises ConfigError if the file is missing, cannot be read or does not fit this version's schema."""
+    if not exists(path):
         raise ConfigError(f"{path}: no such file")
+    way_out = "take the file away, or choose another name=..."
+    content = read_text(path, fix=way_out)
     try:
-        text: Any = OmegaConf.load(path)
+        text: Any = OmegaConf.create(content)
         kind = text.optimizer.kind  # the class first: YAML does not carry it
         if kind not in OPTIMIZERS:
             raise ConfigError(f"{path}: optimizer.kind={kind} is none of {', '.join(OPTIMIZERS)}")
         schema = OmegaConf.structured(SftConfig(optimizer=OPTIMIZERS[kind]()))
         cfg = OmegaConf.to_object(OmegaConf.merge(schema, text))
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError(
-            f"{path}: not a config of this version: {str(error).splitlines()[0]}; take the file away, or choose another name=..."
-        ) from error
+    except (
+        OmegaConfBaseException,
+        yaml.YAMLError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RecursionError,
+    ) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConfigError(f"{path}: not a config of this version: {reason}; {way_out}") from error
     assert isinstance(cfg, SftConfig)
     return cfg
 

@@ -3,23 +3,22 @@
 A file of its own, so that reading a `resolved.yaml` registers nothing.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from sft_hydra.config.argv import option_of_file
 from sft_hydra.config.from_checkpoint import allow_null
+from sft_hydra.config.typed_text import read_yaml
+from sft_hydra.config.values_only import experiment_problems
 from sft_hydra.errors import ConfigError
 from sft_hydra.schema.config import LoraConfig, SftConfig
 from sft_hydra.schema.optim import OPTIMIZERS, Optimizer
 
-PLAIN_OF_HYDRA = frozenset({"mode", "sweeper"})  # what an experiment may say of Hydra itself
 PLUGIN = "hydra_plugins.sft_hydra_launcher.launcher"
 
 
@@ -47,31 +46,13 @@ def _register_plugins(store: ConfigStore) -> None:
 
 def _read(path: Path) -> dict[Any, Any]:
     try:
-        node = OmegaConf.to_container(OmegaConf.load(path.expanduser()))
+        node = read_yaml(path.expanduser().read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"experiment={path}: {error.strerror}") from error
-    except (YAMLError, OmegaConfBaseException) as error:
+    except (YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"experiment={path}: not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(node, dict):
         raise ConfigError(f"experiment={path}: holds no mapping of keys to values")
-    if problems := [
-        f"experiment={path}: {key} could start other code; an experiment holds values" for key in _code(node)
-    ]:
+    if problems := [f"experiment={path}: {problem}" for problem in experiment_problems(node)]:
         raise ConfigError(*problems)
     return node
-
-
-def _code(node: dict[Any, Any]) -> Iterator[str]:
-    """Keys of an experiment file by which Hydra would call what they name: files are passed on, commands are one's own."""
-    hydra = node.get("hydra", {})
-    if not isinstance(hydra, dict) or not PLAIN_OF_HYDRA.issuperset(hydra):
-        yield f"hydra.{'|'.join(map(str, hydra.keys() - PLAIN_OF_HYDRA))}" if isinstance(hydra, dict) else "hydra"
-    yield from _calls(node)
-
-
-def _calls(node: Any) -> Iterator[str]:
-    if isinstance(node, dict):
-        yield from (key for key in ("_target_", "()") if key in node)
-    if isinstance(node, dict | list):
-        for child in node.values() if isinstance(node, dict) else node:
-            yield from _calls(child)

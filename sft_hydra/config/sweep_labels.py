@@ -3,6 +3,9 @@
 import hashlib
 import re
 from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.override_parser.types import Glob, Override
 
 MAX_LABEL = 120  # characters; file systems allow 255, and people read them
 UNSWEEPABLE = ("cluster", "cluster.kind", "output_dir", "run_dir", "dry_run")
@@ -16,6 +19,24 @@ def sweep_problem(key: str) -> str | None:
     return None
 
 
+def kind_problem(override: Override, is_group: bool) -> str | None:
+    """Why this kind of sweep is not run: of all kinds only lists of values are, and `glob` over the options of a group."""
+    value: Any = override.value()
+    key = override.key_or_group
+    if isinstance(value, Glob) and not is_group:
+        files = f"; several files as one data set: {key}='<folder>/*.jsonl'" if key.endswith("path") else ""
+        return (
+            f"{override.input_line}: glob(...) stands for options of a group, and {key} is a value{files}; one job for each: "
+            f"-m {key}=<value>,<value>"
+        )
+    if override.is_interval_sweep():
+        return (
+            f"{override.input_line}: interval(...) has no end of values, which needs a sweeper that searches; give values: "
+            f"{key}=1e-5,3e-5,1e-4"
+        )
+    return None
+
+
 def job_label(overrides: Sequence[str], swept: Sequence[str]) -> str:
     """`key=value,...` of the swept keys, made fit for a folder name; `name` is the parent folder and left out."""
     parts = []
@@ -24,7 +45,7 @@ def job_label(overrides: Sequence[str], swept: Sequence[str]) -> str:
         key = key.lstrip("+")
         if key in swept and key != "name":
             parts.append(re.sub(r"[^\w.=+@-]+", "_", f"{key}={value.replace(chr(39), '')}").strip("_"))
-    label = ",".join(parts)
+    label = ",".join(parts).lstrip("-.")  # as an argument or a folder it would be an option, or hidden
     if len(label) > MAX_LABEL:
         return f"{label[: MAX_LABEL - 9]}-{_short_hash(label)}"
     return label

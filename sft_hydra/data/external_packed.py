@@ -1,77 +1,259 @@
-"""Packed Parquet files of other tools, without our metadata: what can be said about them by reading them once."""
+"""Packed Parquet files of other tools, without our metadata: what can be known about them by reading them once.
 
-import warnings
+`read_foreign` gives metadata of the same keys as our own sets have. What only the packer knew (rows read, left out and why,
+tokenizer, template) is None there, and whoever shows it says so. Every row is held to what training relies on.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import parquet
 
+from sft_hydra.data.external_tree import split_files
+from sft_hydra.data.lengths import percentiles
 from sft_hydra.errors import DataError
 
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "valid": ("valid", "validation", "val"),
-    "test": ("test",),
-}
+LINK_NAME = re.compile(r"\d+__(.+)__shard_\d+")  # how the Nemotron recipe names the links of its splits
+ROWS_AT_ONCE = 256
+UNKNOWN_OF_SOURCE = (
+    *("rows", "kept", "rejected", "rejects", "dropped_sequences", "truncated", "cut_at_turn", "guarded"),
+    *("bare_headers", "left_out", "conversations"),
+)
+
+
+@dataclass(slots=True)
+class _Shard:
+    """What one reading of a file shows. `index` is (rows, 3): tokens, trained tokens, source of each packed row."""
+
+    split: str
+    path: Path
+    source: str
+    index: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    highest: int
+    problems: list[str] = field(default_factory=list)
 
 
 def read_foreign(folder: Path) -> tuple[dict[str, Any], dict[str, NDArray[np.int64]]]:
-    """Metadata and row index of a folder of packed Parquet files: in folders train/valid/test, in files of such names,
-    else all of them are for training. Raises DataError if there are none or a column is missing."""
-    shards: list[dict[str, Any]] = []
-    rows: dict[str, NDArray[np.int64]] = {}
-    for split, files in _files(folder).items():
-        parts = [_read(folder, file, split, shards) for file in files]
-        rows[split] = np.concatenate(parts) if parts else np.zeros((0, 3), np.int64)
-    if not shards:
-        raise DataError(f"{folder}: neither metadata.json nor Parquet files")
-    warnings.warn(
-        f"{folder}: packed by another tool. Tokenizer, template, masks and sequence length cannot be checked.",
-        stacklevel=3,
-    )
-    tokens = {split: int(index[:, 0].sum()) for split, index in rows.items()}
-    longest = max(int(index[:, 0].max(initial=0)) for index in rows.values())
-    metadata = {
+    """Metadata and row index of a folder of packed Parquet files. Raises DataError if it is not clear which files belong to
+    which split, or if a row cannot be trained on as it is (all such files are named)."""
+    digest = hashlib.sha256()
+    shards = [_read(path, split, folder, digest) for split, files in split_files(folder).items() for path in files]
+    problems = [problem for shard in shards for problem in shard.problems]
+    if problems:
+        raise DataError(*problems)
+    if not sum(int(shard.index[:, 1].sum()) for shard in shards if shard.split == "train"):
+        raise DataError(f"{folder}: nothing to train on, no token of the train split is trained")
+    names = list(dict.fromkeys(shard.source for shard in shards))
+    for shard in shards:
+        shard.index[:, 2] = names.index(shard.source)
+    rows = {
+        split: np.concatenate([np.zeros((0, 3), np.int64), *(s.index for s in shards if s.split == split)])
+        for split in ("train", "valid", "test")
+    }
+    return _metadata(folder, shards, names, digest.hexdigest()[:16]), rows
+
+
+def _metadata(folder: Path, shards: list[_Shard], names: list[str], key: str) -> dict[str, Any]:
+    theirs = _their_metadata(folder)
+    longest = max(int(shard.index[:, 0].max(initial=0)) for shard in shards)
+    splits = {split: _totals([s for s in shards if s.split == split], longest) for split in ("train", "valid", "test")}
+    sources = [_source(folder, name, [s for s in shards if s.source == name]) for name in names]
+    everything = sum(source["tokens"] for source in sources)
+    for source in sources:
+        source["token_share"] = source["tokens"] / everything
+    return {
         "format_version": None,
         "foreign": True,
-        "pack_size": longest,
-        "sources": [{"name": folder.name}],
-        "shards": shards,
-        "splits": {split: {"rows": len(rows[split]), "tokens": tokens[split]} for split in rows},
-        "tokenizer": {"fingerprint": None},
+        "content_key": key,
+        "pack_size": theirs.get("pack_size"),
+        "longest_row": longest,
+        "highest_id": max(shard.highest for shard in shards),
+        "algorithm": None,
+        "efficiency": None,
+        "splits": splits,
+        "sources": sources,
+        "rows": None,
+        "rejected": None,
+        "tokens": everything,
+        "trained_tokens": sum(source["trained_tokens"] for source in sources),
+        "seed": None,
+        "tokenizer": {"path": theirs.get("tokenizer_uri"), "fingerprint": None, "library": None},
+        "inputs": [],
+        "timings": None,
+        "shards": [
+            {
+                "file": str(shard.path.relative_to(folder)),
+                "split": shard.split,
+                "source": names.index(shard.source),
+                "rows": len(shard.index),
+                "bytes": shard.path.stat().st_size,
+                "sha256": None,
+            }
+            for shard in shards
+        ],
     }
-    return metadata, rows
 
 
-def _files(folder: Path) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
-    for split, names in SPLIT_NAMES.items():
-        found[split] = sorted(
-            file for name in names for file in [*(folder / name).rglob("*.parquet"), *folder.glob(f"{name}*.parquet")]
-        )
-    if not any(found.values()):
-        found["train"] = sorted(folder.rglob("*.parquet"))
+def _their_metadata(folder: Path) -> dict[str, Any]:
+    """Of the recipe's own metadata.json, `pack_size` and `tokenizer_uri`, where they are what they should be."""
+    beside = (folder, folder / "splits", folder.parent) if folder.name == "splits" else (folder, folder / "splits")
+    found: dict[str, Any] = {}
+    for place in beside:
+        try:
+            said = json.loads((place / "metadata.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(said, dict):
+            if type(said.get("pack_size")) is int:
+                found.setdefault("pack_size", said["pack_size"])
+            if isinstance(said.get("tokenizer_uri"), str):
+                found.setdefault("tokenizer_uri", said["tokenizer_uri"])
     return found
 
 
-def _read(folder: Path, path: Path, split: str, shards: list[dict[str, Any]]) -> NDArray[np.int64]:
-    file = parquet.ParquetFile(path)
-    missing = {"input_ids", "loss_mask"} - set(file.schema_arrow.names)
-    if missing:
-        raise DataError(f"{path}: no column {', '.join(sorted(missing))}; not a packed shard")
-    index = np.zeros((file.metadata.num_rows, 3), np.int64)
-    position = 0
-    for batch in file.iter_batches(batch_size=64, columns=["input_ids", "loss_mask"]):
-        part = index[position : position + batch.num_rows]
-        part[:, 0] = pc.list_value_length(batch.column("input_ids")).to_numpy(zero_copy_only=False)
-        mask = batch.column("loss_mask")
-        ends = np.concatenate([[0], np.cumsum(part[:, 0])])
-        total = np.concatenate([[0], np.cumsum(mask.flatten().to_numpy(zero_copy_only=False).astype(np.int64))])
-        part[:, 1] = total[ends[1:]] - total[ends[:-1]]
-        position += batch.num_rows
-    name = str(path.relative_to(folder))
-    shards.append({"file": name, "split": split, "rows": len(index), "bytes": path.stat().st_size, "sha256": None})
-    return index
+def _totals(shards: list[_Shard], longest: int) -> dict[str, Any]:
+    rows, tokens = sum(len(shard.index) for shard in shards), sum(int(s.index[:, 0].sum()) for s in shards)
+    return {
+        "rows": rows,
+        "sequences": sum(len(shard.lengths) for shard in shards),
+        "tokens": tokens,
+        "trained_tokens": sum(int(shard.index[:, 1].sum()) for shard in shards),
+        "shards": len(shards),
+        "efficiency": tokens / (rows * longest) if rows and longest else 0.0,
+    }
+
+
+def _source(folder: Path, name: str, shards: list[_Shard]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "path": str(folder),
+        **dict.fromkeys(UNKNOWN_OF_SOURCE),
+        "sequences": sum(len(shard.lengths) for shard in shards),
+        "tokens": sum(int(shard.index[:, 0].sum()) for shard in shards),
+        "trained_tokens": sum(int(shard.index[:, 1].sum()) for shard in shards),
+        "packed_rows": sum(len(shard.index) for shard in shards),
+        "lengths": percentiles(np.concatenate([shard.lengths for shard in shards])),
+    }
+
+
+def _source_name(path: Path, folder: Path) -> str:
+    """The recipe's name of the data set that a shard is of, else that of the folder."""
+    if match := LINK_NAME.fullmatch(path.stem):
+        return match[1]
+    parts = path.resolve().parts
+    if len(parts) > 4 and parts[-4] == "datasets":
+        return parts[-3]
+    return folder.resolve().name
+
+
+def _read(path: Path, split: str, folder: Path, digest: Any) -> _Shard:
+    try:
+        file = parquet.ParquetFile(path)
+        names = file.schema_arrow.names
+        missing = {"input_ids", "loss_mask"} - set(names)
+        if missing:
+            raise DataError(f"{path}: no column {', '.join(sorted(missing))}; not a packed shard")
+        wanted = [name for name in ("input_ids", "loss_mask", "seq_start_id") if name in names]
+        wrong = [n for n in wanted if not _holds_numbers(file.schema_arrow.field(n).type, mask=n == "loss_mask")]
+        if wrong:
+            kinds = ", ".join(f"{name} is {file.schema_arrow.field(name).type}" for name in wrong)
+            raise DataError(f"{path}: {kinds}; a packed shard has a list of whole numbers in each row")
+        parts = [_read_batch(batch, digest) for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=wanted)]
+    except (OSError, pa.ArrowException) as problem:
+        raise DataError(f"{path}: cannot be read as Parquet ({problem})") from None
+    index = np.concatenate([np.zeros((0, 3), np.int64), *(part[0] for part in parts)])
+    lengths = np.concatenate([np.zeros(0, np.int64), *(part[1] for part in parts)])
+    shard = _Shard(split, path, _source_name(path, folder), index, lengths, max((p[2] for p in parts), default=-1))
+    for kind in PROBLEMS:
+        bad = np.concatenate([np.zeros(0, bool), *(part[3][kind] for part in parts)])
+        if bad.any():
+            shard.problems.append(
+                f"{path}: {kind} ({int(bad.sum()):,} of {len(bad):,} rows, first: row {int(bad.argmax())})"
+            )
+    return shard
+
+
+def _holds_numbers(kind: Any, *, mask: bool) -> bool:
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+        return False
+    value = kind.value_type
+    return pa.types.is_integer(value) or (mask and (pa.types.is_boolean(value) or pa.types.is_floating(value)))
+
+
+NULLS, EMPTY = "a null in place of a value", "no tokens"
+UNEVEN = "loss_mask is not as long as input_ids"
+NEGATIVE, VALUES = "negative ids", "loss_mask has values other than 0 and 1"
+STARTS = "seq_start_id does not start at 0 and rise to below the number of tokens"
+NOT_ROLLED = (
+    "loss_mask is 1 at the last token of a conversation; it must be rolled left by one inside each conversation, so that "
+    "position j says whether token j + 1 is trained"
+)
+PROBLEMS = (NULLS, EMPTY, UNEVEN, NEGATIVE, VALUES, STARTS, NOT_ROLLED)
+
+
+def _read_batch(batch: pa.RecordBatch, digest: Any) -> tuple[NDArray[np.int64], NDArray[np.int64], int, dict[str, Any]]:
+    """(index, lengths of sequences, highest id, {problem: (rows,) bool}) of some rows. Later problems are looked for only
+    where earlier ones do not hide them."""
+    rows = batch.num_rows
+    bad = {kind: np.zeros(rows, bool) for kind in PROBLEMS}
+    for column in batch.columns:
+        bad[NULLS] |= np.asarray(column.is_null()) | (_sums(pc.is_null(column.flatten()), _lengths(column)) > 0)
+    ids, mask = batch.column("input_ids"), batch.column("loss_mask")
+    tokens = _lengths(ids)
+    bad[EMPTY] = tokens == 0
+    bad[UNEVEN] = _lengths(mask) != tokens
+    index = np.zeros((rows, 3), np.int64)
+    index[:, 0] = tokens
+    if (bad[NULLS] | bad[EMPTY] | bad[UNEVEN]).any():
+        return index, tokens, -1, bad
+    values = ids.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
+    raw = mask.flatten().to_numpy(zero_copy_only=False)
+    trained = raw != 0
+    bad[NEGATIVE] = _sums(values < 0, tokens) > 0
+    bad[VALUES] = _sums((raw != 0) & (raw != 1), tokens) > 0
+    index[:, 1] = _sums(trained, tokens)
+    starts, counts = _starts(batch, rows)
+    firsts = np.cumsum(counts) - counts
+    row_of = np.repeat(np.arange(rows), counts)
+    follows = np.append(starts[1:], 0)
+    full = counts > 0
+    follows[(firsts + counts - 1)[full]] = tokens[full]
+    bad[STARTS] = ~full | (_sums(follows <= starts, counts) > 0)
+    bad[STARTS][full] |= starts[firsts[full]] != 0
+    digest.update(values.astype("<i8").tobytes() + np.packbits(trained).tobytes() + starts.astype("<i8").tobytes())
+    digest.update(tokens.astype("<i8").tobytes())
+    if bad[STARTS].any():
+        return index, tokens, int(values.max()), bad
+    ends = (np.cumsum(tokens) - tokens)[row_of] + follows - 1
+    bad[NOT_ROLLED] = _sums(trained[ends], counts) > 0
+    return index, follows - starts, int(values.max()), bad
+
+
+def _lengths(column: pa.Array) -> NDArray[np.int64]:
+    lengths: NDArray[np.int64] = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+    return lengths.astype(np.int64)
+
+
+def _starts(batch: pa.RecordBatch, rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where sequences start, end to end, and how many each row has; without the column a row is one sequence."""
+    if "seq_start_id" not in batch.schema.names:
+        return np.zeros(rows, np.int64), np.ones(rows, np.int64)
+    column = batch.column("seq_start_id")
+    return column.flatten().to_numpy(zero_copy_only=False).astype(np.int64), _lengths(column)
+
+
+def _sums(values: Any, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of values end to end, the sum of each row's."""
+    total = np.append(0, np.cumsum(np.asarray(values), dtype=np.int64))
+    ends = np.cumsum(lengths)
+    found: NDArray[np.int64] = total[ends] - total[ends - lengths]
+    return found

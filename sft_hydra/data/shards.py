@@ -9,7 +9,6 @@ Invariant: only files that metadata.json names are read. Its first three columns
 """
 
 import hashlib
-import json
 import os
 import zlib
 from collections import OrderedDict
@@ -23,16 +22,24 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import parquet
 
 from sft_hydra.errors import DataError, MissingPackedDataError
+from sft_hydra.files import exists, read_object, unreadable
 from sft_hydra.records import PackedRow
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "valid", "test")
+AGAIN = "prepare again with data.force=true, or copy it again"
 ROW_GROUP = 64
 CACHED_GROUPS = 256
+CACHED_TOKENS = CACHED_GROUPS * ROW_GROUP * 4096  # other tools write row groups of a thousand rows
+NOT_OURS = (
+    "not a packed set of this project. If another tool packed it, give data.trust_foreign=true; to prepare a new set, choose "
+    "another data.packed_dir"
+)
 SCHEMA = pa.schema(
     [
         ("input_ids", pa.list_(pa.int32())),
@@ -51,8 +58,8 @@ class PackedColumns:
     loss_mask: NDArray[np.uint8]
     seq_start_id: NDArray[np.int32]
     source_id: NDArray[np.int16]
-    token_offsets: NDArray[np.int32]
-    sequence_offsets: NDArray[np.int32]
+    token_offsets: NDArray[np.int64]
+    sequence_offsets: NDArray[np.int64]
 
     def table(self) -> pa.Table:
         def lists(values: Any, offsets: Any) -> pa.ListArray:
@@ -109,6 +116,23 @@ def make_durable(files: list[Path]) -> None:
         list(pool.map(sync, files))
 
 
+def _problem(metadata: dict[str, Any]) -> str | None:
+    """What keeps metadata from being that of a packed set."""
+    shards, sources = metadata.get("shards"), metadata.get("sources")
+    words = {"file": str, "split": str, "rows": int, "bytes": int}
+    if not isinstance(sources, list) or not all(
+        isinstance(s, dict) and isinstance(s.get("name"), str) for s in sources
+    ):
+        return "it names no sources"
+    if not isinstance(shards, list) or not all(
+        isinstance(s, dict) and all(isinstance(s.get(key), kind) for key, kind in words.items()) for s in shards
+    ):
+        return "it names no shards"
+    if not isinstance(metadata.get("splits", {}), dict) or not isinstance(metadata.get("pack_size"), int):
+        return "it has no pack_size or splits"
+    return None
+
+
 class PackedSet:
     """A folder of packed rows. Open it with `PackedSet.open`."""
 
@@ -123,27 +147,33 @@ class PackedSet:
         }
         self._files: dict[str, tuple[parquet.ParquetFile, NDArray[np.int64]]] = {}
         self._pieces = {shard["file"]: shard.get("pieces", []) for shard in metadata["shards"]}
+        # What a foreign file says of sources, if anything, refers to metadata that is not there.
+        self._source_of = {s["file"]: s["source"] if metadata.get("foreign") else None for s in metadata["shards"]}
         self._groups: OrderedDict[tuple[str, int], PackedColumns] = OrderedDict()
         self._squares: dict[str, NDArray[np.int64]] = {}
         self._reading = Lock()  # training reads ahead in a thread
 
     @classmethod
     def open(cls, folder: Path | str, trust_foreign: bool = False) -> "PackedSet":
-        """The packed set in a folder. `trust_foreign`: without metadata.json, take its Parquet files as they are.
+        """The packed set in a folder. `trust_foreign`: where it is not one of ours, take its Parquet files as they are.
         Raises MissingPackedDataError or DataError."""
         folder = Path(folder)
         path = folder / "metadata.json"
-        if not path.is_file():
-            if trust_foreign:
-                from sft_hydra.data.external_packed import read_foreign
+        if trust_foreign and folder.is_dir() and not is_ours(folder):
+            from sft_hydra.data.external_packed import read_foreign
 
-                return cls(folder, *read_foreign(folder))
+            return cls(folder, *read_foreign(folder))
+        if not exists(path):
             raise MissingPackedDataError(f"{folder}: no packed set (no metadata.json)")
-        metadata = json.loads(path.read_text(encoding="utf-8"))
+        if not is_ours(folder):
+            raise DataError(f"{folder}: {NOT_OURS}")
+        metadata = read_object(path, error=DataError, fix=AGAIN)
         if metadata.get("format_version") != FORMAT_VERSION:
             raise DataError(
                 f"{path}: format version {metadata.get('format_version')}, this version reads {FORMAT_VERSION}"
             )
+        if problem := _problem(metadata):
+            raise unreadable(path, problem, DataError, AGAIN)
         missing = [s["file"] for s in metadata["shards"] if not (folder / s["file"]).is_file()]
         missing += [
             s["file"] for s in metadata["shards"] if s["file"] not in missing and _size(folder, s) != s["bytes"]
@@ -158,8 +188,32 @@ class PackedSet:
             said = metadata.get("splits", {}).get(split, {})  # a set that other hands wrote may say nothing
             if said.get("rows") and (not index.is_file() or said.get("rows_sha256") not in (None, checksum(index))):
                 raise DataError(f"{index}: not what was written. Prepare again with data.force=true, or copy it anew")
-            rows[split] = np.load(index, allow_pickle=False) if index.is_file() else np.zeros((0, 3), np.int64)
+            try:
+                rows[split] = np.load(index, allow_pickle=False) if exists(index) else np.zeros((0, 3), np.int64)
+            except (OSError, ValueError, EOFError) as problem:
+                raise unreadable(index, problem, DataError, AGAIN) from None
         return cls(folder, metadata, rows)
+
+    @property
+    def num_conversations(self) -> int:
+        """Conversations that were kept; of a foreign set its sequences, each of which is taken for one."""
+        sources = self.metadata["sources"]
+        return sum(source["sequences"] if source["kept"] is None else source["kept"] for source in sources)
+
+    @property
+    def unknown(self) -> str:
+        """What nobody can say about a foreign set, for people."""
+        tokenizer = self.metadata["tokenizer"]["path"]
+        size = "" if self.metadata["pack_size"] else "length that it was packed for, "
+        return (
+            f"{size}template, rows that were left out, and the tokenizer's files"
+            + (f" (its metadata names {tokenizer})" if tokenizer else "")
+            + "; runner=inspect shows what is trained"
+        )
+
+    def fill(self, seq_length: int) -> float:
+        """Share of the positions of the train split's rows that hold tokens."""
+        return float(self.row_tokens("train").sum()) / max(1, self.num_rows("train") * seq_length)
 
     def num_rows(self, split: str) -> int:
         return int(self._firsts[split][-1])
@@ -195,9 +249,8 @@ class PackedSet:
         if "seq_start_id" not in file.schema_arrow.names:  # a foreign set: a row is one sequence
             rows = file.metadata.num_rows
             return np.ones(rows, np.int64), np.zeros(rows, np.int64)
-        column = file.read(["seq_start_id"]).column("seq_start_id").combine_chunks()
-        counts = np.diff(column.offsets.to_numpy()).astype(np.int64)
-        return counts, column.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
+        starts, offsets = _lists(file.read(["seq_start_id"]), "seq_start_id", np.int64)
+        return np.diff(offsets).astype(np.int64), starts
 
     def row(self, split: str, index: int) -> PackedRow:
         """Packed row `index` of a split. Raises IndexError beyond the last."""
@@ -251,10 +304,13 @@ class PackedSet:
         else:
             self._check(name, group)
             try:
-                self._groups[key] = columns_of(file.read_row_group(group))
+                self._groups[key] = columns_of(file.read_row_group(group), self._source_of[name])
             except (OSError, LookupError, ValueError, pa.ArrowException) as problem:
                 raise self._broken(name, problem) from None
-            if len(self._groups) > CACHED_GROUPS:
+            while len(self._groups) > 1 and (
+                len(self._groups) > CACHED_GROUPS
+                or sum(len(columns.input_ids) for columns in self._groups.values()) > CACHED_TOKENS
+            ):
                 self._groups.popitem(last=False)
         return self._groups[key], row - int(firsts[group])
 
@@ -289,24 +345,35 @@ def _size(folder: Path, shard: dict[str, Any]) -> int:
     return (folder / str(shard["file"])).stat().st_size
 
 
-def columns_of(table: pa.Table) -> PackedColumns:
-    """A Parquet table as arrays. A foreign one may lack starts (then a row is one sequence) and sources (then 0)."""
-
-    def lists(name: str, kind: Any) -> tuple[Any, Any]:
-        column = table.column(name).combine_chunks()
-        chunk = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-        offsets = chunk.offsets.to_numpy().astype(np.int32)
-        values = chunk.values.to_numpy(zero_copy_only=False).astype(kind, copy=False)
-        return values[offsets[0] : offsets[-1]], offsets - offsets[0]
-
-    ids, tokens = lists("input_ids", np.int32)
-    mask, _ = lists("loss_mask", np.uint8)
+def columns_of(table: pa.Table, source: int | None = None) -> PackedColumns:
+    """A Parquet table as arrays. `source`: the source of all its rows; None: what the table says. A foreign one may lack
+    starts (then a row is one sequence)."""
+    ids, tokens = _lists(table, "input_ids", np.int32)
+    mask, _ = _lists(table, "loss_mask", np.uint8)
     if "seq_start_id" in table.column_names:
-        starts, sequences = lists("seq_start_id", np.int32)
+        starts, sequences = _lists(table, "seq_start_id", np.int32)
     else:
-        starts, sequences = np.zeros(table.num_rows, np.int32), np.arange(table.num_rows + 1, dtype=np.int32)
-    if "source_id" in table.column_names:
-        sources = lists("source_id", np.int16)[0]
+        starts, sequences = np.zeros(table.num_rows, np.int32), np.arange(table.num_rows + 1, dtype=np.int64)
+    if source is None:
+        sources = _lists(table, "source_id", np.int16)[0]
     else:
-        sources = np.zeros(len(starts), np.int16)
+        sources = np.full(len(starts), source, np.int16)
     return PackedColumns(ids, mask, starts, sources, tokens, sequences)
+
+
+def _lists(table: pa.Table, name: str, kind: Any) -> tuple[Any, NDArray[np.int64]]:
+    """Values of a column of lists of any kind (variable, large, fixed size), end to end, and the (rows + 1,) offsets."""
+    column = table.column(name)
+    lengths = pc.list_value_length(column).to_numpy().astype(np.int64)
+    values = pc.list_flatten(column).to_numpy().astype(kind, copy=False)
+    return values, np.append(0, np.cumsum(lengths))
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether its metadata.json is one that this project writes; so is a damaged one, until its reader names what is wrong."""
+    try:
+        return exists(folder / "metadata.json") and "format_version" in read_object(
+            folder / "metadata.json", error=DataError, fix=AGAIN
+        )
+    except DataError:
+        return True

@@ -78,6 +78,8 @@ def _weights(packed: PackedSet, data: DataConfig) -> tuple[NDArray[np.float64] |
         return None, np.ones(len(packed.sources))
     check_weights(sources)
     configs = {source.name: source.config for source in sources if source.only is None}
+    if packed.metadata.get("foreign") and not set(packed.sources) <= set(configs):
+        return None, np.ones(len(packed.sources))  # names that happen to be equal wish nothing
     mine = [configs.get(name) for name in packed.sources]
     epochs = np.array([1.0 if config is None or config.epochs is None else config.epochs for config in mine])
     weights = np.array([0.0 if config is None or config.weight is None else config.weight for config in mine])

@@ -28,6 +28,7 @@ class ControlTokenEscaper:
 
     def __init__(self, tokenizer: ChatTokenizer, encode_ordinary: Callable[[str], list[int]] | None = None) -> None:
         self.file = tokenizer.file
+        self.unknown_id = tokenizer.unknown_id
         self.encode_ordinary = encode_ordinary or self._encode_slowly
         self.added = {token.text: token for token in tokenizer.added if token.text.strip()}
         self.every = _Finder(list(self.added))
@@ -38,7 +39,7 @@ class ControlTokenEscaper:
         """True if a text of this row holds what would become a control token."""
         plain = [message["content"] for message in conversation.messages if len(message) == 2 and "content" in message]
         if (
-            not conversation.tools
+            not (conversation.tools or conversation.template_kwargs)
             and len(plain) == len(conversation.messages)
             and not self.every.finds("\0".join(plain))
         ):
@@ -50,7 +51,8 @@ class ControlTokenEscaper:
                 return True
             if len(message) > 2 and self._is_in(message, finder):
                 return True
-        return bool(conversation.tools) and self._is_in(conversation.tools, self.every)
+        given = conversation.tools, conversation.template_kwargs
+        return any(value and self._is_in(value, self.every) for value in given)
 
     def _is_in(self, value: Any, finder: "_Finder") -> bool:
         """Whether one of the texts inside a JSON value holds a control token; for most values its JSON text tells."""
@@ -76,7 +78,9 @@ class ControlTokenEscaper:
             for message in conversation.messages
         ]
         tools = [_map(tool, lambda text: _break(text, self.every)) for tool in conversation.tools or ()]
-        return Conversation(messages, tools or None, conversation.origin, conversation.source, conversation.meta)
+        kwargs = _map(conversation.template_kwargs, lambda text: _break(text, self.every))
+        given = conversation
+        return Conversation(messages, tools or None, given.origin, given.source, given.meta, kwargs)
 
     def encode(self, chunk: str) -> list[int]:
         """Ids of a chunk of marked text. Raises RowError where the tokenizer cannot do it."""
@@ -103,7 +107,7 @@ class ControlTokenEscaper:
 
     @cached_property
     def ids(self) -> set[int]:
-        return {token.id for token in self.added.values()}
+        return {token.id for token in self.added.values()} - {self.unknown_id}
 
     @cached_property
     def ordinary(self) -> Tokenizer:

@@ -1,51 +1,78 @@
 """From a parsed row to a checked Conversation, or to a reason why not: `to_conversation`.
 
-Invariant: what went in is not lost: a row that does not fit is RowError with a reason.
+Invariant: what went in is not lost: a row that does not fit is RowError with a reason, and keys that nobody reads are named.
 """
 
 from typing import Any
 
-from sft_hydra.chat.message import check_message, parse_json
+from sft_hydra.chat.message import check_message
+from sft_hydra.chat.roles import ROLES, role_of
 from sft_hydra.data_prep.adapters import adapt
+from sft_hydra.data_prep.content_parts import expand, join_calls
+from sft_hydra.data_prep.tool_definitions import read_tools
+from sft_hydra.data_prep.unread import unread_of_messages, unread_of_row
 from sft_hydra.errors import RowError
 from sft_hydra.records import Conversation
 from sft_hydra.schema.data import SourceConfig
 
+ANSWERS = ("response", "completion", "choices", "chosen", "preferred_output", "output")  # columns that hold one
+
 
 def to_conversation(row: Any, source: SourceConfig, name: str, origin: str) -> Conversation:
-    """The Conversation of a row. Raises RowError with reason `no_messages`, `format`, `role`, `content`, `tools`,
-    `tool_calls`, `tool_arguments`, `weight` or `unicode`."""
-    messages, tools = adapt(row, source)
-    if not isinstance(messages, list) or not messages:
+    """The Conversation of a row. Raises RowError with reason `no_messages`, `format`, `role`, `content`, `tools`, `history`,
+    `tool_calls`, `tool_arguments`, `reasoning`, `system`, `training_flag`, `weight`, `chat_template_kwargs`,
+    `nothing_to_learn` or `unicode`."""
+    found = adapt(row, source)
+    meta = row if isinstance(row, dict) else {}
+    if not isinstance(found.messages, list) or not found.messages:
         keys = f"; its keys: {', '.join(list(map(str, row))[:9])}" if isinstance(row, dict) else ""
         raise RowError("no_messages", f"no list of messages{keys}")
+    unread = unread_of_row(meta, found.read)
+    if all(map(_is_plain, found.messages)) and found.messages[-1]["role"] == "assistant":  # most rows, told quickly
+        return Conversation(list(found.messages), found.tools, origin, name, meta, found.kwargs, unread)
+    messages = join_calls(expand(found.messages, unread))
+    _check_answer(row, found.read, messages)
+    tools = found.tools
+    if any(type(message) is dict and "tools" in message for message in messages):
+        messages, tools = _with_tools_of_system(messages, tools)
+    unread |= unread_of_messages(messages)
     checked = [check_message(message) for message in messages]
-    meta = row if isinstance(row, dict) else {}
-    return Conversation(checked, _tools(tools), origin, name, meta)
+    return Conversation(checked, tools, origin, name, meta, found.kwargs, unread)
 
 
-def prune_nulls(value: Any) -> Any:
-    """`value` without the keys that are null: columnar files fill the union of all rows' keys with nulls."""
-    if isinstance(value, dict):
-        return {key: prune_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [prune_nulls(item) for item in value]
-    return value
+def _check_answer(row: Any, read: set[str], messages: list[Any]) -> None:
+    """Raises RowError if the answer to the last message stands elsewhere in the row."""
+    last = messages[-1]
+    if not isinstance(row, dict) or not isinstance(last, dict):
+        return
+    beside = [key for key in ANSWERS if row.get(key) not in (None, "", []) and key not in read]
+    if beside and role_of(str(last.get("role", last.get("from")))) in ("user", "tool"):
+        raise RowError(
+            "content", f"the answer to the last message stands in {beside[0]}, which is not read beside messages"
+        )
 
 
-def _tools(tools: Any) -> list[dict[str, Any]] | None:
-    if isinstance(tools, str):
-        tools = parse_json(tools) if tools.strip() else None
-    if not tools:
-        return None
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise RowError("tools", "tools must be a list of objects")
-    for tool in tools:
-        function = tool.get("function", tool)
-        if not isinstance(function, dict) or not isinstance(function.get("name", ""), str):
-            raise RowError("tools", "a tool must be an object whose name is text")
-    return [tool if "function" in tool or "name" not in tool else _wrap(tool) for tool in tools]
+def _is_plain(message: Any) -> bool:
+    """True for a message of a role and a text that are as they should be."""
+    if type(message) is not dict or len(message) != 2:
+        return False
+    role, content = message.get("role"), message.get("content")
+    return (
+        type(content) is str
+        and type(role) is str
+        and role in ROLES
+        and (role != "assistant" or "</think>" not in content)
+    )
 
 
-def _wrap(tool: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
+def _with_tools_of_system(messages: list[Any], tools: Any) -> tuple[list[Any], Any]:
+    """Tools that the first message carries become those of the row, if it has no others."""
+    first = messages[0]
+    if (
+        tools
+        or not isinstance(first, dict)
+        or not first.get("tools")
+        or first.get("role") not in ("system", "developer")
+    ):
+        return messages, tools
+    return [{key: value for key, value in first.items() if key != "tools"}, *messages[1:]], read_tools(first["tools"])

@@ -110,7 +110,10 @@ class Filters:
 def _headers(conversation: Conversation) -> str:
     """What stands before the first answer."""
     first = next(i for i, message in enumerate(conversation.messages) if message["role"] == "assistant")
-    return "\n".join(str(message.get("content", "")) for message in conversation.messages[:first])
+    texts = [str(message.get("content", "")) for message in conversation.messages[:first]]
+    if conversation.template_kwargs:  # some templates take tools from there
+        texts.append(str(conversation.template_kwargs))
+    return "\n".join(texts)
 
 
 def _spelled_out(arguments: dict[str, Any], keys: set[Any]) -> dict[str, Any]:

@@ -7,53 +7,78 @@ of a packed one the rows are counted in a second pass.
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sft_hydra.data_prep import spelling
-from sft_hydra.data_prep.sources import PACKED, InputFile, Source, hub_data, open_bytes, parquet_file, read_rows
+from sft_hydra.data_prep.columns import parquet_file
+from sft_hydra.data_prep.contents import BLOCK, Contents
+from sft_hydra.data_prep.files import InputFile, open_bytes
+from sft_hydra.data_prep.hub_sets import hub_data
+from sft_hydra.data_prep.sources import Source, read_rows
 from sft_hydra.errors import DataError
 
-BLOCK = 1 << 20  # bytes
 THREADS = 4  # files read at once: hashing is what takes the time
 
 
 @dataclass(frozen=True, slots=True)
 class InputFingerprint:
     """`identity`: sha256 of a file's bytes, or a hub data set's fingerprint. `lines[b]`: line ends before block b of a
-    plain file of lines, and after the last block. `is_open`: it does not end with a line end."""
+    plain file of lines, and after the last block. `is_open`: it does not end with a line end. `contents`: of a file."""
 
     identity: str
     lines: NDArray[np.int64]
     is_open: bool = False
+    contents: Contents | None = None
 
 
 def fingerprint_inputs(inputs: Sequence[tuple[InputFile, Source]]) -> list[InputFingerprint]:
-    """Look at all inputs. Raises DataError if one cannot be read."""
+    """Look at all inputs. Raises DataError if one cannot be read or is written meanwhile."""
+    with _readers() as (pool, stopped):
+        return list(pool.map(lambda pair: _fingerprint(pair[0], pair[1], stopped), inputs))
+
+
+@contextmanager
+def _readers() -> Iterator[tuple[ThreadPoolExecutor, Event]]:
+    """Threads, and the event at which they stop: when what is done with them is interrupted."""
+    stopped = Event()
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-        return list(pool.map(_fingerprint, *zip(*inputs, strict=True))) if inputs else []
+        try:
+            yield pool, stopped
+        except BaseException:
+            stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
-def _fingerprint(file: InputFile, source: Source) -> InputFingerprint:
+class _InterruptedError(Exception):
+    """The survey is over."""
+
+
+def _fingerprint(file: InputFile, source: Source, stopped: Event) -> InputFingerprint:
     if file.kind in ("builtin", "demo", "hub"):
         return InputFingerprint(_identity_of_made(file, source), np.zeros(0, np.int64))
-    digest = hashlib.sha256()
-    counts, last = [0], b"\n"
+    counts, last = [0], [b"\n"]
+
+    def look(block: bytes) -> None:
+        if stopped.is_set():
+            raise _InterruptedError
+        counts.append(block.count(b"\n"))
+        last[0] = block[-1:]
+
     try:
-        with open(file.path, "rb") as stream:
-            while block := stream.read(BLOCK):
-                digest.update(block)
-                counts.append(block.count(b"\n"))
-                last = block[-1:]
+        contents = Contents.read(file.path, look)
     except OSError as problem:
         raise DataError(f"source {source.name}: {file.path}: cannot be read ({problem.strerror})") from None
-    return InputFingerprint(digest.hexdigest(), np.cumsum(counts), last != b"\n")
+    return InputFingerprint(contents.sha256, np.cumsum(counts), last[0] != b"\n", contents)
 
 
 def _identity_of_made(file: InputFile, source: Source) -> str:
@@ -71,17 +96,17 @@ def _identity_of_made(file: InputFile, source: Source) -> str:
 def count_rows(file: InputFile, source: Source, seen: InputFingerprint) -> int:
     """Rows of an input; of lines the number of lines, blank ones too."""
     if file.kind == "parquet":
-        return int(parquet_file(file.path).metadata.num_rows)
+        return int(parquet_file(file).metadata.num_rows)
     if file.kind == "hub":
         return len(hub_data(file.path, source.config))
     if file.kind == "builtin" and file.path.removeprefix("builtin:") in spelling.ROWS:
         return spelling.ROWS[file.path.removeprefix("builtin:")]
     if file.kind in ("array", "demo", "builtin"):
         return sum(1 for _ in read_rows(file, source, 0, None))
-    if not file.path.endswith(PACKED):
+    if file.plain:
         return int(seen.lines[-1]) + seen.is_open
     count, last = 0, b"\n"
-    with open_bytes(file.path) as stream:
+    with open_bytes(file.path, file.contents) as stream:
         while block := stream.read(BLOCK):
             count += block.count(b"\n")
             last = block[-1:]
@@ -90,9 +115,9 @@ def count_rows(file: InputFile, source: Source, seen: InputFingerprint) -> int:
 
 def line_offsets(file: InputFile, rows: list[int], seen: InputFingerprint) -> list[int]:
     """Byte offsets at which these rows of a plain file of lines start; zeros for every other kind of file."""
-    if file.kind != "lines" or file.path.endswith(PACKED) or not any(rows):
+    if file.kind != "lines" or not file.plain or not any(rows):
         return [0] * len(rows)
-    with open_bytes(file.path) as stream:
+    with open_bytes(file.path, file.contents) as stream:
         return [_offset(stream, row, seen.lines) for row in rows]
 
 

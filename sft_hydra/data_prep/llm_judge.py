@@ -16,11 +16,25 @@ from pathlib import Path
 from typing import Any
 
 from sft_hydra.errors import DataError, RowError
+from sft_hydra.files import exists, read_text, unreadable
 from sft_hydra.records import Conversation
 from sft_hydra.schema.data import JudgeConfig
 
 PAUSE = 0.5  # seconds before the second try, twice as long before each next
 ANSWER_TOKENS = 16
+
+
+def _read_answers(cache: Path) -> dict[str, str]:
+    """Key -> answer. A last line that a kill has cut is left out; DataError for any other that is not a verdict."""
+    fix = "mend that line, or take the file away: the endpoint is then asked again"
+    answers = {}
+    for number, line in enumerate(read_text(cache, error=DataError, fix=fix).split("\n")[:-1], start=1):
+        try:
+            entry = json.loads(line)
+            answers[str(entry["key"])] = str(entry["answer"])
+        except (ValueError, LookupError, TypeError, RecursionError) as problem:
+            raise unreadable(cache, f"line {number}: {problem!r}", DataError, fix) from None
+    return answers
 
 
 class LLMJudge:
@@ -30,12 +44,8 @@ class LLMJudge:
         self.config = config
         self.cache = cache
         self.answers: dict[str, str] = {}
-        if cache.is_file():
-            with open(cache, encoding="utf-8") as stream:
-                for line in stream:
-                    if line.endswith("\n"):  # a kill may have cut the last one
-                        entry = json.loads(line)
-                        self.answers[entry["key"]] = entry["answer"]
+        if exists(cache):
+            self.answers = _read_answers(cache)
 
     def ask(self, conversations: Iterable[Conversation]) -> None:
         """Get the verdicts of these conversations, several at a time. Raises DataError if the endpoint does not answer."""

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sft_hydra.chat.tokenizer import ChatTokenizer
+from sft_hydra.data.lengths import percentiles
 from sft_hydra.data.shards import FORMAT_VERSION, SPLITS, PackedSet, checksum, make_durable
 from sft_hydra.data.splits import LEFT_OUT
 from sft_hydra.data_prep.blend import plan_epoch
@@ -19,7 +19,7 @@ from sft_hydra.errors import DataError
 from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.data import DataFormat
 
-PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
+SHOWN_REFUSALS = 20
 
 
 def build_metadata(
@@ -59,6 +59,7 @@ def build_metadata(
             "library": library,
             "end_of_turn_ids": tokenizer.end_of_turn_ids,
             "template": tokenizer.template,
+            "named_templates": tokenizer.named,
             "template_kwargs": tokenizer.template_kwargs,
             "template_time": plan.now,
         },
@@ -131,6 +132,7 @@ def _source(plan: Plan, index: int, spools: list[Path], splits: list[Any], entri
     return {
         "name": plan.sources[index].name,
         "path": plan.sources[index].config.path,
+        "not_read": plan.not_read[index],
         "rows": counts.get("rows", 0),
         "kept": len(assigned) - repeated,
         "rejected": sum(reasons.values()),
@@ -138,18 +140,20 @@ def _source(plan: Plan, index: int, spools: list[Path], splits: list[Any], entri
         "dropped_sequences": counts.get("dropped_sequences/overlong", 0) + counts.get("dropped_sequences/truncated", 0),
         "truncated": counts.get("truncated", 0),
         "cut_at_turn": counts.get("cut_at_turn", 0),
+        "unread": {key.removeprefix("unread/"): n for key, n in sorted(counts.items()) if key.startswith("unread/")},
         "guarded": counts.get("guarded", 0),
         "bare_headers": counts.get("bare_headers", 0),
-        "left_out": counts.get("left_out", 0),
+        "open_ends": counts.get("open_ends", 0),
+        "apart": counts.get("apart", 0),
+        "refused": _most(counts, "refused/"),
         "conversations": {split: int((assigned == number).sum()) for number, split in enumerate(SPLITS)},
         **{key: sum(entry[key] for entry in mine) for key in ("sequences", "tokens", "trained_tokens")},
         "packed_rows": sum(entry["rows"] for entry in mine),
-        "lengths": _percentiles(np.concatenate([spool.lengths for spool in opened])),
+        "lengths": percentiles(np.concatenate([spool.lengths for spool in opened])),
     }
 
 
-def _percentiles(lengths: NDArray[np.int64]) -> dict[str, int]:
-    if not len(lengths):
-        return {}
-    values = np.percentile(lengths, PERCENTILES, method="inverted_cdf")
-    return {f"p{percent}": int(value) for percent, value in zip(PERCENTILES, values, strict=True)}
+def _most(counts: dict[str, int], prefix: str) -> dict[str, int]:
+    """The most frequent of the counts whose names begin so."""
+    found = [(key.removeprefix(prefix), count) for key, count in counts.items() if key.startswith(prefix)]
+    return dict(sorted(found, key=lambda entry: (-entry[1], entry[0]))[:SHOWN_REFUSALS])

@@ -59,8 +59,8 @@ class OrderedExecutor:
                 waiting.future.set_result(waiting.job())
 
     def close(self) -> None:
-        """Let the thread end, when it has done what was submitted."""
-        self.thread.shutdown(wait=True)
+        """Let the thread end, after the job that it is at: what nobody has waited for is not wanted any more."""
+        self.thread.shutdown(wait=True, cancel_futures=True)
 
     def _hand_over(self) -> None:
         first = self.waiting.popleft()

@@ -25,22 +25,35 @@ WAYS_OUT = {  # where every row of a source is rejected for a reason
 def check_fits(packed: PackedSet, cfg: SftConfig, tokenizer: ChatTokenizer) -> None:
     """Raises SeqLengthMismatchError or TokenizerMismatchError unless this run can train on `packed`."""
     size = packed.metadata["pack_size"]
-    if packed.metadata.get("foreign"):
-        if size > cfg.seq_length:
-            raise SeqLengthMismatchError(
-                f"{packed.folder}: rows of {size} tokens do not fit seq_length={cfg.seq_length}"
-            )
-        return
-    if size != cfg.seq_length:
+    if size is not None and size != cfg.seq_length:
         raise SeqLengthMismatchError(
             f"{packed.folder}: packed for seq_length={size}, this run has seq_length={cfg.seq_length}. "
             f"Give seq_length={size}, or prepare again into another data.packed_dir."
         )
-    if packed.metadata["tokenizer"]["fingerprint"] != tokenizer.fingerprint:
+    if packed.metadata.get("foreign"):
+        _check_foreign(packed, cfg, tokenizer)
+    elif packed.metadata["tokenizer"]["fingerprint"] != tokenizer.fingerprint:
         raise TokenizerMismatchError(
             f"tokenizer_mismatch: {packed.folder} was made with the tokenizer {packed.metadata['tokenizer']['path']} and "
             f"its template; this run has {tokenizer.folder}. Use that tokenizer.path and tokenizer.chat_template, or "
             "prepare again."
+        )
+
+
+def _check_foreign(packed: PackedSet, cfg: SftConfig, tokenizer: ChatTokenizer) -> None:
+    """What rows alone show: their length and their ids."""
+    longest, highest = packed.metadata["longest_row"], packed.metadata["highest_id"]
+    if longest > cfg.seq_length:
+        raise SeqLengthMismatchError(
+            f"{packed.folder}: rows of {longest:,} tokens do not fit seq_length={cfg.seq_length}. Give the length that they "
+            "were packed for"
+        )
+    if highest >= tokenizer.vocab_size:
+        made = packed.metadata["tokenizer"]["path"]
+        raise TokenizerMismatchError(
+            f"tokenizer_mismatch: {packed.folder} has the id {highest:,}, the tokenizer in {tokenizer.folder} only "
+            f"{tokenizer.vocab_size:,} ids. Give the tokenizer.path that these shards were made with"
+            + (f" ({made})" if made else "")
         )
 
 

@@ -8,17 +8,19 @@ Owner of: the content key of a packed set.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 from sft_hydra.chat.tokenizer import AddedToken, ChatTokenizer
 from sft_hydra.data.shards import FORMAT_VERSION
 from sft_hydra.data_prep.blend import check_weights
+from sft_hydra.data_prep.contents import ChangedError
+from sft_hydra.data_prep.files import InputFile, check_kind, is_packed
 from sft_hydra.data_prep.fingerprint import InputFingerprint, count_rows, fingerprint_inputs, line_offsets
-from sft_hydra.data_prep.sources import InputFile, MalformedRow, Source, files_of, read_rows, sources_of
+from sft_hydra.data_prep.sources import MalformedRow, Source, listing_of, read_rows, sources_of
 from sft_hydra.errors import ConfigError
 from sft_hydra.paths import data_root
 from sft_hydra.schema.config import SftConfig
@@ -26,6 +28,7 @@ from sft_hydra.schema.data import DataConfig
 
 ROWS_ONLY = ("weight", "epochs")  # of a source: they choose among packed rows
 READ_ALREADY = ("path", "prompt_file", "system_prompt_file")  # what is in these files is in the key
+RENDERING = 2  # counts changes of what rows become: sets made by older rules are made again
 NOT_IN_KEY = {
     *("name", "path", "valid_path", "blend", "sources", "default", "packed_dir", "trust_foreign", "prepare", "force"),
     *("num_workers", "num_parts", "part", "max_bad_rows", "order"),
@@ -76,12 +79,16 @@ class Plan:
     seq_length: int
     seed: int
     tokenizer_folder: Path
+    tokenizer_file: Path
+    tokenizer_identity: tuple[str, str]
     template: str | None
+    named_templates: dict[str, str]
     template_kwargs: dict[str, Any]
     added: list[AddedToken]
     now: str  # ISO time that templates see as the present
     inputs: list[dict[str, Any]]  # per file: source, path, identity
     judge_cache: Path
+    not_read: list[dict[str, str]]
 
     @property
     def total_rows(self) -> int:
@@ -112,6 +119,7 @@ class Request:
     files: list[list[InputFile]]
     inputs: list[dict[str, Any]]
     surveys: list[InputFingerprint]  # in the order of `inputs`
+    not_read: list[dict[str, str]]  # of each source: files of its folder, and why
 
 
 def read_request(cfg: SftConfig, tokenizer: ChatTokenizer) -> Request:
@@ -119,15 +127,19 @@ def read_request(cfg: SftConfig, tokenizer: ChatTokenizer) -> Request:
     check_splits(cfg.data)
     sources = sources_of(cfg.data)
     check_weights(sources)
-    files = [files_of(source) for source in sources]
+    listings = [listing_of(source) for source in sources]
+    files = [listing.files for listing in listings]
     pairs = [(file, source) for source, listed in zip(sources, files, strict=True) for file in listed]
     surveys = fingerprint_inputs(pairs)
+    seen_again = iter(surveys)
+    files = [[_known(file, next(seen_again)) for file in listed] for listed in files]
     inputs = [
         {"source": source.name, "path": file.path, "identity": seen.identity}
         for (file, source), seen in zip(pairs, surveys, strict=True)
     ]
     said = {
         "format": FORMAT_VERSION,
+        "rendering": RENDERING,
         "tokenizer": tokenizer.fingerprint,
         "special_tokens": tokenizer.special_tokens,
         "template_kwargs": tokenizer.template_kwargs,
@@ -138,7 +150,46 @@ def read_request(cfg: SftConfig, tokenizer: ChatTokenizer) -> Request:
         "inputs": [{"source": entry["source"], "identity": entry["identity"]} for entry in inputs],
     }
     text = json.dumps(said, sort_keys=True, default=_plain)
-    return Request(hashlib.sha256(text.encode()).hexdigest()[:16], sources, files, inputs, surveys)
+    return Request(
+        hashlib.sha256(text.encode()).hexdigest()[:16],
+        sources,
+        files,
+        inputs,
+        surveys,
+        [listing.not_read for listing in listings],
+    )
+
+
+def check_unchanged(request: Request, tokenizer: ChatTokenizer) -> None:
+    """Raises ChangedError if an input or the tokenizer is not what the content key was made of."""
+    for file in (file for listed in request.files for file in listed):
+        if file.contents is not None:
+            file.contents.check(file.path)
+    check_tokenizer(tokenizer, tokenizer.identity)
+
+
+def check_tokenizer(tokenizer: ChatTokenizer, identity: tuple[str, str]) -> None:
+    """Raises ChangedError unless the tokenizer on disk is the one of this identity."""
+    on_disk = ChatTokenizer(tokenizer.folder, tokenizer.template, tokenizer.template_kwargs, named=tokenizer.named)
+    if on_disk.identity != identity:
+        raise ChangedError(str(tokenizer.folder), "another tokenizer")
+
+
+def _known(file: InputFile, seen: InputFingerprint) -> InputFile:
+    """The same input, held from now on to what was seen of it."""
+    if file.kind == "hub":
+        return replace(file, fingerprint=seen.identity)
+    known = replace(file, contents=seen.contents)
+    check_kind(known)
+    return known
+
+
+def options_of_set(cfg: SftConfig) -> str:
+    """What of a config its packed set depends on, beside the contents of files; as text to compare."""
+    data = {key: value for key, value in asdict(cfg.data).items() if key not in NOT_IN_KEY}
+    inputs = [cfg.data.path, cfg.data.valid_path, cfg.data.blend, asdict(cfg.data)["sources"], asdict(cfg.data.default)]
+    tokenizer = [asdict(cfg.tokenizer), None if cfg.tokenizer.path else cfg.model.path]
+    return json.dumps([data, inputs, tokenizer, cfg.seq_length, cfg.seed], sort_keys=True, default=_plain)
 
 
 def make_plan(cfg: SftConfig, request: Request, tokenizer: ChatTokenizer, now: str) -> Plan:
@@ -156,12 +207,16 @@ def make_plan(cfg: SftConfig, request: Request, tokenizer: ChatTokenizer, now: s
         seq_length=cfg.seq_length,
         seed=cfg.seed,
         tokenizer_folder=tokenizer.folder,
+        tokenizer_file=tokenizer.file,
+        tokenizer_identity=tokenizer.identity,
         template=tokenizer.template,
+        named_templates=tokenizer.named,
         template_kwargs=tokenizer.template_kwargs,
         added=tokenizer.added,
         now=now,
         inputs=request.inputs,
         judge_cache=_judge_cache(cfg),
+        not_read=request.not_read,
     )
 
 
@@ -225,8 +280,8 @@ def first_rows(request: Request, count: int) -> list[Any]:
     """The first parsed rows of every source."""
     found: list[Any] = []
     for source, listed in zip(request.sources, request.files, strict=True):
-        rows = (row for _, row in read_rows(listed[0], source, 0, count))
-        found += [row for row in rows if not isinstance(row, MalformedRow)]
+        numbered = islice(read_rows(listed[0], source, 0, None), count)
+        found += [row for number, row in numbered if number < count and not isinstance(row, MalformedRow)]
     return found
 
 
@@ -234,4 +289,4 @@ def _size(file: InputFile) -> int:
     """Bytes of an input, unpacked as far as one can guess; 0 of one that is made."""
     if file.kind in MADE:
         return 0
-    return Path(file.path).stat().st_size * (4 if file.path.endswith((".gz", ".zst", ".parquet")) else 1)
+    return Path(file.path).stat().st_size * (4 if is_packed(file.path) or file.kind == "parquet" else 1)

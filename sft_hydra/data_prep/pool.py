@@ -1,13 +1,15 @@
 """Who does the shards of a preparation, in both halves: this process, and helpers beside it if more are wanted.
 
 Each takes the next shard from one counter, so that nobody waits for the slowest and a helper that starts late costs nothing.
-Invariant: which process does a shard changes nothing in it. Helpers are spawned, because forking a process that has
-threads (tokenizers, torch) can hang it.
+Invariant: which process does a shard changes nothing in it, and no helper outlives this process. Helpers are spawned, because
+forking a process that has threads (tokenizers, torch) can hang it.
 """
 
 import gc
+import hashlib
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -22,9 +24,10 @@ from sft_hydra.data_prep.pack_shard import ShardPacker
 from sft_hydra.data_prep.plan import Plan, ShardPlan
 from sft_hydra.data_prep.tokenize_shard import Done, Report, ShardTokenizer
 from sft_hydra.errors import DataError
+from sft_hydra.process import signals
+from sft_hydra.process.lifeline import Lifeline, end_with_parent
 
 Take = Callable[[], int]  # the place in the list of the next shard to do
-EVERYTHING = 1 << 40  # no shard is left from here on
 
 
 class WorkerPool:
@@ -45,7 +48,8 @@ class WorkerPool:
             self.reports = context.SimpleQueue()
             self.chosen = context.SimpleQueue()
             self.taken = context.Value("q", 0)
-            state = (self.plan, self.taken, self.reports, self.chosen)
+            self.lifeline = Lifeline()
+            state = (self.plan, self.taken, self.reports, self.chosen, self.lifeline.end)
             self.pool = ProcessPoolExecutor(self.helpers, context, _start_helper, state)
             self.library.add_done_callback(self._tell)
         return self
@@ -59,12 +63,15 @@ class WorkerPool:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.pool is not None:
-            with self.taken.get_lock():
-                self.taken.value = EVERYTHING
+            if kind is not None:  # an error, or a wish to stop: whole spools stay, the rest is not waited for
+                self.lifeline.cut()
+                self.pool.shutdown(wait=True, cancel_futures=True)
+                return
             while wait(self.futures, timeout=0.05).not_done:
                 while not self.reports.empty():  # a helper that cannot report does not end
                     self.reports.get()
             self.pool.shutdown(wait=True)
+            self.lifeline.cut()
 
     def tokenize(self, shards: list[ShardPlan], partial: Path, done: Done) -> None:
         """Write the spools of these shards."""
@@ -80,11 +87,11 @@ class WorkerPool:
         finally:
             worker.close()
 
-    def pack(self, splits: list[Any], partial: Path, done: Done) -> list[Any]:
-        """Write the Parquet shards; their metadata entries in the order of the plan."""
+    def pack(self, splits: list[Any], partial: Path, target: Path, done: Done) -> list[Any]:
+        """Write the Parquet shards into `target`; their metadata entries in the order of the plan."""
         numbers = [shard.number for shard in self.plan.by_size]
-        take = self._share(done, _pack, numbers, splits, partial)
-        results = _pack_shards(self.plan, numbers, splits, partial, take, done)
+        take = self._share(done, _pack, numbers, splits, partial, target)
+        results = _pack_shards(self.plan, numbers, splits, partial, target, take, done)
         for found in self._wait():
             results.update(found)
         return [entry for number in sorted(results) for entry in results[number]]
@@ -133,14 +140,19 @@ def _result(future: Future[Any]) -> Any:
     try:
         return future.result()
     except BrokenProcessPool:
+        if signals.stop_requested():  # a signal to all of us
+            raise signals.StoppedError("stopped by a signal") from None
         raise DataError(
             "a worker of the preparation was killed, most likely because memory ran out: lower data.num_workers. The same "
             "command goes on with the shards that are finished"
         ) from None
 
 
-def spool_folder(partial: Path, number: int) -> Path:
-    return partial / "spool" / f"shard_{number:06d}"
+def spool_folder(partial: Path, plan: Plan, number: int) -> Path:
+    """Where a tokenized shard is kept. Its name holds all that its content depends on, so that what a process of an earlier
+    attempt may still write is never taken for part of another plan."""
+    moment = hashlib.sha256(plan.now.encode()).hexdigest()[:8]
+    return partial / "spool" / f"shard_{number:06d}.{plan.key}.{moment}"
 
 
 def _tokenize_shards(
@@ -149,7 +161,7 @@ def _tokenize_shards(
     with undisturbed():
         while (place := take()) < len(numbers):
             number = numbers[place]
-            worker.run(worker.plan.shards[number], spool_folder(partial, number), report, done)
+            worker.run(worker.plan.shards[number], spool_folder(partial, worker.plan, number), report, done)
         worker.finish()
 
 
@@ -165,13 +177,13 @@ def undisturbed() -> Iterator[None]:
 
 
 def _pack_shards(
-    plan: Plan, numbers: list[int], splits: list[Any], partial: Path, take: Take, done: Done
+    plan: Plan, numbers: list[int], splits: list[Any], partial: Path, target: Path, take: Take, done: Done
 ) -> dict[int, list[Any]]:
     results: dict[int, list[Any]] = {}
-    with undisturbed(), ShardPacker(plan, partial) as packer:
+    with undisturbed(), ShardPacker(plan, target) as packer:
         while (place := take()) < len(numbers):
             number = numbers[place]
-            results[number] = packer.pack(plan.shards[number], spool_folder(partial, number), splits[number])
+            results[number] = packer.pack(plan.shards[number], spool_folder(partial, plan, number), splits[number])
             done()
         packer.finish()
     return results
@@ -194,7 +206,9 @@ class _Helper:
     asking = Lock()
 
 
-def _start_helper(plan: Plan, taken: Any, reports: Any, chosen: Any) -> None:
+def _start_helper(plan: Plan, taken: Any, reports: Any, chosen: Any, lifeline: Any) -> None:
+    end_with_parent(lifeline)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the parent hears it too, and ends its helpers
     os.environ["RAYON_NUM_THREADS"] = "1"  # one process per core already
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _Helper.plan, _Helper.taken, _Helper.reports, _Helper.chosen = plan, taken, reports, chosen
@@ -218,8 +232,8 @@ def _tokenize(numbers: list[int], partial: Path) -> None:
         worker.close()
 
 
-def _pack(numbers: list[int], splits: list[Any], partial: Path) -> dict[int, list[Any]]:
-    return _pack_shards(_Helper.plan, numbers, splits, partial, _take, lambda: _Helper.reports.put(()))
+def _pack(numbers: list[int], splits: list[Any], partial: Path, target: Path) -> dict[int, list[Any]]:
+    return _pack_shards(_Helper.plan, numbers, splits, partial, target, _take, lambda: _Helper.reports.put(()))
 
 
 def _take() -> int:

@@ -2,39 +2,46 @@
 
     plan -> tokenize each shard (pool) -> splits of all rows -> pack each shard (pool) -> metadata.json -> rename
 
-Invariant: a folder with metadata.json is whole. Work goes on in `<folder>.partial`, whose finished shards survive a
-kill and are taken up by the next try; a lock keeps two preparations of one folder apart. The result is the same for any
-number of workers.
+Invariant: a folder with metadata.json is whole, and its rows are those of the inputs that its key was made of. Work goes on in
+`<folder>.partial`, whose finished shards survive a kill and are taken up by the next try; owning.py keeps two preparations of
+one folder apart. The result is the same for any number of workers.
 """
 
 import json
 import os
+import secrets
 import shutil
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import datetime
+from functools import partial as partial_of
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
+from sft_hydra.chat.served_tokenizer import may_differ, served_file
 from sft_hydra.chat.tokenizer import ChatTokenizer, load_tokenizer
-from sft_hydra.data.shards import PackedSet
+from sft_hydra.data.shards import NOT_OURS, PackedSet, is_ours
 from sft_hydra.data.splits import assign
 from sft_hydra.data_prep.metadata import build_metadata, write_set
+from sft_hydra.data_prep.owning import may_prepare, throw_away, working_in
 from sft_hydra.data_prep.packed_set_checks import check_fits, check_rejects, is_stale
-from sft_hydra.data_prep.plan import Plan, Request, make_plan, read_request
+from sft_hydra.data_prep.plan import Plan, Request, check_unchanged, make_plan, read_request
 from sft_hydra.data_prep.pool import WorkerPool, spool_folder, undisturbed
 from sft_hydra.data_prep.progress import OnProgress, Reporter
-from sft_hydra.data_prep.tokenizer_backend import choose_backend, probe_texts
-from sft_hydra.errors import DataError, MissingPackedDataError
+from sft_hydra.data_prep.token_store import read_token_store
+from sft_hydra.data_prep.tokenize import ADVERSARIAL
+from sft_hydra.data_prep.tokenizer_backend import choose_backend, probe_sequences, probe_texts
+from sft_hydra.errors import ConfigError, DataError, MissingPackedDataError
+from sft_hydra.files import exists, unwritable
 from sft_hydra.paths import data_root
 from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.data import Prepare
 
+SERVED = "served_tokenizer.json"  # in the folder of a try
 WORTH_A_WORKER = 48 << 20  # bytes of input that keep a worker busy for some seconds
 
 
@@ -55,19 +62,41 @@ def prepare(cfg: SftConfig, on_progress: OnProgress | None = None) -> PackedSet:
     """The packed set that `cfg` asks for, made if it is not there or `data.force` is set. Raises UserError kinds."""
     began = time.monotonic()
     tokenizer = load_tokenizer(cfg)
+    if (foreign := _foreign(cfg, tokenizer)) is not None:
+        return foreign
     request = read_request(cfg, tokenizer)
     folder = _folder(cfg, request)
     _refuse_strangers(folder)
-    with _lock(folder):
-        if not cfg.data.force:
-            packed = _open(folder, cfg)
-            if packed is not None and packed.metadata.get("content_key") == request.key:
-                return packed
+
+    def prepared() -> PackedSet | None:
+        packed = None if cfg.data.force else _open(folder, cfg)
+        return packed if packed is not None and packed.metadata.get("content_key") == request.key else None
+
+    if (packed := prepared()) is not None:
+        return packed
+    with may_prepare(folder, request.key, _owner(cfg)):
+        if (packed := prepared()) is not None:  # by whom we waited for
+            return packed
         try:
             _make(cfg, request, tokenizer, folder, on_progress, began)
         except OSError as problem:  # inputs that cannot be read are told before, by name
-            raise DataError(f"{folder}: cannot be written ({problem}). Is the disk full?") from None
+            raise DataError(f"{folder}: cannot be written {unwritable(problem)}") from None
+        except pa.ArrowException as problem:
+            raise DataError(f"{folder}: cannot be written ({problem}).") from None
     return PackedSet.open(folder)
+
+
+def _foreign(cfg: SftConfig, tokenizer: ChatTokenizer) -> PackedSet | None:
+    """The set of another tool in `data.packed_dir`, if that is trusted. ConfigError if it should be made again."""
+    if not (cfg.data.trust_foreign and cfg.data.packed_dir):
+        return None
+    packed = PackedSet.open(cfg.data.packed_dir, trust_foreign=True)
+    if not packed.metadata.get("foreign"):
+        return None
+    if cfg.data.force:
+        raise ConfigError(f"data.force=true: {packed.folder} was packed by another tool and cannot be made again here")
+    check_fits(packed, cfg, tokenizer)
+    return packed
 
 
 def prepare_part(cfg: SftConfig, on_progress: OnProgress | None = None) -> None:
@@ -78,17 +107,19 @@ def prepare_part(cfg: SftConfig, on_progress: OnProgress | None = None) -> None:
     tokenizer = load_tokenizer(cfg)
     request = read_request(cfg, tokenizer)
     folder = _folder(cfg, request)
-    partial = folder.with_name(folder.name + ".partial")
+    partial = _partial(folder)
     _refuse_strangers(folder)
     if _open(folder, cfg) is not None:
         return
-    with _lock(folder), ThreadPoolExecutor(1) as background:
+    with may_prepare(folder, request.key, _owner(cfg)), ThreadPoolExecutor(1) as background:
         plan, library = _plan(cfg, request, tokenizer, partial, background)
         library.result()
-    mine = [s for s in plan.shards[cfg.data.part :: cfg.data.num_parts] if not spool_folder(partial, s.number).is_dir()]
+    mine = plan.shards[cfg.data.part :: cfg.data.num_parts]
+    mine = [shard for shard in mine if not spool_folder(partial, plan, shard.number).is_dir()]
     progress = Reporter(plan, on_progress)
-    with WorkerPool(plan, library, _workers(cfg, plan), progress.add) as pool:
+    with working_in(partial), WorkerPool(plan, library, _workers(cfg, plan), progress.add) as pool:
         pool.tokenize(mine, partial, progress.stage("tokenize"))
+    check_unchanged(request, tokenizer)
 
 
 def packed_folder(cfg: SftConfig) -> Path:
@@ -137,11 +168,10 @@ def _open(folder: Path, cfg: SftConfig) -> PackedSet | None:
 
 
 def _refuse_strangers(folder: Path) -> None:
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "metadata.json").is_file():
-        raise DataError(
-            f"data.packed_dir={folder}: not empty and not a packed set. Choose another folder, or give "
-            "data.trust_foreign=true if another tool packed it."
-        )
+    if exists(folder) and not folder.is_dir():
+        raise DataError(f"data.packed_dir={folder}: not a folder. Choose another.")
+    if folder.is_dir() and any(folder.iterdir()) and not is_ours(folder):
+        raise DataError(f"data.packed_dir={folder}: {NOT_OURS}")
 
 
 def _make(
@@ -152,11 +182,13 @@ def _make(
     on_progress: OnProgress | None,
     began: float,
 ) -> None:
-    partial = folder.with_name(folder.name + ".partial")
+    partial = _partial(folder)
+    _take_back(folder)
     with undisturbed(), ThreadPoolExecutor(1) as background:
         plan, library = _plan(cfg, request, tokenizer, partial, background)
+        target = partial / f"set.{plan.key}.{secrets.token_hex(4)}"  # this attempt's alone
         planned = time.monotonic()
-        spools = [spool_folder(partial, shard.number) for shard in plan.shards]
+        spools = [spool_folder(partial, plan, shard.number) for shard in plan.shards]
         progress = Reporter(plan, on_progress)
         with WorkerPool(plan, library, _workers(cfg, plan), progress.add) as pool:
             left = [shard for shard, spool in zip(plan.shards, spools, strict=True) if not spool.is_dir()]
@@ -164,9 +196,11 @@ def _make(
             tokenized = time.monotonic()
             check_rejects(plan, spools)
             splits = _assign(plan, spools)
-            for split in ("train", "valid", "test"):  # packing is quick: a half-packed try starts it again
-                shutil.rmtree(partial / split, ignore_errors=True)
-            entries = pool.pack(splits, partial, progress.stage("pack"))
+            for unfinished in partial.glob("set.*"):  # packing is quick: a half-packed try starts it again
+                shutil.rmtree(unfinished)
+            target.mkdir()
+            entries = pool.pack(splits, partial, target, progress.stage("pack"))
+    check_unchanged(request, tokenizer)
     metadata = build_metadata(plan, tokenizer, library.result(), cfg, spools, splits, entries)
     done = time.monotonic()
     metadata["timings"] = {
@@ -175,10 +209,9 @@ def _make(
         "pack_seconds": done - tokenized,
         "total_seconds": done - began,
     }
-    write_set(partial, plan, spools, splits, entries, metadata, cfg.data.format)
-    shutil.rmtree(partial / "spool")
-    (partial / "plan.json").unlink()
-    _publish(partial, folder)
+    write_set(target, plan, spools, splits, entries, metadata, cfg.data.format)
+    _publish(target, folder)
+    shutil.rmtree(partial)
 
 
 def _plan(
@@ -188,19 +221,24 @@ def _plan(
     same plan, its library and its time are kept."""
     record = partial / "plan.json"
     said = _read_record(record)
+    served = partial / SERVED
     if said.get("key") == request.key and not (cfg.data.force and cfg.data.num_parts is None):
+        if served.is_file():
+            tokenizer.serve_from(served)
         return make_plan(cfg, request, tokenizer, said["now"]), background.submit(lambda: str(said["library"]))
-    shutil.rmtree(partial, ignore_errors=True)
+    throw_away(partial)
     (partial / "spool").mkdir(parents=True)
     now = datetime.now().isoformat(timespec="seconds")
     texts = probe_texts(request, tokenizer)
+    if may_differ(tokenizer):
+        tokenizer.serve_from(served_file(tokenizer, served, [*ADVERSARIAL, *texts]))
 
     reading = Event()
 
     def choose_once() -> str:
         reading.set()
-        library = choose_backend(tokenizer, texts)
-        temporary = record.with_suffix(".tmp")
+        library = choose_backend(tokenizer, texts, partial_of(probe_sequences, request, tokenizer, cfg.data))
+        temporary = partial / f"plan.{secrets.token_hex(4)}.tmp"
         temporary.write_text(json.dumps({"key": request.key, "library": library, "now": now}))
         os.replace(temporary, record)  # before any spool is whole, because that waits for the library
         return library
@@ -213,8 +251,9 @@ def _plan(
 def _read_record(record: Path) -> dict[str, str]:
     """What an earlier try wrote down; nothing if that is torn."""
     try:
-        return dict(json.loads(record.read_text()))
-    except (OSError, ValueError):
+        said = json.loads(record.read_text())
+        return {name: str(said[name]) for name in ("key", "library", "now") if datetime.fromisoformat(said["now"])}
+    except (OSError, ValueError, LookupError, TypeError):
         return {}
 
 
@@ -226,7 +265,7 @@ def _workers(cfg: SftConfig, plan: Plan) -> int:
 
 def _assign(plan: Plan, spools: list[Path]) -> list[Any]:
     """Splits of every shard's rows."""
-    hashes = [np.load(spool / "rows.npy")["hash"] for spool in spools]
+    hashes = [read_token_store(spool).rows["hash"] for spool in spools]
     of_source = [[i for i, shard in enumerate(plan.shards) if shard.source == s] for s in range(len(plan.sources))]
     empty = [np.zeros(0, np.uint64)]
     joined = [np.concatenate([hashes[i] for i in members] or empty) for members in of_source]
@@ -238,26 +277,29 @@ def _assign(plan: Plan, spools: list[Path]) -> list[Any]:
     return splits
 
 
-def _publish(partial: Path, folder: Path) -> None:
+def _publish(target: Path, folder: Path) -> None:
     """Give the finished set its name; what was there before goes away in the same moment."""
-    old = folder.with_name(folder.name + ".old")
+    old = _old(folder)
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         os.replace(folder, old)
-    os.replace(partial, folder)
+    os.replace(target, folder)
     shutil.rmtree(old, ignore_errors=True)
 
 
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Only one preparation of a folder at a time; a killed process lets go by itself."""
-    import fcntl
+def _take_back(folder: Path) -> None:
+    """Give a set its name again that lost it to another, which then was not finished."""
+    if _old(folder).is_dir() and not folder.exists():
+        os.replace(_old(folder), folder)
 
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        stream = open(folder.with_name(folder.name + ".lock"), "w")  # noqa: SIM115 (closed below)
-    except OSError as problem:
-        raise DataError(f"{folder.parent}: cannot be written ({problem})") from None
-    with stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+
+def _partial(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".partial")
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".old")
+
+
+def _owner(cfg: SftConfig) -> str:
+    return cfg.run_dir or "another command"

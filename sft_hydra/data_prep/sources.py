@@ -3,13 +3,9 @@
 Invariant: a row keeps its place (`file:line`); a line that is no JSON is a Bad row, never the end of the run.
 """
 
-import gzip
-import io
 import json
 import re
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -17,16 +13,20 @@ from typing import IO, Any
 
 import orjson
 
-from sft_hydra.chat.message import has_long_number, parse_leniently
+from sft_hydra.chat.lenient_json import has_long_number, parse_leniently
 from sft_hydra.data_prep import spelling
 from sft_hydra.data_prep.benchmark_adapters import trees
-from sft_hydra.data_prep.conversation import prune_nulls
+from sft_hydra.data_prep.columns import parquet_rows
+from sft_hydra.data_prep.contents import ChangedError
+from sft_hydra.data_prep.files import InputFile, Listing, check_rows, input_file, list_folder, open_bytes
+from sft_hydra.data_prep.hub_sets import hub_data, is_saved, other_splits, pruner, repository_files
+from sft_hydra.data_prep.nulls import prune_row
 from sft_hydra.errors import ConfigError, DataError
 from sft_hydra.schema.data import DataConfig, SourceConfig
 
 NUMBERS = ("weight", "epochs")  # of an entry of a blend; all else is text
-LINES = (".jsonl", ".json", ".ndjson")
-PACKED = (".gz", ".zst")
+PRETRAINING = ("text_field",)  # of an entry of a peer's blend: the column of plain text, which chats do not have
+MAX_ROW_BYTES = 32 << 20  # of one row: some eight million tokens
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -40,18 +40,11 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class InputFile:
-    """One file, hub data set or made part of a source; `kind` is lines, array, parquet, hub, demo or builtin."""
-
-    path: str
-    kind: str
-
-
-@dataclass(frozen=True, slots=True)
 class MalformedRow:
-    """A line that could not be parsed, and why."""
+    """A row that could not be read, and why; `reason` is the word under which it is counted."""
 
     problem: str
+    reason: str = "malformed"
 
 
 def sources_of(data: DataConfig) -> list[Source]:
@@ -108,7 +101,7 @@ def _read_blend(path: Path) -> list[Source]:
         raise ConfigError(f"data.blend={path}: `datasets` must be a list of objects")
     problems, found = [], []
     for number, entry in enumerate(entries):
-        options = {key: value for key, value in entry.items() if key != "name"}
+        options = {key: value for key, value in entry.items() if key not in ("name", *PRETRAINING)}
         problems += [
             f"{path}: datasets[{number}].{key}={value!r} must be {'a number' if key in NUMBERS else 'text'}"
             for key, value in entry.items()
@@ -135,77 +128,55 @@ def _read_blend(path: Path) -> list[Source]:
 
 def files_of(source: Source) -> list[InputFile]:
     """The files of a source, sorted by path. Raises DataError when there are none."""
+    return listing_of(source).files
+
+
+def listing_of(source: Source) -> Listing:
+    """The files of a source, and what of its folder is not read. Raises DataError when there are none."""
     path = str(source.config.path)
-    if path.startswith("demo:"):
-        return [InputFile(path, "demo")]
-    if path.startswith("builtin:"):
-        return [InputFile(path, "builtin")]
+    if path.startswith(("demo:", "builtin:")):
+        return Listing([InputFile(path, path.partition(":")[0])])
     local = Path(path).expanduser()
+    if is_saved(local):
+        return Listing([InputFile(path, "hub")], other_splits(local, source.config))
     if local.is_dir() and not (source.config.split or source.config.subset):
-        found = sorted(file for file in local.rglob("*") if file.is_file() and _kind(file))
-    elif local.is_file():
-        found = [local]
+        found = list_folder(local)
+        if not found.files:
+            raise DataError(f"{_nothing(source, path)}{_first(found.not_read)}")
+        return found
+    if local.is_file():
+        files = [local]
     elif any(sign in path for sign in "*?["):
         base = Path(local.anchor) if local.is_absolute() else Path()
-        found = sorted(file for file in base.glob(str(local.relative_to(local.anchor))) if file.is_file())
+        files = sorted(file for file in base.glob(str(local.relative_to(local.anchor))) if file.is_file())
     elif local.is_dir() or HUB_ID.fullmatch(path) or path.startswith("hf://"):
-        return [InputFile(path.removeprefix("hf://"), "hub")]
+        name = path.removeprefix("hf://").removeprefix("datasets/")
+        chosen = repository_files(name, source.config.subset, source.config.split)
+        if chosen is None:
+            return Listing([InputFile(name, "hub")])
+        files = chosen
     else:
-        found = []
-    if not found:
-        raise DataError(f"source {source.name}: nothing found at {path} (a file, folder, glob, hub id or demo:<part>)")
+        files = []
+    if not files:
+        raise DataError(_nothing(source, path))
+    listed = [(file, input_file(file)) for file in files]
     problems = [
-        f"source {source.name}: {file} is no .jsonl, .json or .parquet (also .gz, .zst)"
-        for file in found
-        if not _kind(file)
+        f"source {source.name}: {file} is no .jsonl, .json or .parquet (the first two also as .gz, .zst)"
+        for file, known in listed
+        if known is None
     ]
     if problems:
         raise DataError(*problems)
-    return [InputFile(str(file), _kind(file) or "") for file in found]
+    return Listing([known for _, known in listed if known is not None])
 
 
-def _kind(file: Path) -> str | None:
-    suffixes = [suffix.lower() for suffix in file.suffixes if suffix.lower() not in PACKED]
-    last = suffixes[-1] if suffixes else ""
-    if last == ".parquet":
-        return "parquet"
-    if last not in LINES:
-        return None
-    if last == ".json":
-        with open_bytes(file) as stream:
-            start = stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
-        return "array" if start.startswith(b"[") and not _is_one_line_list(file) else "lines"
-    return "lines"
+def _nothing(source: Source, path: str) -> str:
+    return f"source {source.name}: nothing found at {path} (a file, folder, glob, hub id or demo:<part>)"
 
 
-def _is_one_line_list(file: Path) -> bool:
-    """A .json file whose every line is a list of messages (JSON lines all the same)."""
-    with open_bytes(file) as stream:
-        lines = [line for line in islice(stream, 3) if line.strip()]
-    try:
-        return all(isinstance(orjson.loads(line), list) for line in lines) and len(lines) > 1
-    except ValueError:
-        return False
-
-
-@contextmanager
-def open_bytes(file: Path | str) -> Iterator[IO[bytes]]:
-    """A file's bytes, unpacked if it is .gz or .zst. Raises DataError if it cannot be read."""
-    name = str(file).lower()
-    try:
-        if name.endswith(".gz"):
-            with gzip.open(file, "rb") as stream:
-                yield stream  # type: ignore[misc]
-        elif name.endswith(".zst"):
-            import pyarrow
-
-            with pyarrow.OSFile(str(file)) as raw, pyarrow.CompressedInputStream(raw, "zstd") as unpacked:
-                yield io.BufferedReader(unpacked, 1 << 20)
-        else:
-            with open(file, "rb", buffering=1 << 20) as stream:
-                yield stream
-    except (OSError, EOFError, zlib.error) as problem:
-        raise DataError(f"{file}: cannot be read ({problem})") from None
+def _first(not_read: dict[str, str]) -> str:
+    shown = [f"{path} ({why})" for path, why in list(not_read.items())[:3]]
+    return f". Not read: {', '.join(shown)}" if shown else ""
 
 
 def read_rows(
@@ -221,9 +192,9 @@ def read_rows(
 
 def _read_rows(file: InputFile, source: Source, first: int, stop: int | None, offset: int) -> Iterator[tuple[int, Any]]:
     if file.kind == "lines":
-        return _read_lines(file.path, first, stop, offset)
+        return _read_lines(file, first, stop, offset)
     if file.kind == "parquet":
-        return _read_parquet(file.path, first, stop)
+        return parquet_rows(file, first, stop)
     rows: Any
     if file.kind == "demo":
         from sft_hydra.demo import conversations
@@ -233,19 +204,27 @@ def _read_rows(file: InputFile, source: Source, first: int, stop: int | None, of
         rows = spelling.rows(file.path.removeprefix("builtin:"), first, stop)
     elif file.kind == "hub":
         data = hub_data(file.path, source.config)
-        rows = (prune_nulls(data[index]) for index in range(first, min(len(data) if stop is None else stop, len(data))))
+        if file.fingerprint not in (None, str(data._fingerprint)):
+            raise ChangedError(file.path, f"its fingerprint was {file.fingerprint} and is {data._fingerprint}")
+        prune = pruner(data.features)
+        end = len(data) if stop is None else min(stop, len(data))
+        rows = (prune_row(data[index], prune) for index in range(first, end))
     else:
-        rows = islice(_read_array(file.path), first, stop)
+        rows = islice(_read_array(file), first, stop)
     return enumerate(rows, first)
 
 
-def _read_lines(path: str, first: int, stop: int | None, offset: int) -> Iterator[tuple[int, Any]]:
-    with open_bytes(path) as stream:
+def _read_lines(file: InputFile, first: int, stop: int | None, offset: int) -> Iterator[tuple[int, Any]]:
+    number = first - 1
+    with open_bytes(file.path, file.contents) as stream:
         if offset:
             stream.seek(offset)
         skipped = 0 if offset else first
-        lines = islice(stream, skipped, None if stop is None else stop - first + skipped)
+        lines = islice(lines_of(stream), skipped, None if stop is None else stop - first + skipped)
         for number, line in enumerate(lines, first):
+            if isinstance(line, MalformedRow):
+                yield number, line
+                continue
             if number == 0:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             try:
@@ -255,6 +234,21 @@ def _read_lines(path: str, first: int, stop: int | None, offset: int) -> Iterato
             except ValueError as problem:
                 if line.strip():
                     yield number, _parse_slowly(line, problem)
+    check_rows(file, number + 1, stop)
+
+
+def lines_of(stream: IO[bytes]) -> Iterator[bytes | MalformedRow]:
+    """Lines; in place of one that is longer than any conversation, which is not kept in memory, a Bad row."""
+    while line := stream.readline(MAX_ROW_BYTES + 1):
+        if len(line) <= MAX_ROW_BYTES:
+            yield line
+            continue
+        size, end = len(line), line
+        while not end.endswith(b"\n") and (end := stream.readline(MAX_ROW_BYTES)):
+            size += len(end)
+        yield MalformedRow(
+            f"a line of {size:,} bytes, more than the {MAX_ROW_BYTES:,} of the longest conversations", "too_large"
+        )
 
 
 def _parse_slowly(line: bytes, problem: ValueError) -> Any:
@@ -265,55 +259,9 @@ def _parse_slowly(line: bytes, problem: ValueError) -> Any:
         return MalformedRow(str(problem))
 
 
-def _read_array(path: str) -> list[Any]:
-    with open_bytes(path) as stream:
+def _read_array(file: InputFile) -> list[Any]:
+    with open_bytes(file.path, file.contents) as stream:
         try:
             return list(parse_leniently(stream.read()))
         except (ValueError, RecursionError) as problem:
-            raise DataError(f"{path}: not a JSON array ({problem})") from None
-
-
-def parquet_file(path: str) -> Any:
-    from pyarrow import parquet
-
-    with _told_as_parquet(path):
-        return parquet.ParquetFile(path)
-
-
-@contextmanager
-def _told_as_parquet(path: str) -> Iterator[None]:
-    import pyarrow
-
-    try:
-        yield
-    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as problem:
-        raise DataError(f"{path}: cannot be read as Parquet ({problem})") from None
-
-
-def _read_parquet(path: str, first: int, stop: int | None) -> Iterator[tuple[int, Any]]:
-    table = parquet_file(path)
-    number = 0
-    for group in range(table.metadata.num_row_groups):
-        size = table.metadata.row_group(group).num_rows
-        if number + size <= first or (stop is not None and number >= stop):
-            number += size
-            continue
-        with _told_as_parquet(path):
-            for batch in table.iter_batches(batch_size=512, row_groups=[group]):
-                if number + batch.num_rows > first and (stop is None or number < stop):
-                    for offset, row in enumerate(batch.to_pylist(), number):
-                        if offset >= first and (stop is None or offset < stop):
-                            yield offset, prune_nulls(row)
-                number += batch.num_rows
-
-
-def hub_data(path: str, config: SourceConfig) -> Any:
-    import datasets
-
-    try:
-        return datasets.load_dataset(path, config.subset, split=config.split or "train")
-    except Exception as problem:  # network, unknown id, unknown split: the library has many kinds
-        raise DataError(
-            f"{path}: cannot be loaded ({type(problem).__name__}: {problem}). Without the hub, give its files in its place: "
-            "data.sources.<name>.path=<file or folder>"
-        ) from None
+            raise DataError(f"{file.path}: not a JSON array ({problem})") from None

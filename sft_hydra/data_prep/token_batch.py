@@ -5,6 +5,7 @@ Owns what happens to sequences that do not fit: they are cut or left out as the 
 counted and written to rejects.jsonl.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,8 @@ from sft_hydra.data_prep.tokenize import SequenceEncoder, TokenBatch
 from sft_hydra.errors import DataError, RowError
 from sft_hydra.schema.data import Overlong
 
+TEMPLATE_REASONS = ("template", "template_drops", "template_tools", "turn_not_located", "end_of_turn", "reasoning")
+SHOWN = 120  # letters of what a template refuses
 Counts = tuple[int, int, int, int]  # rows, tokens, trained tokens, rejects
 
 
@@ -29,6 +32,7 @@ class TokenBatcher:
     owners: list[int] = field(default_factory=list)
     rows: list[tuple[int, int, int, str]] = field(default_factory=list)  # hash, range, number, origin
     rejects: list[tuple[str, str, str]] = field(default_factory=list)  # origin, reason, detail
+    unread: Counter[str] = field(default_factory=Counter)  # keys that nobody read, by rows
     chars: int = 0
     read: int = 0
 
@@ -46,7 +50,7 @@ class TokenBatcher:
         for owner, sequence in zip(self.owners, self.sequences, strict=True):
             if sequence.guarded and owner not in bad:
                 try:
-                    encoder.guard.encode(sequence.text)
+                    encoder.check_guarded(sequence)
                 except RowError as problem:
                     bad.add(owner)
                     self.rejects.append((self.rows[owner][3], problem.reason, problem.detail))
@@ -75,8 +79,11 @@ class StoreWriter:
         counts = self.writer.counts
         counts["rows"] += batch.read
         counts["guarded"] += sum(sequence.guarded for sequence in batch.sequences)
-        counts["left_out"] += sum(sequence.left_out for sequence in batch.sequences)
+        counts["apart"] += sum(sequence.apart for sequence in batch.sequences)
+        counts["open_ends"] += sum(sequence.open_ends for sequence in batch.sequences)
         counts["bare_headers"] += sum(sequence.bare_headers for sequence in batch.sequences)
+        for key, rows in batch.unread.items():
+            counts[f"unread/{key}"] += rows
         kept = self._lengths(batch, tokens)
         owners = np.array(batch.owners, np.int64)
         survivors = np.unique(owners[kept > 0])
@@ -94,6 +101,8 @@ class StoreWriter:
     def _reject(self, origin: str, reason: str, detail: str) -> None:
         self.rejected += 1
         self.writer.counts[f"rejected/{reason}"] += 1
+        if reason in TEMPLATE_REASONS:
+            self.writer.counts[f"refused/{reason}: {detail[:SHOWN]}"] += 1
         self.writer.reject(origin=origin, source=self.source.name, reason=reason, detail=detail)
 
     def _lengths(self, batch: TokenBatcher, tokens: TokenBatch) -> Any:

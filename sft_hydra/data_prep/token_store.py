@@ -9,6 +9,7 @@ counts.json          what was counted
 
 import json
 import os
+import secrets
 import shutil
 from collections import Counter
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from typing import Any
 import numpy as np
 import orjson
 from numpy.typing import NDArray
+
+from sft_hydra.errors import DataError
 
 MOST_CHARS = 2000  # of a detail that tells why a row was rejected
 ROW = np.dtype([("hash", "<u8"), ("range", "<i4"), ("number", "<i8")])
@@ -40,8 +43,7 @@ class TokenStoreWriter:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-        shutil.rmtree(self.temporary, ignore_errors=True)
+        self.temporary = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")  # nobody else's
         self.temporary.mkdir(parents=True)
         self.ids = open(self.temporary / "ids.bin", "wb")  # noqa: SIM115 (open as long as the writer)
         self.mask = open(self.temporary / "mask.bin", "wb")  # noqa: SIM115
@@ -81,6 +83,19 @@ def _printable(text: str) -> str:
 
 
 def read_token_store(folder: Path) -> TokenStore:
+    """A finished tokenized shard. DataError if it is not what was written."""
+    try:
+        spool = _read_spool(folder)
+        if not len(spool.input_ids) == len(spool.loss_mask) == spool.lengths.sum() or spool.rows.dtype != ROW:
+            raise ValueError("its files are not of one length")
+    except (OSError, ValueError, LookupError, EOFError, TypeError) as problem:
+        raise DataError(
+            f"{folder}: not what was written ({problem}); take it away, and this shard is done again"
+        ) from None
+    return spool
+
+
+def _read_spool(folder: Path) -> TokenStore:
     sequences = np.load(folder / "sequences.npy")
     rows = np.load(folder / "rows.npy")
     counts = json.loads((folder / "counts.json").read_text())

@@ -2,7 +2,8 @@
 
 Invariant: the ids of a sequence are those of its whole text, cut only where that changes nothing (at a control token) or
 where inference itself cuts (after the generation prompt). fastokens does the work only where a probe shows that it
-agrees id for id with the `tokenizers` library; which one ran is written down.
+agrees id for id with the `tokenizers` library; where no cut is exact (exact_cuts.py) every text is encoded whole (WHOLE);
+which one ran is written down.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.chat.turn_spans import RenderedSequence
 from sft_hydra.data_prep.control_tokens import ControlTokenEscaper
+from sft_hydra.data_prep.exact_cuts import is_byte_level
+from sft_hydra.data_prep.whole_guard import WholeGuard, owners
 
 ADVERSARIAL = (
     "",
@@ -45,6 +48,9 @@ ADVERSARIAL = (
 )
 
 
+WHOLE = "tokenizers, whole texts"
+
+
 @dataclass(slots=True)
 class TokenBatch:
     """Sequences end to end: `input_ids` and `loss_mask` (tokens,), `lengths` (sequences,)."""
@@ -55,7 +61,7 @@ class TokenBatch:
 
 
 class BulkEncoder:
-    """Many texts to one flat array of ids. `library` is `fastokens` or `tokenizers`."""
+    """Many texts to one flat array of ids. `library` is `fastokens`, `tokenizers` or WHOLE."""
 
     def __init__(self, tokenizer: ChatTokenizer, library: str) -> None:
         self.tokenizer = tokenizer
@@ -118,16 +124,19 @@ class SequenceEncoder:
         self.tokenizer = tokenizer
         self.bulk = BulkEncoder(tokenizer, library)
         fast = self.bulk.fast
+        self.whole = library == WHOLE
         self.guard = ControlTokenEscaper(
             tokenizer, None if fast is None else lambda text: fast.encode_ordinary(text).ids
         )
+        self.whole_guard = WholeGuard(tokenizer)
+        self.byte_level = is_byte_level(tokenizer)
         self.prefix = list(prefix)
         self.openers = tuple(t.text for t in tokenizer.added if not (t.lstrip or t.normalized))
         self.closers = tuple(t.text for t in tokenizer.added if not (t.rstrip or t.normalized))
         self.seen_openers: tuple[str, ...] = ()  # those met so far, tried first: there may be a thousand
         self.seen_closers: tuple[str, ...] = ()
-        ids, offsets = self.bulk.encode(["\nx", "\n", "x"])
-        self.cuts_freely = ids[: offsets[1]].tolist() == ids[offsets[1] :].tolist()
+        starts = [self.bulk.encode([f"\n{word}", "\n", word]) for word in ("x", "X", "1", "é", "日", "(", "'")]
+        self.cuts_freely = all(ids[: offsets[1]].tolist() == ids[offsets[1] :].tolist() for ids, offsets in starts)
 
     def encode(self, sequences: Sequence[RenderedSequence]) -> TokenBatch:
         """All sequences in order. Raises RowError only for guarded ones, which callers encode one by one."""
@@ -136,7 +145,7 @@ class SequenceEncoder:
         counts: list[int] = []
         odd: dict[int, tuple[list[int], list[int]]] = {}
         for index, sequence in enumerate(sequences):
-            if sequence.guarded or self.prefix or not self._cuts_are_exact(sequence):
+            if self.whole or sequence.guarded or self.prefix or not self._cuts_are_exact(sequence):
                 odd[index] = self._encode_one(sequence)
                 counts.append(0)
             else:
@@ -154,6 +163,10 @@ class SequenceEncoder:
             np.concatenate([np.asarray(part[1], np.uint8) for part in parts]),
             np.array([len(part[0]) for part in parts], np.int64),
         )
+
+    def check_guarded(self, sequence: RenderedSequence) -> None:
+        """Raises RowError if a guarded sequence cannot be encoded."""
+        self._encode_one(sequence)
 
     def _cuts_are_exact(self, sequence: RenderedSequence) -> bool:
         chunks, trained = sequence.chunks, sequence.trained
@@ -177,24 +190,28 @@ class SequenceEncoder:
 
     def _encode_one(self, sequence: RenderedSequence) -> tuple[list[int], list[int]]:
         ids, mask = list(self.prefix), [0] * len(self.prefix)
-        if sequence.guarded:
+        if sequence.guarded and self.byte_level and self._cuts_are_exact(sequence):
             for chunk, trained in zip(sequence.chunks, sequence.trained, strict=True):
                 part = self.guard.encode(chunk)
                 ids += part
                 mask += [int(trained)] * len(part)
             return ids, mask
         for chunks, flags in self._pieces(sequence):
+            if sequence.guarded:
+                found, owner = self.whole_guard.encode(chunks, flags)
+                ids += found
+                mask += np.array(flags, np.uint8)[owner].tolist()
+                continue
             encoding = self.tokenizer.backend.encode("".join(chunks), add_special_tokens=False)
-            ends = np.cumsum([len(chunk) for chunk in chunks])
-            starts = np.array([start for start, _ in encoding.offsets], np.int64)
-            owner = np.minimum(np.searchsorted(ends, starts, side="right"), len(chunks) - 1)
             ids += encoding.ids
-            mask += np.array(flags, np.uint8)[owner].tolist()
+            mask += np.array(flags, np.uint8)[owners(encoding.offsets, chunks, flags)].tolist()
         return ids, mask
 
     def _pieces(self, sequence: RenderedSequence) -> list[tuple[list[str], list[bool]]]:
         """Chunks that must be encoded together."""
         pieces: list[tuple[list[str], list[bool]]] = []
+        if self.whole:
+            return [(sequence.chunks, sequence.trained)]
         for chunk, trained in zip(sequence.chunks, sequence.trained, strict=True):
             if pieces:
                 before = pieces[-1]

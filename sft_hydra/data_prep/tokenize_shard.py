@@ -19,8 +19,10 @@ from typing import Any
 
 import orjson
 
-from sft_hydra.chat.fast_path.render_cache import NotCachedError
+from sft_hydra.chat.checks import LearnedWrongError
 from sft_hydra.chat.render import Renderer
+from sft_hydra.chat.row_renderer import RowRenderer, renderers_of
+from sft_hydra.chat.supervise import Supervisor
 from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.chat.turn_spans import RenderedSequence
 from sft_hydra.data_prep.control_tokens import WORD, ControlTokenEscaper
@@ -28,13 +30,16 @@ from sft_hydra.data_prep.conversation import to_conversation
 from sft_hydra.data_prep.filters import Filters
 from sft_hydra.data_prep.llm_judge import LLMJudge
 from sft_hydra.data_prep.ordered_executor import OrderedExecutor
-from sft_hydra.data_prep.plan import Plan, ShardPlan
-from sft_hydra.data_prep.sources import MalformedRow, Source, read_rows
+from sft_hydra.data_prep.plan import Plan, ShardPlan, check_tokenizer
+from sft_hydra.data_prep.sources import MAX_ROW_BYTES, MalformedRow, Source, read_rows
 from sft_hydra.data_prep.token_batch import StoreWriter, TokenBatcher
 from sft_hydra.data_prep.token_store import TokenStoreWriter
 from sft_hydra.data_prep.tokenize import SequenceEncoder, TokenBatch, start_fast
+from sft_hydra.data_prep.turns import arrange
+from sft_hydra.data_prep.unread import check_speech
 from sft_hydra.errors import RowError
 from sft_hydra.records import Conversation
+from sft_hydra.schema.data import DataConfig
 
 JUDGED_TOGETHER = 256  # rows
 BATCH_CHARS = 2_000_000  # text encoded at once: enough to be quick, little enough to stay small
@@ -51,11 +56,19 @@ class ShardTokenizer:
     def __init__(self, plan: Plan, library: Callable[[], str]) -> None:
         self.plan = plan
         self.library = library
-        self.tokenizer = tokenizer = ChatTokenizer(plan.tokenizer_folder, plan.template, plan.template_kwargs)
+        self.tokenizer = tokenizer = ChatTokenizer(
+            plan.tokenizer_folder, plan.template, plan.template_kwargs, plan.tokenizer_file, plan.named_templates
+        )
+        check_tokenizer(tokenizer, plan.tokenizer_identity)
         tokenizer.added = plan.added  # read once, when the plan was made
         self.background = OrderedExecutor(AHEAD)
         self.encoder: SequenceEncoder | None = None  # made by the first job
-        self.renderer = Renderer.of(tokenizer, plan.data, datetime.fromisoformat(plan.now))
+        self.renderer = _row_renderer(tokenizer, plan.data, datetime.fromisoformat(plan.now))
+        self.render = self.renderer.sequences
+        if plan.data.mask_reasoning or plan.data.roles_to_train != ["assistant"]:
+            ends = [token.text for token in tokenizer.added if token.special]
+            wanted = Supervisor(self.renderer.sequences, plan.data.roles_to_train, plan.data.mask_reasoning, ends)
+            self.render = wanted.sequences
         self.filters = Filters(plan.data.filters)
         judge = plan.data.filters.judge
         self.judge = LLMJudge(judge, plan.judge_cache) if judge.model else None
@@ -68,10 +81,11 @@ class ShardTokenizer:
 
     def run(self, shard: ShardPlan, folder: Path, report: Report, done: Done) -> None:
         """Read and render the shard's rows; its spool is in `folder` when `done` is called, in a later `run` or `finish`."""
+        self.renderer.forget()
         try:
             self._run(shard, folder, report, done)
-        except NotCachedError:  # the quick way is not for this template after all
-            self.renderer.skeletons = None
+        except LearnedWrongError:  # a learned verdict is not right for this template after all
+            self.renderer.trust_nothing()
             self._run(shard, folder, report, done)
 
     def finish(self) -> None:
@@ -113,6 +127,8 @@ class ShardTokenizer:
         try:
             conversation, sequences = self.convert(row, source, place[2])
             batch.add((content_hash(conversation), *place), sequences)
+            if conversation.unread or conversation.template_kwargs:
+                batch.unread.update(self.renderer.unread(conversation))
         except RowError as problem:
             batch.rejects.append((place[2], problem.reason, problem.detail))
         except RecursionError:
@@ -138,8 +154,17 @@ class ShardTokenizer:
     def check(self, row: Any, source: Source, origin: str) -> Conversation:
         """A parsed row as a conversation that the filters keep. Raises RowError."""
         if isinstance(row, MalformedRow):
-            raise RowError("malformed", row.problem)
+            raise RowError(row.reason, row.problem)
         conversation = to_conversation(row, source.config, source.name, origin)
+        chars = sum(len(message.get("content") or "") for message in conversation.messages)
+        if chars > MAX_ROW_BYTES:  # of a Parquet file, a list or a hub data set
+            raise RowError(
+                "too_large", f"{chars:,} characters, more than the {MAX_ROW_BYTES:,} of the longest conversations"
+            )
+        if conversation.unread:
+            check_speech(self.renderer.unread(conversation))
+        if self.plan.data.merge_same_role or self.plan.data.train_on_last_turn:
+            conversation = arrange(conversation, self.plan.data)
         self.filters.check(conversation)
         return conversation
 
@@ -148,14 +173,14 @@ class ShardTokenizer:
         conversation = self.check(row, source, origin)
         if self.judge is not None:
             self.judge.check(conversation)
-        sequences = self.renderer.sequences(conversation)
+        sequences = self.render(conversation)
         if self.guard is not None and self.guard.is_needed(conversation):
             sequences = self._guarded(self.guard.mark(conversation), sequences)
         return conversation, sequences
 
     def _guarded(self, marked: Conversation, plain: list[RenderedSequence]) -> list[RenderedSequence]:
         """The sequences with control-token text marked, provided that the template does nothing else with it."""
-        found = self.renderer.sequences(marked)
+        found = self.render(marked)
         same = [(sequence.chunks, sequence.trained) for sequence in plain]
         if [([c.replace(WORD, "") for c in sequence.chunks], sequence.trained) for sequence in found] != same:
             raise RowError("control_text", "the template acts on control-token text in a content")
@@ -164,9 +189,18 @@ class ShardTokenizer:
         return found
 
 
+def _row_renderer(tokenizer: ChatTokenizer, data: DataConfig, now: datetime) -> RowRenderer:
+    def make(variables: dict[str, Any]) -> Renderer:
+        return Renderer.of(tokenizer, data, now, variables)
+
+    return RowRenderer(renderers_of(make, tokenizer.template_variables))
+
+
 def content_hash(conversation: Conversation) -> int:
     """64 bits of a conversation's messages and tools, the same for every tokenizer and template. Raises RowError."""
-    what = [conversation.messages, conversation.tools]
+    what: list[Any] = [conversation.messages, conversation.tools]
+    if conversation.template_kwargs:
+        what.append(conversation.template_kwargs)
     try:
         data = orjson.dumps(what, option=orjson.OPT_SORT_KEYS)
     except TypeError:  # an integer of more than 64 bits, half a surrogate pair, or no number

@@ -1,15 +1,28 @@
-"""Which library encodes the rows of a preparation: `choose_backend(tokenizer, probe_texts(request, tokenizer))`.
+"""Which library encodes the rows of a preparation, and whether in pieces: `choose_backend(tokenizer, texts, sequences)`.
 
 Invariant: fastokens does it only if it agrees with the reference on hard texts, the tokenizer's own tokens, the template and
-the first rows of every source.
+the first rows of every source; texts are encoded in pieces only if the pieces of the first rows have the ids of the whole.
 """
 
 import json
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import islice
 from typing import Any
 
+import numpy as np
+
+from sft_hydra.chat.checks import LearnedWrongError
+from sft_hydra.chat.render import Renderer
 from sft_hydra.chat.tokenizer import ChatTokenizer
+from sft_hydra.chat.turn_spans import RenderedSequence
+from sft_hydra.data_prep.conversation import to_conversation
+from sft_hydra.data_prep.exact_cuts import borders_are_exact, is_byte_level, pieces_are_exact
 from sft_hydra.data_prep.plan import Request, first_rows
-from sft_hydra.data_prep.tokenize import choose_library, start_fast
+from sft_hydra.data_prep.sources import MalformedRow, read_rows
+from sft_hydra.data_prep.tokenize import WHOLE, SequenceEncoder, choose_library, start_fast
+from sft_hydra.errors import RowError
+from sft_hydra.schema.data import DataConfig
 
 ROWS = 16  # of each source
 CHARS = 2000  # at most, of each row
@@ -24,9 +37,30 @@ def probe_texts(request: Request, tokenizer: ChatTokenizer) -> list[str]:
     return [*texts, tokenizer.template or ""]
 
 
-def choose_backend(tokenizer: ChatTokenizer, texts: list[str]) -> str:
-    """`fastokens` or `tokenizers`. Takes a second for a large vocabulary."""
-    return choose_library(tokenizer, start_fast(tokenizer), texts)
+def probe_sequences(request: Request, tokenizer: ChatTokenizer, data: DataConfig) -> list[RenderedSequence]:
+    """The first rows of every source as they are rendered."""
+    renderer = Renderer.of(tokenizer, data)
+    found: list[RenderedSequence] = []
+    for source, listed in zip(request.sources, request.files, strict=True):
+        for _, row in islice(read_rows(listed[0], source, 0, None), ROWS):
+            with suppress(RowError, RecursionError, LearnedWrongError):
+                if not isinstance(row, MalformedRow):
+                    found += renderer.sequences(to_conversation(row, source.config, source.name, ""))
+    return [sequence for sequence in found if _is_unicode(sequence.text)]
+
+
+def choose_backend(tokenizer: ChatTokenizer, texts: list[str], sequences: Callable[[], list[RenderedSequence]]) -> str:
+    """`fastokens`, `tokenizers`, or WHOLE. Takes a second for a large vocabulary. `sequences`: some of those to encode."""
+    cut = tokenizer.spec.get("truncation") or tokenizer.spec.get("padding")  # which the reference does without
+    library = choose_library(tokenizer, None if cut else start_fast(tokenizer), texts)
+    if is_byte_level(tokenizer):
+        return library
+    if not borders_are_exact(tokenizer):
+        return WHOLE
+    found = sequences()
+    batch = SequenceEncoder(tokenizer, library).encode(found)
+    pieces = np.split(batch.input_ids, np.cumsum(batch.lengths)[:-1]) if found else []
+    return library if pieces_are_exact(tokenizer, found, [piece.tolist() for piece in pieces]) else WHOLE
 
 
 def _text_of(row: Any) -> str:

@@ -1,6 +1,6 @@
-"""The demo's tools: the definitions that the model is shown, and the code that answers a call.
+"""The demo's tools: definitions for the model, and the functions that execute calls.
 
-Invariant: `execute` answers any call that a model may write, right or wrong, with a text; nothing is ever evaluated.
+Invariant: `execute` returns a text for any call, valid or not; no code is evaluated.
 """
 
 import operator

@@ -67,8 +67,8 @@ def count(rng: random.Random, items: Items) -> Row:
 def recall(rng: random.Random, items: Items) -> Row:
     """Several turns: the name is given in the first and asked for in the last."""
     name = items.name(rng)
-    told = ["My name is {}.", "I am {}.", "Hello, I am called {}."]
-    messages = [user(rng.choice(told).format(name)), assistant(f"Hello {name}!")]
+    introductions = ["My name is {}.", "I am {}.", "Hello, I am called {}."]
+    messages = [user(rng.choice(introductions).format(name)), assistant(f"Hello {name}!")]
     if rng.random() < 0.5:
         messages += _turns(rng.choice([spell, upper, first_last])(rng, items))
     word = items.word(rng, longest=4)

@@ -1,4 +1,4 @@
-"""Packed rows -> the tensors of one micro-batch, and a rank's part of them. The only place where labels are shifted.
+"""Packed sequences -> the tensors of one micro-batch and the local shard of them. The only place where labels are shifted.
 
 Owner of: labels are shifted once.
 """
@@ -15,51 +15,51 @@ from sft_hydra.records import IGNORE_INDEX, PackedRow
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """T tokens of one or several packed rows, end to end; their conversations are the documents."""
+    """T tokens of one or several packed sequences, concatenated; each conversation is a document."""
 
     input_ids: torch.Tensor  # (T,) int64
     position_ids: torch.Tensor  # (T,) int64, from 0 in every document
     cu_seqlens: torch.Tensor  # (documents + 1,) int32
     max_seqlen: int
-    targets: torch.Tensor  # (T,) int64: the next token, IGNORE_INDEX where nothing is learned
-    trained: torch.Tensor  # (N,) int64: places of the targets that are learned
+    targets: torch.Tensor  # (T,) int64: the next token, IGNORE_INDEX where there is no loss
+    trained: torch.Tensor  # (N,) int64: indices of the supervised targets
     source_ids: torch.Tensor  # (T,) int64: source of the token's document
     num_tokens: int  # without padding
-    num_trained: int  # targets that are learned
-    num_trained_sequences: int  # documents with at least one of them
+    num_trained: int  # supervised targets
+    num_trained_sequences: int  # documents with at least one supervised target
 
     def num_real(self, mesh: Mesh) -> int:
-        """How many of this rank's tokens, which are the first of them, are no padding."""
-        own = len(self.input_ids)
-        return min(max(self.num_tokens - mesh.slice * own, 0), own)
+        """How many of this rank's tokens are not padding; padding comes after them."""
+        local = len(self.input_ids)
+        return min(max(self.num_tokens - mesh.seq_rank * local, 0), local)
 
     def part(self, mesh: Mesh, device: torch.device) -> "Batch":
-        """What one rank needs of it, on its device: ids, targets and sources of its own slice of the tokens, positions of
-        its tensor-parallel group's, borders and counts of all. T must be a multiple of the number of slices.
+        """The local shard of this batch on `device`: ids, targets and sources (T / (cp * tp),) of this rank, positions
+        (T / cp,) of its tensor-parallel group, `cu_seqlens` and counts of the full batch. T must be divisible by cp * tp.
 
-        Called on the CPU's batch, so that nothing has to be asked of the device later.
+        Called on a batch in CPU memory, so that no later step has to synchronize with the device.
         """
         slices = mesh.cp.size * mesh.tp.size
 
-        def own(tokens: torch.Tensor, count: int, index: int) -> torch.Tensor:
+        def shard(tokens: torch.Tensor, count: int, index: int) -> torch.Tensor:
             return tokens.chunk(count)[index].to(device, non_blocking=True)
 
-        targets = self.targets.chunk(slices)[mesh.slice]
+        targets = self.targets.chunk(slices)[mesh.seq_rank]
         return replace(
             self,
-            input_ids=own(self.input_ids, slices, mesh.slice),
+            input_ids=shard(self.input_ids, slices, mesh.seq_rank),
             targets=targets.to(device, non_blocking=True),
-            trained=_places(targets).to(device, non_blocking=True),
-            source_ids=own(self.source_ids, slices, mesh.slice),
-            position_ids=own(self.position_ids, mesh.cp.size, mesh.cp.rank),
+            trained=_supervised_positions(targets).to(device, non_blocking=True),
+            source_ids=shard(self.source_ids, slices, mesh.seq_rank),
+            position_ids=shard(self.position_ids, mesh.cp.size, mesh.cp.rank),
             cu_seqlens=self.cu_seqlens.to(device, non_blocking=True),
         )
 
 
 def make_batch(rows: list[PackedRow], device: torch.device | str, multiple: int = 1) -> Batch:
-    """One micro-batch of `rows`, padded by one more document, in which nothing is learned, to a `multiple` of tokens.
+    """One micro-batch of the packed sequences `rows`, padded to a `multiple` of tokens by one extra unsupervised document.
 
-    Without rows, it is padding only. DataError if a mask trains the token after the end of a conversation.
+    Without rows, it is padding only. DataError if a loss mask supervises the token after the end of a conversation.
     """
     num_tokens = sum(len(row.input_ids) for row in rows)
     missing = multiple if not rows else -num_tokens % multiple
@@ -71,8 +71,8 @@ def make_batch(rows: list[PackedRow], device: torch.device | str, multiple: int 
     cu_seqlens = np.concatenate([[0], lengths.cumsum()])
     if trained[cu_seqlens[1:] - 1].any():
         raise DataError(
-            "a packed row trains the token after the end of a conversation: its loss_mask must be rolled left by one "
-            "inside each conversation, with 0 at the end"
+            "a packed sequence supervises the token after the end of a conversation: its loss_mask must be shifted left by "
+            "one inside each conversation, with 0 at its last token"
         )
     targets = np.full_like(input_ids, IGNORE_INDEX)
     targets[:-1][trained[:-1]] = input_ids[1:][trained[:-1]]
@@ -90,7 +90,7 @@ def make_batch(rows: list[PackedRow], device: torch.device | str, multiple: int 
         cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)).to(device),
         max_seqlen=int(lengths.max()),
         targets=labels,
-        trained=_places(labels),
+        trained=_supervised_positions(labels),
         source_ids=sources,
         num_tokens=num_tokens,
         num_trained=int(trained.sum()),
@@ -98,7 +98,7 @@ def make_batch(rows: list[PackedRow], device: torch.device | str, multiple: int 
     )
 
 
-def _places(targets: torch.Tensor) -> torch.Tensor:
+def _supervised_positions(targets: torch.Tensor) -> torch.Tensor:
     return (targets != IGNORE_INDEX).nonzero()[:, 0]
 
 

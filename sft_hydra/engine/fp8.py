@@ -1,6 +1,8 @@
-"""Products of the blocks' linear layers in fp8, by torchao: inputs, weights and gradients are scaled tensor by tensor.
+"""fp8 matrix products in the blocks' linear layers through torchao's float8 training, with tensor-wise dynamic scaling of
+inputs, weights and gradients.
 
-Weights, moments, checkpoints and exports stay as they are. Embedding, head, routers and routed experts are not touched.
+Stored weights, optimizer state, checkpoints and exports keep their dtypes. Embedding, lm_head, routers and routed experts
+do not use fp8.
 """
 
 from importlib.util import find_spec
@@ -11,30 +13,33 @@ from sft_hydra.errors import ConfigError
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.layers import Linear
 
-SMALLEST = (8, 9)  # CUDA capability of the first devices that multiply in fp8
+MIN_CAPABILITY = (8, 9)  # CUDA compute capability of the first devices with fp8 matrix products
 
 
 def check_fp8(device: torch.device) -> None:
-    """ConfigError if `train.fp8=true` cannot be on this device or without what is installed."""
+    """ConfigError if `train.fp8=true` is not supported by this device or torchao is not installed."""
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
-    if capability < SMALLEST:
-        what = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    if capability < MIN_CAPABILITY:
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         raise ConfigError(
-            f"train.fp8=true: {what} does not multiply in fp8; it takes a CUDA device of capability 8.9 or more (H100, "
-            "H200, L40); leave it out"
+            f"train.fp8=true: {name} does not support fp8; a CUDA device of compute capability 8.9 or higher (H100, H200, "
+            "L40) is required; remove train.fp8"
         )
     if find_spec("torchao") is None:
         raise ConfigError("train.fp8=true needs torchao: pip install 'torchao>=0.18' (the extra `speed`)")
 
 
 def use_fp8(model: DecoderModel, *, emulate: bool = False) -> None:
-    """Turn the linear layers of all blocks, in place; their names stay. `emulate`: rounded to fp8, multiplied as ever, on
-    any device. Layers whose sizes are no multiples of 16 stay."""
+    """Convert the linear layers of all blocks to fp8 in place; parameter names do not change.
+
+    `emulate`: round to fp8 but multiply in high precision, on any device. Layers whose sizes are not multiples of 16 are
+    left unconverted.
+    """
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
     def fits(module: torch.nn.Module, _: str) -> bool:
         return type(module) is Linear and module.in_features % 16 == 0 and module.out_features % 16 == 0
 
-    config = Float8LinearConfig(pad_inner_dim=True, emulate=emulate)  # rows have any number of tokens
+    config = Float8LinearConfig(pad_inner_dim=True, emulate=emulate)  # batches have any number of tokens
     for block in model.blocks:
         convert_to_float8_training(block, config=config, module_filter_fn=fits)

@@ -1,4 +1,4 @@
-"""The norm of the whole gradient, from what each rank holds of it, and its clipping."""
+"""Global gradient norm over all local shards, and gradient clipping."""
 
 import math
 
@@ -11,10 +11,10 @@ from sft_hydra.parallel.dtensor import holds_first_copy, local_shard
 
 
 def clip_gradients(model: DecoderModel, limit: float | None) -> float:
-    """Scale the gradient down to the norm `limit` if it is larger. Returns its norm before that.
+    """Scale the gradient down to the norm `limit` if it is larger. Returns the norm before clipping.
 
-    torch's own clipping refuses parameters that lie on different meshes; ours sums the squares of local parts, each part
-    once however many ranks hold a copy of it.
+    torch.nn.utils.clip_grad_norm_ does not accept parameters on different device meshes; this sums the squares of local
+    shards, counting replicated shards once.
     """
     gradients = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
     counted = [local_shard(grad)[0] for name, grad in gradients if holds_first_copy(grad) and not model.is_copy(name)]

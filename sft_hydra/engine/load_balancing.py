@@ -1,7 +1,8 @@
-"""Who takes which rows of a step, so that nobody waits: attention of a packed row costs the sum of its squared lengths.
+"""Assigns packed sequences to data-parallel ranks so that attention cost is balanced. The attention cost of a packed
+sequence is the sum of its squared document lengths.
 
-Owns that this is a function of the rows' costs and of the layout alone. The rows of a step, and so what it learns, are the
-same under every layout.
+The assignment is a function of these costs and the layout alone. The sequences of a global batch are the same under every
+layout.
 """
 
 from collections.abc import Sequence
@@ -9,15 +10,16 @@ from heapq import heapify, heappop, heappush
 
 
 def balanced_shares(costs: Sequence[float], ranks: int, size: int) -> list[list[list[int]]]:
-    """For each rank its micro-batches, as indices into `costs`; all ranks have the same number of at most `size` rows.
+    """Micro-batches of each rank, as indices into `costs`: `ranks` lists of equal length, each micro-batch of at most
+    `size` packed sequences.
 
-    Heavy and light rows share a micro-batch. Micro-batches of like weight run at the same time, because sharded weights
-    make ranks wait for each other in every one of them; the heaviest goes to the rank that has had least.
+    Greedy longest-processing-time assignment fills micro-batches evenly. Micro-batches of similar cost run at the same
+    time, since FSDP synchronizes ranks in every one; the most expensive goes to the rank with the least total cost so far.
     """
     rounds = -(-len(costs) // (ranks * size))
     batches: list[list[int]] = [[] for _ in range(ranks * rounds)]
     weights = [0.0] * len(batches)
-    open_ = [(0.0, number) for number in range(len(batches))]
+    open_ = [(0.0, number) for number in range(len(batches))]  # heap of micro-batches with room
     heapify(open_)
     for row in sorted(range(len(costs)), key=lambda row: -costs[row]):
         _, lightest = heappop(open_)
@@ -27,10 +29,10 @@ def balanced_shares(costs: Sequence[float], ranks: int, size: int) -> list[list[
             heappush(open_, (weights[lightest], lightest))
     ordered = sorted(range(len(batches)), key=lambda number: -weights[number])
     shares: list[list[list[int]]] = [[] for _ in range(ranks)]
-    had = [0.0] * ranks
+    totals = [0.0] * ranks
     for first in range(0, len(ordered), ranks):
-        ranks_in_turn = sorted(range(ranks), key=lambda rank: had[rank])
+        ranks_in_turn = sorted(range(ranks), key=lambda rank: totals[rank])
         for rank, number in zip(ranks_in_turn, ordered[first : first + ranks], strict=True):
             shares[rank].append(sorted(batches[number]))
-            had[rank] += weights[number]
+            totals[rank] += weights[number]
     return shares

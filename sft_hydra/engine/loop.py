@@ -1,7 +1,7 @@
 """The training loop and the optimizer step.
 
-Owns the normalisation of the loss: losses of all trained tokens of the global batch are summed and divided once, so that
-accumulation, packing and layouts change nothing. Owns what a step does, in which order.
+The loss is summed over all supervised tokens of the global batch and divided once, so gradient accumulation, packing and
+the parallel layout do not change it. The order of operations of a training step is defined in `optimizer_step`.
 
 Owner of: the loss is divided once, by a count over the whole global batch.
 """
@@ -31,7 +31,7 @@ from sft_hydra.schema.config import SftConfig
 
 @dataclass(slots=True)
 class TrainState:
-    """Where training stands; all that a resume needs beside weights and moments."""
+    """Training progress: what a resume needs besides weights and optimizer state."""
 
     step: int = 0  # optimizer steps done
     rows_consumed: int = 0
@@ -41,17 +41,17 @@ class TrainState:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one optimizer step did."""
+    """Metrics of one optimizer step, over all ranks."""
 
     step: int  # from 1
-    loss: float
-    lr: float  # of the first group
+    loss: float  # nats per supervised token (per sequence with train.calculate_per_token_loss=false)
+    lr: float  # learning rate of the first parameter group
     grad_norm: float  # before clipping
-    tokens: int
-    trained_tokens: int
+    tokens: int  # without padding
+    trained_tokens: int  # supervised tokens
     seconds: float
-    source_losses: dict[int, float] = field(default_factory=dict)  # mean over the source's trained tokens
-    router_aux_loss: float | None = None  # how unevenly experts are used, if train.router_aux_loss asks for it
+    source_losses: dict[int, float] = field(default_factory=dict)  # mean over the source's supervised tokens
+    router_aux_loss: float | None = None  # load-balancing loss without its factor; None if train.router_aux_loss is off
 
 
 def train_loop(
@@ -65,18 +65,22 @@ def train_loop(
     after_step: Callable[[StepResult], None],
     should_stop: Callable[[], bool],
 ) -> None:
-    """Train from `state` up to `total_steps`, or until `should_stop()` is true after a step. Updates `state` in place."""
+    """Train from `state` up to `total_steps`, or until `should_stop()` is true after a step. Updates `state` in place.
 
-    def own_rows(steps_ahead: int) -> list[int]:
+    `rows` are the packed sequences by global index; `after_step` is called after every optimizer step. NonFiniteLossError
+    if a loss or gradient is not finite.
+    """
+
+    def local_rows(steps_ahead: int) -> list[int]:
         micro_batches = assign_rows(rows, rows_of_step(state, cfg, steps_ahead), cfg.train.micro_batch_size, model.mesh)
         return [number for numbers in micro_batches for number in numbers]
 
     attach_router_counters(model, cfg)
     with Prefetcher(rows) as ahead:
-        ahead.expect(own_rows(0))
+        ahead.expect(local_rows(0))
         while state.step < total_steps:
             if state.step + 1 < total_steps:
-                ahead.expect(own_rows(1))
+                ahead.expect(local_rows(1))
             result = optimizer_step(model, optimizer, ahead, state, cfg, total_steps)
             after_step(result)
             if should_stop():
@@ -84,7 +88,7 @@ def train_loop(
 
 
 def rows_of_step(state: TrainState, cfg: SftConfig, steps_ahead: int = 0) -> range:
-    """Numbers of the rows that all ranks together take in the next step, or in one after it."""
+    """Global indices of the packed sequences of the next step (all ranks), or of the step `steps_ahead` after it."""
     first = state.rows_consumed + steps_ahead * rows_per_step(cfg)
     return range(first, first + rows_per_step(cfg))
 
@@ -97,7 +101,8 @@ def optimizer_step(
     cfg: SftConfig,
     total_steps: int,
 ) -> StepResult:
-    """One update from the next `rows_per_step(cfg)` rows. NonFiniteLossError before the update if a loss is not finite."""
+    """One update from the next `rows_per_step(cfg)` packed sequences. NonFiniteLossError, before the update, if the loss
+    or the gradient norm is not finite."""
     started = time.perf_counter()
     mesh = model.mesh
     numbers = rows_of_step(state, cfg)
@@ -118,7 +123,7 @@ def optimizer_step(
     if not math.isfinite(loss) or not math.isfinite(grad_norm):
         raise _not_finite(losses, micro_batches, mesh)
 
-    # the last that is asked of the device: it updates while we go on
+    # the last synchronization with the device: the update runs while the host continues
     sources = source_sums(batches, token_losses, mesh)
     optimizer.set_rate(lr_factor(state.step, total_steps, cfg))
     optimizer.step()
@@ -141,21 +146,24 @@ def optimizer_step(
 
 
 def count_all(batches: list[Batch], mesh: Mesh) -> tuple[int, int, int]:
-    """Tokens, trained tokens and sequences with a trained token, over all ranks."""
+    """(tokens, supervised tokens, documents with a supervised token) over all ranks."""
     counts = [[batch.num_tokens, batch.num_trained, batch.num_trained_sequences] for batch in batches]
-    own = [float(sum(column)) * mesh.is_row_owner for column in zip(*counts, strict=True)]
-    tokens, trained, sequences = (int(total) for total in sum_over_ranks(own, mesh))
+    local = [float(sum(column)) * mesh.is_row_owner for column in zip(*counts, strict=True)]
+    tokens, trained, sequences = (int(total) for total in sum_over_ranks(local, mesh))
     return tokens, trained, sequences
 
 
 def dropout_seed(seed: int, step: int, mesh: Mesh) -> int:
-    """A function of the step, so that a resume needs no generator's state; ranks that share tokens draw alike."""
+    """Dropout seed as a function of the step, so a resume needs no RNG state; ranks with the same tokens get the same seed."""
     place = (mesh.pp.rank * mesh.dp.size + mesh.dp.rank) * mesh.cp.size + mesh.cp.rank
     return (seed + step) * mesh.pp.size * mesh.dp.size * mesh.cp.size + place
 
 
 def source_sums(batches: list[Batch], token_losses: list[torch.Tensor], mesh: Mesh) -> dict[int, tuple[float, int]]:
-    """Summed loss and number of trained tokens of each source that has any, over all ranks."""
+    """Source index -> (summed loss in nats, supervised tokens), over all ranks, for sources with supervised tokens.
+
+    `token_losses`: for each batch the loss of every local token (t,).
+    """
     sources = torch.cat([batch.source_ids for batch in batches])
     trained = torch.cat([batch.targets for batch in batches]) != IGNORE_INDEX
     losses = torch.cat(token_losses).double()
@@ -169,20 +177,20 @@ def source_sums(batches: list[Batch], token_losses: list[torch.Tensor], mesh: Me
 
 
 def _not_finite(losses: list[torch.Tensor], micro_batches: list[list[int]], mesh: Mesh) -> NonFiniteLossError:
-    """Names the rows, of all ranks, whose loss is not finite; all rows of the step if it is the gradient."""
+    """The error with the packed sequences, of all ranks, whose loss is not finite; all of the step if it is the gradient."""
     bad = [numbers for numbers, loss in zip(micro_batches, losses, strict=True) if not torch.isfinite(loss)]
     everywhere = [numbers for part in all_gather_objects(bad, mesh) for numbers in part]
-    what = "loss" if everywhere else "gradient"
+    quantity = "loss" if everywhere else "gradient"
     everywhere = everywhere or [numbers for part in all_gather_objects(micro_batches, mesh) for numbers in part]
     names = spelled({number for numbers in everywhere for number in numbers})
     return NonFiniteLossError(
-        f"the {what} is not finite in training rows {names}; the model was not updated. Lower optimizer.lr, or look at "
-        "the rows with runner=inspect"
+        f"the {quantity} is not finite in packed sequences {names} of the train split; the model was not updated. Lower "
+        "optimizer.lr, or inspect the sequences with runner=inspect"
     )
 
 
 def spelled(numbers: set[int]) -> str:
-    """{3, 4, 5, 9} is 3-5, 9."""
+    """A set of indices as text: {3, 4, 5, 9} becomes `3-5, 9`."""
     ends = [number for number in sorted(numbers) if number + 1 not in numbers]
     starts = [number for number in sorted(numbers) if number - 1 not in numbers]
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))

@@ -1,4 +1,4 @@
-"""A model on several ranks: from the meta device to memory on each of them."""
+"""Materializes a sharded model: from the meta device to memory on every rank."""
 
 import torch
 
@@ -14,13 +14,16 @@ from sft_hydra.schema.config import SftConfig
 
 
 def materialize_on_mesh(model: DecoderModel, cfg: SftConfig, layout: Layout, device: torch.device) -> None:
-    """Lay a model on the meta device out over the ranks and give every rank memory for its part; values come later."""
+    """Shard a model that is on the meta device over the ranks of `layout` and allocate the local shards, uninitialized.
+
+    Sets `model.mesh`, `model.rounds_to` and `model.pipeline`. ConfigError if `train.fp8` is not supported here.
+    """
     train = cfg.train
     if train.fp8:
         check_fp8(device)
         use_fp8(model)
     if train.cpu_offload and device.type == "cuda" and layout.world == 1:
-        start_group_of_one()  # FSDP is what moves weights between host and device
+        start_group_of_one()  # FSDP moves weights between host and device
     heads = getattr(model.config, "num_attention_heads", 1)  # models without attention come through transformers
     mesh = make_mesh(layout, device, heads=heads // layout.tp)
     dtype = compute_dtype(cfg, device)
@@ -32,7 +35,7 @@ def materialize_on_mesh(model: DecoderModel, cfg: SftConfig, layout: Layout, dev
     parallelize(model.roots, model.blocks, mesh, options)
     for root in model.roots:
         root.to_empty(device="cpu" if train.cpu_offload else device)
-    for module in model.modules():  # only parameters travel
+    for module in model.modules():  # cpu_offload moves parameters only; buffers stay on the device
         for name, buffer in list(module.named_buffers(recurse=False)):
             setattr(module, name, torch.empty_like(buffer, device=device))
     model.compute_buffers()

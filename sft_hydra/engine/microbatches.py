@@ -1,7 +1,7 @@
-"""Which rows a rank takes of a global batch, and the passes over its micro-batches.
+"""Which packed sequences of a global batch a rank takes, and the forward and backward passes over its micro-batches.
 
-Owns that layouts do not show: every data-parallel rank runs the same number of micro-batches, the last ones possibly of
-padding only, and what they sum up to is what one process would have computed.
+Every data-parallel rank runs the same number of micro-batches, the last ones possibly padding only; summed over ranks they
+give the loss and gradient that a single process would compute.
 """
 
 from collections.abc import Sequence
@@ -19,18 +19,21 @@ from sft_hydra.schema.config import SftConfig
 
 
 class Rows(Protocol):
-    """Packed rows by their global number: row i is the same whenever it is asked for."""
+    """Packed sequences by global index; reading an index twice gives the same sequence."""
 
     def __getitem__(self, index: int, /) -> PackedRow: ...
 
 
 class TrainingRows(Rows, Protocol):
+    """Packed sequences of training, with their attention costs."""
+
     def costs(self, numbers: range, /) -> Sequence[float]:
-        """What attention costs in each of these rows: the sum of their squared lengths. Asked for if ranks share them."""
+        """Attention cost of each packed sequence: the sum of its squared document lengths. Used with several data ranks."""
 
 
 def assign_rows(rows: TrainingRows, numbers: range, size: int, mesh: Mesh) -> list[list[int]]:
-    """Row numbers of this rank's micro-batches of a training step: an even share of `numbers` by number and cost."""
+    """Indices of the packed sequences in each of this rank's micro-batches of a training step, balanced by count and
+    attention cost; `size` is the micro-batch size."""
     if mesh.dp.size == 1:
         return [list(part) for part in split_rows(numbers, size, mesh)]
     shares = balanced_shares(rows.costs(numbers), mesh.dp.size, size)
@@ -38,19 +41,19 @@ def assign_rows(rows: TrainingRows, numbers: range, size: int, mesh: Mesh) -> li
 
 
 def split_rows(numbers: range, size: int, mesh: Mesh) -> list[range]:
-    """Row numbers of this rank's micro-batches of `size` rows: an even, contiguous share of `numbers`."""
+    """Indices of the packed sequences in each of this rank's micro-batches of `size`: a contiguous share of `numbers`."""
     share = -(-len(numbers) // mesh.dp.size)
-    own = numbers[mesh.dp.rank * share : (mesh.dp.rank + 1) * share]
-    return [own[i : i + size] for i in range(0, share, size)]
+    local = numbers[mesh.dp.rank * share : (mesh.dp.rank + 1) * share]
+    return [local[i : i + size] for i in range(0, share, size)]
 
 
 def load_batches(
     rows: Rows, micro_batches: Sequence[Sequence[int]], model: DecoderModel, cfg: SftConfig
 ) -> list[Batch]:
-    """This rank's part of each micro-batch, on its device."""
+    """The local shard of each micro-batch, on this rank's device."""
     mesh, device = model.mesh, model.device
     multiple = mesh.cp.size * mesh.tp.size
-    if mesh.pp.size > 1:  # stages send each other tensors of one size
+    if mesh.pp.size > 1:  # pipeline stages exchange tensors of a fixed size
         multiple *= -(-cfg.train.micro_batch_size * cfg.seq_length // multiple)
     batches = (make_batch([rows[n] for n in numbers], "cpu", multiple) for numbers in micro_batches)
     return [batch.part(mesh, device) for batch in batches]
@@ -59,8 +62,11 @@ def load_batches(
 def forward_backward(
     model: DecoderModel, batches: list[Batch], count: int
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Add the gradient of (sum of losses / count) of all micro-batches. Returns of each the summed loss and the loss of
-    every token of this rank (t,); zeros on ranks that do not hold the end of a pipeline."""
+    """Accumulate the gradient of (sum of losses / count) over all micro-batches.
+
+    Returns, for each micro-batch, the summed loss (scalar) and the loss of every local token (t,), both fp32; zeros on
+    ranks without the last pipeline stage.
+    """
     if model.pipeline is not None:
         return _losses(model.pipeline.forward_backward(batches, count), batches)
     losses, token_losses = [], []
@@ -74,7 +80,7 @@ def forward_backward(
 
 @torch.no_grad()
 def forward_only(model: DecoderModel, batches: list[Batch]) -> list[torch.Tensor]:
-    """The loss of every token of this rank (t,), of each micro-batch."""
+    """For each micro-batch, the loss of every local token (t,) fp32, without gradient."""
     if model.pipeline is not None:
         token_losses = _losses(model.pipeline.forward(batches), batches)[1]
     else:
@@ -85,18 +91,18 @@ def forward_only(model: DecoderModel, batches: list[Batch]) -> list[torch.Tensor
 
 @torch.no_grad()
 def forward_hidden(model: DecoderModel, batch: Batch) -> torch.Tensor | None:
-    """Hidden states of this rank's tokens (t, D) after the final norm; None on ranks without the end of a pipeline.
+    """Hidden states (t, D) of the local tokens after the final norm; None on ranks without the last pipeline stage.
 
-    Several ranks compute as they train; one alone in the precision that its weights are kept in.
+    With several ranks in the compute dtype of training; with a single rank in the dtype of the stored weights.
     """
-    trains_in = model.rounds_to
+    compute_dtype = model.rounds_to
     if model.mesh.layout.world == 1:
         model.rounds_to = None
     if model.pipeline is not None:
         hidden = model.pipeline.forward([batch], targets=False).get(0)
     else:
         hidden = model(batch.input_ids, batch.position_ids, batch.cu_seqlens, batch.max_seqlen)
-    model.rounds_to = trains_in
+    model.rounds_to = compute_dtype
     reshard(model.roots)
     return hidden
 
@@ -108,8 +114,8 @@ def _losses(results: dict[int, Any], batches: list[Batch]) -> tuple[list[torch.T
 
 
 def forward_loss(model: DecoderModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum of the losses of the batch's trained tokens, and the loss of every token (t,)."""
+    """Summed loss over the batch's supervised tokens (scalar), and the loss of every local token (t,)."""
     for balance in model.balances:
         balance.real = batch.num_real(model.mesh)
-    borders = batch.cu_seqlens, batch.max_seqlen
-    return model(batch.input_ids, batch.position_ids, *borders, batch.targets, batch.trained)
+    boundaries = batch.cu_seqlens, batch.max_seqlen
+    return model(batch.input_ids, batch.position_ids, *boundaries, batch.targets, batch.trained)

@@ -1,9 +1,10 @@
-"""Even use of experts, where the config asks for it: a balancing loss for softmax routers, a moving bias for sigmoid ones.
+"""Expert load balancing: an auxiliary loss for softmax routers, an adjusted selection bias for sigmoid routers.
 
-Owns that both go by the whole global batch, so that accumulation and layouts change nothing: counts are summed over all
-micro-batches and ranks. The balancing loss is that of transformers (Switch Transformer, over all layers together):
-E * sum over experts of (share of choices) * (mean probability). Its gradient needs shares of the whole batch, so a pass
-without gradients counts them first.
+Both use token counts of the global batch, summed over micro-batches and ranks, so gradient accumulation and the layout do
+not change them. The auxiliary loss is the Switch Transformer loss (Fedus et al. 2021) as transformers computes it, over all
+layers together: E * sum over experts of (share of choices) * (mean probability). Its gradient needs the shares of the
+global batch, so a forward pass without gradients counts them first. The bias update is the auxiliary-loss-free balancing of
+DeepSeek-V3 (Wang et al. 2024).
 """
 
 import torch
@@ -19,49 +20,56 @@ from sft_hydra.schema.config import SftConfig
 
 
 def attach_router_counters(model: DecoderModel, cfg: SftConfig) -> None:
-    """Have routers count, if the config wants anything of them. Once, before training."""
+    """Attach token counters to the routers that the config balances. Called once, before training.
+
+    ConfigError with pipeline parallelism, which is not supported.
+    """
     model.balances = []
     if not cfg.train.router_aux_loss and not cfg.train.router_bias_update_rate:
         return
     if model.pipeline is not None:
-        raise ConfigError("train.router_aux_loss and router_bias_update_rate do not go with stages; set parallel.pp=1")
+        raise ConfigError(
+            "train.router_aux_loss and train.router_bias_update_rate are not supported with pipeline parallelism; set "
+            "parallel.pp=1"
+        )
     for router in model.modules():
-        wanted = (isinstance(router, SoftmaxRouter) and cfg.train.router_aux_loss) or (
+        is_balanced = (isinstance(router, SoftmaxRouter) and cfg.train.router_aux_loss) or (
             isinstance(router, SigmoidRouter) and cfg.train.router_bias_update_rate
         )
-        if wanted:
+        if is_balanced:
             router.balance = BalancingLoss(len(router.weight), model.device)
             model.balances.append(router.balance)
 
 
 def set_balancing_loss(model: DecoderModel, batches: list[Batch], cfg: SftConfig) -> float | None:
-    """Make the coming backward passes add the gradient of `train.router_aux_loss` times the balancing loss of these batches
-    (all of a step). Returns that loss, without its factor; None if it is off. Counts begin anew, whatever came between."""
+    """Make the next backward passes add the gradient of `train.router_aux_loss` times the balancing loss of `batches` (all
+    micro-batches of a step). Resets the counters. Returns the loss without its factor; None if it is off."""
     balances = model.balances
     for balance in balances:
-        balance.forget()
-        balance.pull = None
+        balance.reset()
+        balance.gradient = None
     if not cfg.train.router_aux_loss or not balances:
         return None
     forward_only(model, batches)
     experts = len(balances[0].counts)
-    own = torch.stack([balance.counts.double() for balance in balances]).sum(0).tolist()
-    own += torch.stack([balance.sums.double() for balance in balances]).sum(0).tolist()
-    own += [float(sum(balance.tokens for balance in balances))]
-    *sums, tokens = sum_over_ranks(own, model.mesh)
+    local = torch.stack([balance.counts.double() for balance in balances]).sum(0).tolist()
+    local += torch.stack([balance.sums.double() for balance in balances]).sum(0).tolist()
+    local += [float(sum(balance.tokens for balance in balances))]
+    *sums, tokens = sum_over_ranks(local, model.mesh)
     shares, means = torch.tensor(sums, dtype=torch.float64).div(tokens).split(experts)
     for balance in balances:
-        balance.pull = (cfg.train.router_aux_loss * experts / tokens * shares).float().to(model.device)
+        balance.gradient = (cfg.train.router_aux_loss * experts / tokens * shares).float().to(model.device)
     return float(experts * (shares * means).sum())
 
 
 def update_router_bias(model: DecoderModel, rate: float) -> None:
-    """After a step: experts that got more tokens than the mean of their layer lose `rate` of their bias, others gain it."""
+    """After a step: lower the selection bias of experts with more tokens than their layer's mean by `rate`, raise that of
+    the others by `rate` (DeepSeek-V3)."""
     if not rate or not model.balances:
         return
     routers = [module for module in model.modules() if isinstance(module, SigmoidRouter)]
-    own = torch.stack([balance.counts.double() for balance in model.balances])
-    counts = torch.tensor(sum_over_ranks(own.flatten().tolist(), model.mesh), dtype=torch.float64).view(own.shape)
+    local = torch.stack([balance.counts.double() for balance in model.balances])
+    counts = torch.tensor(sum_over_ranks(local.flatten().tolist(), model.mesh), dtype=torch.float64).view(local.shape)
     for router, count in zip(routers, counts, strict=True):
         bias = router.e_score_correction_bias
         bias += rate * (count.mean() - count).sign().to(bias)

@@ -1,7 +1,7 @@
-"""Which parameters are updated by what: AdamW, its moments in fp32 or eight bits, or Muon for hidden matrices, those of
-experts too, and AdamW for the rest.
+"""Parameter groups and their optimizers: AdamW with fp32 or 8-bit state; or Muon (Keller Jordan 2024) for hidden matrices,
+experts' included, with AdamW for the rest.
 
-Owns the parameter groups. Rates in the groups are the peaks; the schedule scales them each step.
+Learning rates in the groups are peaks; the schedule scales them each step.
 """
 
 from collections.abc import Iterator
@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from sft_hydra.engine.stacked_muon import StackedMuon
+from sft_hydra.engine.muon import Muon
+from sft_hydra.engine.precision import orthogonal_dtype
 from sft_hydra.errors import ConfigError
 from sft_hydra.models.decoder import DecoderModel
+from sft_hydra.schema import optim
 from sft_hydra.schema.config import SftConfig
-from sft_hydra.schema.optim import AdamW, Muon, Optimizer
+from sft_hydra.schema.optim import AdamW, Optimizer
 
 if TYPE_CHECKING:
     from sft_hydra.engine.adamw_8bit import AdamW8bit
@@ -24,39 +26,41 @@ Named = list[tuple[str, nn.Parameter]]
 
 
 class OptimizerSet:
-    """One or several torch optimizers over one model, used as one. Groups keep their peak rate as `peak_lr`."""
+    """One or several torch optimizers over one model, used as one. Groups keep their peak learning rate as `peak_lr`."""
 
     def __init__(self, parts: list[torch.optim.Optimizer], eight_bit: "AdamW8bit | None" = None) -> None:
         self.parts = parts if eight_bit is None else [eight_bit, *parts]
         self._eight_bit = eight_bit
-        self.rounded = 0  # numbers of this rank's moments that were rounded to eight bits when they were loaded
+        self.rounded = 0  # local optimizer-state values that were re-quantized to 8 bit when they were loaded
         self._owner = {p: part for part in self.parts for group in part.param_groups for p in group["params"]}
         for group in self.param_groups():
             group["peak_lr"] = group["lr"]
 
     @property
     def kinds(self) -> list[str]:
-        """Names of the algorithms, as a checkpoint remembers them. In how many bits is no matter: moments tell it."""
+        """Names of the algorithms, as a checkpoint stores them, without the number of state bits."""
         return list(dict.fromkeys(type(part).__name__.removesuffix("8bit") for part in self.parts))
 
     def describe(self) -> str:
-        """Which parameters each algorithm updates, and those that decay."""
+        """One line on every parameter group: algorithm, parameters, peak learning rate, weight decay."""
         return "; ".join(
             f"{type(part).__name__} on {group['what']}, {sum(p.numel() for p in group['params']):,} parameters, "
-            f"rate {group['peak_lr']:g}, decay {group['weight_decay']:g}"
+            f"learning rate {group['peak_lr']:g}, weight decay {group['weight_decay']:g}"
             for part in self.parts
             for group in part.param_groups
         )
 
     def param_groups(self) -> Iterator[dict[str, Any]]:
+        """Parameter groups of all optimizers."""
         for part in self.parts:
             yield from part.param_groups
 
     def parameters(self) -> list[nn.Parameter]:
+        """All parameters that are updated."""
         return list(self._owner)
 
     def set_rate(self, factor: float) -> None:
-        """Every rate becomes its peak times `factor`."""
+        """Set every learning rate to its peak times `factor`."""
         for group in self.param_groups():
             group["lr"] = group["peak_lr"] * factor
 
@@ -69,27 +73,27 @@ class OptimizerSet:
             part.zero_grad(set_to_none=True)
 
     def state_of(self, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
-        """Moments of one parameter, empty before the first step."""
+        """Optimizer state of one parameter; empty before the first step."""
         return self._owner[parameter].state.get(parameter, {})
 
     def new_moment(self, parameter: nn.Parameter, kind: str) -> torch.Tensor:
-        """Room for a moment of a parameter, zero, laid out as the parameter."""
+        """A zero state tensor (`kind`, as `exp_avg`) for a parameter, sharded as the parameter."""
         if self._eight_bit is not None and self._owner[parameter] is self._eight_bit:
             return self._eight_bit.new_moment(parameter, kind)
         return torch.zeros_like(parameter)
 
     def set_state(self, parameter: nn.Parameter, state: dict[str, torch.Tensor]) -> None:
-        """Put back what `state_of` gave."""
+        """Restore the state that `state_of` returned."""
         self._owner[parameter].state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
 
 
 def build_optimizer(model: DecoderModel, cfg: SftConfig) -> OptimizerSet:
-    """The optimizer that `cfg.optimizer` asks for, over all parameters that require a gradient."""
+    """The optimizer of `cfg.optimizer` over all parameters that require a gradient."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     optimizer = cfg.optimizer
     if isinstance(optimizer, AdamW) and optimizer.state_bits == 8:
         return _in_eight_bits(named, optimizer, model)
-    if not isinstance(optimizer, Muon):
+    if not isinstance(optimizer, optim.Muon):
         return OptimizerSet([_adamw([(optimizer.lr, named)], optimizer, model.embedding_name)])
     embedding = [(name, p) for name, p in named if name == model.embedding_name]
     head = [(name, p) for name, p in named if name == model.head_name != model.embedding_name]
@@ -98,28 +102,28 @@ def build_optimizer(model: DecoderModel, cfg: SftConfig) -> OptimizerSet:
     stacks = [p for name, p in hidden if _is_stack(name, p)]
     rest = [(name, p) for name, p in hidden if p.ndim != 2 and not _is_stack(name, p)]
     parts: list[torch.optim.Optimizer] = []
-    if matrices:
-        parts.append(torch.optim.Muon([_group("hidden matrices", matrices)], **_muon(optimizer)))
-    if stacks:
-        parts.append(StackedMuon([_group("experts' matrices", stacks)], **_muon(optimizer)))
+    groups = [("hidden matrices", matrices), ("experts' matrices", stacks)]
+    if by_muon := [_group(what, parameters) for what, parameters in groups if parameters]:
+        dtype = orthogonal_dtype(cfg, model.device, (matrices + stacks)[0].device)
+        parts.append(Muon(by_muon, **_muon(optimizer), dtype=dtype))
     if embedding or head or rest:
         embedding_lr = optimizer.lr if optimizer.embedding_lr is None else optimizer.embedding_lr
         head_lr = optimizer.lr if optimizer.unembedding_lr is None else optimizer.unembedding_lr
-        rated = [(optimizer.lr, rest), (embedding_lr, embedding), (head_lr, head)]
-        parts.append(_adamw(rated, optimizer, model.embedding_name))
+        with_lr = [(optimizer.lr, rest), (embedding_lr, embedding), (head_lr, head)]
+        parts.append(_adamw(with_lr, optimizer, model.embedding_name))
     return OptimizerSet(parts)
 
 
 def _is_stack(name: str, parameter: nn.Parameter) -> bool:
-    """Whether it holds a matrix of every expert (Mamba's convolution has three dimensions too)."""
+    """Whether it is (experts, rows, columns), a matrix for every expert (Mamba's convolution has three dimensions too)."""
     return parameter.ndim == 3 and ".experts." in name
 
 
-def _group(what: str, parameters: list[nn.Parameter], **options: float) -> dict[str, Any]:
-    return {"params": parameters, "what": what, **options}
+def _group(label: str, parameters: list[nn.Parameter], **options: float) -> dict[str, Any]:
+    return {"params": parameters, "what": label, **options}
 
 
-def _muon(optimizer: Muon) -> dict[str, Any]:
+def _muon(optimizer: optim.Muon) -> dict[str, Any]:
     return {
         "lr": optimizer.matrix_lr * optimizer.init_lr_frac,
         "weight_decay": optimizer.weight_decay,
@@ -130,43 +134,43 @@ def _muon(optimizer: Muon) -> dict[str, Any]:
 
 
 def check_state_bits(cfg: SftConfig) -> None:
-    """ConfigError if `optimizer.state_bits=8` lacks what it takes."""
+    """ConfigError if `optimizer.state_bits=8` and torchao is not installed."""
     if isinstance(cfg.optimizer, AdamW) and cfg.optimizer.state_bits == 8 and find_spec("torchao") is None:
         raise ConfigError("optimizer.state_bits=8 needs torchao: pip install 'torchao>=0.18' (the extra `speed`)")
 
 
 def _in_eight_bits(named: Named, optimizer: AdamW, model: DecoderModel) -> OptimizerSet:
-    """Moments of matrices that every token meets, in eight bits.
+    """8-bit state for matrices that every token uses; fp32 for the rest.
 
-    Rows of an embedding, and experts, that no token meets have no gradient: where the second moment was rounded to zero
-    and the first was not, torchao's step would then be their quotient with `eps`, hundreds of times the rate.
+    Embedding rows and experts that no token of a step uses have a zero gradient: if quantization rounds their second
+    moment to zero but not the first, the update is the first moment divided by `eps`, hundreds of learning rates.
     """
     from sft_hydra.engine.adamw_8bit import AdamW8bit
 
     embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
     embeddings |= {p for name, p in named if name == model.embedding_name}
-    met = [(name, p) for name, p in named if p.ndim == 2 and p not in embeddings]
+    dense = [(name, p) for name, p in named if p.ndim == 2 and p not in embeddings]
     others = [(name, p) for name, p in named if p.ndim != 2 or p in embeddings]
     rest = [_adamw([(optimizer.lr, others)], optimizer, model.embedding_name)] if others else []
-    eight_bit = AdamW8bit(**_adamw_options([(optimizer.lr, met)], optimizer, model.embedding_name)) if met else None
+    eight_bit = AdamW8bit(**_adamw_options([(optimizer.lr, dense)], optimizer, model.embedding_name)) if dense else None
     return OptimizerSet(rest, eight_bit)
 
 
-def _adamw(rated: list[tuple[float, Named]], optimizer: Optimizer, embedding: str) -> torch.optim.AdamW:
-    """AdamW over parameters with their rates."""
-    return torch.optim.AdamW(**_adamw_options(rated, optimizer, embedding), fused=True)
+def _adamw(with_lr: list[tuple[float, Named]], optimizer: Optimizer, embedding: str) -> torch.optim.AdamW:
+    """AdamW over parameters with their peak learning rates."""
+    return torch.optim.AdamW(**_adamw_options(with_lr, optimizer, embedding), fused=True)
 
 
-def _adamw_options(rated: list[tuple[float, Named]], optimizer: Optimizer, embedding: str) -> dict[str, Any]:
-    """Matrices and everything else are groups apart, because of the decay, which spares the parameter `embedding`."""
+def _adamw_options(with_lr: list[tuple[float, Named]], optimizer: Optimizer, embedding: str) -> dict[str, Any]:
+    """Separate groups for matrices, which have weight decay, and for vectors and the parameter `embedding`, which do not."""
     groups = []
-    for lr, named in rated:
+    for lr, named in with_lr:
         decayed = [p for name, p in named if p.ndim > 1 and name != embedding]
         vectors = [p for name, p in named if p.ndim == 1]
         plain = vectors + [p for name, p in named if name == embedding]
-        spared = "vectors" if len(plain) == len(vectors) else "vectors and embedding" if vectors else "embedding"
-        for what, parameters, decay in (("matrices", decayed, optimizer.weight_decay), (spared, plain, 0.0)):
+        no_decay = "vectors" if len(plain) == len(vectors) else "vectors and embedding" if vectors else "embedding"
+        for label, parameters, decay in (("matrices", decayed, optimizer.weight_decay), (no_decay, plain, 0.0)):
             if parameters:
-                groups.append(_group(what, parameters, lr=lr * optimizer.init_lr_frac, weight_decay=decay))
+                groups.append(_group(label, parameters, lr=lr * optimizer.init_lr_frac, weight_decay=decay))
     beta1, beta2 = optimizer.betas
     return {"params": groups, "betas": (beta1, beta2), "eps": optimizer.eps}

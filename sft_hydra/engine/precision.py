@@ -1,6 +1,6 @@
-"""In which precision the forward pass computes. Master weights, losses and sums are fp32 either way.
+"""Compute dtype of the forward pass. Master weights, losses and reductions are fp32 either way.
 
-Our own layers compute in the dtype of their input (models/layers.py); autocast is for models of transformers.
+Our layers compute in the dtype of their input (models/layers.py); autocast is for transformers models.
 """
 
 from contextlib import AbstractContextManager
@@ -9,16 +9,31 @@ import torch
 
 from sft_hydra.schema.config import Precision, SftConfig
 
+WITH_BF16 = ("AVX512", "SVE256")  # instruction sets for which oneDNN, which torch multiplies bf16 with, has kernels
+
 
 def compute_dtype(cfg: SftConfig, device: torch.device) -> torch.dtype:
-    """bf16 on CUDA and fp32 elsewhere, unless `train.precision` says which."""
+    """`train.precision`; if it is null, bf16 on CUDA and fp32 elsewhere."""
     precision = cfg.train.precision
     if precision is None:
         precision = Precision.bf16 if device.type == "cuda" else Precision.fp32
     return torch.bfloat16 if precision is Precision.bf16 else torch.float32
 
 
+def orthogonal_dtype(cfg: SftConfig, device: torch.device, stored_on: torch.device) -> torch.dtype:
+    """What Muon computes in, for a model on `device` whose weights lie on `stored_on` between steps (another device with
+    `train.cpu_offload`): as the forward pass, but fp32 where products in bf16 are slow."""
+    slow = stored_on.type == "cpu" and not cpu_multiplies_bf16()
+    return torch.float32 if slow else compute_dtype(cfg, device)
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Whether torch has a library for products in bf16 on this CPU. Without, they are a plain loop, 100 times slower."""
+    fast = torch.backends.cpu.get_cpu_capability() in WITH_BF16
+    return fast and torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
+
+
 def autocast(cfg: SftConfig, device: torch.device) -> AbstractContextManager[None]:
-    """Context of a forward pass of a transformers model with fp32 weights."""
+    """Autocast context for the forward pass of a transformers model with fp32 weights."""
     dtype = compute_dtype(cfg, device)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)

@@ -1,4 +1,4 @@
-"""Rows of the next step, read by a thread while this one is computed."""
+"""Reads the packed sequences of the next step in a thread while the current step is computed."""
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,11 +9,11 @@ from sft_hydra.records import PackedRow
 
 
 class Prefetcher:
-    """`rows`, of which those that are expected are read at once. What a row's reading raises comes where it is taken."""
+    """`rows` with read-ahead: `expect` starts reading, indexing returns the result or raises the error of its reading."""
 
     def __init__(self, rows: TrainingRows) -> None:
         self.rows = rows
-        self._coming: dict[int, Future[PackedRow]] = {}
+        self._pending: dict[int, Future[PackedRow]] = {}
         self._reader = ThreadPoolExecutor(1, "rows")
 
     def __enter__(self) -> "Prefetcher":
@@ -25,12 +25,13 @@ class Prefetcher:
         self._reader.shutdown(cancel_futures=True)
 
     def expect(self, numbers: Iterable[int]) -> None:
-        """Read these rows, each to be taken once."""
+        """Start reading the packed sequences with these indices; each is taken once."""
         for number in numbers:
-            self._coming[number] = self._reader.submit(self.rows.__getitem__, number)
+            self._pending[number] = self._reader.submit(self.rows.__getitem__, number)
 
     def __getitem__(self, index: int) -> PackedRow:
-        return self._coming.pop(index).result()
+        return self._pending.pop(index).result()
 
     def costs(self, numbers: range) -> Sequence[float]:
+        """See `TrainingRows.costs`."""
         return self.rows.costs(numbers)

@@ -1,7 +1,4 @@
-"""Rates as functions of the step, and how many steps there are.
-
-Free of torch, so that a dry run can ask the same questions.
-"""
+"""Learning-rate schedule and number of optimizer steps. Torch-free, so that a dry run uses the same functions."""
 
 import math
 
@@ -11,7 +8,7 @@ from sft_hydra.schema.optim import Scheduler
 
 
 def total_steps(cfg: SftConfig, rows_per_epoch: int) -> int:
-    """Optimizer steps of the whole training. Without a length in the config: one epoch, its last step filled up."""
+    """Optimizer steps of the training run. Without a length in the config: one epoch, rounded up to a full last step."""
     train = cfg.train
     if train.train_iters is not None and train.train_iters >= 0:
         return train.train_iters
@@ -24,24 +21,37 @@ def total_steps(cfg: SftConfig, rows_per_epoch: int) -> int:
 
 
 def lr_factor(step: int, total: int, cfg: SftConfig) -> float:
-    """What the peak rates are multiplied with in step `step` (from 0) of `total`.
+    """Factor on the peak learning rates in step `step` (from 0) of `total`, in [0, 1].
 
-    Warm-up is linear and ends on the peak; the decay would reach the minimum in the step after the last.
+    Warmup is linear and ends at the peak; the decay reaches the minimum one step after the last. `wsd` decays by
+    1 - sqrt (Hägele et al. 2024).
     """
     scheduler = cfg.scheduler
-    warmup = _length(scheduler.warmup_iters, scheduler.warmup_samples, scheduler.warmup_ratio, total, cfg) or 0
+    warmup = warmup_steps(cfg, total)
     if step < warmup:
         return (step + 1) / warmup
     if scheduler.kind == "constant":
         return 1.0
-    decay = _length(scheduler.decay_iters, scheduler.decay_samples, scheduler.decay_ratio, total, cfg)
+    decay = decay_steps(cfg, total)
     if decay is None:
         decay = total - warmup
     left = min(
         1.0, (total - step) / max(1, min(decay, total - warmup))
-    )  # of the decay: 1 until it starts, 0 at the end
-    smallest = _smallest(scheduler, cfg.optimizer.lr * cfg.optimizer.init_lr_frac)
-    return smallest + (1 - smallest) * _shape(scheduler.kind, left)
+    )  # remaining fraction of the decay phase: 1 until it starts, 0 at the end
+    minimum = _minimum(scheduler, cfg.optimizer.lr * cfg.optimizer.init_lr_frac)
+    return minimum + (1 - minimum) * _shape(scheduler.kind, left)
+
+
+def warmup_steps(cfg: SftConfig, total: int) -> int:
+    """Steps of the linear warm-up of a training of `total` steps."""
+    scheduler = cfg.scheduler
+    return _length(scheduler.warmup_iters, scheduler.warmup_samples, scheduler.warmup_ratio, total, cfg) or 0
+
+
+def decay_steps(cfg: SftConfig, total: int) -> int | None:
+    """Steps of the decay as the config gives them; None: all steps after warm-up."""
+    scheduler = cfg.scheduler
+    return _length(scheduler.decay_iters, scheduler.decay_samples, scheduler.decay_ratio, total, cfg)
 
 
 def _shape(kind: str, left: float) -> float:
@@ -54,7 +64,7 @@ def _shape(kind: str, left: float) -> float:
 
 
 def _length(steps: int | None, samples: int | None, ratio: float | None, total: int, cfg: SftConfig) -> int | None:
-    """A length given in steps, rows or as a ratio of training, in steps; None if it is not given."""
+    """A phase length in steps, from steps, samples (packed sequences) or a ratio of training; None if none is set."""
     if steps is not None:
         return steps
     if samples is not None:
@@ -62,7 +72,7 @@ def _length(steps: int | None, samples: int | None, ratio: float | None, total: 
     return None if ratio is None else round(ratio * total)
 
 
-def _smallest(scheduler: Scheduler, peak: float) -> float:
+def _minimum(scheduler: Scheduler, peak: float) -> float:
     if scheduler.min_lr is not None:
-        return scheduler.min_lr / peak
+        return scheduler.min_lr / peak if peak else 0.0  # a rate of 0 stays 0
     return scheduler.min_lr_frac or 0.0

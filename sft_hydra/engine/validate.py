@@ -1,7 +1,8 @@
-"""Validation loss: per trained token, over all and per source, always on the same rows."""
+"""Validation loss per supervised token, in total and per source, always on the same packed sequences."""
 
 import math
 from collections import defaultdict
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -22,12 +23,16 @@ SPLIT = "valid"
 
 @torch.no_grad()
 def validate(
-    model: DecoderModel, packed: PackedSet, cfg: SftConfig, token_bytes: np.ndarray | None = None
+    model: DecoderModel,
+    packed: PackedSet,
+    cfg: SftConfig,
+    token_bytes: np.ndarray | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, float]:
-    """`val/loss` and `val/loss/<source>` in nats per trained token; empty if there is no validation split.
+    """`val/loss` and `val/loss/<source>` in nats per supervised token; empty if there is no validation split.
 
     With `token_bytes` (vocab,), the bytes that each id stands for (0 for control tokens), also `val/bpb`: bits per byte
-    of the trained text.
+    of the trained text. `progress` is told how many rows are done, of how many.
     """
     device, mesh = model.device, model.mesh
     bytes_of = None if token_bytes is None else torch.from_numpy(token_bytes.astype(np.int64)).to(device)
@@ -48,6 +53,7 @@ def validate(
         if bytes_of is not None:
             nats, size = sum_over_ranks(_text(batches, losses, bytes_of, mesh), mesh)
             text_nats, text_bytes = text_nats + nats, text_bytes + int(size)
+        progress(min(first + step, len(rows.numbers)), len(rows.numbers))
     model.train(training)
     if not counts:
         return {}
@@ -59,7 +65,7 @@ def validate(
 
 
 class _ValidationRows:
-    """Rows of the validation split by their place among those that are used."""
+    """Packed sequences of the validation split, indexed among those that are used."""
 
     def __init__(self, packed: PackedSet, tokens: int | None) -> None:
         self.packed = packed
@@ -70,7 +76,7 @@ class _ValidationRows:
 
 
 def validation_rows(packed: PackedSet, tokens: int | None) -> list[int]:
-    """Numbers of the rows that are used: all, or as many as hold `tokens` tokens, from a fixed shuffle."""
+    """Indices of the packed sequences that are used: all, or as many as hold `tokens` tokens, from a fixed shuffle."""
     lengths = packed.row_tokens(SPLIT)
     if tokens is None:
         return list(range(len(lengths)))
@@ -80,7 +86,7 @@ def validation_rows(packed: PackedSet, tokens: int | None) -> list[int]:
 
 
 def _text(batches: list[Batch], losses: list[torch.Tensor], bytes_of: torch.Tensor, mesh: Mesh) -> list[float]:
-    """Nats and bytes of this rank's trained tokens that stand for text."""
+    """[nats, bytes] of the local supervised tokens that are text."""
     if mesh.pp.rank < mesh.pp.size - 1:
         return [0.0, 0.0]
     targets = torch.cat([batch.targets for batch in batches])

@@ -1,6 +1,6 @@
-"""Well-known benchmarks as rows of their hub schema: from a folder of local files, else from the hub.
+"""Benchmark items in their hub schema, from a folder of local files or from the hub.
 
-Invariant: what was asked for is found or refused by name; a benchmark is never replaced by less without a word.
+Invariant: a requested benchmark is read or an error names it; it is never silently replaced by a smaller one.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ WITHOUT_HUB = "its items can also come from files, eval.data_dir=<folder with <t
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """Where a benchmark is on the hub, the fields that its rows must have, and how variants of them become these."""
+    """Hub id and subset of a benchmark, the fields that its rows must have, and a function that normalizes variants."""
 
     hub: str
     subset: str | None
@@ -28,13 +28,13 @@ class Benchmark:
 
 
 def _mmlu(row: dict[str, Any]) -> dict[str, Any]:
-    """The number of the right choice, where its letter is given."""
+    """The answer as an index, if it is a letter."""
     answer = row.get("answer")
     return {**row, "answer": LETTERS.index(answer)} if isinstance(answer, str) and answer in [*LETTERS] else row
 
 
 def _gsm8k(row: dict[str, Any]) -> dict[str, Any]:
-    """The hub's `answer` is the way to the number and the number; some files have the way as `solution`."""
+    """The solution text with the number as `answer`, as on the hub; some files name it `solution`."""
     return {**row, "answer": row["solution"]} if isinstance(row.get("solution"), str) else row
 
 
@@ -50,17 +50,19 @@ BENCHMARKS = {
 
 @dataclass(frozen=True, slots=True)
 class Rows:
+    """Items of a benchmark split."""
+
     rows: list[dict[str, Any]]
     origin: str
-    """File or hub id that they were read from."""
+    """File name or hub id of the items."""
 
 
 @lru_cache(maxsize=32)
 def read_benchmark(name: str, split: str, data_dir: str | None) -> Rows:
     """Rows of one split of a benchmark, or of any other task's `<name>_<split>.jsonl` in `data_dir`.
 
-    In place of a local `test` file, `validation` or one without a split serves; `origin` says which. DataError if there
-    is none, or a row lacks a field.
+    A missing local `test` file is replaced by `validation` or a file without a split; `origin` names the file. DataError if
+    there is none, or if a row lacks a field.
     """
     known = BENCHMARKS.get(name)
     if data_dir is not None:
@@ -80,7 +82,7 @@ def read_benchmark(name: str, split: str, data_dir: str | None) -> Rows:
             raise
         raise DataError(*error.problems, f"{name}: {WITHOUT_HUB}") from None
     if not rows:
-        raise DataError(f"{origin}: no rows")
+        raise DataError(f"{origin}: contains no rows")
     return Rows(rows, origin)
 
 
@@ -92,5 +94,7 @@ def _checked(row: Any, known: Benchmark | None, origin: str) -> dict[str, Any]:
     row = known.completed(row)
     missing = [field for field in known.fields if field not in row]
     if missing:
-        raise DataError(f"{origin}: a row of {known.hub} has {', '.join(known.fields)}; missing: {', '.join(missing)}")
+        raise DataError(
+            f"{origin}: missing field(s) {', '.join(missing)}; a row of {known.hub} needs {', '.join(known.fields)}"
+        )
     return row

@@ -1,6 +1,6 @@
-"""Messages in, the model's answer out: render as serving does, encode, generate, decode.
+"""Chat generation: render messages as in serving, encode, generate, decode.
 
-Invariant: control-token text inside what users and tools wrote reaches the model as ordinary text, as in training.
+Invariant: control-token text in user and tool messages is encoded as plain text, as in training.
 """
 
 from collections.abc import Callable
@@ -16,12 +16,12 @@ from sft_hydra.evaluation.sample import generate
 from sft_hydra.records import Conversation, Message
 from sft_hydra.schema.config import SftConfig
 
-MAX_ROUNDS = 4  # answers in a row that may call a tool before a conversation is left as it is
+MAX_ROUNDS = 4  # consecutive answers with tool calls before a conversation is ended
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A conversation that waits for the assistant."""
+    """A conversation to be continued by the assistant, with its tools and thinking mode."""
 
     messages: list[Message]
     tools: list[dict[str, Any]] | None = None
@@ -30,6 +30,8 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
+    """Generation settings; `temperature` 0 is greedy."""
+
     max_new_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
@@ -48,7 +50,10 @@ class Chat:
     def answer(
         self, prompts: list[Prompt], sampling: Sampling, after_batch: Callable[[int], None] = lambda done: None
     ) -> list[str]:
-        """The text of the next assistant turn of each; a <think> that the prompt itself opens is part of it."""
+        """Text of the next assistant turn for each prompt, including a <think> that the generation prompt opens.
+
+        `after_batch` is called with the number of prompts answered in each batch.
+        """
         texts = [self._text(prompt) for prompt in prompts]
         new_ids = generate(
             self.hf_model,
@@ -65,22 +70,22 @@ class Chat:
         return [start + self.tokenizer.decode(ids) for start, ids in zip(opened, new_ids, strict=True)]
 
     def converse(self, prompts: list[Prompt], execute: Execute | None, sampling: Sampling) -> list[list[Message]]:
-        """What follows each prompt: the answer, or calls, their results (where `execute` is given) and the answer."""
-        talks = [list(prompt.messages) for prompt in prompts]
+        """Messages that follow each prompt: the answer, or tool calls, their results (if `execute` is set) and the answer."""
+        conversations = [list(prompt.messages) for prompt in prompts]
         waiting = list(range(len(prompts)))
         for _ in range(MAX_ROUNDS):
             if not waiting:
                 break
-            texts = self.answer([replace(prompts[i], messages=talks[i]) for i in waiting], sampling)
+            texts = self.answer([replace(prompts[i], messages=conversations[i]) for i in waiting], sampling)
             for i, text in zip(waiting, texts, strict=True):
                 message = parse_answer(text)
                 results = [tool_result(call, execute) for call in message.get("tool_calls", [])] if execute else []
-                talks[i] += [message, *results]
-            waiting = [i for i in waiting if talks[i][-1]["role"] == "tool"]
-        return [talk[len(prompt.messages) :] for talk, prompt in zip(talks, prompts, strict=True)]
+                conversations[i] += [message, *results]
+            waiting = [i for i in waiting if conversations[i][-1]["role"] == "tool"]
+        return [messages[len(prompt.messages) :] for messages, prompt in zip(conversations, prompts, strict=True)]
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
-        """What the model sees before it answers."""
+        """Token ids of the rendered prompt, with the generation prompt."""
         return self._encode(prompt, self._text(prompt))
 
     def _text(self, prompt: Prompt) -> str:
@@ -95,7 +100,7 @@ class Chat:
 
 
 def tool_result(call: dict[str, Any], execute: Execute) -> Message:
-    """The message that answers one call."""
+    """The tool message with the result of one call."""
     function = call["function"]
     content = execute(function["name"], function["arguments"])
     return {"role": "tool", "tool_call_id": call["id"], "name": function["name"], "content": content}

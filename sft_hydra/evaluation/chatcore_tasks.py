@@ -1,4 +1,4 @@
-"""The six tasks of ChatCORE: their questions as a user would ask them, and how answers are graded."""
+"""The six tasks of ChatCORE: their questions as user messages, and the grading of answers."""
 
 import re
 from collections.abc import Callable
@@ -18,20 +18,25 @@ SPELLING_NUMBER = re.compile(r"The answer is (\d+)")
 
 @dataclass(frozen=True, slots=True)
 class Question:
+    """One item of a task."""
+
     text: str
     expected: str
     choices: int = 0
-    """Letters to choose from; 0: the answer is generated."""
+    """Number of choices; 0: the answer is generated."""
     row: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
+    """How a task's items are read and graded."""
+
     read: Callable[[str | None], tuple[list[Question], str]]
-    """Folder of local files -> questions, and where they come from."""
+    """`eval.data_dir` -> (questions, their origin)."""
     baseline: float
+    """Accuracy of random guessing."""
     grade: Callable[[list[Question], list[str]], list[tuple[bool, str]]]
-    """Questions and answers -> right or not, with a note."""
+    """(questions, answers) -> (correct, note) for each."""
 
 
 def _mmlu(data_dir: str | None) -> tuple[list[Question], str]:
@@ -66,15 +71,16 @@ def _humaneval(data_dir: str | None) -> tuple[list[Question], str]:
 
 
 def _spelling_bee(data_dir: str | None) -> tuple[list[Question], str]:
-    return spelling_questions(), "made here"
+    return spelling_questions(), "generated"
 
 
 def spelling_questions() -> list[Question]:
+    """The fixed items of spelling_bee."""
     return [Question(question, last_number(SPELLING_NUMBER, answer)) for question, answer in test_rows(SPELLING_ITEMS)]
 
 
 def last_number(pattern: re.Pattern[str], text: str) -> str:
-    """The number that an answer ends with, without the commas between its digits; empty if there is none."""
+    """The last match of `pattern` in `text`, without digit-group commas; empty if there is none."""
     found = pattern.findall(text)
     return found[-1].replace(",", "").rstrip(".") if found else ""
 

@@ -1,7 +1,7 @@
-"""Held-out conversations of which the model writes every assistant turn itself.
+"""Exact match on held-out conversations, of which the model generates every assistant turn.
 
-Invariant: a conversation counts only if all its turns match in content, reasoning, and names and arguments of calls; what
-follows a call is the result of the call that the model wrote.
+Invariant: a conversation counts only if all its turns match in content, reasoning, and names and arguments of tool calls;
+a tool call is followed by the result of the call that the model generated.
 """
 
 from collections.abc import Callable
@@ -17,22 +17,27 @@ from sft_hydra.records import Conversation, Message
 
 @dataclass(slots=True)
 class Transcript:
-    """How one conversation went: with the model's own turns, up to the first that does not match."""
+    """One evaluated conversation, with the generated turns up to the first that does not match."""
 
     task: str
     messages: list[Message]
-    expected: Message | None  # the turn that should have come last; None: all turns match
+    expected: Message | None  # the expected last turn; None: all turns match
 
 
 @dataclass(slots=True)
 class ExactMatchResult:
+    """Scores and transcripts of an exact-match evaluation."""
+
     tasks: dict[str, float]  # share of conversations that match
     average: float  # over tasks
     transcripts: list[Transcript]
 
 
 def load_items(path: str, max_items: int | None) -> list[Conversation]:
-    """Conversations of a JSONL file (`task` in each row names its group), or the bundled ones (`demo`)."""
+    """Conversations of a JSONL file (`task` in each row is its group), or the bundled ones (`demo`); `max_items` per task.
+
+    DataError if a row is invalid or there are no conversations.
+    """
     taken: dict[str, int] = {}
     items = []
     for item in read_conversations("demo:heldout" if path == DEMO else path, "eval.exact_match.path"):
@@ -41,14 +46,14 @@ def load_items(path: str, max_items: int | None) -> list[Conversation]:
         if max_items is None or taken[task] <= max_items:
             items.append(item)
     if not items:
-        raise DataError(f"eval.exact_match.path={path}: no conversations")
+        raise DataError(f"eval.exact_match.path={path}: contains no conversations")
     return items
 
 
 def run_exact_match(
     items: list[Conversation], answer: Callable[[list[Prompt]], list[str]], execute: Execute | None
 ) -> ExactMatchResult:
-    """Play all conversations, turn by turn and batched. Without `execute`, calls get the results that are recorded."""
+    """Evaluate all conversations, batched turn by turn. Without `execute`, tool calls get the recorded results."""
     games = [_Game(item) for item in items]
     while waiting := [game for game in games if game.expected is not None and not game.failed]:
         texts = answer([game.prompt() for game in waiting])
@@ -63,7 +68,7 @@ def run_exact_match(
 
 
 class _Game:
-    """One conversation on its way: `messages` so far, and the assistant turn that should come next."""
+    """State of one conversation: `messages` so far, and the expected next assistant turn."""
 
     def __init__(self, item: Conversation) -> None:
         self.item = item
@@ -78,7 +83,7 @@ class _Game:
         return Prompt(list(self.messages), self.item.tools, "reasoning_content" in self.expected)
 
     def play(self, message: Message, execute: Execute | None) -> None:
-        """Take the model's turn. If it matches, go on to the next one that it has to write."""
+        """Add the generated turn; if it matches, advance to the next assistant turn."""
         assert self.expected is not None
         self.messages.append(message)
         self.failed = _meaning(message) != _meaning(self.expected)
@@ -87,7 +92,7 @@ class _Game:
         self._advance([tool_result(call, execute) for call in message.get("tool_calls", [])] if execute else [])
 
     def _advance(self, results: list[Message]) -> None:
-        """Add what others say, up to the next assistant turn. `results` stand for the recorded ones, if there are any."""
+        """Add recorded messages up to the next assistant turn; `results`, if any, replace the recorded tool messages."""
         self.messages += results
         self.expected = None
         for recorded in self._recorded:

@@ -1,6 +1,6 @@
-"""`eval.tasks` through the lm-evaluation-harness (the extra `eval`), answered by a live model.
+"""Evaluates `eval.tasks` with the lm-evaluation-harness (the extra `eval`) on a model in memory.
 
-Invariant: every score says on how many items of how many it stands, and which answers made it.
+Invariant: every score states how many of how many items were evaluated; all answers are kept.
 """
 
 import io
@@ -14,15 +14,15 @@ from sft_hydra.errors import ConfigError
 from sft_hydra.evaluation.chat import Chat
 from sft_hydra.schema.config import EvalConfig, SftConfig
 
-FEWSHOT_SEED = 1234  # the harness's own
-USUAL = ("Custom kwargs can be passed", "num_fewshot")  # in warnings about what is meant to be so here
-GUESSED = ("acc", "acc_norm", "acc_bytes")  # metrics of a multiple choice that guessing scores on too
-RIGHT = ("exact_match", "pass@1")  # shares of right answers that guessing does not get
+FEWSHOT_SEED = 1234  # the harness's default
+EXPECTED_WARNINGS = ("Custom kwargs can be passed", "num_fewshot")  # parts of harness warnings that do not apply here
+MULTIPLE_CHOICE = ("acc", "acc_norm", "acc_bytes")  # metrics with a guessing baseline of 1 / choices
+GENERATED = ("exact_match", "pass@1")  # metrics with a guessing baseline of 0
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One figure of a task; `baseline` is what guessing gets, None where the figure is no share of right answers."""
+    """One metric of a task; `baseline` is the score of random guessing, None if the metric is not an accuracy."""
 
     task: str
     metric: str
@@ -35,20 +35,23 @@ class Score:
 
     @property
     def centred(self) -> float | None:
+        """(value - baseline) / (1 - baseline); None without a baseline."""
         return None if self.baseline is None else (self.value - self.baseline) / (1 - self.baseline)
 
 
 @dataclass(frozen=True, slots=True)
 class HarnessResult:
+    """Scores and answers of all tasks."""
+
     scores: list[Score]
     answers: dict[str, list[dict[str, Any]]]
-    """Of each entry of `eval.tasks`, what was asked, answered and expected, item by item."""
+    """Entry of `eval.tasks` -> question, answer and expected answer of every item."""
     shortened: int
-    """Prompts that lost their beginning because the model takes no more."""
+    """Number of prompts truncated on the left to the model's context length."""
 
 
-def check_tasks(wanted: EvalConfig) -> None:
-    """ConfigError without the library, or for names that it does not have."""
+def check_tasks(settings: EvalConfig) -> None:
+    """ConfigError if the lm-evaluation-harness is not installed, or for unknown task names."""
     try:
         import lm_eval  # noqa: F401
 
@@ -58,37 +61,37 @@ def check_tasks(wanted: EvalConfig) -> None:
             f"eval.tasks needs the lm-evaluation-harness, and {problem.name} is not installed: "
             "pip install 'lm-eval>=0.4.13,<0.5' (the extra `eval`; eval.tasks=[chatcore] does not need it)"
         ) from None
-    check_names(wanted)
+    check_names(settings)
 
 
 def run_harness(
     chat: Chat, cfg: SftConfig, on_progress: Callable[[int, int, str], None], note: Callable[[str], None]
 ) -> HarnessResult:
-    """All tasks of the config. `note` gets what the library says about them. ConfigError without the library."""
+    """Evaluate all tasks of the config. `note` receives the library's warnings. ConfigError if it is not installed."""
     check_tasks(cfg.eval)
     from lm_eval import evaluate
 
     from sft_hydra.evaluation.harness_model import HarnessModel
     from sft_hydra.evaluation.harness_tasks import load_suites
 
-    wanted = cfg.eval
+    settings = cfg.eval
     logger, handler = logging.getLogger("lm_eval"), _Noted(note)
     logger.addHandler(handler)
     try:
-        with redirect_stderr(io.StringIO()):  # progress bars of the libraries; ours says how far it is
-            suites = load_suites(wanted)
+        with redirect_stderr(io.StringIO()):  # hide the libraries' progress bars; ours is shown
+            suites = load_suites(settings)
             scores, answers, shortened = [], {}, 0
             for suite in suites:
                 generates = suite.tasks[0].OUTPUT_TYPE == "generate_until"
-                model = HarnessModel(chat, thinking=wanted.thinking and generates, on_progress=on_progress)
+                model = HarnessModel(chat, thinking=settings.thinking and generates, on_progress=on_progress)
                 for task in suite.tasks:
-                    _set_fewshot(task, wanted.num_fewshot)
+                    _set_fewshot(task, settings.num_fewshot)
                 found = evaluate(
                     lm=model,
                     task_dict={"tasks": {task.task_name: task for task in suite.tasks}},
-                    samples=_chosen(suite.tasks, wanted.max_items),
-                    apply_chat_template=wanted.chat_template,
-                    fewshot_as_multiturn=wanted.chat_template,
+                    samples=_chosen(suite.tasks, settings.max_items),
+                    apply_chat_template=settings.chat_template,
+                    fewshot_as_multiturn=settings.chat_template,
                 )
                 of = sum(len(task.eval_docs) for task in suite.tasks)
                 scores += _scores(suite.name, found, of, suite.origin)
@@ -100,27 +103,27 @@ def run_harness(
 
 
 class _Noted(logging.Handler):
-    """Warnings of the library go to the log of the run."""
+    """Sends the library's warnings to the run's log."""
 
     def __init__(self, note: Callable[[str], None]) -> None:
         super().__init__(logging.WARNING)
         self.note = note
 
     def emit(self, record: logging.LogRecord) -> None:
-        if not any(usual in record.getMessage() for usual in USUAL):
+        if not any(text in record.getMessage() for text in EXPECTED_WARNINGS):
             self.note(f"lm-eval: {record.getMessage()}")
 
 
-def _set_fewshot(task: Any, wanted: int | None) -> None:
-    """As the harness does: a task that says 0 examples keeps to it, one that says nothing gets none."""
-    own = task.get_config("num_fewshot")
-    if own is None or (own and wanted is not None):
-        task.set_config(key="num_fewshot", value=wanted or 0)
+def _set_fewshot(task: Any, num_fewshot: int | None) -> None:
+    """As in the harness: a task with 0 examples keeps 0; one without a number gets `num_fewshot`, 0 by default."""
+    default = task.get_config("num_fewshot")
+    if default is None or (default and num_fewshot is not None):
+        task.set_config(key="num_fewshot", value=num_fewshot or 0)
     task.set_fewshot_seed(seed=FEWSHOT_SEED)
 
 
 def _chosen(tasks: list[Any], max_items: int | None) -> dict[str, list[int]] | None:
-    """Numbers of the items that are asked: the first, each task of a suite its share of `max_items`, at least one."""
+    """Task -> indices of the items to evaluate: the first ones, an equal share of `max_items` per task, at least one."""
     if max_items is None:
         return None
     share = max(1, round(max_items / len(tasks)))
@@ -128,7 +131,7 @@ def _chosen(tasks: list[Any], max_items: int | None) -> dict[str, list[int]] | N
 
 
 def _scores(name: str, found: dict[str, Any], of: int, origin: str) -> list[Score]:
-    """The figures of a suite: means over the tasks that have them, weighted by their items."""
+    """Metrics of a suite: means over the tasks that have them, weighted by number of items."""
     counts = {task: len({row["doc_id"] for row in rows}) for task, rows in found["samples"].items()}
     results = found["results"]
     keys = [key for task in counts for key in results[task] if "," in key and "_stderr," not in key]
@@ -148,14 +151,14 @@ def _scores(name: str, found: dict[str, Any], of: int, origin: str) -> list[Scor
 
 
 def _baseline(metric: str, found: dict[str, Any]) -> float | None:
-    if metric in GUESSED:
+    if metric in MULTIPLE_CHOICE:
         choices = [len(row["arguments"]) for rows in found["samples"].values() for row in rows]
         return sum(1 / count for count in choices) / len(choices)
-    return 0.0 if metric in RIGHT else None
+    return 0.0 if metric in GENERATED else None
 
 
 def _answer(row: dict[str, Any]) -> dict[str, Any]:
-    """One item for inspection. Of a multiple choice: the choices with their log likelihoods, the likeliest as answer."""
+    """One item for the answer files. For multiple choice: the choices, their log likelihoods, and the most likely one."""
     item = {"question": row["arguments"][0][0], "expected": row["target"]}
     item |= {metric: row[metric] for metric in row["metrics"]}
     if isinstance(row["resps"][0][0], str):

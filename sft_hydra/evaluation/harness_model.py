@@ -1,7 +1,7 @@
-"""Our model as the lm-evaluation-harness asks it: log likelihoods and batched cached generation of a live model.
+"""The model interface of the lm-evaluation-harness: log likelihoods and batched generation with a KV cache.
 
-Imports lm_eval; load it through harness.py, which says what to install where that is missing. Invariant: the tuned model's
-own template renders every chat, and what a prompt loses because it is too long is counted.
+Imports lm_eval; load it through harness.py, which checks that it is installed. Invariant: chats are rendered with the tuned
+model's chat template, and prompts that are truncated are counted.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,8 @@ from sft_hydra.evaluation.likelihood import log_likelihoods
 from sft_hydra.evaluation.sample import StopTexts, generate
 
 KNOWN_SAMPLING = {"until", "max_gen_toks", "do_sample", "temperature", "top_p"}
-MAX_NEW_TOKENS = 256  # where neither the config nor the task says
-NO_LIMIT = 1 << 30  # tokens, of a model whose config names none
+MAX_NEW_TOKENS = 256  # default if neither the config nor the task sets it
+NO_LIMIT = 1 << 30  # tokens; for a model without max_position_embeddings
 END_OF_THOUGHT = "</think>"
 
 
@@ -32,31 +32,34 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         self.thinking = thinking
         self.on_progress = on_progress
         self.shortened = 0
-        """Prompts that lost their beginning, because the model takes no more."""
+        """Number of prompts truncated on the left to the model's context length."""
         limit = getattr(chat.hf_model.config.get_text_config(), "max_position_embeddings", None)
         self.max_length = NO_LIMIT if limit is None else int(limit)
 
     @property
     def stop_ids(self) -> list[int]:
-        """The tokenizer's end of text, and what closes a turn."""
+        """Ids of the end-of-text and end-of-turn tokens."""
         ids = [self.chat.tokenizer.eos_id, *self.chat.tokenizer.end_of_turn_ids]
         return list(dict.fromkeys(id_ for id_ in ids if id_ is not None))
 
     @property
     def eot_token_id(self) -> int:
+        """End-of-text id, as the harness names it."""
         return self.stop_ids[0] if self.stop_ids else 0
 
     @property
     def prefix_token_id(self) -> int:
+        """Id before the first token of a rolling log likelihood: BOS, else end of text."""
         bos = self.chat.tokenizer.bos_id
         return self.eot_token_id if bos is None else bos
 
     @property
     def tokenizer_name(self) -> str:
+        """Fingerprint of the tokenizer, for the harness's caches."""
         return self.chat.tokenizer.fingerprint
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Ids of a text; a text that is no rendered chat starts as the tokenizer starts texts."""
+        """Token ids of a text; text that is not a rendered chat gets the tokenizer's BOS prefix."""
         tokenizer = self.chat.tokenizer
         ids = tokenizer.encode(string)
         prefix = tokenizer.bos_prefix
@@ -64,15 +67,17 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return ids if is_chat or add_special_tokens is False or ids[: len(prefix)] == prefix else prefix + ids
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The prompt as it is served; a last message that is the start of an answer is written after it."""
+        """The rendered prompt as in serving, followed by the last message if it is the start of an answer."""
         messages = [dict(message) for message in chat_history]
         start = "" if add_generation_prompt else messages.pop()["content"]
         return self.chat.renderer.prompt_text(messages, None, self.thinking) + start
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The tokenizer's chat template."""
         return self.chat.tokenizer.template
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """(log probability in nats, whether greedy decoding gives it) of each request's continuation."""
         return list(super().loglikelihood(requests, disable_tqdm=True))
 
     def _loglikelihood_tokens(
@@ -83,7 +88,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             room = self.max_length + 1 - len(continuation)
             if room < 1:
                 raise DataError(
-                    f"eval.tasks: a choice of {len(continuation)} tokens; the model takes {self.max_length}"
+                    f"eval.tasks: a choice has {len(continuation)} tokens, more than the model's context length "
+                    f"{self.max_length}; remove the task"
                 )
             self.shortened += len(context) > room
             pairs.append((context[-room:], continuation))
@@ -92,6 +98,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         )
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
+        """Log probability in nats of each request's full text, in windows of the context length."""
         windows, owners = [], []
         for number, request in enumerate(requests):
             ids = self.tok_encode(request.args[0], add_special_tokens=False)
@@ -104,35 +111,36 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        """Generated text of each request, cut at its stop texts. ConfigError for unsupported generation settings."""
         texts = [""] * len(requests)
         count = self._counter(len(requests), "answers")
         groups: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
             groups.setdefault(repr(request.args[1]), []).append(number)
         for numbers in groups.values():
-            wanted = requests[numbers[0]].args[1]
-            found = self._generate([requests[number].args[0] for number in numbers], wanted, count)
-            for number, text in zip(numbers, found, strict=True):
+            arguments = requests[numbers[0]].args[1]
+            answers = self._generate([requests[number].args[0] for number in numbers], arguments, count)
+            for number, text in zip(numbers, answers, strict=True):
                 texts[number] = text
         return texts
 
-    def _generate(self, prompts: list[str], wanted: dict[str, Any], count: Callable[[int], None]) -> list[str]:
-        """Answers to prompts that share their generation settings."""
-        tokenizer, asked = self.chat.tokenizer, self.chat.cfg.eval
-        settings = normalize_gen_kwargs(wanted, MAX_NEW_TOKENS)
+    def _generate(self, prompts: list[str], arguments: dict[str, Any], count: Callable[[int], None]) -> list[str]:
+        """Answers to prompts with the same generation settings."""
+        tokenizer, eval_cfg = self.chat.tokenizer, self.chat.cfg.eval
+        settings = normalize_gen_kwargs(arguments, MAX_NEW_TOKENS)
         if unknown := sorted(settings.keys() - KNOWN_SAMPLING):
             raise ConfigError(
-                f"eval.tasks: a task generates with {', '.join(f'{key}={settings[key]}' for key in unknown)}, which is not "
-                f"supported here; there are: {', '.join(sorted(KNOWN_SAMPLING))}"
+                f"eval.tasks: a task's generation_kwargs {', '.join(f'{key}={settings[key]}' for key in unknown)} are not "
+                f"supported; supported: {', '.join(sorted(KNOWN_SAMPLING))}"
             )
         end_of_text = tokenizer.decode(self.stop_ids[:1]) if self.stop_ids else None
         until = handle_stop_sequences(settings["until"], eos=end_of_text)
-        max_new_tokens = asked.max_new_tokens or settings["max_gen_toks"]
+        max_new_tokens = eval_cfg.max_new_tokens or settings["max_gen_toks"]
         room = self.max_length - max_new_tokens
         if room < 1:
             raise ConfigError(
-                f"eval.max_new_tokens: {max_new_tokens} new tokens leave no room for a prompt in a model that takes "
-                f"{self.max_length}"
+                f"eval.max_new_tokens: {max_new_tokens} new tokens leave no room for a prompt in the model's context of "
+                f"{self.max_length} tokens; lower eval.max_new_tokens"
             )
         ids = [self.tok_encode(prompt) for prompt in prompts]
         self.shortened += sum(len(prompt) > room for prompt in ids)
@@ -143,9 +151,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             stop_ids=self.stop_ids,
             temperature=settings.get("temperature", 0.0) if settings.get("do_sample") else 0.0,
             top_p=settings.get("top_p", 1.0),
-            batch_size=asked.batch_size,
+            batch_size=eval_cfg.batch_size,
             seed=self.chat.cfg.seed,
-            # Reasoning may say anything; what ends an answer is looked for after it.
+            # Stop texts apply to the answer only, not to the reasoning before it.
             stop_texts=None if self.thinking else StopTexts(tuple(until), tokenizer.backend.decode),
             after_batch=count,
         )

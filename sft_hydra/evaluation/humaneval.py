@@ -1,4 +1,4 @@
-"""The program that tests what a model wrote for an item of HumanEval."""
+"""The test program for a model's answer to a HumanEval item (Chen et al. 2021)."""
 
 import re
 from typing import Any
@@ -7,8 +7,8 @@ FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 
 def program_of(row: dict[str, Any], answer: str) -> str:
-    """The answer's code (its first fenced block, else all of it) with what the prompt has before the function, and the
-    item's tests. An answer that does not define the function is taken for the rest of the prompt."""
+    """The prompt's code before the function, the answer's code (its first fenced block, else all of it), and the item's
+    tests. An answer that does not define the function is taken as a continuation of the prompt."""
     fenced = FENCE.search(answer)
     code = fenced[1] if fenced else answer
     head = re.compile(rf"^def {re.escape(row['entry_point'])}\b", re.MULTILINE)

@@ -1,7 +1,7 @@
-"""How likely a model finds a continuation after a context: many pairs at once, each as if it were alone.
+"""Log likelihood of continuations after contexts, batched; each result is independent of the batch.
 
-Invariant: only positions that continuations are read at reach the output layer, and pairs that differ in their last token
-alone (the letters of a multiple choice) share one forward pass.
+Invariant: only positions of continuations reach the lm_head, and pairs that differ only in their last token (the letters of a
+multiple choice) share one forward pass.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-LOGITS = 1 << 28  # of one forward pass: 1 GiB of fp32
+LOGITS = 1 << 28  # maximum number of logits in one forward pass: 1 GiB of fp32
 
 Pair = tuple[list[int], list[int]]
 
 
 @dataclass(frozen=True, slots=True)
 class _Input:
-    """What goes into the model (all but the last token of a pair), and which pairs it answers."""
+    """Model input (all but the last token of a pair), and the pairs that share it."""
 
     ids: list[int]
     pairs: list[int]
@@ -29,30 +29,30 @@ class _Input:
 def log_likelihoods(
     hf_model: Any, pairs: list[Pair], batch_size: int, after_batch: Callable[[int], None] = lambda done: None
 ) -> list[tuple[float, bool]]:
-    """Of each (context, continuation), neither empty: its log probability in nats, and whether greedy decoding would write
-    it. `after_batch` is told how many pairs a batch has answered."""
+    """For each (context, continuation) of token ids, neither empty: (log probability in nats, whether greedy decoding gives
+    the continuation). `after_batch` is called with the number of pairs of each batch."""
     found: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
     vocab_size = hf_model.get_output_embeddings().weight.shape[0]
     for batch in _batches(_inputs(pairs), batch_size, vocab_size):
         first, longest = min(one.start for one in batch), max(len(one.ids) for one in batch)
-        # Padding comes after what is read, so causal models need no mask for it.
+        # Padding is on the right, so causal models need no mask for it.
         input_ids = torch.tensor([one.ids + [0] * (longest - len(one.ids)) for one in batch], device=hf_model.device)
         kept = torch.arange(first, longest, device=hf_model.device)
         logits = hf_model(input_ids, logits_to_keep=kept, use_cache=False).logits
         for one, row in zip(batch, logits, strict=True):
-            own = row[one.start - first : len(one.ids) - first].float()
-            greedy, total = own.argmax(-1), own.logsumexp(-1)
+            scores = row[one.start - first : len(one.ids) - first].float()
+            greedy, total = scores.argmax(-1), scores.logsumexp(-1)
             for pair in one.pairs:
-                wanted = torch.tensor(pairs[pair][1], device=own.device)
-                places = torch.arange(len(own) - len(wanted), len(own), device=own.device)
-                log_probs = own[places, wanted] - total[places]
-                found[pair] = float(log_probs.sum()), bool((greedy[places] == wanted).all())
+                targets = torch.tensor(pairs[pair][1], device=scores.device)
+                positions = torch.arange(len(scores) - len(targets), len(scores), device=scores.device)
+                log_probs = scores[positions, targets] - total[positions]
+                found[pair] = float(log_probs.sum()), bool((greedy[positions] == targets).all())
         after_batch(sum(len(one.pairs) for one in batch))
     return found
 
 
 def _inputs(pairs: list[Pair]) -> list[_Input]:
-    """Longest first, so that what does not fit into memory shows at once."""
+    """Distinct inputs, longest first, so that running out of memory shows at the start."""
     same: dict[tuple[int, ...], list[int]] = {}
     for number, (context, continuation) in enumerate(pairs):
         same.setdefault((*context, *continuation[:-1]), []).append(number)
@@ -64,7 +64,7 @@ def _inputs(pairs: list[Pair]) -> list[_Input]:
 
 
 def _batches(inputs: list[_Input], batch_size: int, vocab_size: int) -> Iterator[list[_Input]]:
-    """Neighbours, as many as `batch_size` and the size of the logits allow."""
+    """Consecutive inputs, as many as `batch_size` and the size of the logits allow."""
     batch: list[_Input] = []
     first = 0
     for one in inputs:

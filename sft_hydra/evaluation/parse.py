@@ -1,8 +1,7 @@
-"""A generated text -> the assistant message it stands for: reasoning, content and tool calls apart.
+"""Parses generated text to an assistant message: reasoning, content and tool calls.
 
-Reads <think> blocks and the two ways of writing a call that the served families use: JSON (Hermes, Qwen) and
-<function=...> tags (Nemotron, Qwen-Coder). Invariant: text that cannot be read as a call stays in the content, so nothing
-that the model wrote is lost.
+Reads <think> blocks and the two tool-call formats of the supported families: JSON (Hermes, Qwen) and <function=...> tags
+(Nemotron, Qwen-Coder). Invariant: text that cannot be parsed as a call stays in the content, so no generated text is lost.
 """
 
 import json
@@ -18,7 +17,7 @@ PARAMETER = re.compile(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>", re.DOTAL
 
 
 def parse_answer(text: str) -> Message:
-    """{"role", "content"} and, where there are some, "reasoning_content" and "tool_calls" (arguments as objects)."""
+    """A message with "role", "content" and, if present, "reasoning_content" and "tool_calls" (arguments as objects)."""
     message: Message = {"role": "assistant"}
     thought = THINK.match(text)
     if thought:
@@ -52,7 +51,7 @@ def _function(text: str) -> dict[str, Any] | None:
 
 
 def _value(text: str) -> Any:
-    """JSON if it is JSON, else the text itself. Python's parser takes NaN and numbers of any length; we do not."""
+    """The parsed JSON value, else the text. NaN and Infinity are not accepted as JSON."""
     try:
         return json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):

@@ -1,6 +1,6 @@
-"""What a user gives to be answered: conversations from files, and tools with what executes them.
+"""Prompts and conversations from users' files, and tool definitions.
 
-Invariant: a call is executed only by the bundled tools' own code; of anybody else's tools nothing is ever run.
+Invariant: only calls of the bundled tools are executed; calls of users' tools are never executed.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,13 +24,15 @@ Execute = Callable[[str, Any], str]
 
 @dataclass(frozen=True, slots=True)
 class Tools:
+    """Tool definitions, and the function that executes calls."""
+
     definitions: list[dict[str, Any]] | None = None
     execute: Execute | None = None
     """None: calls are shown, not executed."""
 
 
 def load_tools(path: str | None) -> Tools:
-    """The bundled tools (`demo`), or a JSON file with a list of definitions; null: none."""
+    """The bundled tools (`demo`), or a JSON file with a list of definitions; None: no tools. DataError for an invalid file."""
     if path is None:
         return Tools()
     if path == DEMO:
@@ -38,21 +40,21 @@ def load_tools(path: str | None) -> Tools:
     try:
         definitions = orjson.loads(Path(path).expanduser().read_bytes())
     except (OSError, ValueError) as problem:
-        raise DataError(f"tools={path}: not a JSON file ({problem})") from None
+        raise DataError(f"tools={path}: cannot be read as JSON ({problem})") from None
     if not isinstance(definitions, list) or not all(isinstance(tool, dict) for tool in definitions):
-        raise DataError(f"tools={path}: must hold a list of tool definitions")
+        raise DataError(f"tools={path}: must be a JSON list of tool definitions")
     return Tools(definitions)
 
 
 def read_conversations(path: str, key: str) -> Iterator[Conversation]:
-    """All rows of a data file, checked. `key` is the config key that errors name."""
+    """All conversations of a data file. `key` is the config key for messages; DataError for an invalid row."""
     for origin, row in _rows(path, key):
         yield _conversation(row, origin, key)
 
 
 def read_prompts(path: str) -> Iterator[Conversation]:
-    """Conversations that wait for an answer: rows with a `prompt`, or with `messages` (and `tools`) of which the last
-    answer is left out; any other text file is one prompt a line. DataError names the row."""
+    """Conversations to be answered: rows with a `prompt`, or with `messages` (and `tools`) without their last answer; a file
+    without .json in its name has one prompt per line. DataError names the file and row."""
     key = "generate.prompt_file"
     if not Path(path).is_file():
         raise DataError(f"{key}={path}: no such file")
@@ -68,7 +70,7 @@ def read_prompts(path: str) -> Iterator[Conversation]:
         while conversation.messages and conversation.messages[-1]["role"] == "assistant":
             conversation.messages.pop()
         if not conversation.messages:
-            raise DataError(f"{key}: {origin}: nothing to answer")
+            raise DataError(f"{key}: {origin}: contains no message other than answers; add a user message")
         yield conversation
 
 

@@ -1,6 +1,6 @@
-"""Batched generation from a transformers model: token ids in, new token ids out.
+"""Batched generation with a transformers model, from token ids to new token ids.
 
-Invariant: with temperature 0 the answer to a prompt does not depend on what else is in its batch.
+Invariant: with temperature 0 the answer to a prompt does not depend on the rest of its batch.
 """
 
 from collections.abc import Callable
@@ -9,18 +9,18 @@ from typing import Any
 
 import torch
 
-TAIL = 8  # tokens beyond the length of a stop text (in characters) that are looked at: one token may end after it
+TAIL = 8  # extra tokens that are searched beyond the length of a stop text in characters
 
 
 @dataclass(frozen=True, slots=True)
 class StopTexts:
-    """Texts that end an answer; what follows them in it is the caller's to cut."""
+    """Texts that end an answer; the caller cuts the answer at them."""
 
     texts: tuple[str, ...]
     decode: Callable[[list[int]], str]
 
     def are_in(self, new_ids: list[int]) -> bool:
-        """Whether one of them is among the last tokens."""
+        """Whether one of them occurs in the last tokens."""
         longest = max(map(len, self.texts), default=0)
         end = self.decode(new_ids[-longest - TAIL :])
         return any(text in end for text in self.texts)
@@ -40,9 +40,9 @@ def generate(
     stop_texts: StopTexts | None = None,
     after_batch: Callable[[int], None] = lambda done: None,
 ) -> list[list[int]]:
-    """New ids of every prompt, up to and without the first of `stop_ids`. `temperature` 0 is greedy.
+    """New token ids for every prompt, up to and excluding the first of `stop_ids`. `temperature` 0 is greedy.
 
-    Prompts of similar length go together, padded on the left. `after_batch` is told how many a batch has answered.
+    Prompts of similar length are batched, padded on the left. `after_batch` is called with the size of each batch.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: list[list[int]] = [[] for _ in prompts]
@@ -70,7 +70,7 @@ def _generate_batch(
     from transformers import GenerationConfig
 
     longest = max(len(prompt) for prompt in prompts)
-    padding = stop_ids[0] if stop_ids else 0  # masked before a prompt, cut off after an answer: any id will do
+    padding = stop_ids[0] if stop_ids else 0  # masked before a prompt, cut off after an answer: any id works
     input_ids = torch.tensor([[padding] * (longest - len(p)) + p for p in prompts], device=hf_model.device)
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=hf_model.device)
     attention_mask = (torch.arange(longest, device=hf_model.device) >= longest - lengths[:, None]).long()

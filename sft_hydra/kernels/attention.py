@@ -1,7 +1,7 @@
-"""Causal attention over packed tokens: every document attends to itself alone.
+"""Causal attention over packed sequences: every document attends only to itself.
 
-Owns the isolation of documents in attention. Both ways compute the same function of (q, k, v, cu_seqlens):
-on CUDA in 16 bits a variable-length flash kernel, everywhere else scaled_dot_product_attention.
+Both implementations compute the same function of (q, k, v, cu_seqlens): on CUDA in bf16 or fp16 a variable-length
+FlashAttention kernel (Dao 2023, `flash_attn_varlen_func`), everywhere else scaled_dot_product_attention.
 
 Owner of: attention stops at document boundaries (`cu_seqlens`).
 """
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 HAS_FLASH_ATTN = find_spec("flash_attn") is not None
 HALF = (torch.bfloat16, torch.float16)
-LARGEST_HEAD = 256
+MAX_HEAD_DIM = 256
 
 
 def attend(
@@ -30,16 +30,16 @@ def attend(
     *,
     first_query: int = 0,
 ) -> torch.Tensor:
-    """Attention output (T, H, d) of q (T, H, d) and k, v (T, K, d), where K divides H.
+    """Attention output (T, H, d) of q (T, H, d) and k, v (T, K, d), where K divides H (grouped-query attention).
 
-    `cu_seqlens` (documents + 1,) int32 are the borders of documents, `max_seqlen` is the longest of them. With a
-    `window`, a token sees itself and the `window - 1` tokens before it. Queries may be a part of the row's, from
-    `first_query` on; the output is then theirs.
+    `cu_seqlens` (documents + 1,) int32 are the document boundaries, `max_seqlen` the longest document in tokens, `scale`
+    the factor on q k^T. With a `window`, a token attends to itself and the `window - 1` tokens before it. q may hold only
+    the queries from `first_query` on, fewer than the keys; the output then has the shape of q.
     """
     queries = keys = cu_seqlens
     if len(q) < len(k):
-        queries, keys, seen = part_of_row(cu_seqlens, first_query, first_query + len(q))
-        k, v = k[seen], v[seen]
+        queries, keys, visible = part_of_row(cu_seqlens, first_query, first_query + len(q))
+        k, v = k[visible], v[visible]
     if _fuses(q, v):
         return _attend_flash(q, k, v, queries, keys, max_seqlen, scale, window)
     if queries is not keys:
@@ -48,18 +48,19 @@ def attend(
 
 
 def _fuses(q: torch.Tensor, v: torch.Tensor) -> bool:
-    """Whether flash attention takes heads of this size."""
+    """Whether the FlashAttention kernel supports these tensors."""
     size = q.shape[-1]
-    return q.is_cuda and q.dtype in HALF and size == v.shape[-1] and size % 8 == 0 and size <= LARGEST_HEAD
+    return q.is_cuda and q.dtype in HALF and size == v.shape[-1] and size % 8 == 0 and size <= MAX_HEAD_DIM
 
 
 def part_of_row(cu_seqlens: torch.Tensor, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor, slice]:
-    """For queries [start, stop) of a row: their borders, the borders of the keys that they see, and where these keys lie.
+    """For queries [start, stop) of a packed sequence: boundaries of the queries, boundaries of the keys they attend to (both
+    (documents + 1,) int32), and the slice of these keys.
 
-    Documents end with the part: the last query of each sees the last of its keys. Documents outside are empty.
+    Documents are truncated at `stop`, so the last query of each is aligned with its last key. Documents outside are empty.
     """
-    begun = int(torch.searchsorted(cu_seqlens, start, right=True)) - 1
-    first = int(cu_seqlens[begun])
+    document = int(torch.searchsorted(cu_seqlens, start, right=True)) - 1
+    first = int(cu_seqlens[document])
     return cu_seqlens.clamp(start, stop) - start, cu_seqlens.clamp(first, stop) - first, slice(first, stop)
 
 
@@ -86,7 +87,7 @@ def _attend_flash(
 
 @cache
 def _varlen_attn() -> Callable[..., torch.Tensor]:
-    """torch's kernel. Release 2.11 takes grouped heads as they are, later ones want to be told."""
+    """torch's variable-length kernel. Releases after 2.11 need `enable_gqa` for grouped heads."""
     from torch.nn.attention.varlen import varlen_attn
 
     return partial(varlen_attn, enable_gqa=True) if "enable_gqa" in signature(varlen_attn).parameters else varlen_attn
@@ -95,7 +96,7 @@ def _varlen_attn() -> Callable[..., torch.Tensor]:
 def _attend_padded(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens: torch.Tensor, scale: float, window: int | None
 ) -> torch.Tensor:
-    """Documents of similar length, padded on the right, are one batch: under a causal mask no token sees the padding."""
+    """Documents of similar length are one right-padded batch: under a causal mask no token attends to the padding."""
     lengths = cu_seqlens.diff().tolist()
     documents = [x.split(lengths) for x in (q, k, v)]
     outputs: list[torch.Tensor] = [q] * len(lengths)
@@ -125,23 +126,23 @@ def _attend_part(
     scale: float,
     window: int | None,
 ) -> torch.Tensor:
-    """One document after the other; its last query is at its last key."""
+    """Attention of fewer queries than keys, one document at a time; its last query is aligned with its last key."""
     q_lengths, k_lengths = queries.diff().tolist(), keys.diff().tolist()
     outputs = []
     for qs, ks, vs in zip(q.split(q_lengths), k.split(k_lengths), v.split(k_lengths), strict=True):
         if not len(qs):
             continue
-        seen = torch.ones(len(qs), len(ks), dtype=torch.bool, device=q.device).tril(len(ks) - len(qs))
+        mask = torch.ones(len(qs), len(ks), dtype=torch.bool, device=q.device).tril(len(ks) - len(qs))
         if window is not None:
-            seen = seen.triu(len(ks) - len(qs) + 1 - window)
+            mask = mask.triu(len(ks) - len(qs) + 1 - window)
         one = [x.transpose(0, 1)[None] for x in (qs, ks, vs)]
-        out = F.scaled_dot_product_attention(*one, attn_mask=seen, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+        out = F.scaled_dot_product_attention(*one, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
         outputs.append(out[0].transpose(0, 1))
     return torch.cat(outputs)
 
 
 def _buckets(lengths: list[int]) -> list[list[int]]:
-    """Indices of documents, longest first, cut where padding would cost more than another call (empty ones left out)."""
+    """Indices of documents, longest first, grouped so that padding costs less than another kernel call."""
     buckets: list[list[int]] = []
     longest = 0
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):

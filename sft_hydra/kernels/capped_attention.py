@@ -1,6 +1,7 @@
-"""Causal attention over packed tokens with what fused kernels lack: scores drawn to within a cap, and sinks.
+"""Causal attention over packed sequences with features that fused kernels lack: soft-capped scores (Gemma 2) and attention
+sinks (GPT-OSS).
 
-Written out, one document after the other: memory grows with the square of a document's length.
+Computed one document at a time with explicit scores: memory grows with the square of the document length.
 """
 
 import torch
@@ -20,9 +21,9 @@ def attend_capped(
     cap: float | None = None,
     sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """As kernels/attention.py's `attend`, (T, H, d) of q (T, H, d) and k, v (T, K, d).
+    """As `kernels.attention.attend`: (T, H, d) from q (T, H, d) and k, v (T, K, d).
 
-    Scores are capped softly at `cap`. `sinks` (H,) are scores of a token that everyone sees and that gives nothing.
+    Scores become cap * tanh(scores / cap). `sinks` (H,): per head the score of an extra key with a zero value.
     """
     lengths = cu_seqlens.diff().tolist()
     groups = q.shape[1] // k.shape[1]
@@ -41,12 +42,12 @@ def _one(
     cap: float | None,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """One document: (H, L, d) each."""
+    """Attention of one document, (H, L, d) from q, k, v (H, L, d)."""
     length = q.shape[1]
-    seen = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
+    mask = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
     if window is not None:
-        seen = seen.triu(1 - window)
-    scores = softcapped((q @ k.transpose(1, 2)) * scale, cap).masked_fill(~seen, float("-inf"))
+        mask = mask.triu(1 - window)
+    scores = softcapped((q @ k.transpose(1, 2)) * scale, cap).masked_fill(~mask, float("-inf"))
     if sinks is not None:
         scores = torch.cat([scores, sinks.to(scores).view(-1, 1, 1).expand(-1, length, 1)], dim=-1)
     weights = F.softmax(scores, dim=-1, dtype=torch.float32)[..., :length]

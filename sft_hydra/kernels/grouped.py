@@ -1,17 +1,17 @@
-"""One matrix product per expert over tokens that lie sorted by expert."""
+"""Grouped matrix product: one per expert, over tokens sorted by expert."""
 
 import torch
 import torch.nn.functional as F
 
-# A CPU's libraries multiply fewer rows than this by other code, which rounds otherwise: how many tokens one conversation
-# sends to an expert would then show in the last bits of another conversation's.
-FEWEST = 4
+# CPU libraries use another kernel, with other rounding, for fewer rows than this: the number of tokens that one conversation
+# routes to an expert would then change the last bits of another conversation.
+MIN_ROWS = 4
 
 
 def grouped_linear(x: torch.Tensor, weight: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """(N, out): rows of `x` (N, in) times the transposed matrix of their expert in `weight` (E, out, in).
+    """(N, out): each row of `x` (N, in) times the transposed matrix of its expert in `weight` (E, out, in).
 
-    `counts` (E,) says how many rows each expert has, in order; they sum to N. Experts without rows are fine.
+    `counts` (E,) int64: number of consecutive rows of each expert, summing to N; an expert may have none.
     """
     if _fuses(x, weight):
         return F.grouped_mm(x, weight.transpose(1, 2), offs=counts.cumsum(0).to(torch.int32))
@@ -20,11 +20,11 @@ def grouped_linear(x: torch.Tensor, weight: torch.Tensor, counts: torch.Tensor) 
 
 
 def _fuses(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether torch's kernel takes them: it wants rows of a multiple of 16 bytes."""
-    whole = x.shape[1] % 8 == 0 and weight.shape[1] % 8 == 0
-    return x.is_cuda and x.dtype == torch.bfloat16 and whole and len(x) > 0
+    """Whether torch's grouped_mm supports these tensors: row sizes must be multiples of 16 bytes."""
+    is_aligned = x.shape[1] % 8 == 0 and weight.shape[1] % 8 == 0
+    return x.is_cuda and x.dtype == torch.bfloat16 and is_aligned and len(x) > 0
 
 
 def _product(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """`x` (n, in) times the transposed matrix, rounded the same for every n."""
-    return F.linear(F.pad(x, (0, 0, 0, max(0, FEWEST - len(x)))), matrix)[: len(x)]
+    """`x` (n, in) times the transposed `matrix` (out, in), with the same rounding for every n."""
+    return F.linear(F.pad(x, (0, 0, 0, max(0, MIN_ROWS - len(x)))), matrix)[: len(x)]

@@ -1,7 +1,8 @@
-"""Cross entropy of the language-model head, in chunks: no (tokens, vocabulary) tensor ever exists.
+"""Fused lm_head and cross entropy, in chunks of tokens: no (tokens, vocabulary) tensor is materialized. Gradients are
+computed in the forward pass, as in Liger Kernel's fused linear cross entropy (Hsu et al. 2024).
 
-Owns the precision of the loss: logits are turned to fp32 before the softmax, sums and the head's gradient are fp32.
-Only tokens with a target reach the head. A frozen head gets no gradient buffer.
+Logits are cast to fp32 before the softmax; sums and the head's gradient are fp32. Only supervised tokens reach the head. A
+frozen head gets no gradient buffer.
 """
 
 from typing import Any
@@ -23,14 +24,14 @@ def linear_cross_entropy(
     trained: torch.Tensor | None = None,
     cap: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum over trained tokens of cross_entropy(softcapped(hidden @ weight.T, cap), targets), and the loss of each token.
+    """Sum over supervised tokens of cross_entropy(softcapped(hidden @ weight.T, cap), targets), and the loss of each token.
 
-    `hidden` (T, D), `weight` (V, D), `targets` (T,) with IGNORE_INDEX where nothing is learned, `trained` (N,) the places
-    where something is; None looks for them, which waits for the device. Returns a scalar with gradient, and (T,) without
-    one, zero where nothing is learned; both fp32.
+    `hidden` (T, D), `weight` (V, D), `targets` (T,) int64 with IGNORE_INDEX where there is no loss, `trained` (N,) int64
+    indices of the supervised tokens; None computes them, which synchronizes with the device. Returns the sum (scalar, with
+    gradient) and the per-token loss (T,) in nats (no gradient, zero without a target); both fp32.
     """
     if not torch.is_grad_enabled():
-        hidden, weight = hidden.detach(), weight.detach()  # the function below cannot see it and would make gradients
+        hidden, weight = hidden.detach(), weight.detach()  # the function below would compute gradients regardless
     if trained is None:
         trained = (targets != IGNORE_INDEX).nonzero()[:, 0]
     loss_sum, per_token = _LinearCrossEntropy.apply(hidden, weight, targets, trained, chunk, cap)
@@ -38,12 +39,12 @@ def linear_cross_entropy(
 
 
 def softcapped(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
-    """Logits drawn smoothly to within -cap and cap; None leaves them as they are."""
+    """cap * tanh(logits / cap), of the same shape; `logits` unchanged if `cap` is None."""
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Makes the gradients in the forward pass, while a chunk's logits are there; backward only scales them."""
+    """Computes the gradients in the forward pass, while a chunk's logits exist; the backward pass only scales them."""
 
     @staticmethod
     def forward(
@@ -77,7 +78,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad_hidden[index] = grad @ head
             if grad_weight is not None:
                 grad_weight += grad.T @ inputs
-            del logits, grad, slope  # before the next chunk's are made
+            del logits, grad, slope  # free them before the next chunk
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(per_token)
@@ -87,7 +88,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_sum: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
         if grad_hidden is not None:
-            grad_hidden = grad_hidden * grad_sum  # of no dimension: not rounded to the dtype of the other
+            grad_hidden = grad_hidden * grad_sum  # a 0-dimensional tensor does not change the dtype
         if grad_weight is not None:
             grad_weight = (grad_weight * grad_sum).to(ctx.weight_dtype)
         return grad_hidden, grad_weight, None, None, None, None

@@ -1,7 +1,7 @@
-"""Rows in another order, with a gradient that is a gather too.
+"""Row permutation whose gradient is a gather.
 
-autograd's own gradient of indexing adds rows up one by one, since it cannot know that none comes twice: on CUDA it sorts
-the indices anew and is many times slower.
+autograd's gradient of indexing is a scatter-add, since indices may repeat: on CUDA it sorts the indices again and is many
+times slower.
 """
 
 from typing import Any
@@ -11,12 +11,13 @@ import torch
 
 def inverse_of(order: torch.Tensor) -> torch.Tensor:
     """The permutation (N,) that undoes `order` (N,)."""
-    places = torch.arange(len(order), device=order.device)
-    return torch.empty_like(order).scatter_(0, order, places)
+    positions = torch.arange(len(order), device=order.device)
+    return torch.empty_like(order).scatter_(0, order, positions)
 
 
 def permuted(x: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor, copies: int = 1) -> torch.Tensor:
-    """Rows (N * copies, ...) of x (N, ...), each of which is there `copies` times, in the `order` (N * copies,)."""
+    """(N * copies, ...): the rows of x (N, ...), each repeated `copies` times, in the `order` (N * copies,); `inverse` is
+    `inverse_of(order)`."""
     return _Permuted.apply(x, order, inverse, copies)
 
 

@@ -1,7 +1,7 @@
-"""Mamba2 on packed tokens: the causal convolution and the state space scan, both of which start anew in every document.
+"""Mamba-2 on packed sequences: the causal convolution and the state-space scan (SSD, Dao & Gu 2024), both reset at every
+document boundary.
 
-Owns the isolation of documents in the convolution and in the carried state. What is here is exact on any device; on CUDA
-the kernels of ssd_fused.py take its place where they are installed.
+This implementation is exact on any device; on CUDA the kernels of ssd_fused.py are used if they are installed.
 
 Owner of: convolution and state stop at document boundaries.
 """
@@ -15,9 +15,9 @@ from sft_hydra.kernels.ssd_fused import fused_conv_silu, fused_ssd, fuses_convol
 def causal_conv_silu(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, seq_idx: torch.Tensor
 ) -> torch.Tensor:
-    """silu(depthwise convolution) of x (T, C) over the last K tokens of the same document.
+    """silu(depthwise causal convolution) of x (T, C) over the last K tokens of the same document; (T, C) of x's dtype.
 
-    `weight` (C, K), `bias` (C,) or None, `seq_idx` (T,) the number of each token's document, not decreasing.
+    `weight` (C, K), `bias` (C,) or None, `seq_idx` (T,) int32 the document index of each token, non-decreasing.
     """
     if fuses_convolution(x, weight):
         return fused_conv_silu(x, weight, bias, seq_idx)
@@ -42,10 +42,11 @@ def ssd(
     seq_idx: torch.Tensor,
     chunk: int,
 ) -> torch.Tensor:
-    """Scan h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t, y_t = C_t h_t + D x_t, with h = 0 where a document starts.
+    """Scan h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t, y_t = C_t h_t + D x_t, with h = 0 at the start of a document.
 
     `x` (T, H, P), `dt` (T, H) positive fp32, `A` and `D` (H,), `B` and `C` (T, G, N) with G dividing H, `seq_idx` (T,).
-    Computed in fp32 in chunks of `chunk` tokens: quadratic inside a chunk, a carried state between chunks.
+    Returns y (T, H, P) of x's dtype. Computed in fp32 in chunks of `chunk` tokens: quadratic within a chunk, a recurrent
+    state between chunks (SSD algorithm of Mamba-2).
     """
     if fuses_scan(x, chunk):
         return fused_ssd(x, dt, A, B, C, D, seq_idx, chunk)
@@ -60,26 +61,26 @@ def ssd(
     decay = _decay(steps, documents)  # (c, G, R, l, s)
     scores = torch.einsum("clgn,csgn->cgls", queries, keys)
     y = list(torch.einsum("cgrls,csgrp->clgrp", scores[:, :, None] * decay, inputs).unbind(0))
-    # what a chunk adds to the state of the document at its end
+    # contribution of a chunk to the state of the document at its end
     added = torch.einsum("csgn,cgrs,csgrp->cgrpn", keys, decay[..., -1, :], inputs)
 
-    from_start = steps.cumsum(1).exp()  # (c, l, G, R), used for the document that the chunk begins in only
+    from_start = steps.cumsum(1).exp()  # (c, l, G, R), used only for the document at the start of the chunk
     state = torch.zeros_like(added[0])
     for i in range(len(documents)):
         if i:
-            goes_on = documents[i] == documents[i - 1, -1]  # (l,) tokens of the document that the state belongs to
+            continues = documents[i] == documents[i - 1, -1]  # (l,) tokens of the document that the state belongs to
             reached = torch.einsum("lgn,grpn,lgr->lgrp", queries[i], state, from_start[i])
-            y[i] = y[i] + reached * goes_on[:, None, None, None]
-            state = state * (from_start[i, -1] * goes_on[-1])[..., None, None]
+            y[i] = y[i] + reached * continues[:, None, None, None]
+            state = state * (from_start[i, -1] * continues[-1])[..., None, None]
         state = state + added[i]
     scanned = torch.cat(y)[:length].flatten(1, 2)
     return (scanned + values * D[:, None]).to(x.dtype)
 
 
 def _decay(steps: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
-    """(c, G, R, l, s): what is left at token l of what token s added; 0 across documents and for s after l.
+    """(c, G, R, l, s): decay from token s to token l; 0 across document boundaries and for s > l.
 
-    Every sum starts at its own s, so that no rounding of it depends on an earlier document.
+    Every sum starts at its s, so its rounding does not depend on an earlier document.
     """
     size = documents.shape[1]
     causal = torch.ones(size, size, dtype=torch.bool, device=steps.device).tril()
@@ -90,6 +91,6 @@ def _decay(steps: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
 
 
 def _chunks(x: torch.Tensor, chunk: int) -> torch.Tensor:
-    """(T, ...) -> (chunks, chunk, ...), the end filled with zeros."""
+    """(T, ...) -> (chunks, chunk, ...), zero-padded at the end."""
     fill = [0, 0] * (x.ndim - 1) + [0, -len(x) % chunk]
     return F.pad(x, fill).unflatten(0, (-1, chunk))

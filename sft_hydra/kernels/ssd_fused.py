@@ -1,6 +1,6 @@
-"""Mamba2's convolution and scan by the kernels of causal-conv1d and mamba-ssm: on CUDA, in 16 bits, where these are installed.
+"""Mamba-2 convolution and scan with the kernels of causal-conv1d and mamba-ssm: on CUDA, in bf16 or fp16, if installed.
 
-Both take the number of each token's document, so that nothing crosses a border; `pytest -m gpu` holds them to ssd.py.
+Both take the document index of each token, so they reset at document boundaries; `pytest -m gpu` compares them with ssd.py.
 """
 
 from importlib.util import find_spec
@@ -13,22 +13,22 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 def fuses_convolution(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether the kernel takes x (T, C) and `weight` (C, K)."""
+    """Whether the causal-conv1d kernel supports x (T, C) and `weight` (C, K)."""
     return HAS_CAUSAL_CONV1D and x.is_cuda and x.dtype in HALF and x.shape[1] % 8 == 0 and 2 <= weight.shape[1] <= 4
 
 
 def fuses_scan(x: torch.Tensor, chunk: int) -> bool:
-    """Whether the kernel takes x (T, H, P) in chunks of `chunk` tokens: a power of two of at least 16."""
+    """Whether the mamba-ssm kernel supports x (T, H, P) in chunks of `chunk` tokens (a power of two, at least 16)."""
     return HAS_MAMBA_SSM and x.is_cuda and x.dtype in HALF and chunk >= 16 and chunk & (chunk - 1) == 0
 
 
 def fused_conv_silu(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, seq_idx: torch.Tensor
 ) -> torch.Tensor:
-    """See `causal_conv_silu`."""
+    """The fused `kernels.ssd.causal_conv_silu`, with the same arguments and shapes."""
     from causal_conv1d import causal_conv1d_fn
 
-    channels_last = x.contiguous().T[None]  # (1, C, T), which the kernel wants for documents
+    channels_last = x.contiguous().T[None]  # (1, C, T), the layout required with seq_idx
     return causal_conv1d_fn(channels_last, weight, bias, seq_idx=seq_idx[None], activation="silu")[0].T
 
 
@@ -42,7 +42,7 @@ def fused_ssd(
     seq_idx: torch.Tensor,
     chunk: int,
 ) -> torch.Tensor:
-    """See `ssd`."""
+    """The fused `kernels.ssd.ssd`, with the same arguments and shapes."""
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 
     batch = (tensor.contiguous()[None] for tensor in (x, dt))

@@ -1,7 +1,7 @@
-"""Several ranks of one run on this machine: plain child processes with torchrun's variables.
+"""Several ranks of one run on this machine: child processes with torchrun's environment variables.
 
-The parent imports no torch, prints nothing that the ranks print themselves, and hands on signals, so that one Ctrl-C or
-`kill` reaches every rank once. It ends with the exit code of the rank that failed first.
+The parent does not import torch, does not repeat the ranks' output, and forwards signals, so that one Ctrl-C or `kill`
+reaches every rank once. It ends with the exit code of the rank that failed first.
 """
 
 import os
@@ -16,42 +16,47 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from sft_hydra.config import serialize
+from sft_hydra.config.run_folder import begin
 from sft_hydra.paths import RunPaths
 from sft_hydra.planning.topology import ranks_of_runner
+from sft_hydra.process.lifeline import LOCKS, PARENT
 from sft_hydra.process.signals import StoppedError
 from sft_hydra.schema.config import SftConfig
 
-LAST_WORDS_SECONDS = 3.0  # for ranks that lost a neighbour to say so, before they are killed
+GRACE_SECONDS = 3.0  # for the other ranks to report errors after one failed, before they are killed
 POLL_SECONDS = 0.1
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 
 
 def run_here(cfg: SftConfig) -> int:
-    """Run what is resolved on this machine, each rank in a process of its own; the exit code."""
+    """Run a resolved config on this machine, each rank in a separate process; returns the exit code."""
     file = RunPaths(Path(str(cfg.run_dir))).config(cfg.runner.value)
-    serialize.save(cfg, file)
     nodes, ranks = ranks_of_runner(cfg)
     worker = ["-m", "sft_hydra.worker", str(file)]
-    if nodes == 1:
-        return start_ranks([sys.executable, *worker], ranks)
+    with begin(cfg) as locks:
+        if nodes == 1:
+            return start_ranks([sys.executable, *worker], ranks, [lock.descriptor for lock in locks])
     print(
-        f"cluster.nodes={nodes} and this is one machine (cluster=slurm starts them all). By hand, on each of the {nodes}:\n"
+        f"cluster.nodes={nodes}, but this is one machine. Use cluster=slurm, or start this command on each of the {nodes} "
+        "nodes:\n"
         f"  torchrun --nnodes={nodes} --nproc-per-node={ranks} --rdzv-backend=c10d --rdzv-endpoint=<first host>:29500 "
         + shlex.join(worker)
     )
     return 0
 
 
-def start_ranks(command: Sequence[str], world_size: int) -> int:
+def start_ranks(command: Sequence[str], world_size: int, locks: Sequence[int] = ()) -> int:
     """Run `command` once for each rank until all have ended. 0, or the exit code of the first rank that failed (killed: 1).
+    `locks`: open files that the first rank holds too, so that they last as long as anything writes.
 
-    StoppedError if they ended so because of a signal to this process.
+    StoppedError if they ended because of a signal to this process.
     """
-    # a session of their own: the terminal's Ctrl-C comes to the parent alone
+    # in a new session, so that the terminal's Ctrl-C reaches only the parent
     ranks = [
-        subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
-        for environment in _environments(world_size)
+        subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=() if rank else locks
+        )
+        for rank, environment in enumerate(_environments(world_size, locks))
     ]
     try:
         with _signals_forwarded(ranks) as signals:
@@ -71,13 +76,14 @@ def start_ranks(command: Sequence[str], world_size: int) -> int:
     return 1
 
 
-def _environments(world_size: int) -> Iterator[dict[str, str]]:
+def _environments(world_size: int, locks: Sequence[int]) -> Iterator[dict[str, str]]:
     port = _free_port()
     threads = max(1, (os.cpu_count() or 1) // world_size)
     for rank in range(world_size):
         own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "SFT_HYDRA_HOSTS": socket.gethostname()}
-        ours = {name: str(value) for name, value in {**own, **meeting}.items()}
+        ends = {PARENT: os.getpid(), LOCKS: "" if rank else ",".join(map(str, locks))}
+        ours = {name: str(value) for name, value in {**own, **meeting, **ends}.items()}
         yield {"OMP_NUM_THREADS": str(threads), **os.environ, **ours}
 
 
@@ -89,27 +95,27 @@ def _free_port() -> int:
 
 @contextmanager
 def _signals_forwarded(ranks: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[signal.Signals]]:
-    """Yields the list of signals that come in the body. A second Ctrl-C kills the ranks."""
-    came: list[signal.Signals] = []
+    """Forwards signals to the ranks during the body; yields the list of those received. A second Ctrl-C kills the ranks."""
+    received: list[signal.Signals] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
-        came.append(signal.Signals(number))
+        received.append(signal.Signals(number))
         for process in ranks:
-            if came.count(signal.SIGINT) > 1:
+            if received.count(signal.SIGINT) > 1:
                 process.kill()
             else:
                 process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
     before = {number: signal.signal(number, forward) for number in FORWARDED}
     try:
-        yield came
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def _first_failure(ranks: Sequence[subprocess.Popen[bytes]]) -> int | None:
-    """Wait until a rank fails, or all have ended well."""
+    """Wait until a rank fails (returns its index) or all have succeeded (None)."""
     while True:
         codes = [process.poll() for process in ranks]
         for rank, code in enumerate(codes):
@@ -121,6 +127,6 @@ def _first_failure(ranks: Sequence[subprocess.Popen[bytes]]) -> int | None:
 
 
 def _await_end(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
-    deadline = time.monotonic() + LAST_WORDS_SECONDS
+    deadline = time.monotonic() + GRACE_SECONDS
     while time.monotonic() < deadline and any(process.poll() is None for process in ranks):
         time.sleep(POLL_SECONDS)

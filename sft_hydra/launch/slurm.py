@@ -1,7 +1,7 @@
-"""From resolved configs to submitted Slurm jobs, through submitit's executor.
+"""Submits resolved configs as Slurm jobs, through submitit's executor.
 
-Owns what reaches a job from the submitting shell: a few plain variables and those named in `cluster.env_pass`, by name.
-Submitting writes the run's config, the batch script and job.json, and needs no torch.
+From the submitting shell a job gets PLAIN_VARIABLES and the variables named in `cluster.env_pass`, nothing else. Submitting
+writes the run's config, the batch script and job.json. Torch-free.
 """
 
 import io
@@ -14,9 +14,9 @@ from pathlib import Path
 from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError
 
-from sft_hydra.config import serialize
+from sft_hydra.config.run_folder import begin
 from sft_hydra.errors import ClusterError
-from sft_hydra.launch.job import SlurmJob, find_job, job_state
+from sft_hydra.launch.job import SlurmJob, refuse_busy
 from sft_hydra.launch.script import BatchScript, batch_scripts, run_folder
 from sft_hydra.paths import RunPaths
 from sft_hydra.schema.config import SftConfig
@@ -26,7 +26,7 @@ PLAIN_VARIABLES = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LD_LIBRA
 
 
 class ScriptExecutor(SlurmExecutor):
-    """submitit's executor for scripts of ours: nothing is pickled, and no process of submitit runs on the nodes."""
+    """submitit's executor for our batch scripts: nothing is pickled, and submitit does not run on the nodes."""
 
     def __init__(self, folder: Path, variables: Sequence[str], dependency: str | None) -> None:
         super().__init__(folder)
@@ -34,34 +34,35 @@ class ScriptExecutor(SlurmExecutor):
         self._dependency = dependency
 
     def submit_script(self, text: str) -> str:
-        """Hand the script to sbatch, keep it as `<job id>_submission.sh`, return the job id. FailedJobError if refused."""
+        """Submit the script with sbatch, keep it as `<job id>_submission.sh`, return the job id. FailedJobError if sbatch
+        rejects it."""
         return self._submit_command(text).job_id
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
         return command
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
-        # SLURM_* and SBATCH_* of an allocation we may be in would contradict the script; they stay behind with the rest
-        behind = [f"--unset={name}" for name in os.environ if name not in self._variables]
+        # SLURM_* and SBATCH_* variables of a surrounding allocation would override the script; unset all others as well
+        unset = [f"--unset={name}" for name in os.environ if name not in self._variables]
         depend = [f"--dependency={self._dependency}", "--kill-on-invalid-dep=yes"] if self._dependency else []
-        return ["env", *behind, "sbatch", *depend, str(submission_file_path)]
+        return ["env", *unset, "sbatch", *depend, str(submission_file_path)]
 
 
 def submit(
-    cfgs: Sequence[SftConfig], *, dependency: str | None = None, waiting: Sequence[SftConfig] = ()
+    cfgs: Sequence[SftConfig], *, dependency: str | None = None, dependents: Sequence[SftConfig] = ()
 ) -> list[SlurmJob]:
-    """Submit every run, one job array for those that ask Slurm for the same. Handles come in the order of `cfgs`.
+    """Submit every run, as one job array those with the same resources. Returns the jobs in the order of `cfgs`.
 
-    `dependency`: as sbatch takes it (`afterok:12`); jobs whose dependency cannot come true are cancelled. `waiting`: runs
-    that will wait for these. ClusterError if there is no Slurm, if a run has a job already, or if sbatch refuses; then
+    `dependency`: in sbatch's syntax (`afterok:12`); jobs whose dependency fails are cancelled. `dependents`: runs that will
+    depend on these. ClusterError if Slurm is not installed, if a run has an active job, or if sbatch rejects one; then
     nothing stays submitted.
     """
     if shutil.which("sbatch") is None:
         raise ClusterError("no sbatch on this machine: cluster=slurm works where Slurm's commands are (a login node)")
-    _refuse_busy(cfgs)
+    refuse_busy([run_folder(cfg) for cfg in cfgs])
     handles: list[SlurmJob] = []
     with all_or_nothing(handles):
-        for script in batch_scripts(cfgs, waiting):
+        for script in batch_scripts(cfgs, dependents):
             handles += _submit_script(script, dependency)
     by_folder = {handle.folder: handle for handle in handles}
     return [by_folder[run_folder(cfg)] for cfg in cfgs]
@@ -69,7 +70,7 @@ def submit(
 
 @contextmanager
 def all_or_nothing(handles: list[SlurmJob]) -> Iterator[None]:
-    """What the body has submitted and noted in `handles` is cancelled if it then fails."""
+    """Cancels the jobs that the body has appended to `handles` if it fails with a ClusterError."""
     try:
         yield
     except ClusterError:
@@ -78,32 +79,17 @@ def all_or_nothing(handles: list[SlurmJob]) -> Iterator[None]:
         raise
 
 
-def _refuse_busy(cfgs: Sequence[SftConfig]) -> None:
-    """Two jobs must not write one folder."""
-    problems = []
-    for cfg in cfgs:
-        handle = find_job(run_folder(cfg))
-        if handle is not None and (state := job_state(handle)).is_active:
-            problems.append(
-                f"{cfg.run_dir}: its job {handle.job_id} is {state.name}; wait for it, or "
-                f"`python -m sft_hydra.jobs cancel {cfg.run_dir}` first, or name=... for another run"
-            )
-    if problems:
-        raise ClusterError(*problems)
-
-
 def _submit_script(script: BatchScript, dependency: str | None) -> list[SlurmJob]:
     script.folder.mkdir(parents=True, exist_ok=True)
     for cfg in script.cfgs:
-        paths = RunPaths(run_folder(cfg))
-        serialize.save(cfg, paths.config(cfg.runner.value))
-        paths.job.unlink(missing_ok=True)
+        with begin(cfg):
+            RunPaths(run_folder(cfg)).job.unlink(missing_ok=True)
     variables = (*PLAIN_VARIABLES, *script.cfgs[0].cluster.env_pass)
     try:
         with redirect_stderr(io.StringIO()):  # submitit prints what it also raises
             number = ScriptExecutor(script.folder, variables, dependency).submit_script(script.text)
     except FailedJobError as error:
-        raise ClusterError(f"sbatch refused the job: {error}; the script is in {script.folder}") from error
+        raise ClusterError(f"sbatch rejected the job: {error}; the script is in {script.folder}") from error
     ids = [f"{number}_{index}" for index in range(len(script.cfgs))] if script.is_array else [number]
     handles = [
         SlurmJob(run_folder(cfg), job_id, script.folder / f"{job_id}.txt")

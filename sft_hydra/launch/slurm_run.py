@@ -1,4 +1,4 @@
-"""Jobs on Slurm as the command line sees them: planned, or submitted with their data preparation and then left or attended.
+"""Slurm jobs of the command line: planned, or submitted with their data preparation, and then detached or followed.
 
 The counterpart of local.py.
 """
@@ -18,14 +18,14 @@ from sft_hydra.schema.config import SftConfig
 
 
 def plan_jobs(jobs: Sequence[Job]) -> None:
-    """What `dry_run=true` prints: the plans, and the exact scripts that would be submitted, in their order."""
+    """Print the plans and the exact batch scripts in the order of submission (`dry_run=true`)."""
     local.plan_jobs(jobs)
     try:
         preparing, ready = data_prep_jobs([job.cfg for job in jobs])
     except MissingPackedDataError:
         raise
-    except DataError as error:  # no tokenizer within reach
-        print(f"\nwhich data must be prepared first is not known: {error}")
+    except DataError as error:  # the tokenizer is not available
+        print(f"\ncannot determine which data must be prepared first: {error}")
         preparing, ready = [], [job.cfg for job in jobs]
     for each in preparing:
         _show_scripts("prepares data", each.parts)
@@ -35,9 +35,9 @@ def plan_jobs(jobs: Sequence[Job]) -> None:
 
 
 def run_jobs(jobs: Sequence[Job]) -> list[SlurmJob]:
-    """Submit the jobs and say where they are; with `cluster.attach`, stay until they are over.
+    """Submit the jobs and print their folders and logs; with `cluster.attach`, wait until they have ended.
 
-    Exits with code 1 if a job that was attended to ended without success.
+    Exits with code 1 if a job that was waited for did not succeed.
     """
     handles = submit_with_data([job.cfg for job in jobs])
     for handle in handles:
@@ -50,7 +50,7 @@ def run_jobs(jobs: Sequence[Job]) -> list[SlurmJob]:
 
 
 def submit_with_data(cfgs: Sequence[SftConfig]) -> list[SlurmJob]:
-    """Submit runs; those whose packed set is missing start when the jobs that make it have succeeded."""
+    """Submit runs; those whose packed set is missing start after the jobs that prepare it have succeeded."""
     preparing, ready = data_prep_jobs(cfgs)
     handles: list[SlurmJob] = []
     with all_or_nothing(handles):
@@ -63,7 +63,7 @@ def submit_with_data(cfgs: Sequence[SftConfig]) -> list[SlurmJob]:
 
 
 def _submit_preparation(preparation: DataPrepJob, handles: list[SlurmJob]) -> SlurmJob:
-    """The job that finishes; one that is under way already serves as well."""
+    """The job that finishes the packed set; an active one is reused."""
     under_way = find_job(run_folder(preparation.finish))
     if under_way is not None and job_state(under_way).is_active:
         print(f"data is being prepared: job {under_way.job_id}  {os.path.relpath(under_way.folder)}")
@@ -72,13 +72,13 @@ def _submit_preparation(preparation: DataPrepJob, handles: list[SlurmJob]) -> Sl
     handles += parts
     array = parts[0].job_id.split("_")[0] if parts else None
     dependency = f"afterany:{array}" if array else None
-    [finish] = submit([preparation.finish], dependency=dependency, waiting=preparation.runs)
+    [finish] = submit([preparation.finish], dependency=dependency, dependents=preparation.runs)
     handles.append(finish)
     helpers = f", after {len(parts)} jobs of array {array}" if parts else ""
     print(f"data is prepared first: job {finish.job_id}{helpers}  {os.path.relpath(finish.folder)}")
     return finish
 
 
-def _show_scripts(title: str, cfgs: Sequence[SftConfig], waiting: Sequence[SftConfig] = ()) -> None:
-    for script in batch_scripts(cfgs, waiting):
-        print(f"== {title}: batch script of {len(script.cfgs)} job(s), to be kept in {script.folder}\n{script.text}")
+def _show_scripts(title: str, cfgs: Sequence[SftConfig], dependents: Sequence[SftConfig] = ()) -> None:
+    for script in batch_scripts(cfgs, dependents):
+        print(f"== {title}: batch script of {len(script.cfgs)} job(s), saved in {script.folder}\n{script.text}")

@@ -1,6 +1,6 @@
-"""From a Hugging Face architecture to one of our models, and from one of ours to the transformers implementation.
+"""Builds a model from a Hugging Face config, and the transformers model from one of ours.
 
-Models are built on the meta device first: no weight exists twice, and none before its place is known.
+Models are built on the meta device first, so weights are allocated once, after the layout is known.
 """
 
 from collections.abc import Callable
@@ -25,23 +25,27 @@ FAMILIES: dict[str, Callable[[Any], DecoderModel]] = {
     "nemotron_h": nemotron_h_model,
 }
 
-KEEP_FP32 = ("A_log", "dt_bias", "D", "e_score_correction_bias")  # in every precision, as the reference keeps them
+KEEP_FP32 = ("A_log", "dt_bias", "D", "e_score_correction_bias")  # fp32 in every precision, as in the reference code
 
 
 def read_config(architecture: dict[str, Any]) -> Any:
-    """The transformers config of the fields of a config.json, with transformers' own defaults for what they leave out."""
+    """The transformers config for the fields of a config.json, with transformers' defaults for missing fields.
+
+    ModelError if transformers does not have the `model_type`.
+    """
     from transformers import CONFIG_MAPPING, AutoConfig, __version__
 
     family = architecture.get("model_type")
     if family not in CONFIG_MAPPING:
         raise ModelError(
-            f"model_type {family!r} is not known to transformers {__version__}; a model that brings its own code is not run"
+            f"model_type {family!r} of the model's config.json is not supported by transformers {__version__}, and models "
+            "with their own code are not run; choose another model or install a newer transformers"
         )
     return AutoConfig.for_model(**{key: _decode(value) for key, value in architecture.items()})
 
 
 def _decode(value: Any) -> Any:
-    """transformers writes infinity into a config.json as an object."""
+    """A JSON value with transformers' encoding of infinity, {"__float__": ...}, decoded."""
     if isinstance(value, dict) and value.keys() == {"__float__"}:
         return float(value["__float__"])
     return [_decode(item) for item in value] if isinstance(value, list) else value
@@ -55,10 +59,11 @@ def build_model(
     generic: bool = False,
     packed: bool = True,
 ) -> DecoderModel:
-    """The model of a config.json, on `device`, its weights not yet set: fill them by init_weights or load_weights.
+    """The model of the config.json fields `architecture`, on `device` in `dtype`, with uninitialized weights: call
+    init_weights or load_weights next.
 
-    A family that is not ours, or any with `generic`, is the transformers implementation; `packed` says whether its rows
-    hold several conversations.
+    Families without an implementation here, and all with `generic`, use the transformers implementation; `packed`: its
+    sequences hold several conversations. ModelError for an unsupported model.
     """
     config = read_config(architecture)
     model: DecoderModel
@@ -77,11 +82,10 @@ def build_model(
 
 
 def as_transformers(model: DecoderModel, gathered_dtype: torch.dtype = torch.float32) -> Any:
-    """The transformers model with these weights, in eval mode: for generation. Ask again after the weights have changed.
+    """The transformers model with the current weights, in eval mode, for generation. Call again after weights change.
 
-    Parameters that both sides hold in the same form share their memory, so no second copy of a dense model exists;
-    what LoRA changes is merged into a copy. Of several ranks, all must ask; the first gets a model of its own, in
-    `gathered_dtype`, the others None.
+    Parameters of the same form on both sides share memory, so a dense model is not copied; LoRA-adapted weights are merged
+    into a copy. With several ranks it is a collective: rank 0 gets a separate model in `gathered_dtype`, the others None.
     """
     if model.mesh.layout.world == 1:
         return transformers_model(model.config, merged_state(model))
@@ -90,31 +94,33 @@ def as_transformers(model: DecoderModel, gathered_dtype: torch.dtype = torch.flo
 
 
 def transformers_model(config: Any, state: dict[str, torch.Tensor]) -> Any:
-    """The transformers model of `config` with weights named as ours, in eval mode; shares memory where it can."""
+    """The transformers model of `config` in eval mode from `state` with our parameter names; shares memory if possible."""
     weights = dict(to_disk(config, state))
     dtype = next(iter(weights.values())).dtype
-    capped = getattr(config, "attn_logit_softcapping", None)  # which sdpa leaves out
-    way = {"attn_implementation": "eager"} if capped else {}
-    theirs = transformers_class(config).from_pretrained(None, config=config, state_dict=weights, dtype=dtype, **way)
-    theirs.eval()
-    use_published_limits(theirs)
-    return theirs
+    capped = getattr(config, "attn_logit_softcapping", None)  # sdpa does not support it
+    attention = {"attn_implementation": "eager"} if capped else {}
+    hf_model = transformers_class(config).from_pretrained(
+        None, config=config, state_dict=weights, dtype=dtype, **attention
+    )
+    hf_model.eval()
+    use_published_limits(hf_model)
+    return hf_model
 
 
-def use_published_limits(theirs: Any) -> None:
-    """Let a transformers model compute what its config says: its Nemotron-H takes `time_step_min`, which is meant for a
-    random start, as a floor for all steps, the published model does not."""
-    if theirs.config.model_type != "nemotron_h":
+def use_published_limits(hf_model: Any) -> None:
+    """Set the time-step limits of a transformers Nemotron-H to its config's `time_step_limit`: transformers clamps steps to
+    `time_step_min`, which is for random initialization; the published model does not."""
+    if hf_model.config.model_type != "nemotron_h":
         return
     from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHMamba2Mixer
 
-    for module in theirs.modules():
+    for module in hf_model.modules():
         if isinstance(module, NemotronHMamba2Mixer):
-            module.time_step_limit = tuple(theirs.config.time_step_limit)
+            module.time_step_limit = tuple(hf_model.config.time_step_limit)
 
 
 def transformers_class(config: Any) -> Any:
-    """The causal language model class that transformers has for `config`."""
+    """The causal language model class of transformers for `config`."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]

@@ -1,7 +1,7 @@
-"""What a model is to the rest of the house, `DecoderModel`, and the one that all our families are: embedding, blocks, norm,
-head. Tokens lie packed in one dimension, T.
+"""`DecoderModel`, the model interface used by engine and checkpoint, and `FamilyModel`, its implementation for our
+families: embedding, blocks, norm, lm_head. Packed tokens are one dimension, T.
 
-A block is a module with forward(hidden (T, D), Packed) -> (T, D). Families differ in their blocks only.
+A block is a module with forward(hidden (T, D), Packed) -> (T, D). Families differ only in their blocks.
 """
 
 from abc import ABC, abstractmethod
@@ -23,10 +23,9 @@ Losses = tuple[torch.Tensor, torch.Tensor]
 
 
 class DecoderModel(nn.Module, ABC):
-    """A causal language model on packed tokens. Logits are `hidden @ head_weight.T`, softly capped if `logit_cap` is set.
+    """A causal language model on packed sequences. Logits are `hidden @ head_weight.T`, soft-capped if `logit_cap` is set.
 
-    `config` is the transformers config that it was built from; `lora_targets` the linear layers LoRA acts on unless told
-    otherwise.
+    `config` is the transformers config that it was built from; `lora_targets` are the default target modules of LoRA.
     """
 
     def __init__(self, config: Any, lora_targets: tuple[str, ...]) -> None:
@@ -34,12 +33,12 @@ class DecoderModel(nn.Module, ABC):
         self.config = config
         self.lora_targets = lora_targets
         self.logit_cap: float | None = None
-        self.embedding_name, self.head_name = EMBEDDING, HEAD  # of the parameters; the same where they are tied
+        self.embedding_name, self.head_name = EMBEDDING, HEAD  # parameter names; the same if they are tied
         self.rounds_to: torch.dtype | None = (
-            None  # dtype of hidden states, and so of all products; None: as the weights
+            None  # dtype of hidden states, and so of all matrix products; None: the dtype of the weights
         )
         self.prefix = ""  # that names of all but the head may lack on disk
-        self.adapter_scale = 0.0  # of LoRA, if there is any
+        self.adapter_scales: dict[str, float] = {}  # of each layer that has an adapter
         self.balances: list[BalancingLoss] = []  # of routers whose experts are to be used evenly
         self.mesh = SINGLE  # the layout's, once there is one
         self.pipeline: Any = None  # models/pipeline_stages.py, if the blocks are spread over several stages
@@ -47,39 +46,44 @@ class DecoderModel(nn.Module, ABC):
     @property
     @abstractmethod
     def head_weight(self) -> torch.Tensor:
-        """(vocab, hidden); the embedding itself where the two are tied."""
+        """Weight of the lm_head (vocab, hidden); the embedding if the two are tied."""
 
     @property
     @abstractmethod
     def blocks(self) -> list[nn.Module]:
-        """The layers in order: units of recompute and of FSDP."""
+        """The layers in order: units of activation checkpointing and FSDP."""
 
     @property
     def device(self) -> torch.device:
-        """Where it computes; its weights may lie elsewhere between steps."""
+        """The device of computation; with `train.cpu_offload` weights are in host memory between steps."""
         return self.mesh.device or next(self.parameters()).device
 
     @property
     def roots(self) -> list[nn.Module]:
-        """What is called: the model, or its pipeline stages."""
+        """The modules whose forward is called: the model, or its pipeline stages."""
         return [self] if self.pipeline is None else [*self.pipeline.stages]
 
     def is_copy(self, name: str) -> bool:
-        """Whether this rank's parameter is the copy of one on another pipeline stage: the embedding as a tied head."""
+        """Whether this rank's parameter is a copy of one on another pipeline stage: the embedding as a tied head."""
         return name == self.embedding_name and self.mesh.pp.rank > 0
 
+    @property
+    def tied_head(self) -> str | None:
+        """The name that a head has on disk which is the embedding; None: the head is a matrix of its own."""
+        return HEAD if self.config.tie_word_embeddings else None
+
     def ignores(self, name: str) -> bool:
-        """Whether a tensor of this name on disk has no place in the model and needs none."""
+        """Whether a tensor of this name on disk has no parameter in the model and may be skipped."""
         return ignorable(self.config, name)
 
     def compute_buffers(self) -> None:
-        """Fill what is neither read from files nor drawn; called once there is memory for it."""
+        """Compute the buffers that are neither loaded nor randomly initialized; called after memory is allocated."""
 
     @abstractmethod
     def hidden_states(
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int
     ) -> torch.Tensor:
-        """What `forward` gives without targets."""
+        """Hidden states (T, hidden_size) after the final norm: `forward` without targets."""
 
     def forward(
         self,
@@ -92,29 +96,33 @@ class DecoderModel(nn.Module, ABC):
     ) -> torch.Tensor | Losses:
         """Hidden states (T, hidden_size) after the final norm; with `targets` (T,) the losses, see `losses`.
 
-        `input_ids` (T,); `position_ids` (T,), from 0 in every document; `cu_seqlens` (documents + 1,) int32. Over several
-        ranks: ids and targets of this rank's tokens, positions of its tensor-parallel group's, borders of the whole row.
+        `input_ids` (T,); `position_ids` (T,), from 0 in every document; `cu_seqlens` (documents + 1,) int32, the document
+        boundaries. With several ranks: ids and targets of the local tokens, positions of the tensor-parallel group's
+        tokens, document boundaries of the full sequence.
         """
         hidden = self.hidden_states(input_ids, position_ids, cu_seqlens, max_seqlen)
         return hidden if targets is None else self.losses(hidden, targets, trained)
 
     def rounded(self, hidden: torch.Tensor) -> torch.Tensor:
+        """`hidden` in the compute dtype."""
         return hidden if self.rounds_to is None else hidden.to(self.rounds_to)
 
     def losses(self, hidden: torch.Tensor, targets: torch.Tensor, trained: torch.Tensor | None) -> Losses:
-        """The sum of the losses of all trained tokens (with gradient) and the loss of each token (T,) (without); `trained`
-        (N,) are the places of the targets that are learned, looked for if None."""
+        """The loss summed over supervised tokens (scalar, with gradient) and the loss of each token (T,) (without gradient).
+
+        `hidden` (T, D), `targets` (T,), `trained` (N,) the indices of the supervised tokens, computed if None.
+        """
         return linear_cross_entropy(
             self.rounded(hidden), self.head_weight, targets, trained=trained, cap=self.logit_cap
         )
 
     def logits(self, hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
-        """(T, vocab) of hidden states and the whole head."""
+        """Logits (T, vocab) from `hidden` (T, D) and the full `head` (vocab, D)."""
         return softcapped(hidden @ head.to(hidden).T, self.logit_cap)
 
 
 class Trunk(nn.Module):
-    """Everything but the head; parameters are named as in Hugging Face's base models."""
+    """Everything but the lm_head; parameters are named as in Hugging Face's base models."""
 
     def __init__(self, vocab_size: int, hidden_size: int, blocks: list[nn.Module], norm_eps: float) -> None:
         super().__init__()
@@ -124,7 +132,7 @@ class Trunk(nn.Module):
 
 
 class FamilyModel(DecoderModel):
-    """A model of our own layers."""
+    """A model built from the layers of this package."""
 
     def __init__(
         self,
@@ -160,11 +168,11 @@ class FamilyModel(DecoderModel):
         return self.model.norm(hidden)
 
     def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Hidden states (T, hidden_size) before the first block, in the dtype that all others have."""
+        """Hidden states (T, hidden_size) before the first block, in the compute dtype."""
         return self.rounded(self.model.embed_tokens(input_ids))
 
     def packed(self, position_ids: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int) -> Packed:
-        """What all blocks share of a row."""
+        """Document boundaries and rotary tables, shared by all blocks."""
         rotary = rotary_tables(self.config, position_ids) if self.rotary else None
         documents = torch.arange(len(cu_seqlens) - 1, dtype=torch.int32, device=cu_seqlens.device)
         tokens = len(position_ids) * self.mesh.cp.size
@@ -174,6 +182,6 @@ class FamilyModel(DecoderModel):
     def finish(
         self, hidden: torch.Tensor, targets: torch.Tensor | None, trained: torch.Tensor | None = None
     ) -> torch.Tensor | Losses:
-        """After the last block: the final norm, and with `targets` the losses."""
+        """After the last block: hidden states (T, D) after the final norm, or with `targets` the losses."""
         hidden = self.model.norm(hidden)
         return hidden if targets is None else self.losses(hidden, targets, trained)

@@ -1,5 +1,5 @@
-"""Decoders of attention and feed-forward layers: Qwen3, Qwen2, Llama, Mistral and what shares their form (SmolLM is a
-Llama), and Qwen3-MoE, whose feed-forward layers are mixtures of experts."""
+"""Transformer decoders: Qwen3, Qwen2, Llama, Mistral and models with the same architecture (SmolLM is a Llama), and
+Qwen3-MoE, whose feed-forward layers are mixtures of experts."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ class DenseBlock(nn.Module):
 
 
 def attention_of(config: Any, layer: int) -> Attention:
-    """Attention of one layer, with the biases, norms and window that the family and the config ask for."""
+    """Attention of layer `layer` (from 0), with the biases, q/k norms and sliding window of the family and the config."""
     family = config.model_type
     layer_types = getattr(config, "layer_types", None)
     window = getattr(config, "sliding_window", None)
@@ -52,7 +52,7 @@ def attention_of(config: Any, layer: int) -> Attention:
 
 
 def mlp_of(config: Any, layer: int) -> nn.Module:
-    """Feed-forward part of one layer."""
+    """Feed-forward part of layer `layer`: an MLP, or a mixture of experts."""
     size = config.hidden_size
     if config.model_type != "qwen3_moe" or not _is_sparse(config, layer):
         return MLP(size, config.intermediate_size, config.hidden_act, bias=getattr(config, "mlp_bias", False))
@@ -66,7 +66,7 @@ def _is_sparse(config: Any, layer: int) -> bool:
 
 
 def dense_model(config: Any) -> FamilyModel:
-    """The model of a transformers config of one of these families."""
+    """The model for a transformers config of one of these families. ModelError if its RoPE scaling is not supported."""
     check_rotary(config)
 
     blocks: list[nn.Module] = []

@@ -1,4 +1,4 @@
-"""A random start. Every parameter is drawn from (seed, its name): no order and no layout matters."""
+"""Random initialization. Every parameter depends only on (seed, its name), so it is the same under every layout."""
 
 import math
 
@@ -8,18 +8,21 @@ from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.seeded_generator import seeded_generator
 from sft_hydra.parallel.dtensor import copy_shard_
 
-OUT_PROJECTIONS = ("o_proj", "down_proj", "out_proj")  # those that write into the residual stream
+OUT_PROJECTIONS = ("o_proj", "down_proj", "out_proj")  # projections into the residual stream
 QK_NORMS = ("q_norm", "k_norm")
 QK_NORM_START = 1.7  # sharper attention from the first step: small models learn to copy in far fewer steps
 
 
 @torch.no_grad()
 def init_weights(model: DecoderModel, seed: int, std: float) -> None:
-    """Fill parameters and buffers. `std` is that of embeddings and head; hidden matrices are scaled by their inputs,
-    those that write into the residual stream by the depth."""
+    """Initialize parameters and buffers in place.
+
+    `std`: standard deviation of embeddings and lm_head. Hidden matrices get 0.5 / sqrt(inputs); projections into the
+    residual stream std / sqrt(2 * layers) (GPT-2).
+    """
     depth = model.config.num_hidden_layers
     for buffer in model.buffers():
-        buffer.zero_()  # only routers have one: the correction of their scores
+        buffer.zero_()  # the only buffer is the routers' score correction bias
     for name, parameter in model.named_parameters():
         generator = seeded_generator(seed, name)
         layer, leaf = name.split(".")[-2:]
@@ -39,7 +42,7 @@ def init_weights(model: DecoderModel, seed: int, std: float) -> None:
 
 
 def _state_space(leaf: str, heads: int, model: DecoderModel, generator: torch.Generator) -> torch.Tensor:
-    """Mamba's own start (heads,): decays 1, 2, 3, ..., steps spread evenly in the logarithm, a skip of 1."""
+    """Initial A_log, dt_bias or D (heads,) of Mamba-2: decays 1, 2, 3, ..., log-uniform time steps, skip of 1."""
     if leaf == "A_log":
         return torch.arange(1, heads + 1).float().log()
     if leaf == "D":
@@ -47,4 +50,4 @@ def _state_space(leaf: str, heads: int, model: DecoderModel, generator: torch.Ge
     low, high = math.log(model.config.time_step_min), math.log(model.config.time_step_max)
     steps = torch.empty(heads).uniform_(low, high, generator=generator).exp()
     steps = steps.clamp_min(model.config.time_step_floor)
-    return steps + torch.log(-torch.expm1(-steps))  # softplus of it is the step
+    return steps + torch.log(-torch.expm1(-steps))  # inverse softplus of the time step

@@ -1,7 +1,7 @@
-"""The small parts that every family shares: linear layer, norm, activations, and what a layer must know of a packed row.
+"""Layers that all families share: linear, RMSNorm, activations; and the metadata of a packed sequence.
 
-Owns the rule of precision: a layer computes in the dtype of its input, to which it rounds its weights, and gives that dtype
-back. Weights of a `KeepFp32` layer are never rounded.
+Precision: a layer casts its weights to the dtype of its input and returns that dtype. Weights of a `KeepFp32` layer stay
+in fp32.
 """
 
 from collections.abc import Callable
@@ -19,16 +19,16 @@ Activation = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """What layers need beside the hidden states of T packed tokens."""
+    """Metadata of T packed tokens that layers use besides the hidden states."""
 
     cu_seqlens: torch.Tensor  # (documents + 1,) int32, first 0, last T
     max_seqlen: int
-    seq_idx: torch.Tensor  # (T,) int32, number of each token's document
+    seq_idx: torch.Tensor  # (T,) int32, document index of each token
     rotary: tuple[torch.Tensor, torch.Tensor] | None  # cos and sin (T, 1, head_dim) fp32; None: no position embedding
 
 
 class Linear(nn.Linear):
-    """nn.Linear on this rank's part of the weight. Of a weight split by inputs, the outputs are to be summed over ranks."""
+    """nn.Linear on the local shard of the weight. If the weight is split by inputs, outputs are partial sums over ranks."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         bias = None if self.bias is None else (local_tensor(self.bias) / partial_sum_ranks(self.weight)).to(x.dtype)
@@ -36,7 +36,7 @@ class Linear(nn.Linear):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last dimension; the root mean square is taken in fp32."""
+    """x / rms(x) * weight over the last dimension; the root mean square is computed in fp32."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -48,10 +48,12 @@ class RMSNorm(nn.Module):
 
 
 def relu2(x: torch.Tensor) -> torch.Tensor:
+    """Squared ReLU (Primer, So et al. 2021)."""
     return F.relu(x).square()
 
 
 def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    """GELU with the tanh approximation."""
     return F.gelu(x, approximate="tanh")
 
 
@@ -64,7 +66,10 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def activation(name: str) -> Activation:
-    """The function that `hidden_act` of a config names."""
+    """The activation function for `hidden_act` of a config. ModelError if it is not supported."""
     if name not in ACTIVATIONS:
-        raise ModelError(f"activation {name!r} of the model's config is not known; known: {', '.join(ACTIVATIONS)}")
+        raise ModelError(
+            f"activation {name!r} (hidden_act of the model's config.json) is not supported; supported: "
+            f"{', '.join(ACTIVATIONS)}"
+        )
     return ACTIVATIONS[name]

@@ -1,14 +1,13 @@
-"""LoRA on chosen linear layers (models/lora_layers.py); the base is frozen.
+"""LoRA (Hu et al. 2021) on selected linear layers (models/lora_layers.py); the base model is frozen.
 
-Owns which layers are chosen (`apply_lora` answers with a coverage table; a pattern that matches nothing is an error) and
-how an adapter becomes part of the weight (`merged_state`).
+Selects the target layers (`apply_lora` returns a coverage table; a pattern that matches nothing is an error) and merges
+adapters into weights (`merged_state`).
 """
 
 import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
@@ -22,20 +21,13 @@ from sft_hydra.models.seeded_generator import seeded_generator
 from sft_hydra.parallel.collectives import all_gather_objects
 from sft_hydra.parallel.dtensor import copy_shard_
 from sft_hydra.parallel.full_state_dict import full_tensors
+from sft_hydra.planning.lora_targets import choose, layer_lora, usual_targets
 from sft_hydra.schema.config import LoraConfig
-
-ALIASES = {
-    "linear_qkv": ("q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value"),
-    "linear_proj": ("o_proj", "dense"),
-    "linear_fc1": ("gate_proj", "up_proj", "gate_up_proj", "fc1", "c_fc", "dense_h_to_4h"),
-    "linear_fc2": ("down_proj", "fc2", "c_proj", "dense_4h_to_h"),
-}
-EXPERTS = ".experts."  # in names of what belongs to routed experts: adapted only where a pattern asks for it
 
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """One line of the coverage table: how many layers of one kind have an adapter, of how many there are."""
+    """One line of the coverage table: how many layers of a kind have an adapter, out of how many."""
 
     kind: str  # module name with layer numbers written as *
     adapted: int
@@ -44,40 +36,44 @@ class Coverage:
 
 
 def apply_lora(model: DecoderModel, lora: LoraConfig, seed: int) -> list[Coverage]:
-    """`add_adapters`, then `init_adapters`: for a model that has its weights."""
+    """`add_adapters`, then `init_adapters`, for a model whose weights are loaded. Returns the coverage table."""
     coverage = add_adapters(model, lora)
     init_adapters(model, seed)
     return coverage
 
 
 def add_adapters(model: DecoderModel, lora: LoraConfig) -> list[Coverage]:
-    """Freeze the model and give the chosen linear layers adapters, in place, without values yet."""
+    """Freeze the model and add uninitialized adapters to the selected linear layers, in place.
+
+    Returns the coverage table. ConfigError if no layer is selected, or for a pattern without a match.
+    """
     head = model.head_weight
     layers: dict[str, nn.Linear | GroupedLinear] = {}
     for name, module in model.named_modules():
         if type(module) in (Linear, nn.Linear, GroupedLinear) and module.weight is not head:
             assert isinstance(module, nn.Linear | GroupedLinear)
             layers[name] = module
-    usual = [name for name in layers if EXPERTS not in name and name.rpartition(".")[2] in model.lora_targets]
-    chosen = choose(list(layers), lora, usual)
+    chosen = choose(list(layers), lora, usual_targets(list(layers), model.lora_targets))
     if not chosen:
         raise ConfigError(
-            f"peft: nothing of this model can be adapted (model_type {model.config.model_type}, "
-            f"{len(layers)} linear layers beside the head); use peft=null"
+            f"peft: no layer of this model can have a LoRA adapter (model_type {model.config.model_type}, {len(layers)} "
+            "linear layers besides lm_head); use peft=null"
         )
-    model.adapter_scale = scale_of(lora)
+    each = {name: layer_lora(lora, name) for name in chosen}
+    model.adapter_scales = {name: scale_of(own) for name, own in each.items()}
     model.requires_grad_(False)
     for name in chosen:
         parent, _, leaf = name.rpartition(".")
         layer = layers[name]
-        adapted = LoraGroupedLinear(layer, lora) if isinstance(layer, GroupedLinear) else LoraLinear(layer, lora)
+        own = each[name]
+        adapted = LoraGroupedLinear(layer, own) if isinstance(layer, GroupedLinear) else LoraLinear(layer, own)
         model.get_submodule(parent).register_module(leaf, adapted)
-    return _coverage(layers, set(chosen), lora.dim)
+    return _coverage(layers, {name: own.dim for name, own in each.items()})
 
 
 @torch.no_grad()
 def init_adapters(model: DecoderModel, seed: int) -> None:
-    """Adapters that change nothing yet: every A is drawn from (seed, its name), every B is zero."""
+    """Initialize adapters so that they do not change the model: A is drawn from (seed, its name), B is zero."""
     for name, module in model.named_modules():
         if isinstance(module, Adapter):
             copy_shard_(
@@ -86,83 +82,40 @@ def init_adapters(model: DecoderModel, seed: int) -> None:
             module.lora_B.zero_()
 
 
-def choose(names: list[str], lora: LoraConfig, usual: list[str]) -> list[str]:
-    """Which of these linear layers get an adapter; `usual` are those where nothing is said. ConfigError for patterns that
-    match none of them."""
-    if lora.match_all_linear:
-        return names
-    if lora.target_modules and lora.exclude_modules:
-        raise ConfigError(
-            "peft.target_modules and peft.exclude_modules are both set: give the targets, or what is left out of all"
-        )
-    if lora.exclude_modules:
-        excluded = _matching(names, lora.exclude_modules, "peft.exclude_modules")
-        return [name for name in names if name not in excluded]
-    if not lora.target_modules:
-        return usual
-    targets = _matching(names, lora.target_modules, "peft.target_modules")
-    return [name for name in names if name in targets]
-
-
-def _matching(names: list[str], patterns: list[str], key: str) -> set[str]:
-    found: set[str] = set()
-    problems = []
-    for pattern in patterns:
-        matches = {name for name in names for p in _expand(pattern) if _fits(name, p)}
-        if not matches:
-            kinds = sorted({name.rpartition(".")[2] for name in names})
-            problems.append(f"{key}: {pattern!r} matches no linear layer of this model; it has: {', '.join(kinds)}")
-        found |= matches
-    if problems:
-        raise ConfigError(*problems)
-    return found
-
-
-def _expand(pattern: str) -> list[str]:
-    """The pattern, its last part spelt with Hugging Face's names if it is one of Megatron's."""
-    head, dot, leaf = pattern.rpartition(".")
-    return [head + dot + name for name in ALIASES.get(leaf, (leaf,))]
-
-
-def _fits(name: str, pattern: str) -> bool:
-    """A pattern is the whole name, or the end of it from some dot on; * matches any text."""
-    return fnmatchcase(name, pattern) or fnmatchcase(name, "*." + pattern)
-
-
 def _initial_a(shape: torch.Size, kind: str, generator: torch.Generator) -> torch.Tensor:
-    """Values of A ([experts,] dim, in)."""
+    """Initial values of A ([experts,] dim, in)."""
     values = torch.empty(shape)
     if len(shape) == 3:  # of every expert
         return torch.stack([_initial_a(expert.shape, kind, generator) for expert in values])
     if kind == "xavier":
         return nn.init.xavier_normal_(values, generator=generator)
-    if kind == "kaiming":
+    if kind in ("kaiming", "uniform"):
         return nn.init.kaiming_uniform_(values, a=math.sqrt(5), generator=generator)
     return values.normal_(0.0, 1 / shape[0], generator=generator)
 
 
-def _coverage(layers: dict[str, nn.Linear | GroupedLinear], chosen: set[str], dim: int) -> list[Coverage]:
+def _coverage(layers: dict[str, nn.Linear | GroupedLinear], dims: dict[str, int]) -> list[Coverage]:
     kinds: dict[str, list[str]] = {}
     for name in layers:
         kinds.setdefault(re.sub(r"\.\d+(?=\.)", ".*", name), []).append(name)
     table = []
     for kind, names in kinds.items():
-        adapted = [layers[name] for name in names if name in chosen]
-        trainable = sum(dim * _features(layer) for layer in adapted)
+        adapted = [name for name in names if name in dims]
+        trainable = sum(dims[name] * _features(layers[name]) for name in adapted)
         table.append(Coverage(kind, len(adapted), len(names), trainable))
     return table
 
 
 def _features(layer: nn.Linear | GroupedLinear) -> int:
-    """Inputs and outputs, of all experts together."""
+    """Input plus output features, summed over experts."""
     count = layer.num_experts if isinstance(layer, GroupedLinear) else 1
     return count * (layer.in_features + layer.out_features)
 
 
 @torch.no_grad()
 def merged_tensors(model: DecoderModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of the model, one after the other, as if there were no adapters: adapted weights merged (copies), all
-    else shared with the model. Over several ranks as `full_tensors`: on the first rank, but all must go through."""
+    """(name, full tensor) of the model with adapters merged, one at a time: adapted weights are copies, others share memory
+    with the model. With several ranks a collective, see `full_tensors`: rank 0 gets the tensors, all must iterate."""
     state = model.state_dict()
     adapters = (name for names in all_gather_objects([n for n in state if is_adapter(n)], model.mesh) for name in names)
     adapted = {name.rpartition(".")[0] for name in adapters}
@@ -175,16 +128,16 @@ def merged_tensors(model: DecoderModel) -> Iterator[tuple[str, torch.Tensor]]:
         parts = waiting.setdefault(layer, {})
         parts[leaf] = tensor
         if len(parts) == 3:
-            yield f"{layer}.weight", _merged(**waiting.pop(layer), scale=model.adapter_scale)
+            yield f"{layer}.weight", _merged(**waiting.pop(layer), scale=model.adapter_scales[layer])
 
 
 def merged_state(model: DecoderModel) -> dict[str, torch.Tensor]:
-    """`merged_tensors`, together."""
+    """`merged_tensors` as a dict."""
     return dict(merged_tensors(model))
 
 
 def _merged(weight: torch.Tensor, lora_A: torch.Tensor, lora_B: torch.Tensor, scale: float) -> torch.Tensor:
-    """Weight with the adapter in it, as a new tensor of the weight's dtype."""
+    """weight + scale * B A as a new tensor of the weight's dtype; computed in fp32."""
     return (weight.float() + scale * (lora_B @ lora_A)).to(weight.dtype)
 
 

@@ -1,4 +1,4 @@
-"""The layers that LoRA puts in place of linear ones: y = W x + scale * B (A x), with W shared with the layer before."""
+"""LoRA layers that replace linear layers: y = W x + scale * B (A x), where W is the replaced layer's weight."""
 
 import math
 from collections.abc import Callable
@@ -13,19 +13,19 @@ from sft_hydra.models.moe import GroupedLinear
 from sft_hydra.parallel.dtensor import local_tensor
 from sft_hydra.schema.config import LoraConfig
 
-Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of rows and a matrix, or one matrix per expert
+Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (x, A or B), also with a matrix per expert
 
 
 def scale_of(lora: LoraConfig) -> float:
-    """What the product of an adapter's matrices is multiplied with."""
+    """Scale on B A: alpha / dim, or alpha / sqrt(dim) with rank_stabilized (rsLoRA, Kalajdzievski 2023)."""
     return lora.alpha / (math.sqrt(lora.dim) if lora.rank_stabilized else lora.dim)
 
 
 class Adapter(nn.Module):
-    """lora_A ([experts,] dim, in) and lora_B ([experts,] out, dim), both fp32, without values yet."""
+    """Adapter matrices lora_A ([experts,] dim, in) and lora_B ([experts,] out, dim), both fp32, created uninitialized."""
 
     def add_factors(self, weight: torch.Tensor, lora: LoraConfig) -> None:
-        """For a `weight` ([experts,] out, in)."""
+        """Create the matrices for a `weight` ([experts,] out, in)."""
         *experts, outputs, inputs = weight.shape
         self.lora_A = nn.Parameter(torch.empty(*experts, lora.dim, inputs, dtype=torch.float32, device=weight.device))
         self.lora_B = nn.Parameter(torch.empty(*experts, outputs, lora.dim, dtype=torch.float32, device=weight.device))
@@ -35,7 +35,7 @@ class Adapter(nn.Module):
         self.dropout_first = lora.dropout_position == "pre"
 
     def update(self, x: torch.Tensor, product: Product) -> torch.Tensor:
-        """What the adapter adds to the layer's output."""
+        """The adapter's contribution (T, out) to the layer's output; `product(x, matrix)` is x @ matrix.T."""
         dropped = F.dropout(x, self.dropout, self.training) if self.dropout_first else x
         inner = product(dropped, local_tensor(self.lora_A).to(x.dtype))
         update = product(inner, local_tensor(self.lora_B).to(x.dtype)) * self.scale
@@ -57,7 +57,7 @@ class LoraLinear(Linear, Adapter):
 
 
 class LoraGroupedLinear(GroupedLinear, Adapter):
-    """A linear layer per expert, each with an adapter of its own. No expert's weight is ever put together."""
+    """A linear layer per expert, each with its adapter. Merged expert weights are never materialized."""
 
     def __init__(self, base: GroupedLinear, lora: LoraConfig) -> None:
         with torch.device("meta"):

@@ -1,8 +1,8 @@
-"""The Mamba2 mixer on packed tokens.
+"""The Mamba-2 mixer (Dao & Gu 2024) on packed sequences.
 
-Rows of `in_proj` and channels of `conv1d` lie group by group, [z, x, B, C, dt] of the first group, then of the second:
-each group is whole by itself, so any even share of rows is a share of groups. Hugging Face's files have all z, then all
-x, and so on; models/state_dict_map.py knows both orders.
+Rows of `in_proj` and channels of `conv1d` are ordered by group, [z, x, B, C, dt] of the first group, then of the second, so
+an even split of rows is a split of groups. Hugging Face's files have all z, then all x, and so on;
+models/state_dict_map.py converts between both orders.
 """
 
 import math
@@ -20,7 +20,7 @@ from sft_hydra.parallel.sharded_module import KeepFp32, ShardedModule
 
 
 class StateSpace(KeepFp32):
-    """The parameters of the scan, one of each for every head."""
+    """Per-head parameters of the scan, in fp32: dt_bias, A_log and D (heads,)."""
 
     def __init__(self, num_heads: int) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class StateSpace(KeepFp32):
     def forward(
         self, dt: torch.Tensor, limit: tuple[float, float], ranks: Group
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Steps (T, H), decay rates (H,) and skips (H,), fp32, of this rank's heads among `ranks`; `dt` (T, H)."""
+        """Time steps (T, H), decay rates A (H,) and skips D (H,), fp32, of this rank's heads among `ranks`; `dt` (T, H)."""
         dt_bias, A_log, D = (
             local_tensor(p).chunk(ranks.size)[ranks.rank].float() for p in (self.dt_bias, self.A_log, self.D)
         )
@@ -39,7 +39,7 @@ class StateSpace(KeepFp32):
 
 
 class GroupNorm(nn.Module):
-    """RMS norm of y * silu(z) within each group of heads, in fp32."""
+    """Gated RMSNorm: y * silu(z), normalized within each group of heads, in fp32."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -54,10 +54,10 @@ class GroupNorm(nn.Module):
 
 
 class Mamba(ShardedModule):
-    """(T, hidden) -> (T, hidden). Decays, step biases and skips are used in fp32 whatever the precision.
+    """(T, hidden) -> (T, hidden). A_log, dt_bias and D are used in fp32 under every precision.
 
-    Tensor parallelism gives each rank a share of the groups. Context parallelism swaps tokens for groups between the input
-    projection and the norm; where the groups do not suffice, they are divided by heads, with copies of B and C.
+    Tensor parallelism splits the groups. Context parallelism exchanges tokens for groups (all-to-all) between the input
+    projection and the norm; with more ranks than groups, groups are split by heads, with copies of B and C.
     """
 
     columns = ("in_proj", "conv1d", "ssm", "norm")
@@ -95,7 +95,7 @@ class Mamba(ShardedModule):
     def forward(self, x: torch.Tensor, packed: Packed) -> torch.Tensor:
         cp = self.mesh.cp
         groups = self.num_groups // self.mesh.tp.size
-        copies = cp.size // math.gcd(cp.size, groups)  # of each group's B and C, each with a share of its heads
+        copies = cp.size // math.gcd(cp.size, groups)  # copies of each group's B and C, each with a part of its heads
         x = gather_tokens(x, self.mesh.tp)
         z, mixed, dt = self.in_proj(x).unflatten(-1, (groups, -1)).split(self.parts, dim=-1)
         mixed = tokens_to_heads(self._divided(mixed, copies), cp)
@@ -121,19 +121,19 @@ class Mamba(ShardedModule):
         return ssd(values, steps, decay, b, c, skip, packed.seq_idx, self.chunk)
 
     def _convolved(self, mixed: torch.Tensor, groups: int, copies: int, packed: Packed) -> torch.Tensor:
-        """The convolution (T, G, channels) of this rank's groups."""
+        """Output (T, G, channels) of the convolution over this rank's groups."""
         weight, bias = local_tensor(self.conv1d.weight)[:, 0].to(mixed.dtype), self.conv1d.bias
-        weight = self._own(weight, groups, copies)
-        bias = None if bias is None else self._own(local_tensor(bias).to(mixed.dtype), groups, copies)
+        weight = self._local_channels(weight, groups, copies)
+        bias = None if bias is None else self._local_channels(local_tensor(bias).to(mixed.dtype), groups, copies)
         return causal_conv_silu(mixed.flatten(1), weight, bias, packed.seq_idx).view(mixed.shape)
 
-    def _own(self, channels: torch.Tensor, groups: int, copies: int) -> torch.Tensor:
-        """Of a parameter with a row for every channel, those of this context rank's groups."""
+    def _local_channels(self, channels: torch.Tensor, groups: int, copies: int) -> torch.Tensor:
+        """Rows of this context-parallel rank's groups from a parameter with a row per channel."""
         divided = self._divided(channels.unflatten(0, (groups, -1))[None], copies)[0]
         return divided.chunk(self.mesh.cp.size)[self.mesh.cp.rank].flatten(0, 1)
 
     def _divided(self, mixed: torch.Tensor, copies: int) -> torch.Tensor:
-        """(T, G, channels, ...) -> (T, G * copies, ...): the heads of a group shared out, B and C copied."""
+        """(T, G, channels, ...) -> (T, G * copies, ...): the heads of a group are split, B and C are copied."""
         if copies == 1:
             return mixed
         values, b, c = mixed.split(self.mixed, 2)

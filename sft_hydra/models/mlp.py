@@ -8,7 +8,7 @@ from sft_hydra.parallel.sharded_module import ShardedModule
 
 
 class MLP(ShardedModule):
-    """(T, hidden) -> (T, hidden). Tensor parallelism gives each rank a share of the inner channels, if `split`."""
+    """(T, hidden) -> (T, hidden). Tensor parallelism splits the inner channels if `split`."""
 
     def __init__(
         self, hidden_size: int, inner_size: int, act: str, *, gated: bool = True, bias: bool = False, split: bool = True

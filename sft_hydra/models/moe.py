@@ -1,7 +1,7 @@
-"""Mixture of experts: a router sends every token to k experts, whose outputs are weighed and summed.
+"""Mixture of experts: a router assigns every token to k experts, whose outputs are weighted and summed.
 
-Owns the routing. The families' routers differ in how scores become weights, nothing else. Routers compute in fp32; the
-correction bias of a sigmoid router is a buffer and is never trained.
+The families' routers differ only in how scores become weights. Routers compute in fp32; the correction bias of a sigmoid
+router (DeepSeek-V3) is a buffer without gradient.
 """
 
 import torch
@@ -20,7 +20,7 @@ Routing = tuple[torch.Tensor, torch.Tensor]  # experts (T, k) int64, their weigh
 
 
 class SoftmaxRouter(KeepFp32):
-    """Qwen3-MoE: probabilities over all experts, the k largest, made to sum to one if `normalise`."""
+    """Qwen3-MoE router: softmax over all experts, top k, renormalized to sum to one if `normalise`."""
 
     def __init__(self, hidden_size: int, num_experts: int, top_k: int, *, normalise: bool) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class SoftmaxRouter(KeepFp32):
         probabilities = F.linear(x.float(), self.weight.float()).softmax(-1)
         experts = probabilities.topk(self.top_k, dim=-1).indices
         if self.balance is not None:
-            probabilities = self.balance.see(probabilities, experts)
+            probabilities = self.balance.observe(probabilities, experts)
         weights = probabilities.gather(1, experts)
         if self.normalise:
             weights = weights / weights.sum(-1, keepdim=True)
@@ -41,7 +41,8 @@ class SoftmaxRouter(KeepFp32):
 
 
 class SigmoidRouter(KeepFp32):
-    """Nemotron-H: the k largest of sigmoid scores plus a correction bias; weights are the scores alone, scaled."""
+    """Nemotron-H router (as DeepSeek-V3): top k of sigmoid scores plus a correction bias; weights are the scores without the
+    bias, times `scale`."""
 
     def __init__(self, hidden_size: int, num_experts: int, top_k: int, *, normalise: bool, scale: float) -> None:
         super().__init__()
@@ -57,7 +58,7 @@ class SigmoidRouter(KeepFp32):
         scores = F.linear(x.float(), self.weight.float()).sigmoid()
         experts = (scores + self.e_score_correction_bias).topk(self.top_k, dim=-1).indices
         if self.balance is not None:
-            scores = self.balance.see(scores, experts)
+            scores = self.balance.observe(scores, experts)
         weights = scores.gather(1, experts)
         if self.normalise:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
@@ -77,12 +78,12 @@ class GroupedLinear(nn.Module):
 
 
 class Experts(ShardedModule):
-    """Feed-forward layers of all experts: gated, with gate and up as one product, or plain. Expert parallelism gives each
-    rank a share of the experts, to which tokens travel and from which results come back."""
+    """Feed-forward layers of all experts: gated, with gate and up as one product, or plain. Expert parallelism splits the
+    experts over ranks; tokens are dispatched to them and combined by all-to-all (GShard, Lepikhin et al. 2020)."""
 
     columns = ("gate_up_proj", "up_proj", "down_proj")
     over = "ep"
-    opaque = ("_travel",)
+    opaque = ("_dispatch",)
 
     def __init__(self, num_experts: int, hidden_size: int, inner_size: int, act: str, *, gated: bool) -> None:
         super().__init__()
@@ -93,27 +94,29 @@ class Experts(ShardedModule):
         self.num_experts = num_experts
 
     def forward(self, x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Weighed sum (T, hidden) over each token's experts; `x` (T, hidden), `experts` and `weights` (T, k)."""
-        chosen, order = experts.flatten().sort(stable=True)  # token-and-choice pairs, sorted by expert
+        """Weighted sum (T, hidden) over each token's experts; `x` (T, hidden), `experts` and `weights` (T, k)."""
+        chosen, order = experts.flatten().sort(stable=True)  # (token, expert) pairs, sorted by expert
         counts = counts_of_sorted(chosen, self.num_experts)
         inverse = inverse_of(order)
-        outputs = self._travel(permuted(x, order, inverse, experts.shape[1]), counts)
+        outputs = self._dispatch(permuted(x, order, inverse, experts.shape[1]), counts)
         by_token = permuted(outputs, inverse, order).unflatten(0, experts.shape)  # (T, k, hidden)
         return (by_token * weights[..., None]).sum(1).to(x.dtype)
 
-    def _travel(self, x: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-        """Outputs (N, hidden) of the experts for rows x (N, hidden), of which each expert has `counts` (E,), in order."""
+    def _dispatch(self, x: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """Expert outputs (N, hidden) for x (N, hidden) sorted by expert, `counts` (E,) rows each; all-to-all if ep > 1."""
         ranks = self.mesh.ep
         if ranks.size == 1:
             return self._compute(x, counts)
-        arriving = exchange_counts(counts, ranks).unflatten(0, (ranks.size, -1))  # from each rank, for each own expert
+        arriving = exchange_counts(counts, ranks).unflatten(
+            0, (ranks.size, -1)
+        )  # from each rank, for each local expert
         leaving = counts.unflatten(0, (ranks.size, -1))
         send, receive = torch.stack([leaving.sum(1), arriving.sum(1)]).tolist()
         expert = torch.arange(arriving.numel(), device=x.device) % arriving.shape[1]
         order = expert.repeat_interleave(arriving.flatten(), output_size=sum(receive)).argsort(stable=True)
         inverse = inverse_of(order)
-        here = permuted(exchange_rows(x, send, receive, ranks), order, inverse)
-        outputs = permuted(self._compute(here, arriving.sum(0)), inverse, order)
+        local = permuted(exchange_rows(x, send, receive, ranks), order, inverse)
+        outputs = permuted(self._compute(local, arriving.sum(0)), inverse, order)
         return exchange_rows(outputs, receive, send, ranks)
 
     def _compute(self, x: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
@@ -126,7 +129,8 @@ class Experts(ShardedModule):
 
 
 class MoE(nn.Module):
-    """(T, hidden) -> (T, hidden). Optional: an expert for all tokens, and experts that work in a smaller space."""
+    """(T, hidden) -> (T, hidden). Optional: a shared expert for all tokens, and projections to a smaller latent space in
+    which the experts work."""
 
     def __init__(
         self,

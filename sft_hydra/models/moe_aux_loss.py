@@ -1,7 +1,7 @@
-"""What a router is told and asked when its experts are to be used evenly: counts of tokens, and a pull on its probabilities.
+"""Token counts and the auxiliary-loss gradient of a router with load balancing.
 
-Owns that padding takes no part, and that the pull is the gradient of a loss over the whole global batch: it is added to
-that of the probabilities themselves, whatever the loss of the tokens is divided by.
+Padding is excluded. The gradient is that of a loss over the global batch; it is added to the gradient of the router
+probabilities, independent of the divisor of the token loss.
 """
 
 from typing import Any
@@ -10,34 +10,36 @@ import torch
 
 
 def counts_of_sorted(chosen: torch.Tensor, experts: int) -> torch.Tensor:
-    """(experts,) int64: how often each expert is among `chosen`, which is sorted. Unlike bincount, asks nothing of a device."""
+    """(experts,) int64: how often each expert occurs in `chosen`, which is sorted. No device synchronization, unlike
+    bincount."""
     ends = torch.searchsorted(chosen, torch.arange(experts, device=chosen.device), right=True)
     return ends.diff(prepend=ends.new_zeros(1))
 
 
 class BalancingLoss:
-    """Of one router with E experts. The engine sets `real` before each micro-batch."""
+    """Counters and auxiliary-loss gradient of one router with E experts. The engine sets `real` before each micro-batch."""
 
     def __init__(self, experts: int, device: torch.device) -> None:
-        self.real = 0  # so many of this rank's tokens, the first ones, are no padding
-        self.tokens = 0  # that were seen
-        self.counts = torch.zeros(experts, dtype=torch.int64, device=device)  # of tokens that chose each expert
-        self.sums = torch.zeros(experts, device=device)  # of probabilities
-        self.pull: torch.Tensor | None = None  # (E,): gradient of the balancing loss for each token's probabilities
+        self.real = 0  # number of local tokens that are not padding; padding comes last
+        self.tokens = 0  # tokens counted so far
+        self.counts = torch.zeros(experts, dtype=torch.int64, device=device)  # tokens routed to each expert
+        self.sums = torch.zeros(experts, device=device)  # sums of router probabilities
+        self.gradient: torch.Tensor | None = None  # (E,): gradient of the balancing loss for each token's probabilities
 
-    def see(self, probabilities: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
-        """Count, and return the probabilities (t, E); `experts` (t, k) are those that were chosen."""
+    def observe(self, probabilities: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
+        """Count the routed tokens and return `probabilities` (t, E), with the auxiliary gradient attached; `experts` (t, k)
+        are the selected experts."""
         self.tokens += self.real
         self.counts += counts_of_sorted(experts[: self.real].flatten().sort().values, len(self.counts))
         self.sums += probabilities[: self.real].detach().sum(0)
-        if self.pull is None:
+        if self.gradient is None:
             return probabilities
-        pull = torch.zeros_like(probabilities)
-        pull[: self.real] = self.pull
-        return _AddGradient.apply(probabilities, pull)
+        extra = torch.zeros_like(probabilities)
+        extra[: self.real] = self.gradient
+        return _AddGradient.apply(probabilities, extra)
 
-    def forget(self) -> None:
-        """Begin to count anew."""
+    def reset(self) -> None:
+        """Set all counters to zero."""
         self.tokens = 0
         self.counts.zero_()
         self.sums.zero_()

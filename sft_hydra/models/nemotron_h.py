@@ -1,4 +1,5 @@
-"""Nemotron-H: layers of Mamba2, attention without positions, mixture of experts and plain feed-forward, in any order."""
+"""Nemotron-H (NVIDIA 2025): layers of Mamba-2, attention without position embedding, mixture of experts and plain
+feed-forward, in any order."""
 
 from typing import Any
 
@@ -18,7 +19,7 @@ LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "in_proj", "up_proj", "d
 
 
 class HybridBlock(nn.Module):
-    """One pre-norm mixer, added to its input. `packed_mixer` says that it looks at more than its own token."""
+    """One pre-norm mixer with residual connection. `packed_mixer`: the mixer uses other tokens and takes `Packed`."""
 
     def __init__(self, hidden_size: int, norm_eps: float, mixer: nn.Module, *, packed_mixer: bool) -> None:
         super().__init__()
@@ -32,12 +33,14 @@ class HybridBlock(nn.Module):
 
 
 def nemotron_h_model(config: Any) -> FamilyModel:
-    """The model of a transformers NemotronHConfig."""
+    """The model for a transformers NemotronHConfig. ModelError for unsupported settings."""
     problems = []
     if config.n_group != 1:
-        problems.append(f"n_group {config.n_group} of the model's config is not supported: experts are one group")
+        problems.append(f"n_group {config.n_group} of the model's config.json is not supported; only 1 is")
     if config.sliding_window is not None:
-        problems.append(f"sliding_window {config.sliding_window} is not supported for nemotron_h")
+        problems.append(
+            f"sliding_window {config.sliding_window} of the model's config.json is not supported for nemotron_h"
+        )
     if problems:
         raise ModelError(*problems)
     blocks: list[nn.Module] = []
@@ -61,7 +64,7 @@ def _mixer(config: Any, kind: str) -> nn.Module:
 
 
 def _mamba(config: Any) -> Mamba:
-    low, high = config.time_step_limit  # of the published model, (0, inf)
+    low, high = config.time_step_limit  # (0, inf) in the published models
     return Mamba(
         config.hidden_size,
         config.mamba_num_heads,
@@ -89,7 +92,7 @@ def _moe(config: Any) -> MoE:
     experts = Experts(config.n_routed_experts, latent or size, config.moe_intermediate_size, act, gated=False)
     shared_size = config.moe_shared_expert_intermediate_size
     shared = MLP(size, shared_size, act, gated=False, bias=config.mlp_bias, split=False)
-    around = None
+    projections = None
     if latent:
-        around = (Linear(size, latent, bias=config.mlp_bias), Linear(latent, size, bias=config.mlp_bias))
-    return MoE(gate, experts, shared_experts=shared, latent=around)
+        projections = (Linear(size, latent, bias=config.mlp_bias), Linear(latent, size, bias=config.mlp_bias))
+    return MoE(gate, experts, shared_experts=shared, latent=projections)

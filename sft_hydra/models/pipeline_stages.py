@@ -1,4 +1,4 @@
-"""A model whose blocks are spread over pipeline stages: what a stage is, and passes of micro-batches through all of them."""
+"""Pipeline stages of a model, and passes of micro-batches through them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from sft_hydra.planning.stage_split import partition_layers
 
 
 class MicroBatch(Protocol):
-    """What a model needs of a micro-batch, see DecoderModel.forward. All have the same number of tokens."""
+    """The tensors of a micro-batch, see DecoderModel.forward. All micro-batches have the same number of tokens."""
 
     @property
     def input_ids(self) -> torch.Tensor: ...
@@ -34,18 +34,16 @@ class MicroBatch(Protocol):
 
 @dataclass(slots=True)
 class Pass:
-    """One trip of micro-batches through the pipeline."""
+    """One pass of micro-batches through the pipeline."""
 
     batches: Sequence[MicroBatch]
-    targets: bool = True  # losses, or else hidden states after the final norm
+    targets: bool = True  # compute losses; False: hidden states after the final norm
     count: int = 1  # gradients are those of the summed loss / count
-    results: dict[int, Any] = field(
-        default_factory=dict
-    )  # on the last stage: what the model gives for each of `batches`
+    results: dict[int, Any] = field(default_factory=dict)  # on the last stage: the model's output for each of `batches`
 
 
 class Stage(nn.Module):
-    """Consecutive blocks of a model, shared with it; the first stage has the embedding too, the last norm and head."""
+    """Consecutive blocks of a model, shared with it; the first stage also has the embedding, the last norm and lm_head."""
 
     def __init__(self, model: FamilyModel, layers: Sequence[str], *, first: bool, last: bool) -> None:
         super().__init__()
@@ -58,9 +56,10 @@ class Stage(nn.Module):
         self.now: Pass
 
     def forward(self, hidden: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        """`hidden` (t, D) of the stage before, anything for the first; `index` (1,) says which micro-batch it is."""
+        """Hidden states (t, D), or the loss (1,) on the last stage. `hidden` (t, D) is the previous stage's output (unused
+        on the first stage); `index` (1,) is the micro-batch index."""
         number = int(index)
-        batch = self.now.batches[min(number, len(self.now.batches) - 1)]  # what fills up a round repeats the last
+        batch = self.now.batches[min(number, len(self.now.batches) - 1)]  # extra passes repeat the last micro-batch
         packed = self.packed(batch.position_ids, batch.cu_seqlens, batch.max_seqlen)
         if self.first:
             hidden = self.embed(batch.input_ids)
@@ -69,18 +68,18 @@ class Stage(nn.Module):
         return self._result(number, hidden, batch) if self.last else hidden
 
     def _result(self, number: int, hidden: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
-        """Keep what the model gives for a micro-batch; returns its share of the loss (1,)."""
+        """Store the output for a micro-batch; returns its part of the loss (1,)."""
         if not self.now.targets:
             self.now.results[number] = self.finish(hidden, None)
             return hidden.new_zeros(1)
         loss_sum, token_losses = self.finish(hidden, batch.targets, batch.trained)
         self.now.results[number] = (loss_sum.detach(), token_losses)
-        counted = 1 / self.now.count if number < len(self.now.batches) else 0.0
-        return loss_sum[None] * counted
+        factor = 1 / self.now.count if number < len(self.now.batches) else 0.0
+        return loss_sum[None] * factor
 
 
 class Pipeline:
-    """This rank's stages of a model, and the schedules that run them."""
+    """This rank's stages of a model, and the schedules that run them. `per_rank`: stages on each rank."""
 
     def __init__(self, model: FamilyModel, per_rank: int) -> None:
         self.model = model
@@ -89,31 +88,32 @@ class Pipeline:
         self._schedules: dict[int, Any] = {}  # by number of micro-batches
 
     def forward_backward(self, batches: Sequence[MicroBatch], count: int) -> dict[int, Any]:
-        """Add the gradient of (sum of losses / count). Returns, on ranks of the last stage, losses of each micro-batch."""
+        """Accumulate the gradient of (sum of losses / count). Returns, on ranks of the last stage, for each micro-batch the
+        summed loss and the per-token losses (t,); empty on other ranks."""
         now = self._run(Pass(batches, count=count), backward=True)
         self._sum_tied_gradient()
         return now.results
 
     def forward(self, batches: Sequence[MicroBatch], *, targets: bool = True) -> dict[int, Any]:
-        """On ranks of the last stage: losses of each micro-batch, or hidden states after the final norm."""
+        """On ranks of the last stage: for each micro-batch the losses, or hidden states (t, D) after the final norm."""
         return self._run(Pass(batches, targets), backward=False).results
 
     def _run(self, now: Pass, *, backward: bool) -> Pass:
         size, device = self.model.mesh.pp.size, self.model.device
-        number = -(-len(now.batches) // size) * size  # interleaving wants whole rounds
+        number = -(-len(now.batches) // size) * size  # the interleaved schedule needs a multiple of the stages
         if number not in self._schedules:
             self._schedules[number] = make_schedule(self.stages, self.model.mesh, device, number)
         schedule = self._schedules[number]
         for stage in self.stages:
             stage.now = now
-        index = torch.arange(number)  # on the CPU: reading it there waits for nothing
-        nothing = (torch.zeros(number, device=device),) if self.stages[0].first else ()
+        index = torch.arange(number)  # on the CPU: reading it does not synchronize with the device
+        inputs = (torch.zeros(number, device=device),) if self.stages[0].first else ()
         last: dict[str, Any] = {"target": index, "losses": []} if self.stages[-1].last else {}
-        (schedule.step if backward else schedule.eval)(*nothing, index=index, **last)
+        (schedule.step if backward else schedule.eval)(*inputs, index=index, **last)
         return now
 
     def _sum_tied_gradient(self) -> None:
-        """Where head and embedding are one parameter, the first and the last stage have a copy each: both get the sum."""
+        """With a tied head, the first and last stage each have a copy of the embedding: give both the summed gradient."""
         pp = self.model.mesh.pp
         ends = {0: pp.size - 1, pp.size - 1: 0}
         if not self.tied or pp.rank not in ends:
@@ -121,18 +121,18 @@ class Pipeline:
         weight = self.model.model.embed_tokens.weight
         if weight.grad is None:  # frozen
             return
-        own, _ = local_shard(weight.grad)
-        theirs = torch.empty_like(own)
+        local, _ = local_shard(weight.grad)
+        received = torch.empty_like(local)
         assert pp.handle is not None
         other = dist.get_global_rank(pp.handle, ends[pp.rank])
-        swap = [dist.P2POp(dist.isend, own, other, pp.handle), dist.P2POp(dist.irecv, theirs, other, pp.handle)]
+        swap = [dist.P2POp(dist.isend, local, other, pp.handle), dist.P2POp(dist.irecv, received, other, pp.handle)]
         for work in dist.batch_isend_irecv(swap):
             work.wait()
-        own += theirs
+        local += received
 
 
 def split_into_stages(model: FamilyModel, per_rank: int) -> list[Stage]:
-    """Leave of a model, still on the meta device, what this rank's stages need. Returns these stages."""
+    """Remove from a model on the meta device everything that this rank's stages do not need. Returns the stages."""
     trunk, total = model.model, model.mesh.pp.size * per_rank
     layers = list(trunk.layers)
     costs = [active_parameters(block) for block in trunk.layers.values()]
@@ -156,7 +156,7 @@ def split_into_stages(model: FamilyModel, per_rank: int) -> list[Stage]:
 
 
 def active_parameters(block: nn.Module) -> float:
-    """Parameters that one token meets in a block."""
+    """Number of parameters of a block that one token uses (routed experts count top_k of all)."""
     count = float(sum(parameter.numel() for parameter in block.parameters()))
     for module in block.modules():
         if isinstance(module, MoE):

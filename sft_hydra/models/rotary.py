@@ -1,4 +1,5 @@
-"""Rotary position embedding. Frequencies other than the plain ones are transformers' own (linear, llama3, yarn)."""
+"""Rotary position embedding (RoPE, Su et al. 2021). Scaled frequencies (linear, llama3, YaRN: Peng et al. 2023) come from
+transformers' implementation."""
 
 from typing import Any
 
@@ -6,11 +7,11 @@ import torch
 
 from sft_hydra.errors import ModelError
 
-SCALINGS = ("linear", "llama3", "yarn")  # those whose frequencies do not depend on the length of the batch
+SCALINGS = ("linear", "llama3", "yarn")  # scalings whose frequencies do not depend on the sequence length
 
 
 def check_rotary(config: Any) -> None:
-    """ModelError if the position embedding of this transformers config is one we do not compute."""
+    """ModelError if the RoPE settings of this transformers config are not supported."""
     rope = config.rope_parameters
     if rope["rope_type"] not in ("default", *SCALINGS):
         raise ModelError(f"rope_type {rope['rope_type']!r} is not supported; supported: default, {', '.join(SCALINGS)}")
@@ -36,7 +37,7 @@ def rotary_tables(config: Any, position_ids: torch.Tensor) -> tuple[torch.Tensor
 
 
 def rotate(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """x (T, heads, head_dim) turned by its position, halves paired as Hugging Face pairs them."""
+    """x (T, heads, head_dim) rotated by its position; dimension i pairs with i + head_dim / 2, as in Hugging Face."""
     cos, sin = rotary
     first, second = x.chunk(2, dim=-1)
     return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)

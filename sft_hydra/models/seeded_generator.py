@@ -1,4 +1,4 @@
-"""Random streams by name: what is drawn for a parameter depends on (seed, name) and on nothing that came before."""
+"""Random generators by name: the values of a parameter depend only on (seed, name)."""
 
 import hashlib
 
@@ -6,6 +6,6 @@ import torch
 
 
 def seeded_generator(seed: int, name: str) -> torch.Generator:
-    """A generator on the CPU for the values called `name`."""
+    """A CPU generator seeded with (seed, name)."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

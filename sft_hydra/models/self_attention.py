@@ -1,7 +1,8 @@
-"""Grouped-query attention on packed tokens, with the options of the families: biases, norms on q and k, a window.
+"""Grouped-query attention on packed sequences, with the options of the families: biases, q/k norms, a sliding window.
 
-Over several ranks: tensor parallelism gives each rank a share of the heads. Context parallelism swaps tokens for heads, so
-that each rank attends over whole rows with few heads; what the heads do not suffice for, ranks gather keys and values.
+Tensor parallelism splits the heads. Context parallelism exchanges tokens for heads by all-to-all (DeepSpeed-Ulysses, Jacobs
+et al. 2023), so that each rank attends over full sequences with few heads; with more ranks than heads, the remaining ranks
+all-gather keys and values.
 """
 
 import torch
@@ -15,7 +16,7 @@ from sft_hydra.parallel.sharded_module import ShardedModule
 
 
 class Attention(ShardedModule):
-    """(T, hidden) -> (T, hidden). Positions come in only through `packed.rotary`."""
+    """(T, hidden) -> (T, hidden). Positions enter only through `packed.rotary`."""
 
     columns: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
     rows = ("o_proj",)
@@ -46,7 +47,8 @@ class Attention(ShardedModule):
         self.k_norm = RMSNorm(head_dim, qk_norm_eps) if qk_norm_eps is not None else None
 
     def join(self, mesh: Mesh) -> None:
-        """With fewer key-value heads than tensor-parallel ranks, each rank has them all and uses those of its queries."""
+        """Set the mesh. If tp does not divide the key-value heads, they are replicated and each rank uses those of its
+        query heads."""
         super().join(mesh)
         if self.num_kv_heads % mesh.tp.size:
             self.columns = ("q_proj",)
@@ -63,7 +65,7 @@ class Attention(ShardedModule):
         return sum_to_tokens(self.o_proj(out.flatten(1)), self.mesh.tp)
 
     def _kv_heads_of_queries(self, x: torch.Tensor) -> torch.Tensor:
-        """Of all key-value heads, those that this rank's query heads attend to."""
+        """The key-value heads (T, heads, d) that this rank's query heads attend to."""
         if "k_proj" in self.columns:
             return x
         share = self.num_heads // self.mesh.tp.size
@@ -71,9 +73,9 @@ class Attention(ShardedModule):
         return x[:, first // queries : -(-(first + share) // queries)]
 
     def _attend_row(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packed: Packed) -> torch.Tensor:
-        """Attention over whole rows for tokens and heads of this rank."""
+        """Attention over the full sequence, (t, heads, d), for the local tokens and heads."""
         swap, others = self.mesh.cp_heads, self.mesh.cp_rows
-        if k.shape[1] % swap.size:  # as many as there are ranks, or one for each query head
+        if k.shape[1] % swap.size:  # repeat to one per rank, or one per query head
             copies = swap.size // k.shape[1] if swap.size % k.shape[1] == 0 else q.shape[1] // k.shape[1]
             k, v = k.repeat_interleave(copies, dim=1), v.repeat_interleave(copies, dim=1)
         q, k, v = (tokens_to_heads(x, swap) for x in (q, k, v))

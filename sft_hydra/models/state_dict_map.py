@@ -1,9 +1,9 @@
-"""Our parameters <-> the tensors in Hugging Face's files. Owns every difference between the two.
+"""Maps our parameters to the tensors in Hugging Face's files and back.
 
-Llama-like families have none. Differences of the others: routed experts are one stacked tensor here and one tensor per
-expert on disk; rows of Mamba's in_proj and conv1d lie group by group here and kind by kind on disk; Nemotron-H calls its
-trunk `backbone`, and has no name for the parameters of the scan together. Families that are not ours compute with the names
-that transformers has; where their files have others, transformers' own table says which.
+Llama-like families are identical. Differences of the others: routed experts are one stacked tensor here and one tensor per
+expert on disk; rows of Mamba's in_proj and conv1d are ordered by group here and by kind on disk; Nemotron-H names its trunk
+`backbone` and has no module for the scan parameters. Families of `model=hf` use transformers' module names; if their files
+use others, transformers' conversion table maps them.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,10 +22,10 @@ TRUNK = {"model.embed_tokens.": "backbone.embeddings.", "model.norm.": "backbone
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Where one of our parameters lies on disk.
+    """Location of one of our parameters on disk.
 
-    One tensor, whole or its rows in another order (`rows`, ranges of it in our order); or the matrices of `experts`
-    experts, each of one tensor or of several that follow each other in our rows.
+    One tensor, possibly with its rows in another order (`rows`: row ranges on disk, in our order); or the matrices of
+    `experts` experts, each of one tensor or of several that are concatenated along our rows.
     """
 
     names: tuple[str, ...]
@@ -34,7 +34,7 @@ class Stored:
 
 
 def stored(config: Any, name: str, shape: torch.Size) -> Stored:
-    """Where parameter `name` of this shape lies."""
+    """Location on disk of parameter `name` with this (full) shape."""
     disk = hf_name(config, name)
     if ".experts." not in name:
         return Stored((disk,), disk_rows(config, name))
@@ -45,12 +45,12 @@ def stored(config: Any, name: str, shape: torch.Size) -> Stored:
 
 
 def hf_name(config: Any, name: str) -> str:
-    """The name of a tensor that is one tensor on disk too."""
+    """The name on disk of a parameter that is a single tensor on disk."""
     if config.model_type == "nemotron_h":
         name = name.replace(".ssm.", ".")
-        for ours, theirs in TRUNK.items():
-            if name.startswith(ours):
-                return theirs + name.removeprefix(ours)
+        for our_prefix, hf_prefix in TRUNK.items():
+            if name.startswith(our_prefix):
+                return hf_prefix + name.removeprefix(our_prefix)
     if config.model_type not in FAMILIES:
         for step in reversed(conversions(config.model_type)):
             name, _ = step.reverse_transform().rename_source_key(name)
@@ -59,7 +59,7 @@ def hf_name(config: Any, name: str) -> str:
 
 @cache
 def conversions(family: str) -> tuple[Any, ...]:
-    """What transformers does to names and tensors of a family's files when it loads them, in this order."""
+    """The conversions that transformers applies to names and tensors of a family's files on load, in order."""
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -68,14 +68,14 @@ def conversions(family: str) -> tuple[Any, ...]:
 
 
 def only_renamed(family: str) -> bool:
-    """Whether a model of this family computes with the very tensors that its files hold, perhaps under other names."""
+    """Whether transformers loads this family's tensors unchanged, at most under other names."""
     from transformers.core_model_loading import WeightRenaming
 
     return all(type(step) is WeightRenaming for step in conversions(family))
 
 
 def disk_rows(config: Any, name: str) -> Ranges | None:
-    """Rows on disk, in our order, of a parameter whose order differs; None where it is the same."""
+    """Row ranges on disk, in our order, of a parameter whose row order differs; None if it is the same."""
     layer = name.split(".")[-2]
     if config.model_type != "nemotron_h" or layer not in ("in_proj", "conv1d") or name.endswith("lora_A"):
         return None
@@ -83,7 +83,7 @@ def disk_rows(config: Any, name: str) -> Ranges | None:
     states = config.n_groups * config.ssm_state_size
     sizes = [inner, states, states]  # x, B, C
     if layer == "in_proj":
-        sizes = [inner, *sizes, config.mamba_num_heads]  # z and dt around them
+        sizes = [inner, *sizes, config.mamba_num_heads]  # z before and dt after them
     groups = config.n_groups
     starts = [0, *accumulate(sizes)]
     return tuple(
@@ -94,19 +94,19 @@ def disk_rows(config: Any, name: str) -> Ranges | None:
 
 
 def ignorable(config: Any, name: str) -> bool:
-    """Whether a tensor on disk has no place in the model and needs none."""
+    """Whether a tensor on disk has no parameter in the model and may be skipped."""
     if name.endswith("rotary_emb.inv_freq"):
         return True  # computed from the config
     return carried(config, name) or (name == "lm_head.weight" and config.tie_word_embeddings)
 
 
 def carried(config: Any, name: str) -> bool:
-    """Whether a tensor on disk is not trained here but belongs into an export: heads that predict further tokens."""
+    """Whether a tensor on disk is not trained but copied into exports: multi-token prediction heads."""
     return config.model_type == "nemotron_h" and name.startswith("mtp.")
 
 
 def shape_on_disk(place: Stored, get: Callable[[str], Any]) -> tuple[int, ...]:
-    """The shape of our tensor, of what `get` gives for a name (anything that slices into tensors)."""
+    """The shape of our parameter; `get(name)` returns a safetensors slice with `get_shape()`."""
     shape = tuple(get(place.names[0]).get_shape())
     if place.experts is None:
         return shape
@@ -115,7 +115,7 @@ def shape_on_disk(place: Stored, get: Callable[[str], Any]) -> tuple[int, ...]:
 
 
 def from_disk(place: Stored, get: Callable[[str], Any], where: tuple[slice, ...]) -> torch.Tensor:
-    """The part `where` of our tensor; nothing else is read."""
+    """The slices `where` of our parameter; only these parts are read from disk."""
     if place.experts is not None:
         each = len(place.names) // place.experts
         experts = [place.names[i * each : (i + 1) * each] for i in range(where[0].start, where[0].stop)]
@@ -127,7 +127,7 @@ def from_disk(place: Stored, get: Callable[[str], Any], where: tuple[slice, ...]
 
 
 def _rows_of(ranges: Ranges, wanted: slice) -> Iterator[slice]:
-    """Rows on disk of the rows `wanted` in our order."""
+    """Row slices on disk for the rows `wanted` in our order."""
     begin = 0
     for start, stop in ranges:
         first, last = max(wanted.start, begin), min(wanted.stop, begin + stop - start)
@@ -137,7 +137,7 @@ def _rows_of(ranges: Ranges, wanted: slice) -> Iterator[slice]:
 
 
 def to_disk(config: Any, state: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Tensors as they lie in files, in the order of `state`, one after the other; shared with `state` where equal."""
+    """(name, tensor) as in Hugging Face's files, in the order of `state`; tensors share memory with `state` if equal."""
     for name, tensor in state.items():
         place = stored(config, name, tensor.shape)
         if place.experts is not None:
@@ -148,12 +148,12 @@ def to_disk(config: Any, state: dict[str, torch.Tensor]) -> Iterator[tuple[str, 
 
 
 def rows_from_disk(tensor: torch.Tensor, rows: Ranges) -> torch.Tensor:
-    """The rows of a tensor on disk in our order."""
+    """A tensor from disk with its rows in our order."""
     return torch.cat([tensor[start:stop] for start, stop in rows])
 
 
 def rows_to_disk(tensor: torch.Tensor, rows: Ranges) -> torch.Tensor:
-    """The rows of one of our tensors in the order that they have on disk."""
+    """One of our tensors with its rows in the order on disk."""
     ordered = torch.empty_like(tensor)
     for (start, stop), part in zip(rows, tensor.split([stop - start for start, stop in rows]), strict=True):
         ordered[start:stop] = part

@@ -1,4 +1,4 @@
-"""What evaluation.json says about benchmarks, as the tables of the report."""
+"""Benchmark results of evaluation.json as tables for the report."""
 
 import json
 from dataclasses import dataclass
@@ -9,18 +9,18 @@ MOMENTS = ("before", "after", "evaluate")
 
 @dataclass(frozen=True, slots=True)
 class ChatCoreTable:
-    """`rows`: task, items, origin, baseline, and the accuracy at each of `moments`; None where it was not asked."""
+    """`rows`: task, items, origin, baseline, and the accuracy at each of `moments`; None if it was not evaluated then."""
 
     moments: list[str]
     rows: list[dict[str, Any]]
     values: list[float]
-    """ChatCORE itself at each moment."""
+    """ChatCORE score at each moment."""
     left_out: dict[str, str]
     examples: list[str]
 
 
 def chatcore_table(evaluation: dict[str, Any]) -> ChatCoreTable | None:
-    """None if it was never asked."""
+    """The ChatCORE table; None if ChatCORE was never evaluated."""
     moments = [moment for moment in MOMENTS if "chatcore" in evaluation.get(moment, {})]
     if not moments:
         return None
@@ -36,7 +36,7 @@ def chatcore_table(evaluation: dict[str, Any]) -> ChatCoreTable | None:
 
 
 def harness_rows(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
-    """Scores of `eval.tasks`, formed."""
+    """Scores of `eval.tasks`, formatted."""
     scores = evaluation.get("evaluate", {}).get("benchmarks", {}).get("scores", [])
     rows = []
     for score in scores:
@@ -50,12 +50,13 @@ def harness_rows(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def harness_examples(evaluation: dict[str, Any]) -> list[str]:
+    """Example answers of `eval.tasks` as JSON text."""
     kept = evaluation.get("evaluate", {}).get("benchmarks", {}).get("examples", {})
     return [_as_text(example, task) for task, examples in kept.items() for example in examples]
 
 
 def items(score: dict[str, Any]) -> str:
-    """How many were asked, and of how many, where it was not all."""
+    """Number of evaluated items, with the total if not all were evaluated: `24 of 1,319`."""
     return f"{score['items']:,}" + ("" if score["items"] == score["of"] else f" of {score['of']:,}")
 
 

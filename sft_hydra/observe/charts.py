@@ -1,6 +1,6 @@
-"""Line charts as inline SVG: no network, the same in a browser and in a mail. Colours come from the page's CSS.
+"""Line charts as inline SVG, without network access. Colours come from the page's CSS.
 
-The page's script reads a chart's exact values from `data-points`; without a script the chart still stands.
+The page's script reads exact values from `data-points`; the chart is visible without the script.
 """
 
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from math import ceil, floor, isfinite, log10
 
 WIDTH, HEIGHT = 560, 240
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 28
-MAX_POINTS = 600  # more are thinned: a chart is this many pixels wide
-DOTS = 30  # a line of at most so many points shows them
-GAP = 20  # times the usual distance between points: no line over it, nothing was measured there
+MAX_POINTS = 600  # longer series are thinned: a chart is about this many pixels wide
+DOTS = 30  # lines with at most this many points show them as dots
+GAP = 20  # a line is interrupted where points are more than this many median distances apart
 COLOURS = 8
 
 Points = Sequence[tuple[float, float]]
@@ -21,7 +21,7 @@ Points = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line. `colour`: number of its colour, by default its place. `faint`: the noise behind a smoothed line."""
+    """One line. `colour`: index of its colour, by default its position. `faint`: raw values behind a smoothed line."""
 
     name: str
     points: Points
@@ -30,7 +30,7 @@ class Series:
 
 
 def line_chart(series: Sequence[Series], label: str) -> str:
-    """One SVG element; empty text if there is nothing to draw. `label` is read aloud by screen readers."""
+    """One SVG element; empty text if there is nothing to draw. `label` is for screen readers."""
     drawn = [(index, s, points) for index, s in enumerate(series) if len(points := _thin(_finite(s.points))) > 1]
     if not drawn:
         return ""
@@ -77,7 +77,7 @@ def _line(series: Series, colour: int, points: Points, places: Points) -> str:
 
 
 def smooth(points: Points) -> list[tuple[float, float]]:
-    """Running mean that forgets over about a fiftieth of the line; its start is not pulled towards zero."""
+    """Bias-corrected exponential moving average over about a fiftieth of the points."""
     keep = 1 - 1 / max(1.0, len(points) / 50)
     total = weight = 0.0
     smoothed = []

@@ -1,4 +1,4 @@
-"""Several runs side by side: where they differ, what came of each, their curves over one another. From their folders alone."""
+"""Comparison of several runs from their folders: settings that differ, outcomes, curves."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ CURVES = (
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A column of outcomes. `better`: whether small or large values are good, None if it only informs."""
+    """A column of outcomes. `better`: whether `small` or `large` values are better; None if neither."""
 
     name: str
     form: str
@@ -41,7 +41,7 @@ FIGURES = (
 
 @dataclass(slots=True)
 class Comparison:
-    """One line a run. `settings`: the keys in which the runs differ, as text; `outcomes`: by the names of FIGURES."""
+    """One entry per run. `settings`: values of the `keys` in which the runs differ; `outcomes`: by the names of FIGURES."""
 
     names: list[str]
     keys: list[str]
@@ -49,18 +49,19 @@ class Comparison:
     outcomes: list[dict[str, float | None]]
 
     def best(self, figure: Figure) -> float | None:
+        """The best value of a column; None if there are fewer than two different values or neither end is better."""
         values = [value for outcome in self.outcomes if (value := outcome[figure.name]) is not None]
         if figure.better is None or len(set(values)) < 2:
             return None
         return min(values) if figure.better == "small" else max(values)
 
     def columns(self) -> list[Figure]:
-        """Outcomes that any run has."""
+        """Columns with a value for at least one run."""
         return [figure for figure in FIGURES if any(outcome[figure.name] is not None for outcome in self.outcomes)]
 
 
 def compare(runs: Sequence[RunRecord], names: Sequence[str], configs: Sequence[Mapping[str, Any]]) -> Comparison:
-    """`configs`: dotted key -> value of each run; keys with one value in all of them say nothing and are left out."""
+    """Compare runs. `configs`: for each run, dotted key -> value; keys with the same value in all runs are left out."""
     everywhere = dict.fromkeys(key for config in configs for key in config)
     keys = [key for key in everywhere if len({str(config.get(key)) for config in configs}) > 1]
     settings = [[_plain(config.get(key)) for key in keys] for config in configs]

@@ -1,11 +1,12 @@
-"""What a person sees while a run goes on: live progress on a terminal, plain periodic lines elsewhere, all of it in log.txt.
+"""Console output of a run: live progress on a terminal, plain periodic lines elsewhere, everything in log.txt.
 
-Only rank 0 gets a console that speaks; the others get a silent one.
+Only rank 0 prints; other ranks get a silent console.
 """
 
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -18,13 +19,15 @@ from rich.text import Text
 
 LOG_WIDTH = 120
 QUIET_SECONDS = 5.0  # between two plain lines of a long task
+FIRST_SECONDS = 2.0  # after which a task that is still going on is named, and again after so many:
+SILENT_SECONDS = 30.0
 
 
 class Console:
-    """Prints to the terminal and to the run's log. `log=None`: terminal only. `speak=False`: nothing at all."""
+    """Prints to the terminal and to the run's log. `log=None`: terminal only. `speak=False`: no output."""
 
     def __init__(self, log: Path | None = None, *, speak: bool = True) -> None:
-        width = None if sys.stdout.isatty() else LOG_WIDTH
+        width = None if sys.stdout is not None and sys.stdout.isatty() else LOG_WIDTH
         self._screen = RichConsole(quiet=not speak, highlight=False, width=width, soft_wrap=width is not None)
         self._file = None
         if log is not None and speak:
@@ -44,7 +47,7 @@ class Console:
 
     @property
     def live(self) -> bool:
-        """Whether a person looks at a terminal."""
+        """Whether the output is a terminal (and not silent)."""
         return self._screen.is_terminal and not self._screen.quiet
 
     def say(self, text: str = "", style: str | None = None) -> None:
@@ -58,13 +61,13 @@ class Console:
         self.note(text.plain)
 
     def note(self, text: str) -> None:
-        """For the log only."""
+        """Write to the log only."""
         if self._log and self._file:
             self._log.print(text, markup=False, soft_wrap=True)
             self._file.flush()
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """First column left, the others right."""
+        """Print a table; the first column is left-aligned, the others right-aligned."""
         table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
         for index, column in enumerate(columns):
             table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
@@ -76,20 +79,24 @@ class Console:
 
     @contextmanager
     def steps(self, total: int, done: int, every: int) -> Iterator["Steps"]:
-        """Progress of training: bar and figures on a terminal, a line every `every` steps elsewhere."""
+        """Progress of training: bar and metrics on a terminal, a line every `every` steps elsewhere."""
         with _progress(self._screen, self.live, MofNCompleteColumn(), TextColumn("{task.fields[figures]}")) as progress:
             task = progress.add_task("training", total=total, completed=done, figures="")
             yield Steps(self, progress, task, total, every)
 
     @contextmanager
     def work(self, name: str, total: int | None = None) -> Iterator["Work"]:
-        """Progress of any other long task; `total` in the caller's unit, None while unknown."""
+        """Progress of another long task; `total` in the caller's unit, None if unknown."""
         with _progress(self._screen, self.live, TextColumn("{task.fields[figures]}")) as progress:
             task = progress.add_task(name, total=total, figures="")
-            yield Work(self, progress, task, name)
+            work = Work(self, progress, task, name)
+            with work.shown_while_it_lasts():
+                yield work
 
 
 class Steps:
+    """Progress of training, from `Console.steps`."""
+
     def __init__(self, console: Console, progress: Progress, task: object, total: int, every: int) -> None:
         self._console, self._progress, self._task, self._total, self._every = console, progress, task, total, every
         self._start = time.monotonic()
@@ -110,16 +117,55 @@ class Steps:
 
 
 class Work:
+    """Progress of a long task, from `Console.work`."""
+
     def __init__(self, console: Console, progress: Progress, task: object, name: str) -> None:
         self._console, self._progress, self._task, self._name = console, progress, task, name
-        self._last = time.monotonic()
+        self._started = self._last = time.monotonic()
+        self._figures = ""
 
     def update(self, completed: float, total: float | None, figures: str) -> None:
+        """Show the new state; without a terminal as a line, at most every QUIET_SECONDS."""
         self._progress.update(self._task, completed=completed, total=total, figures=figures)  # type: ignore[arg-type]
-        now = time.monotonic()
-        if not self._console.live and now - self._last > QUIET_SECONDS:
-            self._last = now
-            self._console.say(f"{self._name}: {figures}")
+        self._figures = figures
+        if not self._console.live and time.monotonic() - self._last > QUIET_SECONDS:
+            self._say(figures)
+
+    def stage(self, what: str) -> None:
+        """What is done now, of a task whose end nobody can count."""
+        self.update(0, None, what)
+
+    @contextmanager
+    def shown_while_it_lasts(self) -> Iterator[None]:
+        """Off a terminal: name the task if it takes long and says nothing itself. A terminal shows it all the time."""
+        if self._console.live:
+            yield
+            return
+        over = threading.Event()
+        watch = threading.Thread(target=self._watch, args=(over,), daemon=True)
+        watch.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watch.join()
+
+    def _watch(self, over: threading.Event) -> None:
+        pause = FIRST_SECONDS
+        while not over.wait(max(0.0, self._last + pause - time.monotonic())):
+            if time.monotonic() - self._last >= pause:  # else it has said something
+                self._say(self._figures)
+            pause = SILENT_SECONDS
+
+    def _say(self, figures: str) -> None:
+        self._last = time.monotonic()
+        seconds = self._last - self._started
+        self._console.say(f"{self._name}: {figures}" if figures else f"{self._name}: {seconds:.0f} s so far")
+
+
+def counted(work: Work, unit: str) -> Callable[[int, int], None]:
+    """A callback (done, total) that shows how far a task is."""
+    return lambda done, total: work.update(done, total, f"{done:,} of {total:,} {unit}")
 
 
 def _progress(screen: RichConsole, live: bool, *figures: object) -> Progress:

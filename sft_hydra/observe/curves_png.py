@@ -1,7 +1,6 @@
-"""Charts as one PNG, for places that show no HTML: the same SVG as on the page, in the page's light colours.
+"""Charts as one PNG, for places without HTML: the SVG of the page in its light colours.
 
-Drawn by resvg, which is small and knows no browser. It writes labels with a font of the machine; where there is none,
-the lines stand without numbers.
+Rendered by resvg, without a browser. Labels use a font of the machine; without any font, labels are missing.
 """
 
 import re
@@ -16,11 +15,11 @@ from sft_hydra.observe.html_pages import TEMPLATES
 
 GAP, TITLE, LEGEND = 20, 30, 20
 COLUMNS = 2
-SCALE = 2  # pixels of the picture for one of the chart
+SCALE = 2  # image pixels per chart pixel
 
 
 def write_curves(path: Path, charts: Sequence[tuple[str, Sequence[str], str]]) -> None:
-    """`charts`: (title, names of the lines that are told apart, SVG). Nothing is written for no charts."""
+    """Write the PNG. `charts`: (title, legend names, SVG); without charts nothing is written."""
     if charts:
         temporary = path.with_suffix(".tmp")
         temporary.write_bytes(bytes(svg_to_bytes(svg_string=_sheet(charts), zoom=SCALE)))
@@ -47,7 +46,7 @@ def _sheet(charts: Sequence[tuple[str, Sequence[str], str]]) -> str:
 
 
 def _style() -> str:
-    """The light half of style.css, in terms that need no browser."""
+    """The light colours of style.css, as CSS that resvg supports."""
     css = (TEMPLATES / "style.css").read_text(encoding="utf-8")
     tone = dict(re.findall(r"--(\w+): light-dark\((#\w+), #\w+\)", css))
     lines = [

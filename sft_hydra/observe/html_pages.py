@@ -1,6 +1,6 @@
-"""HTML pages that stand alone: one file, no network. `render` fills a template of `html/`, `pack` puts an array on a page.
+"""Self-contained HTML pages: one file, no network. `render` fills a template of `html/`, `pack` encodes an array for a page.
 
-Invariant: whatever a page shows was escaped by the template or is inserted as text by its script; nothing runs from data.
+Invariant: all data is escaped by the template or inserted as text by the script, so data cannot inject code.
 """
 
 import base64
@@ -17,7 +17,7 @@ TEMPLATES = Path(__file__).with_name("html")
 
 
 def render(template: str, **values: Any) -> str:
-    """Text of one page; a value that the template needs and does not get is an error."""
+    """HTML text of a page. jinja2.UndefinedError if a value of the template is missing."""
     env = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -33,7 +33,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """The whole page or none of it."""
+    """Write a page atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text, encoding="utf-8")
@@ -41,7 +41,7 @@ def write(path: Path, text: str) -> None:
 
 
 def pack(data: bytes | NDArray[Any]) -> str:
-    """base64 of the gzipped bytes (arrays: little-endian); the browser unpacks it with DecompressionStream."""
+    """base64 of the gzipped bytes (arrays: little-endian); the browser decodes it with DecompressionStream."""
     if isinstance(data, np.ndarray):
         data = np.ascontiguousarray(data, dtype=data.dtype.newbyteorder("<")).tobytes()
     return base64.b64encode(gzip.compress(data, compresslevel=6, mtime=0)).decode("ascii")

@@ -1,7 +1,7 @@
-"""inspect.html: a packed set on one page, to search and to read token by token. Gets plain arrays, knows no shards.
+"""inspect.html: a packed set on one page, searchable and readable token by token. Takes plain arrays, independent of shards.
 
-Token ids travel as ranks in the page's own vocabulary (frequent ones are small numbers), in blocks of whole
-conversations that the page unpacks when it needs them, so that it opens at once.
+Token ids are stored as ranks in the page's vocabulary (frequent ids are small numbers), in blocks of complete conversations
+that the page decodes on demand, so that it opens quickly.
 """
 
 from dataclasses import dataclass
@@ -13,27 +13,27 @@ from numpy.typing import NDArray
 
 from sft_hydra.observe import html_pages
 
-BLOCK_TOKENS = 1 << 17  # a block unpacks in a few milliseconds
+BLOCK_TOKENS = 1 << 17  # a block decodes in a few milliseconds
 
 
 @dataclass(slots=True)
 class Conversations:
-    """Conversations end to end in the order of their packed rows: C of them, T tokens in all."""
+    """C concatenated conversations in the order of their packed sequences, T tokens in total."""
 
     input_ids: NDArray[np.int32]  # (T,)
-    learned: NDArray[np.bool_]  # (T,), the token itself is learned
+    supervised: NDArray[np.bool_]  # (T,), whether the token itself is supervised
     offsets: NDArray[np.int64]  # (C + 1,)
-    row: NDArray[np.int32]  # (C,), number of the packed row in its split
+    row: NDArray[np.int32]  # (C,), index of the packed sequence in its split
     source: NDArray[np.int16]  # (C,)
-    flags: NDArray[np.uint8]  # (C,), bit i: what `InspectorPage.checks[i]` says
-    repetition: NDArray[np.uint8]  # (C,), percent of the learned tokens that repeat an earlier run of tokens
-    turn_start: NDArray[np.int64]  # (R,), in tokens, rising
+    flags: NDArray[np.uint8]  # (C,), bit i: result of `InspectorPage.checks[i]`
+    repetition: NDArray[np.uint8]  # (C,), percent of the supervised tokens that repeat an earlier run of tokens
+    turn_start: NDArray[np.int64]  # (R,), token index, increasing
     turn_role: NDArray[np.uint8]  # (R,), index into `InspectorPage.roles`
 
 
 @dataclass(slots=True)
 class Vocabulary:
-    """Of each id that occurs, in the order of `ids`: its bytes, and whether it is a control token."""
+    """Token ids that occur, with the bytes of each and whether it is a control token."""
 
     ids: NDArray[np.int32]  # (V,), most frequent first
     text: list[bytes]
@@ -42,31 +42,33 @@ class Vocabulary:
 
 @dataclass(slots=True)
 class InspectorPage:
+    """Contents of the page."""
+
     title: str
     split: str
     seq_length: int
     sources: list[str]
     roles: list[str]
-    checks: list[tuple[str, str]]  # name and explanation, the gravest last
+    checks: list[tuple[str, str]]  # name and explanation, the most serious last
     conversations: Conversations
     vocabulary: Vocabulary
-    rows: NDArray[np.int32]  # (rows on the page,), their numbers in the split
+    rows: NDArray[np.int32]  # (sequences on the page,), their indices in the split
     rows_in_split: int
     rejects: list[dict[str, Any]]  # origin, source, reason, detail
     rejects_total: int
-    facts: dict[str, str]  # shown as they are
+    facts: dict[str, str]  # shown unchanged
 
 
 def used_ids(input_ids: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Ids that occur, the most frequent first."""
+    """Ids that occur (V,), most frequent first."""
     counts = np.bincount(input_ids)
     used = np.flatnonzero(counts)
     return used[np.argsort(-counts[used], kind="stable")].astype(np.int32)
 
 
 def write_inspector(path: Path, page: InspectorPage) -> None:
-    """Write the page."""
-    talks, words = page.conversations, page.vocabulary
+    """Write the page to `path`."""
+    conversations, words = page.conversations, page.vocabulary
     facts = {
         "title": page.title,
         "split": page.split,
@@ -79,16 +81,16 @@ def write_inspector(path: Path, page: InspectorPage) -> None:
         "facts": page.facts,
         "planes": _planes(len(words.ids)),
     }
-    first, blocks = _blocks(talks, words)
+    first, blocks = _blocks(conversations, words)
     arrays: dict[str, NDArray[Any]] = {
-        "length": np.diff(talks.offsets).astype(np.uint32),
-        "trained": _per_conversation(talks.learned, talks.offsets).astype(np.uint32),
-        "row": talks.row.astype(np.uint32),
-        "source": talks.source.astype(np.uint16),
-        "flags": talks.flags,
-        "repetition": talks.repetition,
-        "turnStart": talks.turn_start.astype(np.uint32),
-        "turnRole": talks.turn_role,
+        "length": np.diff(conversations.offsets).astype(np.uint32),
+        "trained": _per_conversation(conversations.supervised, conversations.offsets).astype(np.uint32),
+        "row": conversations.row.astype(np.uint32),
+        "source": conversations.source.astype(np.uint16),
+        "flags": conversations.flags,
+        "repetition": conversations.repetition,
+        "turnStart": conversations.turn_start.astype(np.uint32),
+        "turnRole": conversations.turn_role,
         "rows": page.rows.astype(np.uint32),
         "vocabId": words.ids.astype(np.uint32),
         "vocabLength": np.array([len(text) for text in words.text], np.uint16),
@@ -108,7 +110,7 @@ def write_inspector(path: Path, page: InspectorPage) -> None:
 
 
 def _planes(size: int) -> int:
-    """Bytes of one rank."""
+    """Bytes needed for a rank in a vocabulary of `size`."""
     return 1 if size <= 1 << 8 else 2 if size <= 1 << 16 else 3
 
 
@@ -117,16 +119,17 @@ def _per_conversation(values: NDArray[Any], offsets: NDArray[np.int64]) -> NDArr
     return np.diff(np.concatenate([[0], np.cumsum(values, dtype=np.int64)])[offsets])
 
 
-def _blocks(talks: Conversations, words: Vocabulary) -> tuple[NDArray[np.uint32], list[str]]:
-    """First conversation of each block (and the end); each block: planes of ranks, then one bit a token for the mask."""
+def _blocks(conversations: Conversations, words: Vocabulary) -> tuple[NDArray[np.uint32], list[str]]:
+    """(first conversation of each block, and the end; encoded blocks). A block has byte planes of ranks, then a mask bit per
+    token."""
     rank = np.zeros(int(words.ids.max(initial=0)) + 1, np.uint32)
     rank[words.ids] = np.arange(len(words.ids))
-    number = talks.offsets[:-1] // BLOCK_TOKENS
+    number = conversations.offsets[:-1] // BLOCK_TOKENS
     first = np.append(np.flatnonzero(np.diff(number, prepend=-1)), len(number)).astype(np.uint32)
     blocks = []
     for a, b in zip(first[:-1].tolist(), first[1:].tolist(), strict=True):
-        cut = slice(int(talks.offsets[a]), int(talks.offsets[b]))
-        ranks = rank[talks.input_ids[cut]]
+        cut = slice(int(conversations.offsets[a]), int(conversations.offsets[b]))
+        ranks = rank[conversations.input_ids[cut]]
         planes = [(ranks >> (8 * plane)).astype(np.uint8) for plane in range(_planes(len(words.ids)))]
-        blocks.append(html_pages.pack(np.concatenate([*planes, np.packbits(talks.learned[cut])])))
+        blocks.append(html_pages.pack(np.concatenate([*planes, np.packbits(conversations.supervised[cut])])))
     return first, blocks

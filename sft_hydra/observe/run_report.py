@@ -1,24 +1,25 @@
-"""report.html and curves.png: the whole run on one page, from the files in its folder alone, so they can be made again."""
+"""report.html and curves.png of a run, generated from the files in its folder, so they can be regenerated."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sft_hydra.files import exists, read_object, read_text
 from sft_hydra.observe import html_pages
 from sft_hydra.observe.benchmark_tables import chatcore_table, harness_examples, harness_rows
 from sft_hydra.observe.charts import Points, Series, line_chart, smooth
 from sft_hydra.observe.curves_png import write_curves
 from sft_hydra.observe.metrics import read_metrics
+from sft_hydra.observe.misses import miss_rows
 from sft_hydra.paths import RunPaths
 
 CURVES = (("Learning rate", "lr"), ("Gradient norm", "grad_norm"), ("Tokens per second", "tokens_per_second"))
-LAST = 20  # steps that say where a noisy figure stands
+LAST = 20  # steps over which a noisy final value is averaged
 
 
 @dataclass(slots=True)
 class RunRecord:
-    """What a run has left in its folder; parts that it has not come to are empty."""
+    """Contents of a run's folder; missing parts are empty."""
 
     paths: RunPaths
     metrics: list[dict[str, Any]]
@@ -29,24 +30,25 @@ class RunRecord:
 
     @classmethod
     def read(cls, paths: RunPaths) -> "RunRecord":
-        config = paths.resolved.read_text(encoding="utf-8") if paths.resolved.is_file() else ""
+        config = read_text(paths.resolved) if exists(paths.resolved) else ""
         evaluation, samples, summary = (_load(file) for file in (paths.evaluation, paths.samples, paths.summary))
         return cls(paths, read_metrics(paths.metrics), evaluation, samples, summary, config)
 
     @property
     def steps(self) -> list[dict[str, Any]]:
-        """Lines of metrics.jsonl that are training steps."""
+        """Lines of metrics.jsonl for training steps."""
         return [line for line in self.metrics if "loss" in line]
 
     def points(self, key: str) -> Points:
-        """(step, value) of a figure of metrics.jsonl."""
+        """(step, value) of a metric of metrics.jsonl."""
         return [(line["step"], line[key]) for line in self.metrics if line.get(key) is not None]
 
     def keys(self, prefix: str) -> list[str]:
+        """Metric names that start with `prefix`, sorted."""
         return sorted({key for line in self.metrics for key in line if key.startswith(prefix)})
 
     def last(self, key: str, over: int = 1) -> float | None:
-        """Mean of the last values; None if there are none."""
+        """Mean of the last `over` values of a metric; None if there are none."""
         values = [value for _, value in self.points(key)[-over:]]
         return sum(values) / len(values) if values else None
 
@@ -66,7 +68,7 @@ def write_report(paths: RunPaths) -> Path:
         charts=charts,
         tasks=tasks,
         moments=moments,
-        misses=[json.dumps(m, indent=1, ensure_ascii=False) for m in run.evaluation.get("after", {}).get("misses", [])],
+        misses=miss_rows(run.evaluation.get("after", {}).get("misses", [])),
         chatcore_table=chatcore_table(run.evaluation),
         harness_rows=harness_rows(run.evaluation),
         harness_examples=harness_examples(run.evaluation),
@@ -84,11 +86,11 @@ def write_report(paths: RunPaths) -> Path:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_object(path, fix="take it away: the page then lacks what is in it") if exists(path) else {}
 
 
 def _charts(run: RunRecord) -> list[dict[str, Any]]:
-    """[{title, names, svg}]; `names` are the lines that the legend tells apart."""
+    """[{title, names, svg}]; `names` are those of the legend."""
     loss = run.points("loss")
     groups = [
         ("Loss", [Series("training", smooth(loss)), Series("validation", run.points("val/loss"))], loss),
@@ -119,7 +121,7 @@ def _chatcore(run: RunRecord) -> list[Series]:
 
 
 def _tasks(evaluation: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Scores of each task (the average last) at each moment that was evaluated, and these moments."""
+    """(scores of each task, the average last, at each evaluated moment; these moments)."""
     moments = [moment for moment in ("before", "after", "evaluate") if "tasks" in evaluation.get(moment, {})]
     names = list(dict.fromkeys(task for moment in moments for task in evaluation[moment]["tasks"]))
     tasks = [{"name": name, "scores": [evaluation[moment]["tasks"].get(name) for moment in moments]} for name in names]

@@ -1,7 +1,7 @@
-"""Loggers beside metrics.jsonl: Weights & Biases, TensorBoard and MLflow, of the first rank only.
+"""Experiment trackers besides metrics.jsonl: Weights & Biases, TensorBoard and MLflow, on rank 0 only.
 
-Owns the names that values have there (`loss` of metrics.jsonl is `train/loss`; what validation and evaluation measure keeps
-its name), and that a tracker which fails while training goes on is switched off, not the training.
+Metric names: `loss` of metrics.jsonl is `train/loss`; validation and evaluation metrics keep their names. A tracker that
+fails during training is disabled; training continues.
 """
 
 import json
@@ -15,42 +15,49 @@ from typing import Any, Protocol
 
 from sft_hydra.errors import TrackerError
 
-OWN_NAMES = ("val/", "eval/")  # of metrics.jsonl; all else is about training
+KEPT_NAMES = ("val/", "eval/")  # prefixes of metrics.jsonl that keep their name; the rest gets `train/`
 CHATCORE = "eval/chatcore"
-CHATCORE_NAMES = {"chatcore": "chatcore_metric", "chatcore_categorical": "chatcore_cat"}  # as nanochat calls them
-MLFLOW_PARAMS = 100  # of one request
-MLFLOW_LENGTH = 500  # of a parameter's value, in any version
+CHATCORE_NAMES = {"chatcore": "chatcore_metric", "chatcore_categorical": "chatcore_cat"}  # the names in nanochat
+MLFLOW_PARAMS = 100  # maximum per request
+MLFLOW_LENGTH = 500  # maximum length of a parameter value, for all versions
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A folder that a run has read or made, for lineage. It is pointed at and stays where it is."""
+    """A folder that a run has used or produced, for lineage; logged by reference."""
 
     kind: str  # `dataset` or `model`
     name: str
     folder: Path
     facts: dict[str, Any]
     files: list[Path] = field(default_factory=list)
-    """Small ones that are uploaded."""
+    """Small files that are uploaded."""
 
 
 class Tracker(Protocol):
-    """One service. Raises whatever its library does."""
+    """One tracking service. Methods raise the exceptions of its library."""
 
-    def log(self, step: int, values: Mapping[str, float]) -> None: ...
-    def used(self, artifact: Artifact) -> None: ...
-    def made(self, artifact: Artifact) -> None: ...
-    def close(self) -> None: ...
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Log metrics of a step."""
+
+    def used(self, artifact: Artifact) -> None:
+        """Log an artifact as an input of the run."""
+
+    def made(self, artifact: Artifact) -> None:
+        """Log an artifact as an output of the run."""
+
+    def close(self) -> None:
+        """End the run at the service."""
 
 
 class Trackers:
-    """All that a run has, none perhaps. `tell` says to people what went wrong."""
+    """All trackers of a run, possibly none. `warn` is called with a message when one fails."""
 
-    def __init__(self, trackers: list[Tracker], tell: Callable[[str], None]) -> None:
-        self._trackers, self._tell = trackers, tell
+    def __init__(self, trackers: list[Tracker], warn: Callable[[str], None]) -> None:
+        self._trackers, self._warn = trackers, warn
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """One line of metrics.jsonl."""
+        """Log one line of metrics.jsonl."""
         values = tracked_values(record)
         self._each(lambda tracker: tracker.log(record["step"], values))
 
@@ -69,11 +76,11 @@ class Trackers:
                 act(tracker)
             except Exception as error:  # of a library or a network: hours of training must not end with it
                 self._trackers.remove(tracker)
-                self._tell(f"{type(tracker).__name__} is switched off ({error}); metrics.jsonl has everything")
+                self._warn(f"{type(tracker).__name__} failed and is disabled ({error}); metrics.jsonl has all values")
 
 
 def tracked_values(record: Mapping[str, Any]) -> dict[str, float]:
-    """The values of a line of metrics.jsonl under the names that trackers show."""
+    """The values of a line of metrics.jsonl under their tracker names."""
     return {_tracked_name(name): value for name, value in record.items() if name != "step" and value is not None}
 
 
@@ -81,11 +88,12 @@ def _tracked_name(name: str) -> str:
     if name.startswith(CHATCORE):
         name = name.removeprefix("eval/")
         return CHATCORE_NAMES.get(name, name)
-    return name if name.startswith(OWN_NAMES) else f"train/{name}"
+    return name if name.startswith(KEPT_NAMES) else f"train/{name}"
 
 
 class WeightsAndBiases:
-    """`run_id` is the run's own: a resumed training goes on in it. Writes to `folder`/wandb."""
+    """Weights & Biases. A resumed training continues the W&B run `run_id`. Writes to `folder`/wandb; TrackerError if W&B
+    rejects the run."""
 
     def __init__(
         self,
@@ -116,7 +124,7 @@ class WeightsAndBiases:
             raise TrackerError(
                 f"logger=wandb: {error}; log in with `wandb login`, set WANDB_API_KEY, or choose logger.wandb.mode=offline"
             ) from error
-        # Steps are a value of their own, so that a resumed run may repeat those after its checkpoint.
+        # The step is a logged value, so that a resumed run may repeat the steps after its checkpoint.
         self._run.define_metric("*", step_metric="step")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -124,26 +132,26 @@ class WeightsAndBiases:
 
     def used(self, artifact: Artifact) -> None:
         if self._run.settings.mode == "online":
-            self._run.use_artifact(self._as_theirs(artifact))
-        else:  # W&B records no use without its server
+            self._run.use_artifact(self._wandb_artifact(artifact))
+        else:  # offline, W&B does not record the use of an artifact
             self.made(artifact)
 
     def made(self, artifact: Artifact) -> None:
-        self._run.log_artifact(self._as_theirs(artifact))
+        self._run.log_artifact(self._wandb_artifact(artifact))
 
     def close(self) -> None:
         self._run.finish()
 
-    def _as_theirs(self, artifact: Artifact) -> Any:
-        theirs = self._wandb.Artifact(_plain(artifact.name), type=artifact.kind, metadata=artifact.facts)
-        theirs.add_reference(artifact.folder.absolute().as_uri(), name="folder", checksum=False)
+    def _wandb_artifact(self, artifact: Artifact) -> Any:
+        logged = self._wandb.Artifact(_plain(artifact.name), type=artifact.kind, metadata=artifact.facts)
+        logged.add_reference(artifact.folder.absolute().as_uri(), name="folder", checksum=False)
         for file in artifact.files:
-            theirs.add_file(str(file), name=file.name)
-        return theirs
+            logged.add_file(str(file), name=file.name)
+        return logged
 
 
 class TensorBoard:
-    """Event files in `folder`; what earlier files say after `resume_step` no longer counts."""
+    """TensorBoard event files in `folder`; values of earlier files after `resume_step` are purged."""
 
     def __init__(self, folder: Path, *, resume_step: int, config: dict[str, Any]) -> None:
         optional_module("tensorboard", "tensorboard")
@@ -166,7 +174,8 @@ class TensorBoard:
 
 
 class MLflow:
-    """`run_id`: the run to go on with, None for a new one. `tracking_uri=None`: as MLflow finds it."""
+    """MLflow. `run_id`: the run to continue, None for a new one. `tracking_uri=None`: MLflow's default. TrackerError if
+    MLflow rejects the run."""
 
     def __init__(
         self, *, tracking_uri: str | None, experiment: str, name: str, run_id: str | None, config: dict[str, Any]
@@ -184,11 +193,11 @@ class MLflow:
             self.run_id = run_id
             params = [entities.Param(_plain(key), str(value)[:MLFLOW_LENGTH]) for key, value in config.items()]
             known = self._client.get_run(run_id).data.params
-            params = [param for param in params if param.key not in known]  # a parameter is said once
+            params = [param for param in params if param.key not in known]  # MLflow rejects a repeated parameter
             for first in range(0, len(params), MLFLOW_PARAMS):
                 self._client.log_batch(run_id, params=params[first : first + MLFLOW_PARAMS])
         except (exceptions.MlflowException, OSError) as error:
-            where = tracking_uri or "what MLflow finds (MLFLOW_TRACKING_URI)"
+            where = tracking_uri or "null (MLflow's default, MLFLOW_TRACKING_URI)"
             raise TrackerError(f"logger.mlflow.tracking_uri={where}: {error}") from error
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -209,22 +218,22 @@ class MLflow:
 
 
 def optional_module(module: str, package: str) -> Any:
-    """Import it, or say how to install it."""
+    """Import `module`. TrackerError, with the pip command, if its package is not installed."""
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
         packages = {"mlflow": "mlflow-skinny 'sqlalchemy>=2' 'alembic>=1.13'"}.get(package, package)
         raise TrackerError(
             f"logger={package}: the package {error.name} is not installed: pip install {packages}, "
-            f"or leave {package} out of logger=..."
+            f"or remove {package} from logger=..."
         ) from error
 
 
 def _plain(name: str) -> str:
-    """With the characters that every tracker takes."""
+    """The name with characters that not every tracker accepts replaced by _."""
     return re.sub(r"[^\w./-]", "_", name)
 
 
 def _as_block(value: dict[str, Any]) -> str:
-    """Indented, which TensorBoard shows as it is."""
+    """JSON as an indented block, which TensorBoard shows unchanged."""
     return "".join(f"    {line}\n" for line in json.dumps(value, indent=1, default=str).splitlines())

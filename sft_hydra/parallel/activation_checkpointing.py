@@ -1,4 +1,5 @@
-"""Activation checkpointing: what blocks keep of their forward pass, and what they compute again in the backward pass."""
+"""Activation checkpointing, full or selective: which activations a block keeps and which it recomputes in the backward
+pass."""
 
 from functools import partial
 from typing import Any
@@ -7,8 +8,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-# Products of matrices and attention: nearly all of the work. Norms, activations, rotary and the like are cheap.
-DEAR = {
+# Matrix products and attention, nearly all of the FLOPs. Norms, activations and rotary embeddings are cheap to recompute.
+EXPENSIVE_OPS = {
     "mm",
     "addmm",
     "bmm",
@@ -24,27 +25,28 @@ DEAR = {
 
 
 def checkpoint_activations(block: nn.Module, kind: str) -> None:
-    """Let a block keep its input alone (`full`), what is dear to compute (`selective`) or everything (`none`)."""
+    """Make a block keep its input only (`full`), its input and the outputs of expensive operations (`selective`) or all
+    activations (`none`)."""
     if kind == "none":
         return
-    how = {"context_fn": _keep_dear} if kind == "selective" else {}
+    how = {"context_fn": _save_expensive} if kind == "selective" else {}
     block.forward = partial(checkpoint, block.forward, use_reentrant=False, **how)  # type: ignore[method-assign]
 
 
-def _keep_dear() -> tuple["_OfDear", "_OfDear"]:
-    keeping, giving = create_selective_checkpoint_contexts(lambda *_, **__: CheckpointPolicy.MUST_SAVE)
-    return _OfDear(keeping), _OfDear(giving)
+def _save_expensive() -> tuple["_ExpensiveOnly", "_ExpensiveOnly"]:
+    forward, recompute = create_selective_checkpoint_contexts(lambda *_, **__: CheckpointPolicy.MUST_SAVE)
+    return _ExpensiveOnly(forward), _ExpensiveOnly(recompute)
 
 
-class _OfDear(TorchDispatchMode):
-    """torch's mode, for dear operations alone: it wants all that it sees to come again, what FSDP does at inner layers
-    does not."""
+class _ExpensiveOnly(TorchDispatchMode):
+    """Applies torch's selective-checkpoint mode to expensive operations only: the mode requires every operation to repeat in
+    the recomputation, and FSDP's operations at inner layers do not."""
 
     def __init__(self, mode: TorchDispatchMode) -> None:
         super().__init__()
         self.mode = mode
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if op.overloadpacket.__name__ in DEAR:
+        if op.overloadpacket.__name__ in EXPENSIVE_OPS:
             return self.mode.__torch_dispatch__(op, types, args, kwargs)
         return op(*args, **(kwargs or {}))

@@ -1,8 +1,9 @@
-"""All collectives that gradients flow through. In a group of one each of them is the identity.
+"""Differentiable collectives, and reductions of metrics. In a group of one rank each is the identity.
 
-Owns the rule that makes layouts simple: between mixers every rank holds its own tokens; a mixer gathers or exchanges
-them on its way in and gives them back on its way out. So the backward pass of each of these is the collective that returns
-gradients to whose they are, and no gradient is ever averaged.
+Between mixers every rank of dp x cp x tp holds different tokens (sequence parallelism); a mixer all-gathers or exchanges
+tokens on entry and scatters them back on exit. The backward pass of each collective is its transpose (all-gather and
+reduce-scatter, all-to-all and all-to-all), so gradients are summed and never averaged. Exchanging tokens for heads is
+DeepSpeed-Ulysses (Jacobs et al. 2023).
 """
 
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import torch.distributed as dist
 
 from sft_hydra.parallel.mesh import Group, Mesh
 
-PATIENCE = timedelta(days=1)
+LONG_TASK_TIMEOUT = timedelta(days=1)
 
 if hasattr(dist, "all_gather_single"):  # torch 2.13 renamed them
     all_gather, reduce_scatter = dist.all_gather_single, dist.reduce_scatter_single
@@ -24,17 +25,17 @@ else:
 
 
 def gather_tokens(x: torch.Tensor, group: Group) -> torch.Tensor:
-    """(t, ...) of each rank -> (size * t, ...), all of them, on every rank."""
+    """All-gather: the local (t, ...) of each rank -> (size * t, ...) on every rank."""
     return x if group.size == 1 else _Gather.apply(x, group.handle)
 
 
 def sum_to_tokens(x: torch.Tensor, group: Group) -> torch.Tensor:
-    """Sum over ranks of their (size * t, ...), of which every rank keeps its own (t, ...)."""
+    """Reduce-scatter: the sum over ranks of (size * t, ...), of which every rank keeps its local (t, ...)."""
     return x if group.size == 1 else _Scatter.apply(x, group.handle)
 
 
 def tokens_to_heads(x: torch.Tensor, group: Group) -> torch.Tensor:
-    """(t, H, d), own tokens and all heads -> (size * t, H / size, d), all tokens and own heads."""
+    """All-to-all: (t, H, d), local tokens and all heads -> (size * t, H / size, d), all tokens and local heads."""
     if group.size == 1:
         return x
     x = x.unflatten(1, (group.size, -1)).movedim(1, 0).flatten(0, 1)
@@ -42,7 +43,7 @@ def tokens_to_heads(x: torch.Tensor, group: Group) -> torch.Tensor:
 
 
 def heads_to_tokens(x: torch.Tensor, group: Group) -> torch.Tensor:
-    """The way back: (size * t, H / size, d) -> (t, H, d)."""
+    """The inverse of `tokens_to_heads`: (size * t, H / size, d) -> (t, H, d)."""
     if group.size == 1:
         return x
     x = _Exchange.apply(x, None, None, group.handle)
@@ -50,12 +51,15 @@ def heads_to_tokens(x: torch.Tensor, group: Group) -> torch.Tensor:
 
 
 def exchange_rows(x: torch.Tensor, send: list[int], receive: list[int], group: Group) -> torch.Tensor:
-    """Send the first `send[0]` rows to rank 0, the next `send[1]` to rank 1, ...; returns what came, in order of rank."""
+    """All-to-all of uneven parts: the first `send[0]` rows of x (N, ...) go to rank 0, the next `send[1]` to rank 1, ...
+
+    Returns (sum of `receive`, ...), the rows received, in order of rank.
+    """
     return x if group.size == 1 else _Exchange.apply(x, send, receive, group.handle)
 
 
 def exchange_counts(counts: torch.Tensor, group: Group) -> torch.Tensor:
-    """Send an even part of `counts` to each rank; returns the parts that came, in order of rank."""
+    """All-to-all of even parts of `counts` (N,); returns (N,), the parts received, in order of rank. No gradient."""
     return counts if group.size == 1 else _all_to_all(counts, None, None, group.handle)
 
 
@@ -116,11 +120,12 @@ def _all_to_all(
 
 
 def sum_over_ranks(values: list[float], mesh: Mesh) -> list[float]:
-    """Sums over all ranks of numbers on the CPU; every rank gets them, in full precision."""
+    """Element-wise sum of `values` over all ranks, on every rank, in fp64 on the CPU."""
     return _reduced(values, mesh, dist.ReduceOp.SUM)
 
 
 def max_over_ranks(value: float, mesh: Mesh) -> float:
+    """Maximum of `value` over all ranks, on every rank."""
     return _reduced([value], mesh, dist.ReduceOp.MAX)[0]
 
 
@@ -133,7 +138,7 @@ def _reduced(values: list[float], mesh: Mesh, op: dist.ReduceOp.RedOpType) -> li
 
 
 def all_gather_objects(value: Any, mesh: Mesh) -> list[Any]:
-    """What each rank has, in order of rank. For small things and rare moments."""
+    """The `value` of each rank, in order of rank. For small objects and rare calls."""
     if mesh.layout.world == 1:
         return [value]
     values: list[Any] = [None] * mesh.layout.world
@@ -142,15 +147,15 @@ def all_gather_objects(value: Any, mesh: Mesh) -> list[Any]:
 
 
 def barrier() -> None:
-    """Until every rank is here, on the CPU."""
+    """Wait until every rank has reached this call, on the CPU."""
     if dist.is_initialized():
         dist.all_reduce(torch.zeros(1))
 
 
 @contextmanager
 def rank0_long_task() -> Iterator[None]:
-    """A body in which the first rank has work for longer than a collective may take; the others wait at its end."""
-    group = dist.new_group(backend="gloo", timeout=PATIENCE) if dist.is_initialized() else None
+    """A body in which rank 0 works for longer than the collective timeout; the other ranks wait at its end."""
+    group = dist.new_group(backend="gloo", timeout=LONG_TASK_TIMEOUT) if dist.is_initialized() else None
     yield
     if group is not None:
         dist.all_reduce(torch.zeros(1), group=group)
@@ -159,7 +164,7 @@ def rank0_long_task() -> Iterator[None]:
 
 @contextmanager
 def rank0_first() -> Iterator[None]:
-    """The first rank goes through the body, then the others, who find what it has made."""
+    """Rank 0 runs the body first, then all other ranks, which can use its results."""
     first = not dist.is_initialized() or dist.get_rank() == 0
     if not first:
         barrier()

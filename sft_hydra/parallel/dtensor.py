@@ -1,6 +1,6 @@
-"""Parameters that are spread over ranks: what this rank holds of one, and what it computes with.
+"""Sharded parameters: the local shard of one, and the tensor that this rank computes with.
 
-Owns the rule "DTensor as storage, plain tensors in compute": outside of these functions nobody asks what a DTensor is.
+DTensor is used for storage, plain tensors for compute: only these functions deal with DTensor.
 """
 
 import logging
@@ -11,13 +11,13 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 logging.getLogger("torch.distributed.tensor._redistribute").setLevel(
     logging.ERROR
-)  # it tells how it gathers, at length
+)  # it logs every redistribution at length
 
 
 def local_tensor(parameter: torch.Tensor) -> torch.Tensor:
-    """The part of a parameter that this rank computes with, inside a forward pass.
+    """The tensor that this rank computes with, inside a forward pass; differentiable.
 
-    Where a split layer holds a parameter whole on every rank, each rank's gradient is a part of the sum.
+    Where a split layer replicates a parameter, the gradient of each rank is a partial sum.
     """
     if not isinstance(parameter, DTensor):
         return parameter
@@ -26,14 +26,14 @@ def local_tensor(parameter: torch.Tensor) -> torch.Tensor:
 
 
 def partial_sum_ranks(weight: torch.Tensor) -> int:
-    """Over how many ranks the products with this weight have to be summed: those that split its inputs."""
+    """Number of ranks over which products with this weight are partial sums: those that split its input dimension."""
     if not isinstance(weight, DTensor):
         return 1
     return weight.device_mesh.size() if any(place.is_shard(1) for place in weight.placements) else 1
 
 
 def local_shard(parameter: torch.Tensor) -> tuple[torch.Tensor, tuple[slice, ...]]:
-    """What this rank stores of a parameter, and where that lies in the whole. Between steps, not inside of them."""
+    """The local shard of a parameter, without gradient, and its slices in the full tensor. For use between steps."""
     parameter = parameter.detach()
     if not isinstance(parameter, DTensor):
         return parameter, tuple(slice(0, size) for size in parameter.shape)
@@ -42,7 +42,7 @@ def local_shard(parameter: torch.Tensor) -> tuple[torch.Tensor, tuple[slice, ...
 
 
 def holds_first_copy(parameter: torch.Tensor) -> bool:
-    """Whether, of the ranks that store the same part of a parameter, this is the first."""
+    """Whether this rank is the first of those that store the same shard of a parameter."""
     if not isinstance(parameter, DTensor):
         return True
     coordinate = parameter.device_mesh.get_coordinate()
@@ -53,17 +53,17 @@ def holds_first_copy(parameter: torch.Tensor) -> bool:
     )
 
 
-def copy_shard_(parameter: torch.Tensor, whole: torch.Tensor) -> None:
-    """Set a parameter from its whole value; every rank keeps its part."""
-    part, where = local_shard(parameter)
-    part.copy_(whole[where])
+def copy_shard_(parameter: torch.Tensor, full: torch.Tensor) -> None:
+    """Set a parameter from its full value, of the unsharded shape; every rank copies its local shard."""
+    shard, where = local_shard(parameter)
+    shard.copy_(full[where])
 
 
 def full_tensor(parameter: torch.Tensor) -> torch.Tensor:
-    """The whole of a parameter. All ranks that hold a part of it must ask."""
+    """The unsharded tensor, without gradient. A collective: all ranks with a shard must call it."""
     parameter = parameter.detach()
     if not isinstance(parameter, DTensor):
         return parameter
-    split = parameter.placements[-1]  # a tensor or expert dimension, if there are several, is within the others' shards
-    whole_split = [Replicate()] * (len(parameter.placements) - 1) + [split]
-    return parameter.redistribute(placements=whole_split).full_tensor()
+    split = parameter.placements[-1]  # with several placements, tensor or expert shards lie within the FSDP shards
+    placements = [Replicate()] * (len(parameter.placements) - 1) + [split]
+    return parameter.redistribute(placements=placements).full_tensor()

@@ -1,7 +1,7 @@
-"""Where this rank stands in a layout and whom it talks to.
+"""Process groups and device meshes of this rank in a layout.
 
-Owns the order of ranks: rank = ((pp * dp + dp_rank) * cp + cp_rank) * tp + tp_rank, so that the groups that talk most sit
-closest. Without other ranks everything here exists too: `SINGLE`, whose groups have one member and no handle.
+Order of ranks: rank = ((pp_rank * dp + dp_rank) * cp + cp_rank) * tp + tp_rank, so that the groups with the most traffic
+are closest. A single rank has the mesh `SINGLE`, whose groups have size 1 and no handle.
 
 Owner of: ranks are numbered in one place.
 """
@@ -17,55 +17,55 @@ from sft_hydra.planning.layout import Layout
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Ranks that act together; `rank` is this rank's place among them."""
+    """A process group; `rank` is this rank's index in it."""
 
     size: int = 1
     rank: int = 0
-    handle: dist.ProcessGroup | None = None  # None: alone
+    handle: dist.ProcessGroup | None = None  # None for size 1
 
 
 @dataclass(frozen=True, slots=True)
 class Mesh:
-    """The groups of this rank. The last three are None if there is only one rank."""
+    """The groups of this rank. The three device meshes are None if there is only one rank."""
 
     layout: Layout = field(default_factory=Layout)
     rank: int = 0
-    device: torch.device | None = None  # None: wherever the model is
+    device: torch.device | None = None  # None: the device of the model's parameters
     pp: Group = Group()
     dp: Group = Group()
     cp: Group = Group()
     tp: Group = Group()
     ep: Group = Group()
-    cp_heads: Group = Group()  # of a context group, neighbours that swap tokens for heads
-    cp_rows: Group = Group()  # of a context group, ranks that gather each other's keys and values
-    whole: DeviceMesh | None = None  # [replicate,] shard: what no other dimension splits
-    tensor: DeviceMesh | None = None  # [replicate,] shard, split: what tensor parallelism splits
-    expert: DeviceMesh | None = None  # [replicate,] shard, split: routed experts
+    cp_heads: Group = Group()  # within a context group: ranks that exchange tokens for heads (all-to-all)
+    cp_rows: Group = Group()  # within a context group: ranks that all-gather keys and values
+    dense_mesh: DeviceMesh | None = None  # [replicate,] shard: parameters that no other dimension splits
+    tp_mesh: DeviceMesh | None = None  # [replicate,] shard, split: parameters split by tensor parallelism
+    ep_mesh: DeviceMesh | None = None  # [replicate,] shard, split: routed experts
 
     @property
-    def slice(self) -> int:
-        """Which of the layout's cp * tp slices of a row this rank holds between mixers."""
+    def seq_rank(self) -> int:
+        """Index of the sequence slice, of cp * tp, that this rank holds between mixers."""
         return self.cp.rank * self.tp.size + self.tp.rank
 
     @property
     def is_row_owner(self) -> bool:
-        """Whether this rank counts the rows that it shares with the other ranks of its cp, tp and pp groups."""
-        return self.pp.rank == 0 and self.slice == 0
+        """Whether this rank counts the packed sequences that it shares with the ranks of its cp, tp and pp groups."""
+        return self.pp.rank == 0 and self.seq_rank == 0
 
 
 SINGLE = Mesh()
 
 
 def make_mesh(layout: Layout, device: torch.device, heads: int = 1) -> Mesh:
-    """The groups of the started process group, laid out as `layout` says; SINGLE if there is none. All ranks must call it.
+    """The mesh of the initialized process group for `layout`; SINGLE without one. A collective: all ranks must call it.
 
-    `heads`: query heads of one tensor-parallel rank. Context ranks swap tokens for heads up to that number; beyond it,
-    they gather keys and values.
+    `heads`: query heads of one tensor-parallel rank. Up to that number context-parallel ranks exchange tokens for heads
+    (Ulysses); beyond it they all-gather keys and values.
     """
     if not dist.is_initialized():
         return SINGLE
     if dist.get_world_size() != layout.world:
-        raise AssertionError(f"{dist.get_world_size()} ranks were started for a layout of {layout.world}")
+        raise AssertionError(f"{dist.get_world_size()} ranks were started for a layout of {layout.world} ranks")
     pp, replicate, stage = layout.pp, layout.dp_replicate, layout.world // layout.pp
     kind = device.type
     by_heads = head_ranks(layout.cp, heads)
@@ -81,7 +81,7 @@ def make_mesh(layout: Layout, device: torch.device, heads: int = 1) -> Mesh:
         mesh = init_device_mesh(kind, sizes, mesh_dim_names=names)
         return mesh[names[1:] if replicate > 1 else names[2:]]
 
-    whole = sharded(1)
+    dense = sharded(1)
     return Mesh(
         layout=layout,
         rank=dist.get_rank(),
@@ -93,14 +93,14 @@ def make_mesh(layout: Layout, device: torch.device, heads: int = 1) -> Mesh:
         ep=_group(expert := sharded(layout.ep), "split"),
         cp_heads=_group(tokens, "cp_heads"),
         cp_rows=_group(tokens, "cp_rows"),
-        whole=whole["replicate", "shard"] if replicate > 1 else whole["shard"],
-        tensor=sharded(layout.tp),
-        expert=expert,
+        dense_mesh=dense["replicate", "shard"] if replicate > 1 else dense["shard"],
+        tp_mesh=sharded(layout.tp),
+        ep_mesh=expert,
     )
 
 
 def head_ranks(cp: int, heads: int) -> int:
-    """Largest number of context ranks that divides both `cp` and the heads."""
+    """Largest number of context-parallel ranks that divides both `cp` and `heads`."""
     return max(n for n in range(1, cp + 1) if cp % n == 0 and heads % n == 0)
 
 

@@ -1,11 +1,12 @@
-"""Lays a model out over the ranks. Owns the order, which is the order of `parallelize`:
+"""Applies the parallel layout to a model, in this order:
 
-1. split: weights of mixers become DTensors over the tensor or expert ranks (storage only; layers compute with plain tensors)
-2. recompute: blocks forget activations and compute them again in the backward pass (recompute.py)
-3. compile: each block by itself
-4. shard: every parameter is spread over the ranks that share its gradient, gathered block by block; gradients are summed
+1. split: mixer weights become DTensors over the tensor- or expert-parallel ranks (storage only; compute uses plain tensors)
+2. activation checkpointing: blocks recompute activations in the backward pass (activation_checkpointing.py)
+3. torch.compile: each block by itself
+4. FSDP2 (ZeRO-3, Rajbhandari et al. 2020): parameters are sharded over the ranks that share their gradient and all-gathered
+   block by block; gradients are reduce-scattered as sums
 
-The model may still be on the meta device; nothing here needs a weight.
+The model may be on the meta device; no weight values are needed.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,16 +26,16 @@ from sft_hydra.parallel.sharded_module import KeepFp32, ShardedModule
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What `train.*` says about memory and precision."""
+    """Memory and precision settings, from `train.*`."""
 
-    dtype: torch.dtype = torch.float32  # that blocks compute in; stored weights keep theirs
+    dtype: torch.dtype = torch.float32  # compute dtype of blocks; stored weights keep their dtype
     recompute: str = "none"  # none, selective, full
     compile: bool = False
     cpu_offload: bool = False
 
 
 def parallelize(roots: Sequence[nn.Module], blocks: Sequence[nn.Module], mesh: Mesh, options: Options) -> None:
-    """Lay out, in place, the blocks and the `roots` that call them: the model itself, or its pipeline stages."""
+    """Parallelize in place the `blocks` and the `roots` that call them: the model, or its pipeline stages."""
     mixers = [
         module for block in blocks for module in block.modules() if isinstance(module, ShardedModule) and module.columns
     ]
@@ -46,12 +47,12 @@ def parallelize(roots: Sequence[nn.Module], blocks: Sequence[nn.Module], mesh: M
     if options.compile:
         for block in blocks:
             _compile(block)
-    if mesh.whole is not None:
+    if mesh.dense_mesh is not None:
         _shard(roots, blocks, mesh, options)
 
 
 def reshard(roots: Sequence[nn.Module]) -> None:
-    """After forward passes that no backward pass follows: give up the weights that were gathered for it."""
+    """Free the all-gathered weights after forward passes without a backward pass."""
     for root in roots:
         for module in root.modules():
             if isinstance(module, FSDPModule):
@@ -59,7 +60,7 @@ def reshard(roots: Sequence[nn.Module]) -> None:
 
 
 def _compile(block: nn.Module) -> None:
-    """Rows differ in length and in documents: what varies becomes symbolic when it is seen to vary."""
+    """torch.compile a block. Batches vary in length and number of documents: sizes become symbolic when they first vary."""
     for module in block.modules():
         if isinstance(module, ShardedModule):
             for name in module.opaque:
@@ -68,7 +69,7 @@ def _compile(block: nn.Module) -> None:
 
 
 def _split(mixer: ShardedModule, mesh: Mesh) -> None:
-    """Make every parameter of a mixer a DTensor over the ranks that share the mixer."""
+    """Make every parameter of a mixer a DTensor over its tensor- or expert-parallel ranks."""
     shared = _split_mesh(mixer, mesh)
     if shared is None:
         return
@@ -82,18 +83,18 @@ def _split(mixer: ShardedModule, mesh: Mesh) -> None:
 
 
 def _split_mesh(mixer: ShardedModule, mesh: Mesh) -> DeviceMesh | None:
-    """The mesh that a mixer's weights are split over; None if they are not."""
+    """The mesh over which a mixer's weights are split; None if they are not split."""
     if mixer.over == "ep":
-        return mesh.expert if mesh.ep.size > 1 else None
-    return mesh.tensor if mesh.tp.size > 1 else None
+        return mesh.ep_mesh if mesh.ep.size > 1 else None
+    return mesh.tp_mesh if mesh.tp.size > 1 else None
 
 
 def _shard(roots: Iterable[nn.Module], blocks: Iterable[nn.Module], mesh: Mesh, options: Options) -> None:
-    """FSDP2 units, inner ones first: what is never rounded, what is split over its own ranks, blocks, roots.
+    """FSDP2 units, inner ones first: fp32-only layers, layers split over tp or ep, blocks, roots.
 
     Between mixers all ranks of a pipeline stage hold different tokens, so gradients are summed over all of them, except
-    over those that split a weight. Roots keep their weights until the backward pass, which begins with them; so do the
-    blocks of a pipeline, which otherwise would gather them anew for every micro-batch.
+    over ranks that split the weight. Roots keep their gathered weights until the backward pass, which begins with them; so
+    do blocks of a pipeline, which otherwise would all-gather again for every micro-batch.
     """
     exact = MixedPrecisionPolicy(cast_forward_inputs=False)
     rounded = exact
@@ -102,7 +103,7 @@ def _shard(roots: Iterable[nn.Module], blocks: Iterable[nn.Module], mesh: Mesh, 
     shared: dict[str, Any] = {"reshard_after_forward": mesh.pp.size == 1}
     if options.cpu_offload:
         shared["offload_policy"] = CPUOffloadPolicy(
-            pin_memory=mesh.whole is not None and mesh.whole.device_type == "cuda"
+            pin_memory=mesh.dense_mesh is not None and mesh.dense_mesh.device_type == "cuda"
         )
 
     def unit(module: nn.Module, ranks: DeviceMesh | None, policy: MixedPrecisionPolicy = rounded) -> None:
@@ -123,7 +124,7 @@ def _shard(roots: Iterable[nn.Module], blocks: Iterable[nn.Module], mesh: Mesh, 
             unit(module, ranks)
 
     for block in blocks:
-        visit(block, mesh.whole)
-        unit(block, mesh.whole)
+        visit(block, mesh.dense_mesh)
+        unit(block, mesh.dense_mesh)
     for root in roots:
-        unit(root, mesh.whole)
+        unit(root, mesh.dense_mesh)

@@ -1,7 +1,8 @@
 """Pipeline parallelism: which stages a rank has, and the schedule that runs them.
 
-Schedules are torch's 1F1B and, with several stages on a rank, interleaved 1F1B. Its zero-bubble schedules are left out:
-together with FSDP they leave whole layers without gradient and say nothing (a test watches whether that is still so).
+Schedules are torch's 1F1B (Narayanan et al. 2019) and, with several stages per rank, interleaved 1F1B (Narayanan et al.
+2021). torch's zero-bubble schedules are not used: with FSDP they silently leave layers without gradients (a test detects
+when that changes).
 """
 
 from collections.abc import Sequence
@@ -14,12 +15,12 @@ from sft_hydra.parallel.mesh import Mesh
 
 
 def stages_of_rank(mesh: Mesh, per_rank: int) -> list[int]:
-    """Numbers of this rank's stages: the pipeline goes round all ranks `per_rank` times."""
+    """Indices of this rank's stages, assigned round-robin: the pipeline passes over all ranks `per_rank` times."""
     return [mesh.pp.rank + turn * mesh.pp.size for turn in range(per_rank)]
 
 
 def make_schedule(modules: Sequence[nn.Module], mesh: Mesh, device: torch.device, micro_batches: int) -> Any:
-    """torch's schedule over this rank's stages. What the last stage puts out is the loss."""
+    """torch's schedule over this rank's stages (`modules`). The output of the last stage is the loss (1,)."""
     from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleInterleaved1F1B  # slow to import
 
     numbers = stages_of_rank(mesh, len(modules))

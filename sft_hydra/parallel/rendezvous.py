@@ -1,6 +1,6 @@
-"""The process group of a run: starting it within a time limit, naming who is missing, agreeing on a stop.
+"""The process group of a run: initialization within a time limit, a report of missing ranks, agreement on stopping.
 
-Device tensors travel by NCCL on CUDA; tensors on the CPU by gloo, so that agreeing costs the device nothing.
+CUDA tensors use NCCL; CPU tensors use gloo, so that control messages do not involve the device.
 """
 
 import os
@@ -16,20 +16,20 @@ from sft_hydra.errors import ClusterError
 from sft_hydra.process import signals
 from sft_hydra.process.rank import Rank, this_rank
 
-COLLECTIVE_MINUTES = 30  # the longest that ranks wait for one that saves, exports or prepares
+COLLECTIVE_MINUTES = 30  # collective timeout: how long ranks wait for one that saves, exports or prepares data
 POLL_SECONDS = 0.1
-ANSWER_SECONDS = 10.0  # that rank 0 may take to answer after the deadline
+ANSWER_SECONDS = 10.0  # how long rank 0 may take to answer after the deadline
 
 
 def start_process_group(device: torch.device, timeout: float) -> None:
-    """Join the other ranks, at most `timeout` seconds long. Does nothing in a run of one rank.
+    """Join the other ranks within `timeout` seconds. Does nothing in a run of one rank.
 
-    ClusterError names the ranks that did not come, with their hosts where the launcher told them.
+    ClusterError lists the ranks that did not start, with their hosts if the launcher set SFT_HYDRA_HOSTS.
     """
     rank = this_rank()
     if rank.world_size == 1:
         return
-    store = _meet(rank, timeout)
+    store = _connect_store(rank, timeout)
     _await_all(store, rank, time.monotonic() + timeout)
     backend = "gloo"
     if device.type == "cuda":
@@ -42,22 +42,23 @@ def start_process_group(device: torch.device, timeout: float) -> None:
         world_size=rank.world_size,
         timeout=timedelta(minutes=COLLECTIVE_MINUTES),
     )
-    _greet(device, rank, timeout)
+    _first_all_reduce(device, rank, timeout)
 
 
 def start_group_of_one() -> None:
-    """A process group for a run of one rank, for what wants one all the same."""
+    """A process group of one rank, for torch features that require one."""
     if not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl", store=dist.HashStore(), rank=0, world_size=1)
 
 
 def stop_process_group() -> None:
+    """Destroy the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def stop_requested() -> bool:
-    """Whether any rank got a signal to stop. All ranks must ask, at the same step boundary, and get the same answer."""
+    """Whether any rank received a stop signal. A collective: all ranks must call it at the same step boundary."""
     if not dist.is_initialized():
         return signals.stop_requested()
     flag = torch.tensor([int(signals.stop_requested())])
@@ -65,8 +66,8 @@ def stop_requested() -> bool:
     return bool(flag.item())
 
 
-def _meet(rank: Rank, timeout: float) -> dist.Store:
-    """The meeting point of all ranks, held by rank 0 (by the agent under torchrun, through all its restarts)."""
+def _connect_store(rank: Rank, timeout: float) -> dist.Store:
+    """The store through which ranks find each other, served by rank 0 (under torchrun by its agent, across restarts)."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     try:
@@ -81,33 +82,33 @@ def _meet(rank: Rank, timeout: float) -> dist.Store:
     except RuntimeError as error:
         raise ClusterError(
             f"rank {rank.rank} on {socket.gethostname()} cannot reach rank 0 at {address}:{port} within {timeout:g} s "
-            f"({type(error).__name__}): is its host up, does its name resolve, is the port free?"
+            f"({type(error).__name__}). Check that the host is up, that its name resolves and that the port is free"
         ) from error
     return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
 def _await_all(store: dist.Store, rank: Rank, deadline: float) -> None:
-    """Everyone signs in; rank 0 counts, and tells everyone at the deadline who is not there."""
+    """Every rank registers in the store; rank 0 waits for all until `deadline` and publishes which ranks are missing."""
     store.set(f"arrived {rank.rank}", "")
     store.add("arrived", 1)
     if rank.rank == 0:
         while store.add("arrived", 0) < rank.world_size and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
         missing = [other for other in range(rank.world_size) if not store.check([f"arrived {other}"])]
-        store.set("verdict", _absence(missing, rank) if missing else "complete")
+        store.set("verdict", _missing_message(missing, rank) if missing else "complete")
     store.wait(["verdict"], timedelta(seconds=max(0.0, deadline - time.monotonic()) + ANSWER_SECONDS))
     verdict = store.get("verdict").decode()
     if verdict != "complete":
         raise ClusterError(verdict)
 
 
-def _absence(missing: list[int], rank: Rank) -> str:
+def _missing_message(missing: list[int], rank: Rank) -> str:
     hosts = os.environ.get("SFT_HYDRA_HOSTS", "").split(",")
     nodes = sorted({other // rank.local_world_size for other in missing})
     names = [hosts[node] if len(hosts) > node and hosts[node] else f"node {node}" for node in nodes]
     return (
         f"{len(missing)} of {rank.world_size} ranks did not start in time: rank {_short(missing)} on {', '.join(names)}; "
-        "look at these hosts and at what their ranks printed (cluster.start_timeout is the time they have)"
+        "check these hosts and the output of their ranks, or raise cluster.start_timeout"
     )
 
 
@@ -115,11 +116,11 @@ def _short(ranks: list[int]) -> str:
     return ", ".join(map(str, ranks[:8])) + (", ..." if len(ranks) > 8 else "")
 
 
-def _greet(device: torch.device, rank: Rank, timeout: float) -> None:
-    """A first all-reduce on the device: connections that do not work show here and not in step 1."""
+def _first_all_reduce(device: torch.device, rank: Rank, timeout: float) -> None:
+    """A first all-reduce on the device, so that broken connections fail here and not in step 1."""
     outcome: list[RuntimeError | None] = []
 
-    def talk() -> None:
+    def reduce() -> None:
         try:
             total = torch.tensor([rank.rank], device=device)
             dist.all_reduce(total)
@@ -128,12 +129,12 @@ def _greet(device: torch.device, rank: Rank, timeout: float) -> None:
         except RuntimeError as error:
             outcome.append(error)
 
-    talking = Thread(target=talk, daemon=True)  # a broken network can hang inside NCCL, beyond any exception
-    talking.start()
-    talking.join(timeout)
+    thread = Thread(target=reduce, daemon=True)  # a broken network can hang inside NCCL, beyond any exception
+    thread.start()
+    thread.join(timeout)
     problem = outcome[0] if outcome else TimeoutError(f"no answer within {timeout:g} s")
     if problem is not None:
         raise ClusterError(
-            f"rank {rank.rank} on {socket.gethostname()}: all ranks have started but cannot talk to each other "
-            f"({str(problem).splitlines()[0]}); NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME may have to name the network"
+            f"rank {rank.rank} on {socket.gethostname()}: all ranks have started but cannot communicate "
+            f"({str(problem).splitlines()[0]}); set NCCL_SOCKET_IFNAME (on CPUs GLOO_SOCKET_IFNAME) to the network interface"
         ) from problem

@@ -1,4 +1,4 @@
-"""What a layer tells the layout: which of its weights are split over ranks, and which are never rounded."""
+"""Base classes by which a layer declares which of its weights are split over ranks, and which stay in fp32."""
 
 from typing import Literal
 
@@ -8,25 +8,26 @@ from sft_hydra.parallel.mesh import SINGLE, Mesh
 
 
 class ShardedModule(nn.Module):
-    """A layer that may hold a share of its heads, channels or experts on each rank.
+    """A layer whose heads, channels or experts may be split over ranks (column- and row-parallel as in Megatron-LM,
+    Shoeybi et al. 2019).
 
-    It takes this rank's tokens and gives this rank's tokens back; in between it may gather or exchange them over `mesh`.
-    Names in `columns` and `rows` are those of sub-modules or parameters; what is under neither is whole on every rank, as
-    are the biases of rows. Without columns, a mixer keeps to its own tokens whatever the layout.
+    Input and output are the local tokens; inside, the layer may gather or exchange tokens over `mesh`. `columns` and `rows`
+    name sub-modules or parameters; everything else is replicated, as are the biases of `rows`. A layer without columns is
+    not split under any layout.
     """
 
     columns: tuple[str, ...] = ()  # split by outputs, heads or experts: the first dimension
     rows: tuple[str, ...] = ()  # split by inputs, the second dimension: their products are summed over ranks
     over: Literal["tp", "ep"] = "tp"
-    opaque: tuple[str, ...] = ()  # methods that torch.compile must not look into: they count documents, tokens, chunks
+    opaque: tuple[str, ...] = ()  # methods excluded from torch.compile: their sizes depend on documents, tokens, chunks
     mesh: Mesh = SINGLE
 
     def join(self, mesh: Mesh) -> None:
-        """Take part in a layout; called once, before the weights are split."""
+        """Set the mesh; called once, before the weights are split."""
         self.mesh = mesh
 
     def split_dim(self, parameter: str) -> int | None:
-        """The dimension in which a parameter, by its dotted name, is split; None: it is whole on every rank."""
+        """The dimension in which a parameter (dotted name) is split; None if it is replicated."""
         child, _, leaf = parameter.rpartition(".")
         names = {parameter, child}
         if names & set(self.columns):
@@ -37,4 +38,4 @@ class ShardedModule(nn.Module):
 
 
 class KeepFp32(nn.Module):
-    """A layer whose parameters are used in fp32 whatever the precision of the rest."""
+    """A layer whose parameters are used in fp32 under every `train.precision`."""

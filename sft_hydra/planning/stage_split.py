@@ -1,14 +1,15 @@
-"""Where a pipeline is cut: which blocks go to which stage, in pure numbers (no torch)."""
+"""Assignment of blocks to pipeline stages (torch-free)."""
 
 from collections.abc import Sequence
 from itertools import pairwise
 
 
 def partition_layers(costs: Sequence[float], stages: int) -> list[range]:
-    """Consecutive blocks for each stage, so that the dearest stage is as cheap as can be. No stage is empty."""
+    """Consecutive blocks for each stage, minimizing the cost of the most expensive stage (linear partition by dynamic
+    programming). No stage is empty."""
     best: dict[tuple[int, int], tuple[float, int]] = {
         (0, 0): (0.0, 0)
-    }  # (stages, blocks): dearest stage, where it begins
+    }  # (stages, blocks): (cost of the most expensive stage, start of the last stage)
     sums = [0.0]
     for cost in costs:
         sums.append(sums[-1] + cost)
@@ -20,8 +21,8 @@ def partition_layers(costs: Sequence[float], stages: int) -> list[range]:
                 for start in starts
                 if (stage - 1, start) in best
             )
-    borders = [len(costs)]
+    bounds = [len(costs)]
     for stage in range(stages, 0, -1):
-        borders.append(best[stage, borders[-1]][1])
-    borders.reverse()
-    return [range(start, end) for start, end in pairwise(borders)]
+        bounds.append(best[stage, bounds[-1]][1])
+    bounds.reverse()
+    return [range(start, end) for start, end in pairwise(bounds)]

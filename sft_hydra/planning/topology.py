@@ -1,5 +1,7 @@
-"""The world of a run: how many ranks there are and how they can be laid out. Set by the user, never guessed from hardware."""
+"""The world of a run: how many ranks there are and how they can be laid out. Set by the user; GPUs of this
+machine that count where nothing is set are in the config by then (gpus.py)."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -9,25 +11,26 @@ from sft_hydra.planning.architecture import is_generic
 from sft_hydra.planning.layout import Layout, layout_problems, num_experts, plan_layout
 from sft_hydra.schema.config import ClusterKind, Runner, SftConfig
 
-SLURM_GPUS_PER_NODE = 8  # where a profile says nothing
-DEFAULT_ROWS = 8  # train.global_batch_size where nothing is said
+SLURM_GPUS_PER_NODE = 8  # default of cluster.gpus_per_node on Slurm
+DEFAULT_ROWS = 8  # default of train.global_batch_size
 
 
 def ranks_per_node(cfg: SftConfig) -> int:
+    """`cluster.gpus_per_node`, with its default for the kind of cluster."""
     if cfg.cluster.gpus_per_node is not None:
         return cfg.cluster.gpus_per_node
     return SLURM_GPUS_PER_NODE if cfg.cluster.kind is ClusterKind.slurm else 1
 
 
 def ranks_of_runner(cfg: SftConfig) -> tuple[int, int]:
-    """(nodes, ranks on each) that the runner uses: training takes the whole cluster, everything else one rank."""
+    """(nodes, ranks per node) of the runner: training uses all of the cluster, other runners one rank."""
     return (cfg.cluster.nodes, ranks_per_node(cfg)) if cfg.runner is Runner.train else (1, 1)
 
 
 def run_layout(cfg: SftConfig, architecture: dict[str, Any]) -> Layout:
-    """The layout of this run: what `parallel.*` says. What it leaves null is the plain choice; planning/auto_parallel.py weighs."""
+    """The layout of `parallel.*`; null sizes get the default of `plan_layout` (planning/auto_parallel.py chooses better ones)."""
     sizes = cfg.parallel
-    if is_generic(cfg, architecture):  # nothing but data parallelism, see rules.py
+    if is_generic(cfg, architecture):  # data parallelism only, see config/rules.py
         sizes = replace(sizes, tp=sizes.tp or 1, pp=sizes.pp or 1, cp=sizes.cp or 1, ep=sizes.ep or 1)
     return plan_layout(
         architecture,
@@ -44,28 +47,29 @@ def run_layout(cfg: SftConfig, architecture: dict[str, Any]) -> Layout:
 
 
 def possible_layouts(cfg: SftConfig, architecture: dict[str, Any]) -> Iterator[Layout]:
-    """Every layout of the run's world that the model, the rows and the batch allow; what `parallel.*` says stands."""
+    """Every layout that the world, the model, seq_length and the global batch allow, with the sizes set in `parallel.*`."""
     nodes, ranks = cfg.cluster.nodes, ranks_per_node(cfg)
-    said, world = cfg.parallel, nodes * ranks
+    requested, world = cfg.parallel, nodes * ranks
     most = 1 if is_generic(cfg, architecture) else world
     experts = most if num_experts(architecture) else 1
-    counts = cfg.train.router_aux_loss or cfg.train.router_bias_update_rate  # of all layers at once, on one stage
-    stages = 1 if counts else most
-    sizes = [(said.tp, min(most, ranks)), (said.pp, stages), (said.cp, most), (said.ep, experts)]
-    for tp, pp, cp, ep in product(*([size] if size else _divisors(most) for size, most in sizes)):
+    balancing = cfg.train.router_aux_loss or cfg.train.router_bias_update_rate  # not supported with several stages
+    stages = 1 if balancing else most
+    sizes = [(requested.tp, min(most, ranks)), (requested.pp, stages), (requested.cp, most), (requested.ep, experts)]
+    for tp, pp, cp, ep in product(*([size] if size else _divisors(limit) for size, limit in sizes)):
         if world % (tp * pp * cp):
             continue
-        layout = Layout(nodes, ranks, tp, pp, cp, ep, said.dp_replicate, said.vp)
+        layout = Layout(nodes, ranks, tp, pp, cp, ep, requested.dp_replicate, requested.vp)
         if rows_per_step(cfg) % layout.dp == 0 and not any(layout_problems(layout, architecture, cfg.seq_length)):
             yield layout
 
 
 def _divisors(number: int) -> list[int]:
-    return [size for size in range(1, number + 1) if number % size == 0]
+    small = [size for size in range(1, math.isqrt(number) + 1) if number % size == 0]
+    return sorted({*small, *(number // size for size in small)})
 
 
 def rows_per_step(cfg: SftConfig) -> int:
-    """Packed rows of one optimizer step, over all ranks."""
+    """Packed sequences of one optimizer step, over all ranks (the global batch size)."""
     if cfg.train.global_batch_tokens is not None:
         return max(1, cfg.train.global_batch_tokens // cfg.seq_length)
     return cfg.train.global_batch_size or DEFAULT_ROWS

@@ -1,7 +1,7 @@
-"""One of several ranks, before torch is imported: which one this is, where it prints, and how its failure is told. Torch-free.
+"""The rank of this process, its output and its failure report, before torch is imported. Torch-free.
 
-Owns the rule that a run speaks with one voice: rank 0 has the terminal, the others a file each; whichever rank fails first
-tells why on the terminal, in full, and those it takes down with it one line each.
+Rank 0 prints to the terminal, other ranks to a file each. The rank that fails first prints its error to the terminal in full;
+ranks that fail after it print one line each.
 """
 
 import os
@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TextIO
 
-from sft_hydra.errors import UserError
+from sft_hydra.errors import ClusterError, UserError
 from sft_hydra.paths import RunPaths
 from sft_hydra.process.signals import StoppedError
 
 
 @dataclass(frozen=True, slots=True)
 class Rank:
-    """The names of torchrun's variables, which our own launchers set as well; without them, the only rank."""
+    """Values of torchrun's environment variables, which our launchers set as well; the defaults are a single rank."""
 
     rank: int = 0
     world_size: int = 1
@@ -29,27 +29,39 @@ class Rank:
 
 
 def this_rank() -> Rank:
-    if "RANK" not in os.environ:
-        return Rank()
+    """Raises ClusterError if the environment says that there are several ranks but not which of its host this one is, as
+    platforms do that start a container for each rank."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    return Rank(*(int(os.environ[name]) for name in names))
+    given = {name: os.environ[name] for name in names if os.environ.get(name)}
+    if "RANK" not in given or (given.get("WORLD_SIZE", "1") == "1" and len(given) < len(names)):
+        return Rank()
+    said = " ".join(f"{name}={value}" for name, value in given.items())
+    if missing := [name for name in names if name not in given]:
+        raise ClusterError(
+            f"{said} is set, but not {' and '.join(missing)}: start the ranks of each host with torchrun "
+            "(torchrun --nnodes=<hosts> --nproc-per-node=<GPUs> -m sft_hydra.worker <resolved.yaml>), set all four variables "
+            "for each rank, or unset them for a run on this machine alone"
+        )
+    if wrong := [f"{name}={value}" for name, value in given.items() if not value.isdecimal()]:
+        raise ClusterError(f"{', '.join(wrong)}: not a number; RANK and the variables beside it are set by torchrun")
+    return Rank(*(int(given[name]) for name in names))
 
 
 @contextmanager
 def rank_output(rank: Rank, paths: RunPaths) -> Iterator[None]:
-    """Send what this rank prints where it belongs; tell of an exception and go on raising it."""
+    """Redirect this rank's output; report an exception and re-raise it."""
     terminal = _redirect(rank, paths)
     try:
         yield
     except StoppedError:  # no failure
         raise
     except Exception as error:
-        _tell(error, rank, paths, terminal)
+        _report_failure(error, rank, paths, terminal)
         raise
 
 
 def _redirect(rank: Rank, paths: RunPaths) -> TextIO:
-    """Ranks other than 0 move to files of their own. Returns the terminal."""
+    """Redirect stdout and stderr of ranks other than 0 to `ranks/<rank>.txt`. Returns the terminal."""
     if rank.rank == 0:
         return sys.stderr
     terminal = os.fdopen(os.dup(2), "w")
@@ -60,7 +72,7 @@ def _redirect(rank: Rank, paths: RunPaths) -> TextIO:
     return terminal
 
 
-def _tell(error: Exception, rank: Rank, paths: RunPaths, terminal: TextIO) -> None:
+def _report_failure(error: Exception, rank: Rank, paths: RunPaths, terminal: TextIO) -> None:
     why = error.describe() if isinstance(error, UserError) else traceback.format_exc()
     who = f"rank {rank.rank} of {rank.world_size} on {socket.gethostname()}"
     if _is_first(f"{who} failed:\n{why}\n", paths):
@@ -70,7 +82,7 @@ def _tell(error: Exception, rank: Rank, paths: RunPaths, terminal: TextIO) -> No
 
 
 def _is_first(text: str, paths: RunPaths) -> bool:
-    """Whether no other rank of this attempt has failed before: the first one makes the attempt's file."""
+    """Whether this rank is the first of the attempt to fail: the first one creates the attempt's failure file."""
     attempt = os.environ.get("SFT_HYDRA_ATTEMPT") or os.getppid()  # on one machine, the ranks' common parent
     paths.ranks.mkdir(parents=True, exist_ok=True)
     try:

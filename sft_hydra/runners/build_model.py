@@ -4,26 +4,27 @@ Owns that order: a checkpoint of this run (resume), then `checkpoint.load`, then
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers.utils import logging
 
-from sft_hydra.chat.tokenizer import ChatTokenizer
+from sft_hydra.chat.tokenizer import ChatTokenizer, check_vocabulary
 from sft_hydra.checkpoint import state as checkpoints
+from sft_hydra.checkpoint.adapter import load_adapter
 from sft_hydra.checkpoint.load_hf_weights import load_weights, local_folder
+from sft_hydra.config.resume_compat import checkpoint_folder
 from sft_hydra.config.rules import foreign_model
 from sft_hydra.engine.materialize import materialize_on_mesh
 from sft_hydra.engine.precision import compute_dtype
-from sft_hydra.errors import ConfigError, TokenizerMismatchError
+from sft_hydra.errors import ConfigError
 from sft_hydra.models.build import build_model
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.hf.causal_lm import GenericModel
 from sft_hydra.models.hf.check_contamination import check_contamination
 from sft_hydra.models.init_weights import init_weights
 from sft_hydra.models.lora import Coverage, add_adapters, init_adapters
-from sft_hydra.paths import find_checkpoint
+from sft_hydra.paths import find_checkpoint, read_progress
 from sft_hydra.planning.architecture import read_architecture
 from sft_hydra.planning.layout import Layout
 from sft_hydra.process.rank import this_rank
@@ -93,8 +94,15 @@ def new_model(cfg: SftConfig, tokenizer: ChatTokenizer, device: torch.device, la
         origin = f"random start, seed {cfg.seed}"
     if cfg.peft is not None:
         init_adapters(model, cfg.seed)
+        if cfg.peft.path is not None:
+            load_adapter(model, cfg.peft.path)
+            origin += f" with the adapter {cfg.peft.path}"
     if cfg.checkpoint.load is not None:
         step = find_checkpoint(cfg.checkpoint.load)
+        if cfg.peft is not None and cfg.peft.path is not None and read_progress(step)["adapters_only"]:
+            raise ConfigError(
+                f"checkpoint.load={step} and peft.path={cfg.peft.path} each hold adapters; leave one of them out"
+            )
         checkpoints.load(step, model, None)
         origin = str(step)
     if isinstance(model, GenericModel) and packed:
@@ -117,11 +125,7 @@ def model_architecture(cfg: SftConfig, tokenizer: ChatTokenizer) -> dict[str, An
     architecture = read_architecture(cfg)
     if cfg.model.path is None:
         architecture = {"vocab_size": tokenizer.vocab_size, **architecture}
-    if architecture["vocab_size"] < tokenizer.vocab_size:
-        raise TokenizerMismatchError(
-            f"tokenizer_mismatch: the tokenizer in {tokenizer.folder} has {tokenizer.vocab_size:,} ids, the model "
-            f"{cfg.model.path or cfg.model.name} only {architecture['vocab_size']:,}; set tokenizer.path to the model's own"
-        )
+    check_vocabulary(cfg, architecture, tokenizer)
     return architecture
 
 
@@ -140,9 +144,3 @@ def trained_model(cfg: SftConfig, tokenizer: ChatTokenizer, device: torch.device
         checkpoints.load(step, built.model, None)
         built.origin = str(step)
     return built
-
-
-def checkpoint_folder(cfg: SftConfig) -> Path:
-    """Where this run's checkpoints are."""
-    assert cfg.run_dir is not None
-    return Path(cfg.checkpoint.save) if cfg.checkpoint.save else Path(cfg.run_dir) / "checkpoints"

@@ -17,11 +17,12 @@ from sft_hydra.evaluation.chat import Chat, Prompt, Sampling
 from sft_hydra.evaluation.exact_match import ExactMatchResult, load_items, run_exact_match
 from sft_hydra.evaluation.harness import check_tasks
 from sft_hydra.evaluation.prompts import DEMO, load_tools
-from sft_hydra.evaluation.transcript import as_text
+from sft_hydra.files import exists, read_object
 from sft_hydra.models.build import as_transformers
 from sft_hydra.models.decoder import DecoderModel
-from sft_hydra.observe.console import Console
+from sft_hydra.observe.console import Console, Work, counted
 from sft_hydra.observe.run_report import write_report
+from sft_hydra.observe.transcript import as_text
 from sft_hydra.parallel.collectives import rank0_long_task
 from sft_hydra.paths import RunPaths
 from sft_hydra.process.signals import StoppedError
@@ -42,12 +43,14 @@ def run(cfg: SftConfig) -> dict[str, float]:
         check_tasks(cfg.eval)  # before the work
     with Console(paths.log) as console:
         packed = prepared_set(cfg, console)
-        tokenizer = load_tokenizer(cfg)
-        built = trained_model(cfg, tokenizer, start_machine(cfg))
+        with console.work("loading the tokenizer"):
+            tokenizer = load_tokenizer(cfg)
+        with console.work("loading the model"):
+            built = trained_model(cfg, tokenizer, start_machine(cfg))
         console.say(f"model      {built.origin}")
-        with console.work("validation"):
+        with console.work("validation") as work:
             sizes = token_bytes(tokenizer, built.model.config.vocab_size)
-            scores = validate(built.model, packed, cfg, sizes)
+            scores = validate(built.model, packed, cfg, sizes, counted(work, "rows"))
         if scores:
             console.table("validation", ["", "loss"], [(name, f"{value:.4f}") for name, value in scores.items()])
         _keep(paths.evaluation, "evaluate", {"model": built.origin, **scores})
@@ -74,14 +77,15 @@ def evaluate_model(
     chat = Chat(theirs, tokenizer, cfg)
     scores: dict[str, float] = {}
     if asked is not None:
-        with console.work("exact match"):
-            result = _exact_match(chat, cfg, asked)
+        with console.work("exact match") as work:
+            result = _exact_match(chat, cfg, asked, work)
         kept = _keep(paths.evaluation, when, _as_json(result))
         _show_tasks(console, kept, when)
         scores = {"eval/exact_match": result.average}
         scores |= {f"eval/exact_match/{task}": score for task, score in result.tasks.items()}
     if cfg.eval.samples:
-        answers = _sample_answers(chat, cfg)
+        with console.work("sample answers"):
+            answers = _sample_answers(chat, cfg)
         _keep(paths.samples, when, answers)
         for answer in answers:
             console.say(f"{answer['prompt']}  ->  {_on_one_line(answer['text'])}")
@@ -132,11 +136,19 @@ def _harness_tasks(cfg: SftConfig) -> bool:
     return any(task != "chatcore" for task in cfg.eval.tasks)
 
 
-def _exact_match(chat: Chat, cfg: SftConfig, path: str) -> ExactMatchResult:
+def _exact_match(chat: Chat, cfg: SftConfig, path: str, work: Work) -> ExactMatchResult:
     wanted = cfg.eval.exact_match
     sampling = Sampling(wanted.max_new_tokens)
     execute = load_tools(DEMO).execute if path == DEMO else None
-    return run_exact_match(load_items(path, wanted.max_items), lambda prompts: chat.answer(prompts, sampling), execute)
+    items = load_items(path, wanted.max_items)
+    turns, written = sum(message["role"] == "assistant" for item in items for message in item.messages), 0
+
+    def after_batch(answered: int) -> None:
+        nonlocal written
+        written += answered
+        work.update(written, turns, f"{written:,} of at most {turns:,} answers")
+
+    return run_exact_match(items, lambda prompts: chat.answer(prompts, sampling, after_batch=after_batch), execute)
 
 
 def _sample_answers(chat: Chat, cfg: SftConfig) -> list[dict[str, str]]:
@@ -172,9 +184,14 @@ def _percent(score: float | None) -> str:
     return "" if score is None else f"{score:.1%}"
 
 
+def read_kept(path: Path) -> dict[str, Any]:
+    """What earlier moments left in such a file. ConfigError if it cannot be read."""
+    return read_object(path, fix="take it away: what was found before is then lost") if exists(path) else {}
+
+
 def _keep(path: Path, when: str, value: Any) -> dict[str, Any]:
     """Put one moment into a JSON file; returns all of it. Objects of the same moment are merged."""
-    kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    kept = read_kept(path)
     kept[when] = {**kept.get(when, {}), **value} if isinstance(value, dict) else value
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")

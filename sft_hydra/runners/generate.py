@@ -6,9 +6,9 @@ from sft_hydra.chat.tokenizer import load_tokenizer
 from sft_hydra.errors import ConfigError, DataError
 from sft_hydra.evaluation.chat import Chat, Prompt, Sampling
 from sft_hydra.evaluation.prompts import Tools, load_tools, read_prompts
-from sft_hydra.evaluation.transcript import show
 from sft_hydra.models.build import as_transformers
 from sft_hydra.observe.console import Console
+from sft_hydra.observe.transcript import show
 from sft_hydra.paths import RunPaths
 from sft_hydra.records import Message
 from sft_hydra.runners.build_model import start_machine, trained_model
@@ -33,11 +33,15 @@ def run(cfg: SftConfig) -> None:
     if not prompts and not wanted.interactive:
         raise DataError(f"generate.prompt_file={wanted.prompt_file} holds no prompt")
     with Console(RunPaths(Path(cfg.run_dir)).log) as console:
-        tokenizer = load_tokenizer(cfg)
-        built = trained_model(cfg, tokenizer, start_machine(cfg))
+        with console.work("loading the tokenizer"):
+            tokenizer = load_tokenizer(cfg)
+        with console.work("loading the model"):
+            built = trained_model(cfg, tokenizer, start_machine(cfg))
+            chat = Chat(as_transformers(built.model), tokenizer, cfg)
         console.say(f"model      {built.origin}")
-        chat = Chat(as_transformers(built.model), tokenizer, cfg)
-        for prompt, talk in zip(prompts, chat.converse(prompts, tools.execute, _sampling(cfg)), strict=True):
+        with console.work(f"answering {len(prompts)} prompts"):
+            talks = chat.converse(prompts, tools.execute, _sampling(cfg))
+        for prompt, talk in zip(prompts, talks, strict=True):
             console.say(f"\n> {prompt.messages[-1]['content']}", style="bold cyan")
             show(console, talk)
         if wanted.interactive:

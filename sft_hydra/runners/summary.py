@@ -64,6 +64,9 @@ def write_summary(
             "machine": f"{platform.machine()}, Python {platform.python_version()}, {_device(built.model)}",
             "packed data": str(packed.folder),
             "content key": packed.metadata["content_key"],
+            "packed by": "another tool (its template and what it left out are unknown)"
+            if packed.metadata.get("foreign")
+            else "sft_hydra",
             "tokenizer and template": tokenizer.fingerprint,
             "weights from": cfg.checkpoint.load or cfg.model.path or f"random start, seed {cfg.seed}",
         },
@@ -87,7 +90,7 @@ def say_next_steps(
     console.say(f"  report      {paths.report}")
     console.say(f"  metrics     {paths.metrics}")
     if exported is not None:
-        library = "transformers" if exported.kind == "model" else "peft"
+        library = {"model": "transformers", "adapter": "peft", "megatron": "Megatron-Core"}[exported.kind]
         console.say(f"  model       {exported.folder} ({exported.kind}, loads with {library})")
     console.say("next")
     name = paths.root.relative_to(cfg.output_dir).as_posix()

@@ -13,6 +13,7 @@ from sft_hydra.checkpoint.hf_export import ExportReport
 from sft_hydra.config import serialize
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.data_prep.blend import plan_epoch
+from sft_hydra.files import exists, read_object, unreadable
 from sft_hydra.observe.console import Console
 from sft_hydra.observe.trackers import Artifact, MLflow, TensorBoard, Tracker, Trackers, WeightsAndBiases
 from sft_hydra.paths import RunPaths
@@ -25,8 +26,8 @@ def open_trackers(cfg: SftConfig, paths: RunPaths, console: Console, resume_step
     config = {key: getattr(value, "value", value) for key, value in serialize.flatten(cfg).items()}
     name = str(cfg.name)
     ids: dict[str, str] = {}
-    if resume_step and paths.trackers.is_file():
-        ids = json.loads(paths.trackers.read_text())
+    if resume_step:
+        ids = tracker_ids(paths)
     trackers: list[Tracker] = []
     if wanted.tensorboard is not None:
         folder = Path(wanted.tensorboard.folder) / name if wanted.tensorboard.folder else paths.root / "tensorboard"
@@ -59,6 +60,15 @@ def open_trackers(cfg: SftConfig, paths: RunPaths, console: Console, resume_step
     return Trackers(trackers, console.say)
 
 
+def tracker_ids(paths: RunPaths) -> dict[str, str]:
+    """The ids of this run in its trackers, from before. ConfigError if they cannot be read."""
+    fix = "take it away: the trackers then show the rest of the run as another one"
+    found = read_object(paths.trackers, fix=fix) if exists(paths.trackers) else {}
+    if not all(isinstance(value, str) for value in found.values()):
+        raise unreadable(paths.trackers, "an id is no text", fix=fix)
+    return found
+
+
 def no_trackers() -> Trackers:
     """For ranks other than the first."""
     return Trackers([], lambda _: None)
@@ -69,13 +79,15 @@ def data_artifact(cfg: SftConfig, packed: PackedSet) -> Artifact:
     meta = packed.metadata
     facts = {
         "content_key": meta["content_key"],
+        "packed_by": "another tool" if meta.get("foreign") else "sft_hydra",
         "tokens": meta["tokens"],
         "pack_size": meta["pack_size"],
         "rows": {split: packed.num_rows(split) for split in ("train", "valid", "test")},
         "blend": {share.name: round(share.token_share, 6) for share in plan_epoch(packed, cfg.data)},
         "rejects": {source["name"]: source["rejects"] for source in meta["sources"]},
     }
-    return Artifact("dataset", f"{_slug(cfg.data.name)}-data", packed.folder, facts, [packed.folder / "metadata.json"])
+    files = [file for file in [packed.folder / "metadata.json"] if file.is_file()]
+    return Artifact("dataset", f"{_slug(cfg.data.name)}-data", packed.folder, facts, files)
 
 
 def model_artifact(cfg: SftConfig, packed: PackedSet, origin: str, step: int, exported: ExportReport) -> Artifact:

@@ -4,7 +4,7 @@ Owns the order of things. What a run writes beside its checkpoints: metrics.json
 summary.json, hf/ and report.html.
 """
 
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,23 @@ from numpy.typing import NDArray
 from sft_hydra.chat.token_bytes import token_bytes
 from sft_hydra.chat.tokenizer import ChatTokenizer, load_tokenizer
 from sft_hydra.checkpoint import state as checkpoints
-from sft_hydra.checkpoint.hf_export import ExportReport, export
+from sft_hydra.checkpoint.hf_export import ExportReport
+from sft_hydra.checkpoint.load_hf_weights import local_folder
+from sft_hydra.checkpoint.origin import check_origin, origin_of
+from sft_hydra.config.resume_compat import checkpoint_folder
 from sft_hydra.data.dataset import TrainRows
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.data_prep.blend import train_rows
+from sft_hydra.data_prep.owning import in_use
 from sft_hydra.engine.loop import StepResult, TrainState, train_loop
 from sft_hydra.engine.optimizer import OptimizerSet, build_optimizer, check_state_bits
+from sft_hydra.engine.outlook import doubts
 from sft_hydra.engine.schedule import total_steps
 from sft_hydra.engine.validate import validate
 from sft_hydra.errors import ConfigError
 from sft_hydra.models.decoder import DecoderModel
-from sft_hydra.observe.console import Console, Steps
-from sft_hydra.observe.metrics import MetricsFile
+from sft_hydra.observe.console import Console, Steps, counted
+from sft_hydra.observe.metrics import MetricsFile, read_metrics
 from sft_hydra.observe.run_report import write_report
 from sft_hydra.observe.trackers import Trackers
 from sft_hydra.parallel.collectives import rank0_first, sum_over_ranks
@@ -36,15 +41,15 @@ from sft_hydra.paths import RunPaths, find_checkpoint, read_progress
 from sft_hydra.planning.estimate import GIB, PEAK_FLOPS, flops_per_token
 from sft_hydra.planning.topology import rows_per_step, run_layout
 from sft_hydra.process.rank import this_rank
-from sft_hydra.process.run_lock import run_lock
 from sft_hydra.process.signals import StoppedError, finish_step_on_interrupt
-from sft_hydra.runners.build_model import RunModel, checkpoint_folder, model_architecture, new_model, start_machine
+from sft_hydra.runners.build_model import RunModel, model_architecture, new_model, start_machine
 from sft_hydra.runners.data_prep import prepared_set
-from sft_hydra.runners.evaluate import evaluate_chatcore, evaluate_model
+from sft_hydra.runners.evaluate import evaluate_chatcore, evaluate_model, read_kept
 from sft_hydra.runners.hub_upload import check_upload, upload_export
 from sft_hydra.runners.oom import explain_oom
 from sft_hydra.runners.summary import Clock, say_next_steps, write_summary
-from sft_hydra.runners.tracking import data_artifact, model_artifact, no_trackers, open_trackers
+from sft_hydra.runners.tracking import data_artifact, model_artifact, no_trackers, open_trackers, tracker_ids
+from sft_hydra.runners.write_export import export_model, say_mended
 from sft_hydra.schema.config import SftConfig
 
 
@@ -71,6 +76,8 @@ class TrainingContext:
     """Step of the last validation."""
     last_chatcore_step: int | None = None
     """Step of the last ChatCORE."""
+    origin: dict[str, Any] = field(default_factory=dict)
+    """What the first rank's checkpoints say of where they come from."""
 
     @property
     def model(self) -> DecoderModel:
@@ -96,21 +103,30 @@ def run(cfg: SftConfig) -> None:
     paths, clock = RunPaths(Path(cfg.run_dir)), Clock()
     rank, device = this_rank(), start_machine(cfg)
     start_process_group(device, cfg.cluster.start_timeout)
-    with run_lock(paths) if rank.rank == 0 else nullcontext(), Console(paths.log, speak=rank.rank == 0) as console:
+    with ExitStack() as stack, Console(paths.log, speak=rank.rank == 0) as console:
+        if rank.rank == 0:
+            _read_run_files(paths)
         with clock("prepare data"), rank0_first():
+            with console.work("loading the tokenizer"):
+                tokenizer = load_tokenizer(cfg)
+            architecture = model_architecture(cfg, tokenizer)  # what does not fit is known before data is prepared
             packed = prepared_set(cfg, console)
-            tokenizer = load_tokenizer(cfg)
+            stack.enter_context(in_use(packed.folder))
             rows = train_rows(packed, cfg)
         steps = total_steps(cfg, rows.rows_per_epoch)
         if missed := rows.unreached_sources(steps * rows_per_step(cfg)):
             console.say(missed, style="yellow")
+        for doubt in doubts(cfg, architecture, rows):
+            console.say(doubt, style="yellow")
         last = checkpoints.latest(checkpoint_folder(cfg))
+        origin = _origin(cfg, packed, last) if rank.rank == 0 else {}
         if last is not None and _is_finished(paths, last, steps):
             console.say(f"{paths.root}: finished, all {steps} steps are done (train.train_iters or name=... goes on)")
             return
         with explain_oom(cfg, model_architecture(cfg, tokenizer), device):
             with clock("build model"):
                 training = _build(cfg, device, paths, console, packed, tokenizer, rows, last)
+                training.origin = origin
             with closing(training.trackers):
                 exported = _train(training, clock)
         if rank.rank == 0:
@@ -141,6 +157,23 @@ def _train(training: TrainingContext, clock: Clock) -> ExportReport | None:
         exported = export_model(training.model, cfg, training.tokenizer, training.console)
     training.trackers.made(model_artifact(cfg, training.packed, training.built.origin, state.step, exported))
     return exported
+
+
+def _read_run_files(paths: RunPaths) -> None:
+    """Files of an earlier attempt that are read or replaced after hours of work. ConfigError names one that cannot be."""
+    read_metrics(paths.metrics)
+    tracker_ids(paths)
+    for file in (paths.evaluation, paths.samples, paths.summary):
+        read_kept(file)
+
+
+def _origin(cfg: SftConfig, packed: PackedSet, last: Path | None) -> dict[str, Any]:
+    """What this run is made from. CheckpointError if its last checkpoint was made from something else."""
+    base = None if cfg.model.path is None else local_folder(cfg.model.path, cfg.model.revision)
+    origin = origin_of(cfg, packed, base)
+    if last is not None:
+        check_origin(last, origin)
+    return origin
 
 
 def _is_finished(paths: RunPaths, last: Path, steps: int) -> bool:
@@ -183,6 +216,8 @@ def _build(
         f"model      {cfg.model.name}: {origin}; {built.trained:,} of {built.parameters:,} parameters are trained, "
         f"on {layout.describe() if layout.world > 1 else device}"
     )
+    if cfg.export.auto:
+        say_mended(cfg, tokenizer, console)
     console.note(f"optimizer  {optimizer.describe()}")
     if rounded := int(sum_over_ranks([float(optimizer.rounded)], built.model.mesh)[0]):
         console.say(
@@ -217,7 +252,7 @@ def _check_best(cfg: SftConfig, packed: PackedSet) -> None:
 def _fit(training: TrainingContext) -> None:
     """The loop, with what happens between its steps: metrics, validation, checkpoints. One more if a signal stops it."""
     cfg, state = training.cfg, training.state
-    saver = checkpoints.Saver(checkpoint_folder(cfg), cfg)
+    saver = checkpoints.Saver(checkpoint_folder(cfg), cfg, training.origin)
     with training.console.steps(training.steps, state.step, cfg.train.log_interval) as progress:
 
         def after_step(result: StepResult) -> None:
@@ -233,7 +268,8 @@ def _fit(training: TrainingContext) -> None:
             if saves and (cfg.checkpoint.keep_best or "").startswith("eval/chatcore"):
                 _run_chatcore(training, "after" if last else "training")
             if saves:
-                saver.save(training.model, training.optimizer, state, training.latest)
+                with training.console.work(f"saving step {result.step}"):
+                    saver.save(training.model, training.optimizer, state, training.latest)
 
         train_loop(
             training.model,
@@ -299,7 +335,8 @@ def _validate(training: TrainingContext) -> None:
     if training.validated == training.state.step:
         return
     training.validated = training.state.step
-    losses = validate(training.model, training.packed, training.cfg, training.token_bytes)
+    with training.console.work("validation") as work:
+        losses = validate(training.model, training.packed, training.cfg, training.token_bytes, counted(work, "rows"))
     if losses:
         training.record(losses)
         training.console.say(f"step {training.state.step}: validation loss {losses['val/loss']:.4f}")
@@ -307,7 +344,8 @@ def _validate(training: TrainingContext) -> None:
 
 def _evaluate(training: TrainingContext, when: str) -> None:
     """Validation, exact match and sample answers, before or after training; kept in the run's folder."""
-    _validate(training)
+    if training.cfg.eval.every != 0:
+        _validate(training)
     scores = evaluate_model(
         training.model, training.cfg, training.tokenizer, training.console, paths=training.paths, when=when
     )
@@ -326,18 +364,3 @@ def _run_chatcore(training: TrainingContext, when: str) -> None:
     )
     if scores:
         training.record(scores)
-
-
-def export_model(model: DecoderModel, cfg: SftConfig, tokenizer: ChatTokenizer, console: Console) -> ExportReport:
-    """Write the Hugging Face folder of the run (`export.path`, else `hf/`) and say how well it agrees."""
-    assert cfg.run_dir is not None
-    folder = Path(cfg.export.path) if cfg.export.path else RunPaths(Path(cfg.run_dir)).export
-    with console.work("exporting"):
-        report = export(model, cfg, tokenizer, folder)
-    console.say(
-        f"export     {report.folder}: {report.kind}, {report.tensors} tensors in {report.dtype}; loaded back, its logits "
-        f"differ from the live model's by at most {report.max_diff:.1e}"
-    )
-    if report.note:
-        console.say(f"           {report.note}")
-    return report

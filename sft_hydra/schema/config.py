@@ -13,6 +13,7 @@ from omegaconf import MISSING
 
 from sft_hydra.schema.data import DataConfig, TokenizerConfig
 from sft_hydra.schema.optim import AdamW, Optimizer, Scheduler
+from sft_hydra.schema.ranges import COUNT, MANY, STEPS, number
 
 CHATCORE_TASKS = ("arc_easy", "arc_challenge", "mmlu", "gsm8k", "humaneval", "spelling_bee")
 
@@ -62,17 +63,20 @@ class ModelConfig:
     network. What a readable `path` says goes first."""
     generic: bool = False
     """True: train through the transformers implementation (FSDP and LoRA only)."""
-    init_std: float = 0.02
+    init_std: float = number(0.02, 0, 100)
     """Standard deviation of a random start."""
 
 
 @dataclass(kw_only=True, slots=True)
 class LoraConfig:
-    dim: int = 32
+    path: str | None = None
+    """Folder of an adapter in PEFT's format to start from, from the peft library or from here; it alone implies `peft=lora`.
+    Rank, alpha, scaling and targets are the adapter's; with `model.path=null` the base is the one that it names."""
+    dim: int = number(32, 1, 100_000)
     """Rank."""
-    alpha: float = 32.0
+    alpha: float = number(32.0, 0, 1e6, above=True)
     """Scale: the update is `alpha / dim * B @ A`."""
-    dropout: float = 0.0
+    dropout: float = number(0.0, 0, 1, below=True)
     dropout_position: str = "pre"
     """`pre` (on the input) or `post` (on the update)."""
     target_modules: list[str] | None = None
@@ -83,36 +87,39 @@ class LoraConfig:
     match_all_linear: bool = False
     """Every linear layer but the head; overrides `target_modules`."""
     a_init: str = "xavier"
-    """`xavier`, `kaiming` or `normal`."""
+    """`xavier`, `kaiming` (`uniform` is another name of it) or `normal`."""
     rank_stabilized: bool = False
     """Scale by `alpha / sqrt(dim)`."""
+    rank_pattern: dict[str, int] = number({}, 1, 100_000)
+    """Ranks of layers that differ from `dim`: regular expression of the end of a name -> rank, as in PEFT."""
+    alpha_pattern: dict[str, float] = number({}, 0, 1e6, above=True)
+    """The same for `alpha`."""
 
 
 @dataclass(kw_only=True, slots=True)
 class ParallelConfig:
-    tp: int | None = None
+    tp: int | None = number(None, 1, 100_000)
     """Tensor parallel size; null: chosen for the model and the cluster."""
-    pp: int | None = None
+    pp: int | None = number(None, 1, 100_000)
     """Pipeline parallel size; null: chosen."""
-    vp: int = 1
+    vp: int = number(1, 1, 100_000)
     """Stages that each pipeline rank holds; with more than one the schedule is interleaved."""
-    cp: int | None = None
+    cp: int | None = number(None, 1, 100_000)
     """Context parallel size; null: chosen."""
-    ep: int | None = None
+    ep: int | None = number(None, 1, 100_000)
     """Expert parallel size; null: chosen."""
-    dp_replicate: int = 1
+    dp_replicate: int = number(1, 1, 100_000)
     """Copies of the sharded model (HSDP). The FSDP degree is world / (tp*pp*cp*dp_replicate)."""
-    sequence_parallel: bool = True
-    """Between mixers every tensor parallel rank holds its own tokens."""
 
 
 @dataclass(kw_only=True, slots=True)
 class ClusterConfig:
     kind: ClusterKind = ClusterKind.local
-    nodes: int = 1
-    gpus_per_node: int | None = None
-    """Ranks on each node (on a CPU: processes). null: 1 on this machine, 8 on Slurm."""
-    gpu_memory_gib: float = 80
+    nodes: int = number(1, 1, 10_000)
+    gpus_per_node: int | None = number(None, 1, 1_000)
+    """Ranks on each node (on a CPU: processes). null: on this machine one for each GPU that it shows (CUDA_VISIBLE_DEVICES), one
+    where there is none and for the demo; on Slurm 8."""
+    gpu_memory_gib: float = number(80, 0, 100_000, above=True)
     """Of one GPU, for the plan: what does not fit is not chosen. H100 80, H200 141."""
     partition: str | None = None
     cpu_partition: str | None = None
@@ -122,7 +129,7 @@ class ClusterConfig:
     reservation: str | None = None
     time: str | None = None
     """Time limit as Slurm writes it, `HH:MM:SS` or `D-HH:MM:SS`."""
-    cpus_per_task: int | None = None
+    cpus_per_task: int | None = number(None, 1, 100_000)
     """CPU cores of one rank; null: the site's default, often 1."""
     mem: str | None = None
     """Memory of each node as Slurm writes it, `200G`; 0 = all of it; null: the site's default."""
@@ -144,28 +151,28 @@ class ClusterConfig:
     """Variables handed on from the submitting shell, by name; their values are never written down."""
     setup: list[str] = field(default_factory=list)
     """Shell lines run once, on the first node, before the ranks start; what they export reaches every rank."""
-    start_timeout: int = 600
+    start_timeout: int = number(600, 1, 1_000_000)
     """Seconds that ranks wait for each other at the start."""
-    stop_seconds: int = 120
+    stop_seconds: int = number(120, 0, 1_000_000)
     """Seconds before the time limit at which the ranks save a checkpoint and the job queues itself again."""
     attach: bool = False
     """True: follow the job's log until it ends. false: print the job id and return."""
-    max_parallel: int | None = None
+    max_parallel: int | None = number(None, 1, 1_000_000)
     """Jobs of one sweep that may run at the same time."""
 
 
 @dataclass(kw_only=True, slots=True)
 class TrainConfig:
-    train_iters: int | None = None
+    train_iters: int | None = number(None, -1, STEPS)
     """Optimizer steps; -1 = one epoch. At most one of train_iters, epochs, train_samples; none of them: one epoch."""
-    epochs: float | None = None
-    train_samples: int | None = None
+    epochs: float | None = number(None, 0, 1e6, above=True)
+    train_samples: int | None = number(None, 1, MANY)
     """Length of training in packed rows."""
-    global_batch_size: int | None = None
+    global_batch_size: int | None = number(None, 1, 10_000_000)
     """Packed rows per optimizer step; null and no global_batch_tokens: 8."""
-    global_batch_tokens: int | None = None
+    global_batch_tokens: int | None = number(None, 1, MANY)
     """Tokens per optimizer step instead: rows = tokens / seq_length."""
-    micro_batch_size: int = 1
+    micro_batch_size: int = number(1, 1, 10_000_000)
     """Packed rows of one forward pass on one data-parallel rank."""
     precision: Precision | None = None
     """null: bf16 on CUDA, fp32 on a CPU. Master weights and reductions are fp32 either way."""
@@ -174,13 +181,13 @@ class TrainConfig:
     bf16 on H100-like devices, without tensor parallelism."""
     calculate_per_token_loss: bool = True
     """True: loss sum / trained tokens of the global batch. false: loss sum / conversations with a trained token."""
-    router_aux_loss: float = 0.0
+    router_aux_loss: float = number(0.0, 0, 1_000)
     """Mixture of experts with softmax routers (Qwen3-MoE): factor of the loss that has experts used evenly, over all tokens
     of the global batch. 0 = off."""
-    router_bias_update_rate: float = 0.0
+    router_bias_update_rate: float = number(0.0, 0, 1_000)
     """Mixture of experts with sigmoid routers (Nemotron-H): how far a step moves the bias of each expert, up if it got fewer
     tokens than its layer's mean, down if more. 0 = frozen."""
-    clip_grad: float | None = 1.0
+    clip_grad: float | None = number(1.0, 0, 1e9)
     """Largest norm of the gradient; null: no clipping."""
     recompute: Recompute = Recompute.none
     """Activation checkpointing: what blocks compute again in the backward pass. `full`: everything; `selective`: what is
@@ -189,9 +196,9 @@ class TrainConfig:
     """Keep weights, gradients and optimizer state in the host's memory; blocks travel to the device when they are needed."""
     compile: bool = False
     """torch.compile each block by itself."""
-    log_interval: int = 10
+    log_interval: int = number(10, 1, STEPS)
     """Steps between two lines on a console that is not a terminal. metrics.jsonl has every step."""
-    num_threads: int | None = None
+    num_threads: int | None = number(None, 1, 100_000)
     """Threads of a CPU run; null: torch's own choice."""
 
 
@@ -204,11 +211,11 @@ class CheckpointConfig:
     of `seq_length`, `train.global_batch_size`, `train.micro_batch_size` and the rates of `optimizer` is taken from it."""
     load_optimizer: bool = False
     """Take the optimizer's state from `load` too; rates are reset."""
-    interval: int | None = 500
+    interval: int | None = number(500, 1, STEPS)
     """Steps between checkpoints; the last step is always saved. null: only the last."""
     async_save: bool = False
     """Write checkpoints while training goes on, from a copy in the memory of the host."""
-    keep_last: int = 2
+    keep_last: int = number(2, 1, STEPS)
     keep_best: str | None = None
     """A metric of metrics.jsonl, `val/loss` for instance: the checkpoint that is best by it is kept too. Of scores
     (`eval/...`, `chatcore...`) more is better, of all else less."""
@@ -219,29 +226,29 @@ class ExactMatchConfig:
     path: str | None = None
     """Conversations whose assistant turns the model must write itself, JSONL with a `task` each; `demo` = the bundled
     ones. null: this evaluation is off."""
-    max_items: int | None = None
+    max_items: int | None = number(None, 1, COUNT)
     """Items per task; null: all."""
-    max_new_tokens: int = 64
+    max_new_tokens: int = number(64, 1, 10_000_000)
 
 
 @dataclass(kw_only=True, slots=True)
 class EvalConfig:
-    every: int = 200
-    """Steps between two validations; 0 = never."""
-    tokens: int | None = None
+    every: int | None = number(200, 0, STEPS)
+    """Steps between two validations, which also come before and after training; null: only before and after; 0: never."""
+    tokens: int | None = number(None, 1, MANY)
     """Tokens of the validation split that are used, always the same ones; null: all."""
-    batch_size: int = 128
+    batch_size: int = number(128, 1, 10_000_000)
     """Sequences generated, or scored, together."""
     tasks: list[str] = field(default_factory=list)
     """Of `runner=evaluate`: tasks of the lm-evaluation-harness by name (`mmlu`, `gsm8k`, ...), `spelling_bee`, task files or
     folders of them (YAML), and `chatcore`."""
     data_dir: str | None = None
     """Folder with the items of tasks as `<task>_<split>.jsonl`; null: from the hub."""
-    max_items: int | None = None
+    max_items: int | None = number(None, 1, COUNT)
     """Items of each of `tasks`, the first ones; null: all."""
-    num_fewshot: int | None = None
+    num_fewshot: int | None = number(None, 0, 10_000)
     """Solved examples before a question; null: as many as the task says."""
-    max_new_tokens: int | None = None
+    max_new_tokens: int | None = number(None, 1, 10_000_000)
     """Longest answer of generative tasks; null: what the task says, 512 for ChatCORE."""
     chat_template: bool = True
     """Ask `tasks` in the model's chat template; false: as bare text, which is how base models are compared."""
@@ -250,18 +257,18 @@ class EvalConfig:
     allow_code: bool = False
     """Run the code that the model writes for HumanEval, in a sandbox. Without it that task is refused, and left out of
     ChatCORE."""
-    chatcore_every: int = 0
+    chatcore_every: int = number(0, 0, STEPS)
     """Steps between two ChatCORE evaluations, which then also come before and after training; 0 = never."""
     chatcore_tasks: list[str] = field(default_factory=lambda: list(CHATCORE_TASKS))
     """The tasks whose mean it is."""
-    chatcore_max_categorical: int | None = None
+    chatcore_max_categorical: int | None = number(None, 1, COUNT)
     """Items of each multiple-choice task (ARC, MMLU); null: all."""
-    chatcore_max_generative: int | None = None
+    chatcore_max_generative: int | None = number(None, 1, COUNT)
     """Items of each task whose answers are generated (GSM8K, HumanEval, SpellingBee); null: all."""
     exact_match: ExactMatchConfig = field(default_factory=ExactMatchConfig)
     samples: list[str] = field(default_factory=list)
     """Prompts that are answered before and after training."""
-    sample_tokens: int = 96
+    sample_tokens: int = number(96, 1, 10_000_000)
     tools: str | None = None
     """Tools offered with the samples: a JSON file with a list of definitions, or `demo` (the bundled ones, which are
     executed)."""
@@ -278,18 +285,27 @@ class GenerateConfig:
     """Tools offered with every prompt, as in `eval.tools`. null: those of `eval.tools`."""
     thinking: bool = False
     """Ask in the template's thinking mode."""
-    max_new_tokens: int = 256
-    temperature: float = 0.0
+    max_new_tokens: int = number(256, 1, 10_000_000)
+    temperature: float = number(0.0, 0, 1_000)
     """0 = greedy."""
-    top_p: float = 1.0
+    top_p: float = number(1.0, 0, 1, above=True)
+
+
+class ExportFormat(Enum):
+    hf = "hf"
+    megatron = "megatron"
 
 
 @dataclass(kw_only=True, slots=True)
 class ExportConfig:
     auto: bool = True
     """Export by itself at the end of training."""
+    format: ExportFormat = ExportFormat.hf
+    """`hf`: a Hugging Face folder. `megatron`: a torch_dist checkpoint that Megatron-Core loads (LoRA needs `merge`)."""
+    formats: list[ExportFormat] | None = None
+    """Several of them; null: only `format`."""
     path: str | None = None
-    """Folder; null: `hf/` in the run's folder."""
+    """Folder; null: `hf/` or `megatron/` in the run's folder. Of two formats the other lies beside it, `<path>_megatron`."""
     merge: bool = False
     """LoRA: write the merged model instead of the adapter."""
     push_to: str | None = None
@@ -302,11 +318,11 @@ class ExportConfig:
 @dataclass(kw_only=True, slots=True)
 class InspectConfig:
     split: str = "train"
-    count: int = 3
+    count: int = number(3, 1, COUNT)
     """Packed rows shown in the terminal."""
     html: bool = False
     """Also write one self-contained page, `inspect.html` in the run's folder."""
-    conversations: int = 10_000
+    conversations: int = number(10_000, 1, COUNT)
     """About so many conversations are on the page: all packed rows, or rows spread evenly over the split."""
 
 
@@ -350,9 +366,9 @@ class SftConfig:
     """Name of the run; null: `demo` for the pure default, else `<model>-<data>-<peft>`."""
     output_dir: str = "outputs"
     """Parent of the run folders."""
-    seq_length: int = 4096
+    seq_length: int = number(4096, 1, 100_000_000)
     """Size of a packed row and length of training rows: the one knob for both."""
-    seed: int = 1234
+    seed: int = number(1234, 0, 2**32 - 1)
     dry_run: bool = False
     """Print what would happen; start and write nothing."""
     device: Device = Device.auto

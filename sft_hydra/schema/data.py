@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from sft_hydra.schema.ranges import MANY, number
+
 
 class Prepare(Enum):
     auto = "auto"
@@ -60,16 +62,16 @@ class TokenizerConfig:
 @dataclass(kw_only=True, slots=True)
 class SourceConfig:
     path: str | None = None
-    """File, folder or glob (.jsonl, .json, .parquet, also .gz and .zst), a hub id, `demo:<part>`,
+    """File, folder or glob (.jsonl, .json, .parquet, also .gz and .zst), a folder of `save_to_disk`, a hub id, `demo:<part>`,
     `builtin:simple_spelling` or `builtin:spelling_bee`."""
-    weight: float | None = None
+    weight: float | None = number(None, 0, 1e12)
     """Share of the training tokens, relative to the other sources' weights."""
-    epochs: float | None = None
+    epochs: float | None = number(None, 0, 1e6)
     """How often this source is seen in one epoch of the blend (fractions and repetition both work)."""
     split: str | None = None
-    """Split of a hub data set."""
+    """Split of a hub data set; null: `train`, or all of them where there is no such split."""
     subset: str | None = None
-    """Configuration of a hub data set."""
+    """Part of a hub data set: a configuration, a split, a folder or the stem of a file (`chat_if` for `data/chat_if.jsonl`)."""
     format: str = "auto"
     """`auto`, `openai`, `prompt_completion`, `sharegpt`, `alpaca`, or the schema of a known set: `mmlu`, `gsm8k`, `squad`,
     `oasst`."""
@@ -90,9 +92,9 @@ class SourceConfig:
 
 @dataclass(kw_only=True, slots=True)
 class SplitConfig:
-    train: float = 0.98
-    valid: float = 0.01
-    test: float = 0.01
+    train: float = number(0.98, 0, 1)
+    valid: float = number(0.01, 0, 1)
+    test: float = number(0.01, 0, 1)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -107,10 +109,10 @@ class JudgeConfig:
     """What is asked; the conversation and `Answer yes or no.` are added."""
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key, if one is needed."""
-    timeout: float = 60.0
+    timeout: float = number(60.0, 0, 1_000_000, above=True)
     """Seconds to wait for an answer."""
-    retries: int = 4
-    parallel: int = 16
+    retries: int = number(4, 0, 1_000)
+    parallel: int = number(16, 1, 10_000)
     """Questions under way at a time, in each process."""
     cache: str | None = None
     """File of verdicts, never asked for again; null: `<output_dir>/data/judge.jsonl`."""
@@ -161,15 +163,15 @@ class DataConfig:
     force: bool = False
     """Prepare again even if the packed set is there."""
     split: SplitConfig = field(default_factory=SplitConfig)
-    sample: int | None = None
+    sample: int | None = number(None, 1, MANY)
     """First rows read of each source, before filters."""
-    num_workers: int | None = None
+    num_workers: int | None = number(None, 1, 10_000)
     """Processes at most; null: one per core. Little data gets fewer. Changes nothing but the time it takes."""
-    num_shards: int | None = None
+    num_shards: int | None = number(None, 1, 1_000_000)
     """Shards per source; null: by the size of the input."""
-    num_parts: int | None = None
+    num_parts: int | None = number(None, 1, 100_000)
     """Machines that prepare together: on Slurm, the size of an array of CPU jobs. null: by the size of the input."""
-    part: int | None = None
+    part: int | None = number(None, 0, 100_000)
     """Of `num_parts`, the share that this run tokenizes, from 0; a run without it then finishes what all parts have done."""
     packing: Packing = Packing.best_fit
     format: DataFormat = DataFormat.parquet
@@ -177,13 +179,22 @@ class DataConfig:
     """Rows with reasoning: one sequence per user turn as at inference, or keep all reasoning, or drop it."""
     multi_turn: MultiTurn = MultiTurn.auto
     """Rows without reasoning: one sequence where the template renders history as it was served, else one per user turn."""
+    roles_to_train: list[str] = field(default_factory=lambda: ["assistant"])
+    """Whose messages are supervised: `assistant`, `user`, `system`, `developer`, `tool`. Others than answers are supervised
+    from their first word to the token that closes them."""
+    train_on_last_turn: bool = False
+    """Only the last answer of each row is supervised; earlier ones are context."""
+    mask_reasoning: bool = False
+    """Reasoning is context: a turn is supervised from the end of its reasoning on, the closing tag first."""
+    merge_same_role: bool = False
+    """Neighbouring messages of one role become one, with an empty line between them (results of tools stay apart)."""
     overlong: Overlong = Overlong.split_turns
     """What happens to sequences longer than `seq_length`."""
-    max_doc_tokens: int | None = None
+    max_doc_tokens: int | None = number(None, 1, MANY)
     """Cut longer sequences at the end, first of all; null: never."""
     allow_special_in_content: bool = False
     """False: control tokens written in user, system and tool contents are encoded as ordinary text."""
-    max_bad_rows: int | None = None
+    max_bad_rows: int | None = number(None, 0, MANY)
     """Stop when more rows than this are rejected."""
     filters: FilterConfig = field(default_factory=FilterConfig)
     order: RowOrder = RowOrder.shuffle

@@ -1,6 +1,7 @@
 """Exports are what transformers and peft load, with the logits of the live model; and they load back into ours."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from sft_hydra.chat.tokenizer import load_tokenizer
 from sft_hydra.checkpoint import hf_export as exporting
 from sft_hydra.checkpoint import hf_shards
+from sft_hydra.checkpoint.hf_config import generation_config
 from sft_hydra.checkpoint.hf_export import export
 from sft_hydra.checkpoint.load_hf_weights import load_weights
 from sft_hydra.engine.batch import make_batch
@@ -138,17 +140,22 @@ def test_adapter_loads_in_peft_with_equal_logits(make_cfg, tokenizer, row, tmp_p
         assert relative(alone(theirs, [row])[0], live) > 1e-2
 
 
-def test_an_adapter_of_a_rounded_base_is_held_to_its_rounding(make_cfg, tokenizer, tmp_path):
+@pytest.mark.parametrize("merge", [False, True])
+def test_rounding_is_told_apart_from_what_is_none(make_cfg, tokenizer, tmp_path, merge):
     oracle_of(make_model(ARCHITECTURES["qwen3"])).save_pretrained(tmp_path / "base")
     lora = LoraConfig(dim=4)
-    model = build_model(ARCHITECTURES["qwen3"], "cpu", torch.bfloat16)
+    model = build_model(ARCHITECTURES["qwen3"] | {"dtype": "bfloat16"}, "cpu", torch.bfloat16)
     load_weights(model, str(tmp_path / "base"))
     apply_lora(model, lora, seed=0)
     cfg = make_cfg(peft=lora, train={"precision": Precision.bf16})
     cfg.model.path = str(tmp_path / "base")
+    cfg.export.merge = merge
     report = export(model, cfg, tokenizer, tmp_path / "hf")
-    assert report.kind == "adapter"
-    assert 0 < report.max_diff <= report.allowed_diff
+    assert report.kind == ("model" if merge else "adapter")
+    assert 1e-3 < report.max_diff <= report.allowed_diff
+    assert report.alike_diff < 1e-5
+    assert report.rounding.endswith("the live model computing in bfloat16")
+    assert report.rounding.startswith("weights rounded to bfloat16") is merge
 
 
 def test_adapters_that_peft_refuses_are_written_with_a_note(make_cfg, tokenizer, tmp_path):
@@ -199,6 +206,78 @@ def test_an_export_never_replaces_a_model_from_elsewhere_nor_a_file(make_cfg, to
         with pytest.raises(CheckpointError, match="not an export"):
             export(model, make_cfg(), tokenizer, tmp_path / taken)
     assert (tmp_path / "theirs" / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("generic", [False, True])
+def test_a_head_beside_a_tied_embedding_is_equal_or_refused(tmp_path, generic):
+    oracle_of(make_model(ARCHITECTURES["qwen3"])).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    head = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors | {"lm_head.weight": head}, file, {"format": "pt"})
+    model = build_model(ARCHITECTURES["qwen3"], "cpu", torch.float32, generic=generic)
+    load_weights(model, str(tmp_path))
+    head[-1, -1] += 1e-3
+    save_file(tensors | {"lm_head.weight": head}, file, {"format": "pt"})
+    with pytest.raises(ModelError, match=r"lm_head.weight differs from .*tie_word_embeddings\": false"):
+        load_weights(model, str(tmp_path))
+    untied = build_model(ARCHITECTURES["qwen3"] | {"tie_word_embeddings": False}, "cpu", torch.float32, generic=generic)
+    load_weights(untied, str(tmp_path))
+    assert torch.equal(untied.head_weight, head)
+
+
+@pytest.mark.parametrize(
+    ("source", "written", "changed"),
+    [
+        ({"do_sample": False, "temperature": 0.7, "top_p": 0.9}, {"do_sample": False}, ["temperature", "top_p"]),
+        ({"temperature": 0.7}, {"do_sample": True, "temperature": 0.7}, ["do_sample=true"]),
+        ({"do_sample": True, "top_k": 20, "num_beams": 1, "length_penalty": 2.0}, {"top_k": 20}, ["length_penalty"]),
+        ({"num_return_sequences": 3, "_from_model_config": True}, {}, ["num_return_sequences"]),
+        ({"do_sample": True, "temperature": 0.6, "top_p": 0.95, "eos_token_id": [2, 7]}, {"top_p": 0.95}, []),
+    ],
+)
+def test_a_generation_config_that_contradicts_itself_is_mended(make_cfg, tokenizer, tmp_path, source, written, changed):
+    model = make_model(ARCHITECTURES["qwen3"])
+    oracle_of(model).save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps(source))
+    cfg = make_cfg()
+    cfg.model.path = str(tmp_path)
+    mended, notes = generation_config(cfg, tokenizer)
+    mended.save_pretrained(tmp_path / "hf")
+    fields = json.loads((tmp_path / "hf" / "generation_config.json").read_text())
+    assert fields.items() >= written.items()
+    assert len(notes) == len(changed)
+    for note, key in zip(notes, changed, strict=True):
+        assert key in note
+        assert "generation_config.json" in note
+    assert fields["eos_token_id"] == list(
+        dict.fromkeys([*tokenizer.end_of_turn_ids, tokenizer.eos_id, *source.get("eos_token_id", [])])
+    )
+
+
+def test_generation_fields_of_an_old_config_json_move_out_of_it(make_cfg, tokenizer, tmp_path):
+    architecture = ARCHITECTURES["llama"] | {"temperature": 0.6, "do_sample": True}
+    model = make_model(architecture)
+    oracle_of(model).save_pretrained(tmp_path / "base")
+    (tmp_path / "base" / "generation_config.json").unlink()
+    (tmp_path / "base" / "config.json").write_text(json.dumps(architecture))
+    cfg = make_cfg()
+    cfg.model.path = str(tmp_path / "base")
+    export(model, cfg, tokenizer, tmp_path / "hf")
+    assert "temperature" not in json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert GenerationConfig.from_pretrained(tmp_path / "hf").temperature == 0.6
+
+
+def test_an_adapter_names_its_base_for_any_working_directory(make_cfg, tokenizer, tmp_path, monkeypatch):
+    oracle_of(make_model(ARCHITECTURES["qwen3"])).save_pretrained(tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    lora = LoraConfig(dim=4)
+    cfg = make_cfg(peft=lora)
+    for path, base in (("base", tmp_path / "base"), (None, tmp_path / "hf" / "base")):
+        cfg.model.path = path
+        export(adapted(lora), cfg, tokenizer, Path("hf"))
+        named = json.loads((tmp_path / "hf" / "adapter_config.json").read_text())["base_model_name_or_path"]
+        assert named == str(base)
 
 
 def test_missing_left_over_and_misshapen_weights_are_all_named(make_cfg, tokenizer, tmp_path):

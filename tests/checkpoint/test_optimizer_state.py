@@ -120,7 +120,5 @@ def test_without_torchao_eight_bits_are_not_read(make_cfg, tmp_path, monkeypatch
     cfg = make_cfg()
     begin(cfg, 8, tmp_path)
     monkeypatch.setitem(sys.modules, "torchao", None)
-    with pytest.raises(
-        CheckpointError, match=r"state in eight bits, which torchao reads: pip install -e '\.\[speed\]'"
-    ):
+    with pytest.raises(CheckpointError, match=r"state in 8 bits, which needs torchao: pip install 'torchao"):
         go_on(cfg, 32, tmp_path)

@@ -47,7 +47,7 @@ def first(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("first")
     assert command([
         *SMALL, f"output_dir={folder}", "name=first", "train.train_iters=6", "checkpoint.interval=1", "checkpoint.keep_last=1",
-        "checkpoint.keep_best=val/loss", "eval.every=0", "optimizer.lr=0.3", "optimizer.matrix_lr=0.3",
+        "checkpoint.keep_best=val/loss", "eval.every=null", "optimizer.lr=0.3", "optimizer.matrix_lr=0.3",
     ]) == 0  # fmt: skip
     return folder / "first"
 

@@ -126,7 +126,7 @@ def test_the_state_of_another_optimizer_is_refused(make_cfg, rows, tmp_path):
         load(checkpoint, model, build_optimizer(model, cfg))
 
 
-@pytest.mark.parametrize("killed_in", ["write_parts", "_flush", "_remove"])
+@pytest.mark.parametrize("killed_in", ["write_shards", "_flush", "_remove"])
 def test_a_save_that_is_killed_never_becomes_the_latest(tmp_path, repo, killed_in):
     script = textwrap.dedent(f"""
         import os, signal, sys

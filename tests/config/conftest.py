@@ -9,6 +9,7 @@ from omegaconf import DictConfig, open_dict
 
 from sft_hydra.cli import command
 from sft_hydra.config.argv import experiment_files, normalize_argv
+from sft_hydra.config.option_files import option_files_read
 from sft_hydra.config.resolve import resolve
 from sft_hydra.config.store import register
 from sft_hydra.errors import UserError
@@ -25,7 +26,7 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def composed() -> Iterator[Callable[..., DictConfig]]:
     """composed(*argv): what Hydra makes of a command line, with its `hydra` node."""
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"), option_files_read():
 
         def run(*argv: str) -> DictConfig:
             register(experiment_files(argv))

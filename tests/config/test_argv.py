@@ -74,3 +74,10 @@ def test_experiment_file_becomes_an_option_of_its_absolute_path(
         Path("/b/yours.yml"),
     ]
     assert normalize_argv(["experiment=nano3"]) == ["experiment=nano3"]
+
+
+def test_an_adapters_path_brings_lora_and_its_base():
+    assert normalize_argv(["peft.path=a"]) == ["peft=lora", "model=hf", "model.path=null", "peft.path=a"]
+    assert normalize_argv(["model=qwen3_8b", "peft.path=a"]) == ["peft=lora", "model=qwen3_8b", "peft.path=a"]
+    assert normalize_argv(["peft=lora", "peft.path=a"]) == ["model=hf", "model.path=null", "peft=lora", "peft.path=a"]
+    assert normalize_argv(["experiment=mine", "peft.path=a"]) == ["peft=lora", "experiment=mine", "peft.path=a"]

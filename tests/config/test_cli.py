@@ -87,7 +87,7 @@ def test_version_is_ours(sft_hydra: Command) -> None:
 
 def test_cfg_job_shows_a_section(sft_hydra: Command) -> None:
     done = sft_hydra("peft=lora", "peft.dim=8", "--cfg", "job", "-p", "peft")
-    assert done.stdout.startswith("# @package peft\ndim: 8\n")
+    assert done.stdout.startswith("# @package peft\npath: null\ndim: 8\n")
 
 
 def test_users_own_options(sft_hydra: Command, tmp_path: Path) -> None:

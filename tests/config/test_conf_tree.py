@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from sft_hydra.config.aliases import PEER_NAMES
 from sft_hydra.config.schema_introspection import all_keys
-from sft_hydra.paths import conf_dir
+from sft_hydra.paths import conf_dir, state_digest
 from sft_hydra.schema.config import SftConfig
 
 FILES = sorted(path.relative_to(conf_dir()) for path in conf_dir().rglob("*.yaml"))
@@ -25,7 +25,8 @@ NEEDS = {  # what an option asks of its user
     "parallel/tp8_pp4": ["model=super3", "cluster=slurm", "cluster.nodes=4", "train.global_batch_size=32"],
     "cluster/slurm": ["train.global_batch_size=8"],
     "experiment/nanochat": ["checkpoint.load={earlier}"],
-    "experiment/step_tiny": ["data.packed_dir={folder}"],
+    "data/packed": ["data.packed_dir={shards}"],
+    "experiment/step_tiny": ["data.packed_dir={shards}"],
 }
 
 
@@ -38,16 +39,18 @@ def user_files(tmp_path: Path) -> dict[str, str]:
     file.write_text("")
     earlier = tmp_path / "earlier/step_5"
     earlier.mkdir(parents=True)
-    (earlier / "COMPLETE").touch()
     sizes = {"seq_length": 2048, "global_batch_size": 256, "micro_batch_size": 32}
     rates = {"lr": 0.004, "matrix_lr": 0.02, "embedding_lr": 0.3, "unembedding_lr": 0.004}
-    (earlier / "state.json").write_text(json.dumps({"format": 1, "sizes": sizes, "rates": rates}))
-    return {"file": str(file), "folder": str(folder), "earlier": str(earlier)}
+    (earlier / "state.json").write_text(json.dumps({"format": 1, "state": {"step": 5}, "sizes": sizes, "rates": rates}))
+    (earlier / "COMPLETE").write_text(state_digest(earlier))
+    shards = tmp_path / "shards"  # empty: a packed set is prepared there
+    shards.mkdir()
+    return {"file": str(file), "folder": str(folder), "earlier": str(earlier), "shards": str(shards)}
 
 
 def test_the_tree_is_complete() -> None:
-    assert len(FILES) == 52
-    assert {path.parts[0] for path in OPTIONS} == set(GROUPS)
+    assert len(FILES) == 55
+    assert {path.parts[0] for path in OPTIONS} == {*GROUPS, "model_data"}
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=str)

@@ -11,6 +11,7 @@ import pytest
 
 from sft_hydra.cli import command
 from sft_hydra.config.serialize import flatten
+from sft_hydra.paths import state_digest
 from sft_hydra.schema.config import SftConfig
 
 Resolved = Callable[..., SftConfig]
@@ -33,10 +34,10 @@ def earlier(tmp_path: Path) -> Path:
     """A checkpoint as nanochat's documentation says it typically is."""
     step = tmp_path / "earlier/step_5"
     step.mkdir(parents=True)
-    (step / "COMPLETE").touch()
     sizes = {"seq_length": 2048, "global_batch_size": 256, "micro_batch_size": 32}
     rates = {"lr": 0.004, "matrix_lr": 0.02, "embedding_lr": 0.3, "unembedding_lr": 0.004}
-    (step / "state.json").write_text(json.dumps({"format": 1, "sizes": sizes, "rates": rates}))
+    (step / "state.json").write_text(json.dumps({"format": 1, "state": {"step": 5}, "sizes": sizes, "rates": rates}))
+    (step / "COMPLETE").write_text(state_digest(step))
     return step
 
 
@@ -220,8 +221,8 @@ def test_every_other_recipe_plans_with_its_estimates(
     Path("chats.jsonl").touch()
     assert command([*(text.format(earlier=earlier) for text in arguments), "dry_run=true"]) == 0
     shown = capsys.readouterr().out
-    assert re.search(r"^memory +about [\d.]+ GiB a rank at the peak in bf16: weights [\d.]+, gradients ", shown, re.M)
-    assert re.search(r"^compute +[\d.]+ GFLOP a token, [\d.]+ TFLOP a step$", shown, re.M)
+    assert re.search(r"^memory +about [\d.]+ GiB per rank at the peak in bf16: weights [\d.]+, gradients ", shown, re.M)
+    assert re.search(r"^compute +[\d.]+ GFLOP per token, [\d.]+ TFLOP per step$", shown, re.M)
     assert re.search(r"^steps +([\d,]+|one epoch .*)$", shown, re.M)
     if "one epoch" not in shown:
         assert "at an assumed MFU of 40%" in shown

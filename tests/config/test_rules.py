@@ -21,8 +21,8 @@ CASES = [
     (["parallel.tp=8", "cluster.gpus_per_node=8", DRY], "parallel.tp=8 does not divide the model's 4 attention heads"),
     (["seq_length=0"], "seq_length=0 must be at least 1"),
     (["optimizer.lr=-1"], "optimizer.lr=-1.0 must be 0 or more"),
-    (["data.split.train=1.98", "data.split.test=-0.99"], "data.split.test=-0.99 must be 0 or more"),
-    (["train.train_iters=-2"], "or -1 for one epoch"),
+    (["data.split.train=1", "data.split.test=-0.01"], "data.split.test=-0.01 must be 0 or more"),
+    (["train.train_iters=-2"], "train.train_iters=-2 must be at least -1"),
     (["optimizer=adamw", "optimizer.state_bits=4"], "optimizer.state_bits=4 is none of 8, 32"),
     (["optimizer=adamw", "optimizer.state_bits=8", "train.cpu_offload=true"], "optimizer.state_bits=8 with train.cpu_offload=true"),
     (["train.fp8=true", "device=cpu"], "train.fp8=true: device=cpu does not multiply in fp8"),
@@ -78,14 +78,17 @@ CASES = [
     (["model=hf", "model.path=iter_0000007"], "is a Megatron checkpoint (zarr)"),
     (["model=hf", "model.path=ranks"], "is a Megatron checkpoint (one folder a rank)"),
     (["checkpoint.load=megatron"], "checkpoint_format: checkpoint.load=megatron is a Megatron checkpoint"),
-    (["model=hf", "model.path=broken"], "not a readable config.json"),
+    (["model=hf", "model.path=broken"], "config.json: cannot be read as JSON"),
     (["tokenizer.path=./nothing"], "tokenizer.path=./nothing: not found"),
     (["tokenizer.chat_template=nothing.jinja"], "tokenizer.chat_template=nothing.jinja: not found"),
     (["checkpoint.load=nothing"], "checkpoint.load=nothing: not found"),
     (["runner=generate", "generate.prompt_file=nothing"], "generate.prompt_file=nothing: not found"),
     (["eval.exact_match.path=nothing"], "eval.exact_match.path=nothing: not found"),
-    (["data.packed_dir=packed"], "seq_length_mismatch: packed was packed for seq_length=512, this run asks for 256"),
-    (["data.packed_dir=megatron"], "not the metadata of a packed set"),
+    (["data.packed_dir=packed", "seq_length=256"], "seq_length_mismatch: packed was packed for seq_length=512, this run asks for 256"),
+    (["data.packed_dir=megatron"], "data.packed_dir=megatron: not a packed set of this project. If another tool packed it"),
+    (["data.packed_dir=nothing", "data.trust_foreign=true"], "data.packed_dir=nothing: not found"),
+    (["export.format=megatron", "peft=lora"], "add export.merge=true"),
+    (["export.format=megatron", "export.push_to=me/it"], "use export.formats=[hf,megatron]"),
 ]  # fmt: skip
 
 
@@ -100,7 +103,7 @@ def files(empty_folder: Path) -> None:
     (empty_folder / "iter_0000007" / "metadata.json").write_text('{"sharded_backend": "zarr"}')
     (empty_folder / "ranks" / "mp_rank_00").mkdir(parents=True)
     (empty_folder / "broken" / "config.json").write_text("{")
-    (empty_folder / "packed" / "metadata.json").write_text(json.dumps({"pack_size": 512}))
+    (empty_folder / "packed" / "metadata.json").write_text(json.dumps({"format_version": 1, "pack_size": 512}))
 
 
 @pytest.mark.parametrize(
@@ -142,7 +145,7 @@ def test_positions_that_depend_on_the_batch(problems: Callable[..., list[str]], 
     rope = {"rope_type": "longrope", "original_max_position_embeddings": 128}
     (tmp_path / "phi").mkdir()
     (tmp_path / "phi" / "config.json").write_text(json.dumps({"model_type": "phi3", "rope_scaling": rope}))
-    (problem,) = problems("model=hf", "model.path=phi", "seq_length=256", "tokenizer.path=demo")
+    (problem,) = problems("model=hf", "model.path=phi", "seq_length=256", "tokenizer.path=demo", DRY)
     assert "use seq_length=128, or data.packing=none with train.micro_batch_size=1" in problem
 
 
@@ -150,7 +153,7 @@ def test_quantized_weights_are_refused(problems: Callable[..., list[str]], tmp_p
     fields = {"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}
     (tmp_path / "small").mkdir()
     (tmp_path / "small" / "config.json").write_text(json.dumps(fields))
-    (problem,) = problems("model=hf", "model.path=small", "tokenizer.path=demo")
+    (problem,) = problems("model=hf", "model.path=small", "tokenizer.path=demo", DRY)
     assert problem.startswith("model.path=small: its weights are quantized (gptq)")
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from support.chats import TOOL, assistant, call, system, user, write_jsonl
 
-from sft_hydra.data_prep.conversation import prune_nulls, to_conversation
+from sft_hydra.data_prep.conversation import to_conversation
+from sft_hydra.data_prep.nulls import prune_nulls
 from sft_hydra.data_prep.sources import Source, files_of, read_rows
 from sft_hydra.errors import RowError
 from sft_hydra.schema.data import SourceConfig

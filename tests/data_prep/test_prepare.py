@@ -285,7 +285,7 @@ def test_a_folder_with_other_things_is_not_touched(questions: Questions, tmp_pat
     cfg.data.packed_dir = str(tmp_path / "mine")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(DataError, match="not empty and not a packed set"):
+    with pytest.raises(DataError, match="not a packed set of this project"):
         prepare(cfg)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
@@ -355,7 +355,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from support.chats import data_cfg
-from sft_hydra.data import prepare as room
+from sft_hydra.data_prep import prepare as room
 from sft_hydra.data_prep.prepare import prepare
 room.WORTH_A_WORKER = 1
 if __name__ == "__main__":

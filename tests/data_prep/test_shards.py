@@ -4,13 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
 from sft_hydra.data.shards import ROW_GROUP, PackedSet
-from sft_hydra.data_prep.prepare import open_existing, prepare
-from sft_hydra.errors import DataError, MissingPackedDataError, SeqLengthMismatchError
+from sft_hydra.data_prep.prepare import prepare
+from sft_hydra.errors import MissingPackedDataError
 from sft_hydra.schema.config import SftConfig
 
 Questions = Callable[..., SftConfig]
@@ -70,55 +69,3 @@ def test_no_metadata_no_packed_set(questions: Questions, tmp_path: Path) -> None
     (packed.folder / "metadata.json").unlink()
     with pytest.raises(MissingPackedDataError):
         PackedSet.open(packed.folder)
-
-
-@pytest.fixture
-def foreign(tmp_path: Path) -> Path:
-    """Packed shards of another tool: 64-bit ids, no sources, one split with starts and one without."""
-    rows = {
-        "input_ids": [[1, 2, 3, 4, 5], [6, 7, 8]],
-        "loss_mask": [[0, 1, 0, 1, 0], [1, 1, 0]],
-        "seq_start_id": [[0, 3], [0]],
-    }
-    for split, names in {"train": list(rows), "valid": ["input_ids", "loss_mask"]}.items():
-        (tmp_path / "foreign" / split).mkdir(parents=True)
-        parquet.write_table(
-            pa.table({name: rows[name] for name in names}), tmp_path / "foreign" / split / "part0.parquet"
-        )
-    return tmp_path / "foreign"
-
-
-def test_foreign_shards_need_trust_and_warn(foreign: Path) -> None:
-    with pytest.raises(MissingPackedDataError):
-        PackedSet.open(foreign)
-    with pytest.warns(UserWarning, match="packed by another tool"):
-        packed = PackedSet.open(foreign, trust_foreign=True)
-    assert packed.num_rows("train") == packed.num_rows("valid") == 2
-    assert packed.row_tokens("train").tolist() == [5, 3]
-    assert packed.row_trained("train").tolist() == [2, 2]
-    row = packed.row("train", 0)
-    assert (row.input_ids.tolist(), row.seq_start_id.tolist(), row.source_id.tolist()) == (
-        [1, 2, 3, 4, 5],
-        [0, 3],
-        [0, 0],
-    )
-    assert packed.row("valid", 1).seq_start_id.tolist() == [0]
-
-
-@pytest.mark.filterwarnings("ignore:.*packed by another tool")
-def test_foreign_shards_are_used_by_a_run(foreign: Path, questions: Questions) -> None:
-    cfg = questions(5)
-    cfg.data.packed_dir, cfg.data.trust_foreign = str(foreign), True
-    found = open_existing(cfg)
-    assert found is not None
-    assert found.metadata["foreign"]
-    cfg.seq_length = 4
-    with pytest.raises(SeqLengthMismatchError, match="rows of 5 tokens do not fit seq_length=4"):
-        open_existing(cfg)
-
-
-@pytest.mark.filterwarnings("ignore:.*packed by another tool")
-def test_foreign_files_without_the_columns_are_told(tmp_path: Path) -> None:
-    parquet.write_table(pa.table({"input_ids": [[1]], "labels": [[1]]}), tmp_path / "x.parquet")
-    with pytest.raises(DataError, match="no column loss_mask"):
-        PackedSet.open(tmp_path, trust_foreign=True)

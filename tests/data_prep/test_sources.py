@@ -164,7 +164,7 @@ def test_jsonl_and_parquet_give_the_same_tokens(tmp_path: Path) -> None:
     assert found[0] == found[1]
 
 
-def test_a_hub_data_set_is_read_by_its_library(tmp_path: Path) -> None:
+def test_a_hub_data_set_is_read_by_its_card(tmp_path: Path) -> None:
     repository = tmp_path / "repo"
     write_jsonl(repository / "data" / "train.jsonl", ROWS[:12])
     write_jsonl(repository / "data" / "extra.jsonl", ROWS[12:])
@@ -174,7 +174,7 @@ def test_a_hub_data_set_is_read_by_its_library(tmp_path: Path) -> None:
     )
     assert rows_of(repository, subset="main", split="train") == ROWS[:12]
     assert rows_of(repository, subset="main", split="extra") == ROWS[12:]
-    with pytest.raises(DataError, match="cannot be loaded"):
+    with pytest.raises(DataError, match="there are: extra, main, train"):
         rows_of(repository, subset="main", split="nothing")
     packed = prepare(data_cfg(tmp_path / "out", repo=SourceConfig(path=str(repository), subset="main", split="train")))
     assert packed.metadata["sources"][0]["kept"] == 12

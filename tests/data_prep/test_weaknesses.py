@@ -313,7 +313,10 @@ def test_w21_many_turns_cost_one_render_each_and_repeat_only_what_serving_needs(
     renderer.template.scan = counted  # type: ignore[method-assign, assignment]
     (found,) = renderer.sequences(conversation({"messages": turns}))
     assert sum(found.trained) == 80
-    assert renders == 1
+    learning = renders  # the first row of its shape is held against what a server renders
+    renderer.sequences(conversation({"messages": turns}))
+    assert learning <= 3
+    assert renders - learning == 1
 
 
 def test_w22_no_working_files_are_left(questions: Questions) -> None:

@@ -5,21 +5,24 @@ Hydra composes the groups of a command once for all commands that share them; va
 
 import copy
 import itertools
+import json
 import shlex
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, open_dict
+from safetensors.numpy import save_file
 
 from sft_hydra.config.argv import experiment_files, normalize_argv
 from sft_hydra.config.hydra_internals import ConfigLoaderImpl
 from sft_hydra.config.resolve import resolve
 from sft_hydra.config.store import register
-from sft_hydra.paths import conf_dir
+from sft_hydra.paths import conf_dir, state_digest
 from sft_hydra.schema.config import SftConfig
 
 FILES = (
@@ -33,7 +36,7 @@ FILES = (
 )
 FOLDERS = ("packed", "earlier/step_500", "my_model", "items", "tasks")
 PROGRESS = (
-    '{"format": 1, "sizes": {"seq_length": 4096, "global_batch_size": 8, "micro_batch_size": 1}, '
+    '{"format": 1, "state": {"step": 500}, "sizes": {"seq_length": 4096, "global_batch_size": 8, "micro_batch_size": 1}, '
     '"rates": {"lr": 1e-5, "matrix_lr": 0.02, "embedding_lr": 0.2, "unembedding_lr": 4e-3}}'
 )
 
@@ -56,12 +59,14 @@ def dry_run(pages: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
     for name in FOLDERS:
         (folder / name).mkdir(parents=True)
     (folder / "earlier/step_500/state.json").write_text(PROGRESS)
-    (folder / "earlier/step_500/COMPLETE").touch()
+    (folder / "earlier/step_500/COMPLETE").write_text(state_digest(folder / "earlier/step_500"))
     (folder / "my_model" / "config.json").write_text('{"model_type": "qwen3"}')
+    _write_adapter(folder / "my_adapter")
     (folder / "blend.json").write_text('{"datasets": [{"name": "chats", "path": "chats.jsonl"}]}')
     (folder / "mine.yaml").write_text("# @package _global_\noptimizer:\n  lr: 1.0e-4\n")
     (folder / "tools.json").write_text("[]")
     (folder / "tally.yaml").write_text(pages["docs/tutorial.md"].split("```yaml\n")[1].split("```")[0])
+    (folder / "prompt.txt").write_text("Answer: {}")
 
     register()
 
@@ -92,6 +97,15 @@ def dry_run(pages: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
             return [one_run(job) for job in jobs(normalize_argv(argv))]
 
     return run
+
+
+def _write_adapter(folder: Path) -> None:
+    folder.mkdir()
+    named = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "base_model_name_or_path": "my_model"}
+    (folder / "adapter_config.json").write_text(json.dumps(named))
+    layer = "base_model.model.model.layers.0.self_attn.q_proj"
+    factors = {f"{layer}.lora_A.weight": np.zeros((2, 8)), f"{layer}.lora_B.weight": np.zeros((8, 2))}
+    save_file(factors, folder / "adapter_model.safetensors")
 
 
 def jobs(argv: list[str]) -> Iterator[list[str]]:

@@ -17,7 +17,7 @@ NUMBERS = {"eight": 8, "nine": 9, "ten": 10, "eleven": 11, "twelve": 12}
 def test_the_layers_are_those_of_the_import_contract(repo: Path) -> None:
     text = (repo / "docs/architecture.md").read_text()
     contract = tomllib.loads((repo / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
-    layers = [{name.strip() for name in layer.split("|")} for layer in contract["layers"]]
+    layers = [{name.strip() for name in re.split("[|:]", layer)} for layer in contract["layers"]]
     stated = re.search(r"^(\w+) layers\.", text, re.M)
     assert stated
     assert NUMBERS[stated[1].lower()] == len(layers)

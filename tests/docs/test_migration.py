@@ -4,10 +4,9 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sft_hydra.schema.config import SftConfig
+import pytest
 
-BASE = "model=qwen3_0_6b"  # goes before every cell
-DATA = "data=jsonl data.path=chats.jsonl"  # what a cell does not say itself
+from sft_hydra.schema.config import SftConfig
 
 
 def rows(page: str) -> Iterator[tuple[str, str, str]]:
@@ -28,12 +27,25 @@ def test_every_right_hand_side_composes(pages: dict[str, str], dry_run: Callable
             continue
         said = re.fullmatch(r"`([^`]+)`", ours)
         assert said, f"{theirs}: {ours} is not one code span"
-        data = "" if re.search(r"(^| )(data|experiment)=", said[1]) else DATA
         try:
-            dry_run(f"{BASE} {data} {said[1]}")
+            dry_run(said[1])  # as it stands, with nothing before it
         except Exception as error:
             refused.append(f"{theirs}: {said[1]}\n  {error}")
     assert not refused, "\n".join(refused)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "experiment"),
+    [
+        ("scripts.chat_sft", "nanochat"), ("finetune.sh Qwen", "qwen3_magpie"), ("`-c nano3`", "nano3"),
+        ("config/default.yaml", "nano3"), ("`-c default`", "step_default"), ("`-c tiny`", "step_tiny"),
+        ("nemotron nano3 sft", "nano3"), ("examples/run_sft.py", "nemo_rl"),
+    ],
+)  # fmt: skip
+def test_a_peers_command_is_our_recipe_of_it(pages: dict[str, str], theirs: str, experiment: str) -> None:
+    found = [ours for name, ours, _ in rows(pages["docs/migration.md"]) if theirs in name]
+    assert found
+    assert all(f"experiment={experiment} " in ours.strip("`") + " " for ours in found), found
 
 
 def test_every_flag_of_the_peers_is_there(pages: dict[str, str], shared: Path) -> None:

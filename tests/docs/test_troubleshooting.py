@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from sft_hydra.chat.tokenizer import BUNDLED
 from sft_hydra.cli import command
+from sft_hydra.config.run_folder import alone_in
 from sft_hydra.errors import UserError
 from sft_hydra.paths import RunPaths
-from sft_hydra.process.run_lock import run_lock
 
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho " * 10}]
 DATA = "data=jsonl data.path=chats.jsonl data.num_workers=1 seq_length=64"
@@ -65,8 +65,43 @@ def other_length() -> str:
 
 
 def twice_at_once() -> str:
-    with run_lock(RunPaths(Path("outputs/mine"))):
+    with alone_in(RunPaths(Path("outputs/mine"))):
         return shown(f"{TRAIN} name=mine train.train_iters=1")
+
+
+def checkpoints_of_another() -> str:
+    command(shlex.split(f"{TRAIN} name=mine train.train_iters=1 checkpoint.save=kept"))
+    return shown(f"{TRAIN} name=other train.train_iters=1 checkpoint.save=kept")
+
+
+def other_rows() -> str:
+    command(shlex.split(f"{TRAIN} name=mine train.train_iters=1"))
+    write_chats(*[{"messages": [CHAT[0], {"role": "assistant", "content": "he " * 10}]}] * 8)
+    return shown(f"{TRAIN} name=mine train.train_iters=2")
+
+
+def rewritten_input() -> str:
+    from sft_hydra.data_prep import prepare as room
+
+    with pytest.MonkeyPatch.context() as patch:
+        check = room.check_rejects
+
+        def rewrite(*given: Any) -> None:
+            write_chats({"messages": CHAT})
+            check(*given)
+
+        patch.setattr(room, "check_rejects", rewrite)
+        return shown(f"runner=data_prep {DATA}")
+
+
+def odd_weights(value: float, kind: torch.dtype) -> str:
+    from support.packed import ARCHITECTURES, make_model, oracle_of
+
+    oracle_of(make_model(ARCHITECTURES["qwen3"] | {"vocab_size": 1024})).save_pretrained("model")
+    tensors = load_file("model/model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    save_file(tensors | {name: torch.full_like(tensors[name], value).to(kind)}, "model/model.safetensors")
+    return shown(f"{TRAIN} model=qwen3_0_6b model.path=model tokenizer.path=demo")
 
 
 def export_over_chats() -> str:
@@ -183,6 +218,11 @@ PROVOKED: dict[str, Callable[[], str]] = {
     ),
     "holds a run that this command would not continue": trained_before,
     "another training is at work in this folder": twice_at_once,
+    "it belongs to the run in": checkpoints_of_another,
+    "changed while it was being prepared": rewritten_input,
+    "so this would be another run": other_rows,
+    "not a floating-point weight": lambda: odd_weights(1.0, torch.int8),
+    "has numbers that are not finite": lambda: odd_weights(float("nan"), torch.float32),
     "holds no checkpoint yet": lambda: shown("runner=generate name=typo 'generate.prompts=[hi]'"),
     "exists and is not an export of ours": export_over_chats,
     "says nothing to runner=train": lambda: shown("'generate.prompts=[hi]'"),
@@ -209,16 +249,16 @@ PROVOKED: dict[str, Callable[[], str]] = {
     "malformed": lambda: rejected("{\n"),
     "data.max_bad_rows=": too_many_bad,
     "no tokenizer.json in": empty_tokenizer,
-    "nor to be had from the hub": lambda: shown(f"runner=data_prep {DATA} tokenizer.path=nobody/nothing"),
+    "nor available on the hub": lambda: shown(f"runner=data_prep {DATA} tokenizer.path=nobody/nothing"),
     "it is not a Hugging Face model folder": no_config,
     "checkpoint_format": megatron,
     "only safetensors are read": pickles,
     "has no place in this model": stray_weight,
-    "conversations of a packed row see each other": leaking,
+    "leaks across packed conversations": leaking,
     "trains through the transformers implementation": split_generic,
     "is not a complete checkpoint and holds none": no_checkpoint,
     "oom": lambda: shown(f"{TRAIN} model.architecture.intermediate_size={10**13}"),  # no machine has room for it
-    "is not finite in training rows": lambda: shown(
+    "is not finite in packed sequences": lambda: shown(
         f"{TRAIN} optimizer.lr=1e30 train.clip_grad=null train.train_iters=20"
     ),
 }

@@ -103,7 +103,7 @@ def test_groups_are_told(make_cfg, torchao):
     assert [text.split(",")[0] for text in told] == [
         "AdamW8bit on matrices", "AdamW on matrices", "AdamW on vectors and embedding"
     ]  # fmt: skip
-    assert all("rate 0.01, decay" in text for text in told)
+    assert all("learning rate 0.01, weight decay" in text for text in told)
     assert optimizer.kinds == ["AdamW"]
 
 
@@ -112,5 +112,5 @@ def test_without_torchao_it_is_refused_by_name(make_cfg, monkeypatch):
     cfg = make_cfg()
     check_state_bits(cfg)
     cfg.optimizer.state_bits = 8
-    with pytest.raises(ConfigError, match=r"optimizer\.state_bits=8 needs torchao: pip install -e '\.\[speed\]'"):
+    with pytest.raises(ConfigError, match=r"optimizer\.state_bits=8 needs torchao: pip install 'torchao"):
         check_state_bits(cfg)

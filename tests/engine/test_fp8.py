@@ -36,7 +36,7 @@ def losses(make_cfg, fp8, steps, device="cpu", **train):
 
 
 def test_refused_on_a_cpu_by_name():
-    with pytest.raises(ConfigError, match=r"train\.fp8=true: cpu does not multiply in fp8"):
+    with pytest.raises(ConfigError, match=r"train\.fp8=true: cpu does not support fp8"):
         check_fp8(torch.device("cpu"))
 
 

@@ -96,7 +96,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_rows(ma
     before = [parameter.clone() for parameter in model.parameters()]
     cfg = make_cfg()
     state = TrainState()
-    with pytest.raises(NonFiniteLossError, match=r"rows 1;"):
+    with pytest.raises(NonFiniteLossError, match=r"packed sequences 1 of the train split;"):
         optimizer_step(model, build_optimizer(model, cfg), rows, state, cfg, 8)
     assert state == TrainState()
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))

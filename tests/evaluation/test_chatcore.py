@@ -112,7 +112,7 @@ def test_answers_of_the_training_data_are_right() -> None:
     questions, origin = TASKS["spelling_bee"].read(None)
     answers = [answer for _, answer in spelling.test_rows(len(questions))]
     assert all(right for right, _ in TASKS["spelling_bee"].grade(questions, answers))
-    assert origin == "made here"
+    assert origin == "generated"
     trained = {row["messages"][0]["content"] for row in spelling.rows("spelling_bee", 0, 5000)}
     assert len(trained & {question.text for question in questions}) < 5
 
@@ -136,7 +136,7 @@ def test_what_is_not_there_is_named_with_what_was_looked_for(tmp_path: Path) -> 
     with pytest.raises(DataError, match=r"test split of mmlu; looked for mmlu_test, mmlu_validation, mmlu_val, mmlu"):
         read_benchmark("mmlu", "test", str(tmp_path))
     (tmp_path / "gsm8k_test.jsonl").write_text('{"question": "?"}\n')
-    with pytest.raises(DataError, match=r"gsm8k_test.jsonl:1: .*missing: answer"):
+    with pytest.raises(DataError, match=r"gsm8k_test.jsonl:1: missing field\(s\) answer"):
         read_benchmark("gsm8k", "test", str(tmp_path))
 
 
@@ -152,6 +152,6 @@ def test_without_a_folder_rows_come_from_the_hub(tmp_path: Path, monkeypatch: py
     assert (question.text, question.expected, origin) == ("2 + 2?", "4", str(tmp_path))
     monkeypatch.setitem(BENCHMARKS, "gsm8k", replace(BENCHMARKS["gsm8k"], subset="socratic"))
     read_benchmark.cache_clear()
-    with pytest.raises(DataError, match=r"cannot be loaded(.*\n)*.*eval.data_dir"):
+    with pytest.raises(DataError, match=r"(cannot be loaded|no files for)(.*\n)*.*eval.data_dir"):
         TASKS["gsm8k"].read(None)
     read_benchmark.cache_clear()

@@ -41,6 +41,52 @@ def test_verdicts(program: str, verdict: str, monkeypatch: pytest.MonkeyPatch) -
     assert run_program(program, seconds=1).startswith(verdict)
 
 
+EVERYWHERE = "import os\nfor pipe in range(3, 32):\n  try: os.write(pipe, b'passed')\n  except OSError: pass\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "verdict"),
+    [
+        (EVERYWHERE, "wrote where its verdict goes"),
+        (EVERYWHERE + "os._exit(0)", "wrote where its verdict goes"),
+        (f"while True:\n  {EVERYWHERE.replace(chr(10), chr(10) + '  ')}", "wrote too much where its verdict goes"),
+        ("class passed(BaseException): pass\nraise passed", "passed: "),
+        ("import os\nos.mkfifo('x')", "AttributeError"),
+        ("import sys\ndel sys.modules['posix']\nimport posix\nposix.mknod('x')", "PermissionError"),
+        (
+            "import importlib.util as u\nm = u.module_from_spec(u.find_spec('posix'))\n"
+            "try: m.mkfifo('x')\nexcept OSError: pass\nassert not m.listdir('.')",
+            "passed",
+        ),
+        (
+            "import builtins, sys\nmain = vars(sys.modules['__main__'])\n"
+            "for name in [name for name in main if name[0] != '_']: main[name] = None\n"
+            "builtins.type = builtins.isinstance = lambda *_: False\nopen('x', 'w')",
+            "PermissionError",
+        ),
+        ("import gc\ngc.unfreeze()\ngc.get_objects()", "PermissionError"),
+        ("open('/proc/self/mem', 'rb')", "PermissionError"),
+        ("open(b'../../../proc/self/mem', 'rb')", "PermissionError"),
+        ("import sys\nsys._current_frames()", "PermissionError"),
+        ("import sys\nsys.settrace(print)", "PermissionError"),
+        ("import asyncio, dataclasses, random, typing, unittest\nclass A(typing.NamedTuple):\n  x: int\n", "passed"),
+        ("from __future__ import annotations\nx: Nothing = 1", "passed"),
+        (f"x = '{'a' * 3_000_000}'", "passed"),
+    ],
+)
+def test_programs_that_want_to_pass(program: str, verdict: str) -> None:
+    assert run_program(program, seconds=2).startswith(verdict)
+
+
+def test_no_frame_below_a_program_holds_a_way_to_pass() -> None:
+    """All variables that a program finds below itself: none is bytes, as the token is, nor something that can be called
+    to make it pass."""
+    look = "import sys\nframe, found = sys._getframe().f_back, []\nwhile frame:\n  found += frame.f_locals.items()\n"
+    look += "  frame = frame.f_back\nodd = [(k, v) for k, v in found if type(v).__name__ in ('bytes', 'map', 'tuple_iterator')]\n"
+    look += "assert found and not [(k, v) for k, v in odd if k[0] != '_'], odd"
+    assert run_program(look) == "passed"
+
+
 def test_raw_system_calls_cannot_write_a_file_either(tmp_path: Path) -> None:
     """Beyond Python's own hooks, the limit of the process holds: nothing can grow."""
     target = tmp_path / "target"

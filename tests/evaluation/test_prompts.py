@@ -23,7 +23,7 @@ def test_prompt_files_of_all_kinds(tmp_path):
 def test_bad_prompt_files_are_refused(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "One"}\n{"messages": [{"role": "assistant", "content": "Hi"}]}\n')
-    with pytest.raises(DataError, match=r"generate.prompt_file: .*a.jsonl:2: nothing to answer"):
+    with pytest.raises(DataError, match=r"generate.prompt_file: .*a.jsonl:2: contains no message other than answers"):
         list(read_prompts(str(path)))
     with pytest.raises(DataError, match="no such file"):
         list(read_prompts(str(tmp_path / "none.txt")))
@@ -41,5 +41,5 @@ def test_tools(tmp_path):
     path.write_text('{"name": "calc"}')
     with pytest.raises(DataError, match="list of tool definitions"):
         load_tools(str(path))
-    with pytest.raises(DataError, match="not a JSON file"):
+    with pytest.raises(DataError, match="cannot be read as JSON"):
         load_tools(str(tmp_path / "none.json"))

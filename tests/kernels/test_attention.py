@@ -36,7 +36,8 @@ def test_equals_each_document_alone(lengths, window):
     (out * weight).sum().backward()
     (expected * weight).sum().backward()
     for mine, reference in zip(ours, theirs, strict=True):
-        assert relative(mine.grad, reference.grad) < 1e-5
+        # of documents of one token, scores have no gradient: what is left is rounding, held to the size of the numbers
+        assert (mine.grad - reference.grad).norm() < 1e-5 * max(1.0, float(reference.grad.norm()))
 
 
 @pytest.mark.parametrize("window", [None, 5])

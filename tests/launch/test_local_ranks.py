@@ -19,7 +19,7 @@ from sft_hydra.process import signals as stop
 from sft_hydra.process.rank import rank_output, this_rank
 from sft_hydra.paths import RunPaths
 rank, run = this_rank(), Path(sys.argv[1])
-stop.listen()
+stop.install_handlers()
 """
 JOIN = """
 import torch
@@ -154,12 +154,12 @@ def test_ranks_that_cannot_talk_say_so(tmp_path: Path) -> None:
     program = """
 from sft_hydra.parallel import rendezvous as process
 if rank.rank == 1:
-    process._greet = lambda *_: time.sleep(100)
+    process._first_all_reduce = lambda *_: time.sleep(100)
 with rank_output(rank, RunPaths(run)):
     """ + JOIN.strip().replace("\n", "\n    ").replace("timeout=20", "timeout=3")
     code, output = finished(launch(tmp_path, program, 2))
     assert code == 1
-    assert "all ranks have started but cannot talk to each other (no answer within 3 s)" in output
+    assert "all ranks have started but cannot communicate (no answer within 3 s)" in output
 
 
 def test_the_launcher_needs_no_torch() -> None:

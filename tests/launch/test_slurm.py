@@ -103,7 +103,7 @@ import os, sys, time
 from pathlib import Path
 from sft_hydra.process import signals as stop
 run = Path(sys.argv[1]).parent
-stop.listen()
+stop.install_handlers()
 saved = sorted(int(folder.name[5:]) for folder in run.glob("checkpoints/step_*"))
 step = saved[-1] if saved else 0
 if os.environ["RANK"] == "0":
@@ -113,7 +113,7 @@ if os.environ["RANK"] == "0":
 while step < 1000 and not (run / "enough").exists():
     time.sleep(0.05)
     step += 1
-    if stop.asked():
+    if stop.stop_requested():
         if os.environ["RANK"] == "0":
             (run / "checkpoints" / f"step_{step}").mkdir(parents=True)
             (run / "stopped").touch()
@@ -137,7 +137,7 @@ def test_a_job_told_of_its_time_limit_comes_back_and_goes_on(slurm: Path, make_r
     state, log = finish(handle)
     assert state.name == "COMPLETED", log
     assert starts(cfg)[1] > 0
-    assert "is queued again" in log
+    assert "is requeued" in log
     assert not (handle.folder / "stopped").exists()
 
 
@@ -202,7 +202,7 @@ def test_a_job_that_saves_nothing_does_not_come_back_for_ever(slurm: Path, make_
     [handle] = submit([make_run(IDLE, gpus_per_node=1)])
     state, log = finish(handle)
     assert state.name == "FAILED"
-    assert log.count("is queued again") == 2
+    assert log.count("is requeued") == 2
     assert "the last two attempts saved no checkpoint" in log
 
 

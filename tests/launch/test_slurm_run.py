@@ -134,5 +134,5 @@ def test_a_preempted_training_ends_as_if_nothing_had_been(slurm: Path, command: 
     assert command("sft_hydra.jobs", "wait", "outputs/torn").returncode == 0
     handle = find_job(torn.resolve())
     assert handle is not None
-    assert "is queued again" in handle.log.read_text()
+    assert "is requeued" in handle.log.read_text()
     assert losses(torn) == pytest.approx(losses(Path("outputs/straight")), abs=1e-4)

@@ -53,7 +53,7 @@ def test_one_bad_job_stops_all(empty_folder: Path) -> None:
 
 
 def test_jobs_of_one_folder_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"outputs/tiny-demo-full/seed=1-\w+: 2 jobs of this sweep share this folder"):
+    with pytest.raises(ConfigError, match=r"outputs/tiny-demo-full/seed=1-\w+: 2 jobs of this sweep have this folder"):
         command(["-m", "seed=1,1"])
 
 

@@ -198,7 +198,7 @@ def test_patterns_that_match_nothing_are_all_named():
     with pytest.raises(ConfigError) as caught:
         targets(LoraConfig(target_modules=["q_proj", "query", "in_proj", "lm_head"]))
     assert [problem.split("'")[1] for problem in caught.value.problems] == ["query", "in_proj", "lm_head"]
-    assert "q_proj" in caught.value.problems[0].split("it has")[1]
+    assert "q_proj" in caught.value.problems[0].split("it has:")[1]
     with pytest.raises(ConfigError, match="both set"):
         targets(LoraConfig(target_modules=["q_proj"], exclude_modules=["o_proj"]))
 

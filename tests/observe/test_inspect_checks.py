@@ -64,7 +64,7 @@ def test_the_page_has_the_masks_and_borders_of_the_shards(page: InspectorPage, t
     assert talks.row.tolist() == [talk.row for talk in TALKS]
     for talk, start, end in zip(TALKS, talks.offsets[:-1], talks.offsets[1:], strict=True):
         answer = tokenizer.encode(talk.answer)
-        learned = talks.input_ids[start:end][talks.learned[start:end]].tolist()
+        learned = talks.input_ids[start:end][talks.supervised[start:end]].tolist()
         assert learned == (answer if talk.prompt else answer[1:])  # nothing can predict the first token of all
 
 

@@ -1,6 +1,7 @@
 """The report says what is in the run's folder, and a comparison where runs differ and which came out best."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,24 @@ from sft_hydra.paths import RunPaths
 from sft_hydra.report import find_runs, main, report
 from sft_hydra.schema.config import SftConfig
 
+CALL = {"type": "function", "function": {"name": "calc", "arguments": {"a": 2, "op": "+", "b": 3}}}
+MISSES = [
+    {
+        "task": "spell",
+        "messages": [{"role": "user", "content": "Spell <i>tea</i>."}, {"role": "assistant", "content": "T E"}],
+        "expected": {"role": "assistant", "content": "T E A", "reasoning_content": "three letters"},
+    },
+    {
+        "task": "calculator",
+        "messages": [
+            {"role": "user", "content": "What is 2 + 3?"},
+            {"role": "assistant", "content": "", "tool_calls": [CALL]},
+            {"role": "tool", "content": "5"},
+            {"role": "assistant", "content": "It is 6."},
+        ],
+        "expected": {"role": "assistant", "content": "It is 5."},
+    },
+]
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -44,7 +63,7 @@ def make_run(root: Path, lr: float = 1e-4, last_loss: float = 1.0, exact: float 
         "before": {"tasks": dict.fromkeys(tasks, 0.0), "average": 0.0},
         "after": {"tasks": tasks, "average": exact},
     }
-    moments["after"]["misses"] = [{"task": "spell", "messages": [{"role": "assistant", "content": "T E"}]}]
+    moments["after"]["misses"] = MISSES
     paths.evaluation.write_text(json.dumps(moments))
     samples = {
         "before": [{"prompt": "Spell tea", "text": "xxx"}],
@@ -62,6 +81,16 @@ def make_run(root: Path, lr: float = 1e-4, last_loss: float = 1.0, exact: float 
     }
     paths.summary.write_text(json.dumps(summary))
     return paths
+
+
+def test_what_was_missed_is_a_table(tmp_path: Path) -> None:
+    page = write_report(make_run(tmp_path / "mine")).read_text()
+    cells = re.findall(r"<td>(.*?)</td>", page[page.index("What was missed") : page.index("</details>")], re.DOTALL)
+    assert cells == [
+        *("spell", "user: Spell &lt;i&gt;tea&lt;/i&gt;.", "thinks: three letters\nT E A", "T E"),
+        *("calculator", "user: What is 2 + 3?\nassistant: calls: calc {&#34;a&#34;: 2, &#34;op&#34;: &#34;+&#34;, &#34;b&#34;: 3}\nresult: 5"),
+        *("It is 5.", "It is 6."),
+    ]  # fmt: skip
 
 
 def test_the_report_tells_the_whole_run(tmp_path: Path) -> None:
@@ -125,13 +154,13 @@ def test_a_folder_without_runs_is_refused(tmp_path: Path, capsys: pytest.Capture
     with pytest.raises(ConfigError) as refusal:
         find_runs([tmp_path, tmp_path / "absent"])
     assert [problem.partition(": ")[2] for problem in refusal.value.problems] == [
-        "no run in it (a run's folder has metrics.jsonl)",
+        "contains no run (a run's folder has metrics.jsonl)",
         "no such folder",
     ]
     with pytest.raises(SystemExit) as end:
         main([str(tmp_path)])
     assert end.value.code == 2
-    assert "no run in it" in capsys.readouterr().err
+    assert "contains no run" in capsys.readouterr().err
 
 
 def test_comparing_loads_no_torch() -> None:

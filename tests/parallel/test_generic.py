@@ -87,7 +87,7 @@ def test_without_packing_what_leaks_trains(tmp_path: Path) -> None:
     model = folder_of("bamba", tmp_path)
     refused = command(model, "packed", "train.train_iters=2")
     assert refused.returncode != 0
-    assert "model_type 'bamba' lets conversations of a packed row see each other" in refused.stderr + refused.stdout
+    assert "model_type 'bamba' leaks across packed conversations" in refused.stderr + refused.stdout
     assert len(train(model, "alone", "train.train_iters=2", "data.packing=none", "eval.every=1")) == 2
     assert (tmp_path / "alone" / "hf" / "model.safetensors").is_file()
 

@@ -40,7 +40,7 @@ def poisoned_step(layout):
 @pytest.mark.parametrize("sizes", [{}, {"pp": 2}])
 def test_every_rank_names_the_rows_of_all_ranks_and_none_updates(sizes):
     alone, _ = poisoned_step(Layout())
-    assert "rows 1, 3;" in alone
+    assert "packed sequences 1, 3 of the train split;" in alone
     for text, unchanged in run_ranks(2, poisoned_step, Layout(gpus_per_node=2, **sizes)):
         assert text == alone
         assert unchanged

@@ -55,7 +55,7 @@ HYBRID = MOE | {"num_key_value_heads": 2, "mamba_num_heads": 64, "n_groups": 8, 
         (Layout(1, 24, cp=24), "8 Mamba groups of 8 heads"),
         (Layout(1, 8, ep=8, dp_replicate=2), "does not divide the 4 ranks that share a pipeline stage"),
         (Layout(1, 8, pp=2, vp=32), "parallel.pp*vp = 2*32 = 64 stages are more than the model's 52 layers"),
-        (Layout(1, 8, vp=2), "parallel.vp=2 asks for several stages a rank, but parallel.pp=1"),
+        (Layout(1, 8, vp=2), "parallel.vp=2 needs pipeline parallelism, but parallel.pp=1"),
     ],
 )
 def test_layouts_that_a_hybrid_cannot_have(layout: Layout, words: str) -> None:

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from sft_hydra.cli import command
+from sft_hydra.config.run_folder import alone_in
 from sft_hydra.errors import ConfigError
 from sft_hydra.paths import RunPaths
-from sft_hydra.process.run_lock import run_lock
 
 HOLDER = """
 import sys, time
 from pathlib import Path
 from sft_hydra.paths import RunPaths
-from sft_hydra.process.run_lock import alone_in
+from sft_hydra.config.run_folder import alone_in
 with alone_in(RunPaths(Path(sys.argv[1]))):
     print("held", flush=True)
     time.sleep(600)
@@ -34,5 +34,5 @@ def test_a_second_training_in_a_folder_is_refused_until_the_first_is_gone(
             command(["name=mine", "data.sample=20", "data.num_workers=1"])
         assert not list((tmp_path / "outputs").glob("data/*"))  # before any work
         first.kill()
-    with run_lock(RunPaths(folder)):
+    with alone_in(RunPaths(folder)):
         pass

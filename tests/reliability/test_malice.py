@@ -251,7 +251,7 @@ def test_code_that_a_model_brings_is_not_run(tmp_path: Path, traps: Path) -> Non
     (tmp_path / "modeling_evil.py").write_text(f"open({str(traps)!r}, 'w')\n")
     remote = {"auto_map": {"AutoConfig": "modeling_evil.C", "AutoModelForCausalLM": "modeling_evil.M"}}
     read_config({**ARCHITECTURES["llama"], **remote})
-    with pytest.raises(ModelError, match="brings its own code is not run"):
+    with pytest.raises(ModelError, match="models with their own code are not run"):
         read_config({**ARCHITECTURES["llama"], **remote, "model_type": "evil"})
     assert not traps.exists()
 
@@ -479,4 +479,4 @@ def test_no_call_that_runs_what_a_file_says(repo: Path) -> None:
                     for word in node.keywords
                     if word.arg in bad and ast.unparse(word.value) == "True"
                 }
-    assert found <= {("sandbox_child.py", "exec")}
+    assert found <= {("code_sandbox_child.py", "exec")}

@@ -53,7 +53,10 @@ def chats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         question, answer = f"What is {n} plus {n}?", f"It is {2 * n}."
         talk = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
         rows["chats"].append(
-            {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+            {
+                "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}],
+                "used_in": ["nano_v3"],
+            }
         )
         rows["magpie"].append({"conversations": talk})
         rows["mmlu"].append({"question": question, "choices": ["1", "2", "3", "4"], "answer": n % 4, "subject": "sums"})

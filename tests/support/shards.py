@@ -74,6 +74,7 @@ def packed_set(folder: Path, talks: list[Talk], tokenizer: ChatTokenizer, reject
     shard = {"file": "train/shard_0.parquet", "split": "train", "rows": num_rows, "bytes": writer.path.stat().st_size}
     metadata = {
         "format_version": FORMAT_VERSION,
+        "pack_size": int(row_tokens.max()),
         "sources": [{"name": "plain"}, {"name": "odd"}],
         "shards": [shard],
     }

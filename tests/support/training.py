@@ -18,7 +18,7 @@ from sft_hydra.models.lora import add_adapters
 from sft_hydra.parallel.dtensor import copy_shard_, full_tensor
 from sft_hydra.planning.layout import Layout
 from sft_hydra.schema.config import LoraConfig, ModelConfig, SftConfig
-from sft_hydra.schema.optim import AdamW, Scheduler
+from sft_hydra.schema.optim import OPTIMIZERS, Scheduler
 
 SEQ_LENGTH = 96
 WIDE = {key: {"mamba_num_heads": 16, "n_groups": 4, "n_routed_experts": 8} for key in ("nano", "super")}
@@ -35,12 +35,15 @@ class Case:
     train: dict[str, Any] = field(default_factory=dict)
     architecture: dict[str, Any] = field(default_factory=dict)
     lonely: bool = False  # every token goes to the first two experts
+    optimizer: str = "adamw"
+    weights: torch.dtype | None = None  # None: see below
 
     @property
     def dtype(self) -> torch.dtype:
         """fp64 where all layers compute in the dtype of their weights: rounding, in which layouts differ, is then far
         below what a mistake makes. Nemotron-H's scan and router are fp32, and so are norms of transformers' models."""
-        return torch.float32 if self.family in ("nano", "super", *GENERIC) else torch.float64
+        usual = torch.float32 if self.family in ("nano", "super", *GENERIC) else torch.float64
+        return self.weights or usual
 
 
 @dataclass
@@ -64,7 +67,7 @@ def make_cfg(case: Case) -> SftConfig:
     cfg = SftConfig(
         model=ModelConfig(name="test"),
         seq_length=SEQ_LENGTH,
-        optimizer=AdamW(lr=1e-3, weight_decay=0.1),
+        optimizer=OPTIMIZERS[case.optimizer](lr=1e-3, weight_decay=0.1),
         scheduler=Scheduler(kind="constant"),
         peft=case.lora,
     )

@@ -10,11 +10,11 @@ Invariant: the same sequences as the template makes, or none.
 """
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Protocol
 
+from sft_hydra.chat.checks import LearnedWrongError
 from sft_hydra.chat.fast_path.branch_tracer import Findings, Tracer
 from sft_hydra.chat.fast_path.placeholders import EDGES, TEXTS, PlaceholderConversation
 from sft_hydra.chat.resource_limits import limit_resources
@@ -29,11 +29,18 @@ EVERY = 256  # and then one of so many
 SHAPES = 4096
 FIELDS = frozenset({"role", "tool_calls", *TEXTS})
 
-Render = Callable[[Conversation], list[RenderedSequence]]
 Shape = tuple[str, ...]
 
 
-class NotCachedError(Exception):
+class Real(Protocol):
+    """What renders conversations by the template."""
+
+    def by_template(self, conversation: Conversation, trusted: bool = True) -> list[RenderedSequence]: ...
+
+    def unchecked(self, conversation: Conversation) -> list[RenderedSequence]: ...
+
+
+class NotCachedError(LearnedWrongError):
     """A skeleton gave another text than the template."""
 
 
@@ -45,7 +52,8 @@ class _CachedRender:
     formats: list[list[str]]
     trained: list[list[bool]]
     bare_headers: list[int]
-    left_out: list[int]
+    open_ends: list[int]
+    apart: list[bool]
     literals: list[str]  # texts that no content may hold
     compared: set[str]  # texts that no content may be
     longest: int  # of these
@@ -63,18 +71,18 @@ class _CachedRender:
 
     def fill(self, values: list[str]) -> list[RenderedSequence]:
         return [
-            RenderedSequence([chunk.format(*values) for chunk in chunks], trained, bare, left_out)
-            for chunks, trained, bare, left_out in zip(
-                self.formats, self.trained, self.bare_headers, self.left_out, strict=True
+            RenderedSequence([chunk.format(*values) for chunk in chunks], trained, bare, open_ends, apart)
+            for chunks, trained, bare, open_ends, apart in zip(
+                self.formats, self.trained, self.bare_headers, self.open_ends, self.apart, strict=True
             )
         ]
 
 
 class RenderCache:
-    """Skeletons of one template by shape. `render` is the real thing."""
+    """Skeletons of one template by shape. `renderer` is the real thing."""
 
-    def __init__(self, template: ChatTemplate, render: Render) -> None:
-        self.render = render
+    def __init__(self, template: ChatTemplate, renderer: Real) -> None:
+        self.renderer = renderer
         self.template = template
         self.met: Counter[Shape] = Counter()
         self.known: dict[Shape, _CachedRender | None] = {}
@@ -96,7 +104,9 @@ class RenderCache:
             return None
         found = skeleton.fill(values)
         skeleton.used += 1
-        if (skeleton.used <= CHECKED or skeleton.used % EVERY == 0) and found != self.render(conversation):
+        if (skeleton.used <= CHECKED or skeleton.used % EVERY == 0) and found != self.renderer.by_template(
+            conversation
+        ):
             raise NotCachedError(conversation.origin)
         return found
 
@@ -142,6 +152,7 @@ class RenderCache:
         one = PlaceholderConversation(conversation, "x", " \n", "\n ", count=1)
         two = PlaceholderConversation(conversation, "a longer text\nof two lines ", "\n ", " \n", count=2)
         try:
+            self.renderer.by_template(conversation, trusted=False)
             (first, seen), (second, more) = self._trace(one), self._trace(two)
         except Exception:  # the template refuses the shape: every row of it goes the slow way and is told why
             return None
@@ -153,17 +164,19 @@ class RenderCache:
             return None
         if any(text in holder for text in literals for holder in one.texts + two.texts):
             return None
-        trained, left_out = [s.trained for s in first], [s.left_out for s in first]
+        trained, open_ends = [s.trained for s in first], [s.open_ends for s in first]
         bare = [s.bare_headers for s in first]
         longest = max(map(len, compared), default=-1)
-        return _CachedRender(formats, trained, bare, left_out, list(literals), compared, longest, one.blocks)
+        return _CachedRender(
+            formats, trained, bare, open_ends, [s.apart for s in first], list(literals), compared, longest, one.blocks
+        )
 
     def _trace(self, holders: PlaceholderConversation) -> tuple[list[RenderedSequence], Findings]:
         blocks = self.template.blocks[self.tracer.marking].values()
         for block in blocks:
             block.stand_in = holders.stand_in
         try:
-            return self.tracer.run(partial(self.render, holders.conversation))
+            return self.tracer.run(partial(self.renderer.unchecked, holders.conversation))
         finally:
             for block in blocks:
                 block.stand_in = None
@@ -187,10 +200,13 @@ def _kind(text: Any) -> str | None:
 
 
 def _add_blocks(skeleton: _CachedRender, lists: list[Any], values: list[str]) -> bool:
-    """Add the texts of tools and calls to a row's values; False where the template cannot print them."""
+    """Add the texts of tools and calls to a row's values; False where the template cannot print them, or not all of them."""
     try:
         with limit_resources():
-            values += [block(lists[number]) for block, number in skeleton.blocks]
+            texts = [block(lists[number]) for block, number in skeleton.blocks]
     except Exception:  # whatever the template's expressions raise; it is told when the row is rendered
         return False
-    return True
+    values += texts
+    return all(
+        block.is_whole(lists[number], text) for (block, number), text in zip(skeleton.blocks, texts, strict=True)
+    )

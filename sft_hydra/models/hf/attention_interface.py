@@ -1,7 +1,7 @@
-"""Our packed attention as an implementation that transformers' models can be told to use.
+"""Our packed attention as an `attn_implementation` for transformers models.
 
-Owns that nothing a layer asks of attention is ignored: what our kernels cannot compute is a ModelError. Which tokens a
-layer may see is what the mask says that transformers would have made; here, that mask is a single number, the window.
+No argument of an attention layer is silently ignored: what our kernels do not support is a ModelError. In place of
+transformers' attention mask, a layer gets only the size of its sliding window.
 """
 
 from typing import Any
@@ -14,9 +14,9 @@ from sft_hydra.kernels.attention import attend
 from sft_hydra.kernels.capped_attention import attend_capped
 
 NAME = "sft_hydra_packed"
-WAY_OUT = "data.packing=none trains one conversation a row"
-# what attention layers pass on that our function needs not know: caches, outputs and masks that training does not have,
-# and what says the same as the mask
+WAY_OUT = "set data.packing=none to train one conversation per sequence"
+# arguments of attention layers without effect here: caches, outputs and masks that training does not use, and the window
+# that the mask holds as well
 HARMLESS = {
     "sliding_window", "use_cache", "output_attentions", "output_hidden_states", "output_router_logits",
     "position_ids", "cache_position", "past_key_values", "return_dict", "deterministic", "logits_to_keep", "position_embeddings",
@@ -25,7 +25,7 @@ HARMLESS = {
 
 
 def register() -> str:
-    """Make it known to transformers. Returns the name to give as `attn_implementation`."""
+    """Register the implementation with transformers. Returns the name for `attn_implementation`."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, packed_attention)
@@ -36,12 +36,15 @@ def register() -> str:
 def window_as_mask(
     *, config: Any, device: torch.device, use_vmap: bool = False, local_size: int | None = None, **_: Any
 ) -> torch.Tensor | None:
-    """In place of a mask: None for plain causal attention, or the window's size as a tensor (1, 1, 1, 1)."""
+    """In place of a mask: None for plain causal attention, or the window size as a tensor (1, 1, 1, 1).
+
+    ModelError for masks other than causal or sliding-window ones.
+    """
     chunk = getattr(config, "attention_chunk_size", None)
     if use_vmap or not getattr(config, "is_causal", True) or (local_size is not None and local_size == chunk):
         raise ModelError(
-            f"model_type {config.model_type!r} masks attention in a way of its own (chunks, or tokens that see later "
-            f"ones), which packed rows cannot honour; {WAY_OUT}"
+            f"model_type {config.model_type!r} uses an attention mask (chunked, or attending to later tokens) that is not "
+            f"supported with packing; {WAY_OUT}"
         )
     return None if local_size is None else torch.full((1, 1, 1, 1), local_size)
 
@@ -60,19 +63,19 @@ def packed_attention(
     is_causal: bool | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int | None = None,
-    **asked: Any,
+    **arguments: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Output (1, T, H, d) of `query` (1, H, T, d), `key` and `value` (1, K, T, d)."""
-    unknown = sorted(name for name, value in asked.items() if name not in HARMLESS and value is not None)
+    """Output (1, T, H, d) of `query` (1, H, T, d), `key` and `value` (1, K, T, d). ModelError for unsupported arguments."""
+    unknown = sorted(name for name, value in arguments.items() if name not in HARMLESS and value is not None)
     if cu_seq_lens_q is None or max_length_q is None:
-        unknown.append("attention that is not told where conversations begin")
+        unknown.append("attention without document boundaries")
     if is_causal is False or not getattr(module, "is_causal", True):
         unknown.append("attention to later tokens")
     if dropout:
         unknown.append("dropout")
     if unknown:
         raise ModelError(
-            f"{type(module).__name__} asks attention for {', '.join(unknown)}, which packed rows cannot honour; {WAY_OUT}"
+            f"{type(module).__name__} uses {', '.join(unknown)}, which packed attention does not support; {WAY_OUT}"
         )
     assert cu_seq_lens_q is not None
     assert max_length_q is not None

@@ -1,4 +1,4 @@
-"""What a run will need, from the architecture alone (no torch, no weights): parameters, memory per rank, FLOPs, time."""
+"""Estimates from the architecture alone (torch-free, without weights): parameters, memory per rank, FLOPs, time."""
 
 from sft_hydra.planning.estimate.flops import ASSUMED_MFU, PEAK_FLOPS, flops_per_token
 from sft_hydra.planning.estimate.memory import GIB, Memory, estimate_memory, savings

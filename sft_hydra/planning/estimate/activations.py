@@ -1,8 +1,8 @@
-"""What one mixer keeps from the forward to the backward pass, in bytes for each token of a rank.
+"""Activation memory of one mixer: bytes saved for the backward pass, per token of a rank.
 
-Counted from the layers (models/, kernels/): a tensor is kept where autograd needs it. A weight's gradient needs the input of
-its layer, so what trains nothing keeps less. Attention is flash attention, or torch's own on a CPU: both keep inputs, output
-and a sum per head, never scores. Where CUDA and CPU differ, `Keeping.on_cpu` says which.
+Counted from the layers (models/, kernels/): what autograd saves. A weight's gradient needs the input of its layer, so frozen
+layers save less. Attention is FlashAttention, or torch's CPU kernel: both save inputs, output and a logsumexp per head, not
+the scores. `Keeping.on_cpu` covers differences between CUDA and CPU.
 """
 
 from dataclasses import dataclass
@@ -14,23 +14,23 @@ FP32 = 4
 
 @dataclass(frozen=True, slots=True)
 class Keeping:
-    """What decides how much is kept."""
+    """Settings that determine how much is saved."""
 
-    width: int  # bytes of a number in compute
-    full: bool  # all weights are trained
-    lora: int  # rank of adapters, 0 without
+    width: int  # bytes per element in the compute dtype
+    full: bool  # full fine-tuning
+    lora: int  # LoRA rank, 0 without LoRA
     on_cpu: bool
-    tp: int  # ranks whose tokens a mixer gathers
+    tp: int  # tensor-parallel size
 
 
 def kept_by_mixer(s: Sizes, mixer: str, how: Keeping) -> int:
-    """Of one mixer with its norm, and the hidden states that come into it."""
+    """Bytes per token saved by one mixer (`attention`, `mamba`, `mlp`, `moe`) with its norm and its input hidden states."""
     return {"attention": _attention, "mamba": _mamba, "mlp": _mlp, "moe": _moe}[mixer](s, how)
 
 
 def kept_under_selective(s: Sizes, mixer: str, how: Keeping) -> int:
-    """Of one mixer whose block is computed again but for its products (parallel/activation_checkpointing.py): their outputs. An adapted
-    layer has two, and one between its matrices."""
+    """Bytes per token saved under selective activation checkpointing (parallel/activation_checkpointing.py): the outputs of
+    matrix products. A layer with an adapter has two, plus one between the adapter's matrices."""
     inner, gates = s.inner * how.width, 2 if s.gated else 1
     out = how.width * s.hidden
     if mixer == "attention":
@@ -43,49 +43,50 @@ def kept_under_selective(s: Sizes, mixer: str, how: Keeping) -> int:
     if mixer == "mlp":
         return (inner * gates + out * how.tp) * (2 if how.lora else 1) + _adapters(gates + 1, how)
     routed = s.chosen * how.width * (s.expert_inner * gates + s.latent)
-    around = how.width * s.latent + out if s.latent != s.hidden else 0
+    projections = how.width * s.latent + out if s.latent != s.hidden else 0
     shared = (how.width * s.shared_inner + out) * (2 if how.lora else 1) if s.shared_inner else 0
-    return FP32 * s.experts + routed + around + shared
+    return FP32 * s.experts + routed + projections + shared
 
 
 def norm(size: int, how: Keeping) -> int:
-    """Its input. On a CPU an fp32 copy of it, or itself, and what the weight is multiplied with, if that is trained."""
+    """Bytes per token saved by a norm of `size`: its input; on a CPU in fp32, and the normalized values if trained."""
     return FP32 * size * (2 if how.full else 1) if how.on_cpu else how.width * size
 
 
 def _attention(s: Sizes, how: Keeping) -> int:
-    """norm + inputs of q, k, v + norms of q, k + q, k, v, output [and its copy on a CPU] + a sum for each head"""
+    """norm + inputs of q, k, v + norms of q, k + q, k, v, output [and its copy on a CPU] + a logsumexp per head"""
     qk = norm(s.q + s.kv, how) if s.qk_norm else 0
     attention = how.width * (s.q * (3 if how.on_cpu else 2) + 2 * s.kv) + FP32 * s.heads
     return norm(s.hidden, how) + _input(s.hidden, how) + qk + attention + _adapters(4, how)
 
 
 def _mlp(s: Sizes, how: Keeping) -> int:
-    """norm + inputs + what the activation needs, its product with the gate, the input of the last layer"""
+    """norm + inputs + input of the activation, its product with the gate, input of the last layer"""
     layers = 2 if s.gated else 1
     inner = how.width * s.inner * 2 * layers
     return norm(s.hidden, how) + _input(s.hidden, how) + inner + _adapters(layers + 1, how)
 
 
 def _moe(s: Sizes, how: Keeping) -> int:
-    """norm + the router's fp32 input and scores + of each chosen expert: input, activation, output; + the shared expert"""
+    """norm + the router's fp32 input and scores + for each selected expert input, activation, output + the shared expert"""
     router = (FP32 * s.hidden if how.full and how.width < FP32 else 0) + 4 * FP32 * s.experts
     index = 8 * 4 * s.chosen
     inner = s.expert_inner * ((4 if s.gated else 2) if how.full else (3 if s.gated else 1))
     routed = s.chosen * how.width * (inner + s.latent + (s.latent if how.full else 0))
-    around = how.width * s.latent + _input(s.latent, how) if s.latent != s.hidden else 0
+    projections = how.width * s.latent + _input(s.latent, how) if s.latent != s.hidden else 0
     shared = (how.width * 2 * s.shared_inner + _adapters(2, how)) if s.shared_inner else 0
-    return norm(s.hidden, how) + how.width * s.hidden + router + index + routed + around + shared
+    return norm(s.hidden, how) + how.width * s.hidden + router + index + routed + projections + shared
 
 
 def _mamba(s: Sizes, how: Keeping) -> int:
-    """norm + input + convolution + scan + gated norm + input of the last layer; all but these in fp32:
+    """norm + input + convolution + scan + gated norm + input of the last layer. Norm, input and last layer in the compute
+    dtype, the rest in fp32:
 
-    - z: in fp32 the whole product of the input projection, of which it is a part; else an fp32 copy
-    - convolution: what goes into its activation; for the weights' gradient also each tap's input
-    - scan: x, x dt (in two orders), what the state adds; decays and scores times decays (chunk for each head); B, C (in two
-      orders), scores (chunk for each group), B times decays (state for each head); a state for each chunk
-    - gated norm: y, silu(z), their product; what the weight is multiplied with
+    - z: in fp32 the full output of the input projection, of which z is a view; else an fp32 copy
+    - convolution: input of its activation; for the weight gradient also the input of each tap
+    - scan: x, x dt (in two memory orders), the state's contribution; decays and scores times decays (chunk per head); B, C
+      (in two orders), scores (chunk per group), B times decays (state per head); a state per chunk
+    - gated norm: y, silu(z), their product; the normalized values
     """
     full = 1 if how.full else 0
     z = s.mamba_in if how.width == FP32 else s.mamba_inner
@@ -100,10 +101,10 @@ def _mamba(s: Sizes, how: Keeping) -> int:
 
 
 def _input(size: int, how: Keeping) -> int:
-    """The input that a mixer's linear layers share, of all tokens that are gathered for them."""
+    """The input shared by a mixer's linear layers, for all tokens gathered over tensor-parallel ranks."""
     return how.width * size * how.tp
 
 
 def _adapters(layers: int, how: Keeping) -> int:
-    """Between the two matrices of each adapter."""
+    """Activations between the two matrices of each adapter."""
     return how.width * how.lora * layers

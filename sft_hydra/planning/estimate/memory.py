@@ -1,14 +1,15 @@
-"""Memory of one rank at the peak of a training step, and what would lessen it.
+"""Peak memory of one rank in a training step, and settings that reduce it.
 
-Owns the sum of it: what is there at the loss, inside the backward pass, at its end, and in the optimizer's step; the peak is
-the largest of the four. tests/planning/test_estimate_memory.py holds it against what torch allocates.
+The peak is the maximum over four points in time: the loss, within the backward pass, the end of the backward pass, and the
+optimizer step. tests/planning/test_estimate_memory.py compares it with what torch allocates.
 """
 
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sft_hydra.planning.estimate.activations import FP32, Keeping, kept_by_mixer, kept_under_selective, norm
-from sft_hydra.planning.estimate.parameters import adapter_parameters, expert_parameters, mixer_parameters
+from sft_hydra.planning.estimate.adapters import adapters_by_block
+from sft_hydra.planning.estimate.parameters import expert_parameters, mixer_parameters
 from sft_hydra.planning.estimate.sizes import Sizes, sizes_of
 from sft_hydra.planning.layout import Layout, layout_problems
 from sft_hydra.planning.stage_split import partition_layers
@@ -18,14 +19,14 @@ from sft_hydra.schema.optim import AdamW, Muon
 
 GIB = 2**30
 ALONE = Layout()
-EIGHT_BITS = 1 + FP32 / 256  # bytes of a number with its share of the block's scale
-EAGER_UPDATE, COMPILED_UPDATE = 53, 8  # of a number whose moments have eight bits, for as long as its weight is updated
-HEAD_CHUNK_TOKENS = 1024  # rows of logits that exist at one time (kernels/loss.py)
+EIGHT_BITS = 1 + FP32 / 256  # bytes per element with its part of the block's scale
+EAGER_UPDATE, COMPILED_UPDATE = 53, 8  # temporary bytes per element of a weight while its 8-bit state is updated
+HEAD_CHUNK_TOKENS = 1024  # tokens whose logits exist at the same time (kernels/loss.py)
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes on one rank: the most of each part, and the most of all at one time."""
+    """Bytes on one rank: the maximum of each part, and the maximum of their sum at one time (`total`)."""
 
     weights: int
     gradients: int
@@ -36,32 +37,38 @@ class Memory:
 
 
 def estimate_memory(cfg: SftConfig, arch: dict[str, Any], layout: Layout, precision: Precision) -> Memory:
-    """The parts, in bytes:
+    """Peak memory of the pipeline stage that needs most. The parts, in bytes:
 
-    - weights: 4 for each that is trained, those that LoRA leaves alone in the precision of compute, spread over the ranks of
-      FSDP; and copies to compute with: on one rank in bf16 those that layers round (of one block, if it is computed again), over
-      several the embedding, the head and two blocks that FSDP has gathered (of a pipeline: the whole stage)
-    - gradients: 4 for each that is trained, spread alike; over several ranks one block's before and while they are summed
-    - optimizer: 8 for each (AdamW; with eight bits 2 for those that every token meets), 4 for matrices of Muon
-    - activations: of one micro-batch what all blocks keep (activations.py), of a pipeline's first stage of as many
-      micro-batches as it has stages; blocks that are computed again keep their input (and the outputs of products, if selective), and one of them all
-    - logits: fp32 `min(tokens, 1024) x vocabulary`, two of them; the head's gradient and, on one rank in bf16, its copy
+    - weights: 4 per trainable parameter, frozen ones in the compute dtype, sharded by FSDP; plus copies for compute: on one
+      rank in bf16 the weights cast by layers (of one block with activation checkpointing), with several ranks the embedding,
+      lm_head and two all-gathered blocks (with a pipeline: the full stage)
+    - gradients: 4 per trainable parameter, sharded alike; with several ranks one block's gradients before and during the
+      reduce-scatter
+    - optimizer: 8 per trainable parameter (AdamW; with 8-bit state 2 for matrices that every token uses), 4 for Muon's
+    - activations: what all blocks save for one micro-batch (activations.py); on the first pipeline stage for as many
+      micro-batches as there are stages; checkpointed blocks save their input (selective: also matrix-product outputs), and
+      one of them everything while it is recomputed
+    - logits: two of fp32 `min(tokens, 1024) x vocabulary`; the head's gradient and, on one rank in bf16, its copy
 
-    `total` is less than their sum: logits are gone in the backward pass, and a step of one micro-batch has no gradients
-    while it has all activations. Blocks that are compiled, and models of other families, are only about so.
+    `total` is less than the sum: logits are freed before the backward pass, and a step of one micro-batch has no gradients
+    while all activations exist. For compiled blocks and families of `model=hf` it is approximate.
     """
     how = _keeping(cfg, layout, precision)
-    return max((_of_stage(cfg, stage, layout, how) for stage in _stages(arch, layout)), key=lambda memory: memory.total)
+    return max(
+        (_of_stage(cfg, stage, layout, how) for stage in _stages(arch, layout, cfg.peft)),
+        key=lambda memory: memory.total,
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class _Stage:
-    """What a rank holds of the model; all of it without a pipeline."""
+    """The part of the model on a rank; all of it without pipeline parallelism."""
 
     sizes: Sizes  # with the blocks of this stage
     first: bool
     last: bool
     in_flight: int  # micro-batches whose activations are there at one time
+    adapters: int  # parameters of LoRA
 
     @property
     def tables(self) -> int:
@@ -70,11 +77,11 @@ class _Stage:
         return count * self.sizes.vocab * self.sizes.hidden
 
 
-def _stages(arch: dict[str, Any], layout: Layout) -> list[_Stage]:
+def _stages(arch: dict[str, Any], layout: Layout, lora: LoraConfig | None) -> list[_Stage]:
     """Cut as models/pipeline_stages.py does it. A rank with several stages is counted as one that is as large."""
-    s = sizes_of(arch)
+    s, adapters = sizes_of(arch), adapters_by_block(arch, lora)
     if layout.pp == 1:
-        return [_Stage(s, True, True, 1)]
+        return [_Stage(s, True, True, 1, sum(adapters))]
     costs = [
         float(sum(mixer_parameters(s, m) + (s.chosen * expert_parameters(s) if m == "moe" else 0) for m in mixers))
         for mixers in s.blocks
@@ -87,6 +94,7 @@ def _stages(arch: dict[str, Any], layout: Layout) -> list[_Stage]:
             first=number == 0,
             last=number == layout.pp - 1,
             in_flight=layout.pp - (number if layout.vp == 1 else 0),
+            adapters=sum(adapters[i] for i in share),
         )
         for number, share in enumerate(shares)
     ]
@@ -94,8 +102,8 @@ def _stages(arch: dict[str, Any], layout: Layout) -> list[_Stage]:
 
 def _of_stage(cfg: SftConfig, stage: _Stage, layout: Layout, how: Keeping) -> Memory:
     s, train = stage.sizes, cfg.train
-    weights, learnt = _stored(stage, layout, how)
-    gradients, optimizer = FP32 * learnt, _optimizer(cfg, stage, layout, learnt)
+    weights, trainable = _stored(stage, layout, how)
+    gradients, optimizer = FP32 * trainable, _optimizer(cfg, stage, layout, trainable)
     if train.cpu_offload:
         weights = gradients = optimizer = 0
     copies, block, sums = _computed_with(stage, layout, how, train.recompute)
@@ -106,8 +114,8 @@ def _of_stage(cfg: SftConfig, stage: _Stage, layout: Layout, how: Keeping) -> Me
     if layout.pp > 1 and how.full:  # summed over ranks in the last micro-batch only
         earlier = FP32 * (sum(_block(s, mixers, layout) for mixers in s.blocks) + stage.tables)
     head = FP32 * s.vocab * s.hidden if how.full and stage.last else 0
-    rounded = copies if layout.world == 1 else 0  # by layers, which give their copies up as gradients come
-    tables = head * (2 if s.tied else earlier > 0)  # of which embedding and head have a gradient each at the end
+    rounded = copies if layout.world == 1 else 0  # casts by layers, freed as gradients are computed
+    tables = head * (2 if s.tied else earlier > 0)  # gradients of embedding and lm_head at the end
     peaks = (
         kept + logits + earlier,
         kept + again + head + block + sums + earlier,
@@ -137,28 +145,28 @@ def _keeping(cfg: SftConfig, layout: Layout, precision: Precision) -> Keeping:
 
 
 def _stored(stage: _Stage, layout: Layout, how: Keeping) -> tuple[int, int]:
-    """Bytes of the weights that a rank stores, and how many parameters it trains."""
-    own = (sum(_block(stage.sizes, mixers) for mixers in stage.sizes.blocks) + stage.tables) // layout.shards
+    """(bytes of the weights stored on a rank, number of trainable parameters of its shard)."""
+    local = (sum(_block(stage.sizes, mixers) for mixers in stage.sizes.blocks) + stage.tables) // layout.shards
     if how.full:
-        return FP32 * own, own
-    adapters = adapter_parameters(stage.sizes) * how.lora // layout.shards
-    return how.width * own + FP32 * adapters, adapters
+        return FP32 * local, local
+    adapters = stage.adapters // layout.shards
+    return how.width * local + FP32 * adapters, adapters
 
 
 def _block(s: Sizes, mixers: tuple[str, ...], layout: Layout = ALONE) -> int:
-    """Parameters of one block that a rank computes with."""
+    """Parameters of one block on a rank, all-gathered over FSDP, split over tp and ep."""
     split = sum(mixer_parameters(s, mixer) // layout.tp for mixer in mixers if mixer != "moe")
-    whole = sum(mixer_parameters(s, mixer) for mixer in mixers if mixer == "moe")
-    return split + whole + mixers.count("moe") * s.experts * expert_parameters(s) // layout.ep
+    replicated = sum(mixer_parameters(s, mixer) for mixer in mixers if mixer == "moe")
+    return split + replicated + mixers.count("moe") * s.experts * expert_parameters(s) // layout.ep
 
 
 def _rounds(layout: Layout, how: Keeping) -> bool:
-    """Whether layers themselves round the weights they compute with: those that are kept in fp32, on one rank."""
+    """Whether layers cast fp32 weights to the compute dtype: in full fine-tuning on one rank (FSDP casts otherwise)."""
     return how.full and how.width < FP32 and layout.world == 1
 
 
 def _computed_with(stage: _Stage, layout: Layout, how: Keeping, recompute: Recompute) -> tuple[int, int, int]:
-    """Bytes of weights beside those that are stored: for the whole step, for one block, and gradients of one block."""
+    """Bytes of temporary weights for the full step, of temporary weights of one block, and of gradients of one block."""
     blocks = [_block(stage.sizes, mixers, layout) for mixers in stage.sizes.blocks]
     if layout.world == 1:
         rounded = [how.width * size for size in blocks] if _rounds(layout, how) else [0]
@@ -170,18 +178,18 @@ def _computed_with(stage: _Stage, layout: Layout, how: Keeping, recompute: Recom
     return tables, 2 * how.width * max(blocks), sums + (how.width * max(blocks) if how.full else 0)
 
 
-def _optimizer(cfg: SftConfig, stage: _Stage, layout: Layout, learnt: int) -> int:
-    """Two moments of AdamW, in fp32 or eight bits (engine/optimizer.py says which of them); one of Muon."""
+def _optimizer(cfg: SftConfig, stage: _Stage, layout: Layout, trainable: int) -> int:
+    """Bytes of optimizer state: two moments with AdamW, in fp32 or 8 bit (see engine/optimizer.py); one with Muon."""
     if isinstance(cfg.optimizer, AdamW) and cfg.optimizer.state_bits == 8:
         in_fp32 = 0 if cfg.peft is not None else _embedding_and_experts(stage) // layout.shards
-        return 2 * FP32 * in_fp32 + int(2 * EIGHT_BITS * (learnt - in_fp32))
+        return 2 * FP32 * in_fp32 + int(2 * EIGHT_BITS * (trainable - in_fp32))
     if not isinstance(cfg.optimizer, Muon) or cfg.peft is not None:
-        return 2 * FP32 * learnt
-    return 2 * FP32 * learnt - FP32 * (learnt - stage.tables // layout.shards)
+        return 2 * FP32 * trainable
+    return 2 * FP32 * trainable - FP32 * (trainable - stage.tables // layout.shards)
 
 
 def _update(cfg: SftConfig, stage: _Stage, layout: Layout, how: Keeping) -> int:
-    """Bytes between the operations of the optimizer's step, which takes weight by weight; none that counts in fp32."""
+    """Temporary bytes of the optimizer step, which updates weight by weight; negligible with fp32 state."""
     if not isinstance(cfg.optimizer, AdamW) or cfg.optimizer.state_bits == 32 or not how.full:
         return 0
     s = stage.sizes
@@ -193,14 +201,14 @@ def _update(cfg: SftConfig, stage: _Stage, layout: Layout, how: Keeping) -> int:
 
 
 def _embedding_and_experts(stage: _Stage) -> int:
-    """Parameters that not every token meets."""
+    """Number of parameters that not every token uses."""
     s = stage.sizes
     embedding = s.vocab * s.hidden if stage.first or (stage.last and s.tied) else 0
     return embedding + s.count("moe") * s.experts * expert_parameters(s)
 
 
 def _kept(stage: _Stage, layout: Layout, how: Keeping, recompute: Recompute) -> tuple[int, int]:
-    """Bytes a token that are kept of all blocks, and of the block that is computed again."""
+    """Bytes per token saved by all blocks, and by the block that is being recomputed."""
     s = stage.sizes
     all_of = [sum(kept_by_mixer(s, mixer, how) for mixer in mixers) for mixers in s.blocks]
     kept, again = sum(all_of), 0
@@ -221,7 +229,7 @@ def _logits(s: Sizes, tokens: int, layout: Layout, how: Keeping) -> int:
 
 
 def savings(cfg: SftConfig, arch: dict[str, Any], precision: Precision) -> list[tuple[str, int]]:
-    """(what to set, bytes that it saves a rank) of each change that would help, by the estimate; what helps most first."""
+    """(setting, bytes saved per rank) for each change that reduces the estimate by over 1 %, largest saving first."""
     train, gpus = cfg.train, 2 * ranks_per_node(cfg)
     changes: dict[str, SftConfig] = {
         f"cluster.gpus_per_node={gpus}": replace(cfg, cluster=replace(cfg.cluster, gpus_per_node=gpus)),

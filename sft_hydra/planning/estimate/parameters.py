@@ -1,27 +1,28 @@
-"""How many parameters a model has, in which parts, and what of them is used and trained."""
+"""Parameter counts of a model: total, active, per part, trainable."""
 
 from dataclasses import dataclass
 from typing import Any
 
+from sft_hydra.planning.estimate.adapters import adapters_by_block
 from sft_hydra.planning.estimate.sizes import Sizes, sizes_of
 from sft_hydra.schema.config import LoraConfig
 
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
+    """Parameter counts."""
+
     total: int
     active: int
     """Used by one token: routed experts count only as often as they are chosen."""
     expert: int
-    """Part of `total` that sits in routed experts."""
+    """Part of `total` in routed experts."""
     embedding: int
     """Input embedding (and the head if untied)."""
-    lora_per_rank: int
-    """Adapter parameters for each unit of `peft.dim` on the default targets."""
 
 
 def count_parameters(arch: dict[str, Any]) -> Parameters:
-    """Counts from the fields of config.json, dense and Nemotron-H; of other families about so many."""
+    """Counts from the fields of config.json; exact for our families, approximate for others."""
     s = sizes_of(arch)
     mixers = [mixer for block in s.blocks for mixer in block]
     embedding = s.vocab * s.hidden * (1 if s.tied else 2)
@@ -32,12 +33,11 @@ def count_parameters(arch: dict[str, Any]) -> Parameters:
         active=common + s.count("moe") * s.chosen * one,
         expert=s.count("moe") * s.experts * one,
         embedding=embedding,
-        lora_per_rank=adapter_parameters(s),
     )
 
 
 def mixer_parameters(s: Sizes, mixer: str) -> int:
-    """Of one mixer with its norm, without routed experts."""
+    """Parameters of one mixer with its norm, without routed experts."""
     if mixer == "attention":
         norms = 2 * s.head_dim if s.qk_norm else 0
         return s.hidden * (2 * s.q + 2 * s.kv) + norms + s.hidden
@@ -47,30 +47,15 @@ def mixer_parameters(s: Sizes, mixer: str) -> int:
     if mixer == "mlp":
         return (3 if s.gated else 2) * s.hidden * s.inner + s.hidden
     router = s.experts * (s.hidden + (0 if s.gated else 1))
-    around = 2 * s.hidden * s.latent if s.latent != s.hidden else 0
-    return router + 2 * s.hidden * s.shared_inner + around + s.hidden
+    projections = 2 * s.hidden * s.latent if s.latent != s.hidden else 0
+    return router + 2 * s.hidden * s.shared_inner + projections + s.hidden
 
 
 def expert_parameters(s: Sizes) -> int:
-    """Of one routed expert."""
+    """Parameters of one routed expert."""
     return (3 if s.gated else 2) * s.latent * s.expert_inner
 
 
-def trainable_parameters(params: Parameters, peft: LoraConfig | None) -> int:
-    return params.total if peft is None else params.lora_per_rank * peft.dim
-
-
-def adapter_parameters(s: Sizes) -> int:
-    """Of LoRA on the default targets, for each unit of its rank."""
-    return sum(_lora(s, mixer) for block in s.blocks for mixer in block)
-
-
-def _lora(s: Sizes, mixer: str) -> int:
-    """Inputs and outputs of the layers of one mixer that LoRA acts on by default."""
-    if mixer == "attention":
-        return 2 * (s.hidden + s.q) + 2 * (s.hidden + s.kv)
-    if mixer == "mamba":
-        return s.hidden + s.mamba_in
-    if mixer == "mlp":
-        return (3 if s.gated else 2) * (s.hidden + s.inner)
-    return 2 * (s.hidden + s.shared_inner) if s.shared_inner else 0
+def trainable_parameters(arch: dict[str, Any], peft: LoraConfig | None) -> int:
+    """All, or those of the adapters on the layers that `peft` chooses."""
+    return count_parameters(arch).total if peft is None else sum(adapters_by_block(arch, peft))

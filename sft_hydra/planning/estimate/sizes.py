@@ -1,4 +1,4 @@
-"""The sizes that estimates are made of, read from the fields of a config.json: one form for all families."""
+"""Model sizes used by the estimates, read from the fields of a config.json, in one form for all families."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,11 +8,11 @@ from sft_hydra.planning.architecture import common_names
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Numbers of channels, unless a name says otherwise. What a family does not have is 0."""
+    """Model sizes, in channels unless noted otherwise. Sizes that a family does not have are 0."""
 
     vocab: int
     hidden: int
-    tied: bool  # the head is the embedding
+    tied: bool  # lm_head and embedding share their weight
     blocks: tuple[tuple[str, ...], ...]  # mixers of each block: attention, mamba, mlp, moe
     heads: int
     head_dim: int
@@ -24,7 +24,7 @@ class Sizes:
     chosen: int  # experts of one token
     expert_inner: int
     shared_inner: int
-    latent: int  # channels that experts work in
+    latent: int  # input and output channels of experts
     mamba_heads: int
     mamba_inner: int
     groups: int
@@ -34,27 +34,31 @@ class Sizes:
 
     @property
     def q(self) -> int:
+        """Channels of all query heads."""
         return self.heads * self.head_dim
 
     @property
     def kv(self) -> int:
+        """Channels of all key heads (as many as of value heads)."""
         return self.kv_heads * self.head_dim
 
     @property
     def conv(self) -> int:
+        """Channels of Mamba's convolution: x, B and C."""
         return self.mamba_inner + 2 * self.groups * self.state
 
     @property
     def mamba_in(self) -> int:
+        """Outputs of Mamba's input projection: z, x, B, C and dt."""
         return self.mamba_inner + self.conv + self.mamba_heads
 
     def count(self, mixer: str) -> int:
-        """How many such mixers the model has."""
+        """Number of mixers of this kind in the model."""
         return sum(block.count(mixer) for block in self.blocks)
 
 
 def sizes_of(arch: dict[str, Any]) -> Sizes:
-    """Of a dense model, one with mixtures of experts, or Nemotron-H; of other families about so."""
+    """Sizes from the fields of config.json; exact for our families, approximate for others."""
     arch = common_names(arch)
     hidden, heads = arch["hidden_size"], arch["num_attention_heads"]
     mamba_heads = arch.get("mamba_num_heads") or 0

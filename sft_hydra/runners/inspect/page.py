@@ -88,7 +88,7 @@ def _conversations(
     turn_start, turn_role = words.turns(ids)
     return Conversations(
         input_ids=ids,
-        learned=learned,
+        supervised=learned,
         offsets=offsets,
         row=np.repeat(numbers, [len(row.seq_start_id) for row in rows]).astype(np.int32),
         source=np.concatenate([row.source_id for row in rows]),

@@ -62,15 +62,10 @@ TOOLED = (
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 CALLS = "{% for c in m.tool_calls %}{{ c.function | tojson }}{% endfor %}"
-LISTED = "{% if tools %}{% for t in tools %}{{ t.function.name ~ ';' }}{% endfor %}{% endif %}"
+LISTED = "{% if tools %}{% for t in tools %}{{ (t.function | tojson) ~ ';' }}{% endfor %}{% endif %}"
 TOOLS_SERVED = {
     "blocks": LISTED + TOOLED.replace("CALLS", "{% if m.tool_calls is defined %}" + CALLS + "{% endif %}"),
     "counted": "{% if tools and tools | length > 0 %}" + LISTED + "{% endif %}" + TOOLED.replace("CALLS", CALLS),
-    "without the text beside a call": LISTED
-    + "{% for m in messages %}{{ '<' ~ m.role ~ '>' }}{% if m.tool_calls %}"
-    + CALLS
-    + "{% else %}{{ m.content }}{% endif %}"
-    "{{ '</s>' }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}",
     "by key": LISTED + TOOLED.replace("CALLS", CALLS.replace("m.tool_calls", "m['tool_calls']")),
 }
 TOOLS_REFUSED = {
@@ -86,7 +81,8 @@ TOOLS_REFUSED = {
     + TOOLS_SERVED["blocks"],
     "or others": "{{ (tools or 'none') | length }}" + TOOLS_SERVED["blocks"],
     "printed whole": "{{ tools | tojson }}" + TOOLED.replace("CALLS", CALLS),
-    "the call of a result": TOOLED.replace(
+    "the call of a result": LISTED
+    + TOOLED.replace(
         "CALLS", CALLS + "{% if m.role == 'tool' and m.tool_call_id == messages[1].tool_calls[0].id %}!{% endif %}"
     ),
 }

@@ -1,4 +1,4 @@
-"""How a conversation looks to a person: reasoning, calls, results and answers apart."""
+"""Conversations as text for people, with labels for reasoning, tool calls and results."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -15,6 +15,7 @@ def as_text(messages: Sequence[Message]) -> str:
 
 
 def show(console: Console, messages: Sequence[Message]) -> None:
+    """Print the messages with colours."""
     for label, text, style in _lines(messages):
         console.print(Text(label + text, style=style))
 

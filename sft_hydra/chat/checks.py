@@ -1,0 +1,238 @@
+"""Holds rendered sequences to what a server renders: `Checks.holds` (the text before every trained turn is the prompt that
+the template renders for the messages before it) and `Checks.dropped` (what of a row does not stand in its text).
+
+Both are learned: a turn in surroundings that were checked before (roles and kinds of fields beside it, and which there are
+before and after it) is trusted, unless a content of its row holds a text that the template looks for. One row in EVERY
+is checked all the same; a difference raises LearnedWrongError, and the shard is done again with every turn checked.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sft_hydra.chat.resource_limits import LimitError
+from sft_hydra.chat.template_traits import TemplateTraits
+from sft_hydra.chat.turn_spans import RenderedSequence, Turn, TurnSpans
+from sft_hydra.chat.whole import lost, message_texts, tool_texts
+from sft_hydra.records import Conversation, Message
+
+EVERY = 61  # rows; odd, so that rows that alternate are met in turn
+FINE = 5  # bits
+Key = tuple[Any, ...]
+Made = tuple[RenderedSequence, int, list[int]]  # a sequence, of how many of the row's messages, the turns trained in it
+
+
+class LearnedWrongError(Exception):
+    """A turn is not rendered as others in the same surroundings are."""
+
+
+class Checks:
+    """Checks of one template. `careful`: nothing is trusted."""
+
+    def __init__(self, locator: TurnSpans, habits: TemplateTraits, literals: set[str]) -> None:
+        self.locator = locator
+        self.habits = habits
+        self.literals = sorted(text for text in literals if not text.isalnum())
+        self.careful = False
+        self.codes: dict[Key, int] = {}
+        self.forget()
+
+    def forget(self) -> None:
+        """Learn again, so that what a shard becomes does not depend on the shards before it."""
+        self.good: dict[Key, bool] = {}
+        self.whole: dict[Key, str | None] = {}
+        self.rows = 0
+
+    def holds(
+        self,
+        text: str,
+        found: list[Turn],
+        messages: Sequence[Message],
+        tools: list[Any] | None,
+        modes: Sequence[bool],
+        trusted: bool,
+    ) -> bool:
+        """True if each turn stands behind its serving prompt, or as near as this template allows. `trusted`: what was
+        learned counts."""
+        keys = self.surroundings(messages, tools, modes)
+        spot = -1
+        if trusted:
+            self.rows += 1
+            if self.rows % EVERY == 0:
+                spot = found[(self.rows // EVERY) % len(found)].index
+        for turn in found:
+            key = keys[turn.index]
+            known = self.good.get(key) if trusted and not self.careful else None
+            if known is False:
+                return False
+            if known and turn.index != spot:
+                continue
+            holds = self._stands(text, turn, messages, tools, modes[turn.index])
+            if known and not holds:
+                raise LearnedWrongError
+            if trusted:
+                self.good[key] = holds
+            if not holds:
+                return False
+        return True
+
+    def by_habit(
+        self,
+        messages: Sequence[Message],
+        tools: list[Any] | None,
+        modes: Sequence[bool],
+        quick: Callable[[], RenderedSequence | None],
+        sure: Callable[[], RenderedSequence],
+    ) -> RenderedSequence:
+        """A sequence of the last turn: `quick` where it was as `sure` in such surroundings before, else `sure`."""
+        key = ("alone", self.surroundings(messages, tools, modes)[-1])
+        self.rows += 1
+        if self.good.get(key) and self.rows % EVERY and (found := quick()) is not None:
+            return found
+        sequence = sure()
+        same = quick() == sequence
+        if self.good.get(key) and not same:
+            raise LearnedWrongError
+        self.good[key] = same
+        return sequence
+
+    def is_tested(self, messages: Sequence[Message]) -> bool:
+        """True if a text of a message holds one that the template looks for."""
+        for message in messages:
+            for name in ("content", "reasoning_content"):
+                text = message.get(name)
+                if type(text) is str and any(literal in text for literal in self.literals):
+                    return True
+        return False
+
+    def dropped(self, conversation: Conversation, made: list[Made], modes: list[bool]) -> str | None:
+        """What of a row does not stand in the sequences made of it; None if all does."""
+        for sequence, stop, turns in made:
+            name = lost(_wanted(conversation, stop, turns, modes), sequence.text)
+            if name is not None:
+                return name
+        return None
+
+    def drops_always(
+        self,
+        conversation: Conversation,
+        remake: Callable[[Conversation], list[Made]],
+        modes: list[bool],
+    ) -> str | None:
+        """What the template leaves out of rows like this one, learned with words that stand nowhere else."""
+        keys: list[Key] = [*self.surroundings(conversation.messages, conversation.tools, modes)]
+        keys.append(("tools", frozenset(keys)) if conversation.tools else ())
+        if self.careful or any(key not in self.whole for key in keys):
+            self._learn_whole(conversation, keys, remake, modes)
+        return next((name for key in keys if (name := self.whole[key]) is not None), None)
+
+    def _learn_whole(
+        self,
+        conversation: Conversation,
+        keys: list[Key],
+        remake: Callable[[Conversation], list[Made]],
+        modes: list[bool],
+    ) -> None:
+        found: list[list[str | None]] = []
+        for letters in ("Kw", "mb"):  # a template may replace a letter, but hardly all of them
+            stand_in = Conversation(_with_stand_ins(conversation.messages, letters), conversation.tools, "", "")
+            try:
+                made = remake(stand_in)
+            except LimitError:
+                raise
+            except Exception:  # the template does not take such words: the row itself is looked at
+                made = []
+            found.append(_what_is_lost(stand_in, made, modes))
+            if not any(found[-1]):
+                break
+        for number, key in enumerate(keys):
+            name = found[-1][number] if all(names[number] for names in found) else None
+            self.whole[key] = self.whole.get(key) or name
+
+    def _stands(
+        self, text: str, turn: Turn, messages: Sequence[Message], tools: list[Any] | None, thinking: bool
+    ) -> bool:
+        prefix = text[: turn.spans[0][0]]
+        prompt = self.locator.served(messages[: turn.index], tools, thinking)
+        if not turn.bare:
+            return prompt == prefix
+        if prompt is None:  # nobody can ask for what an assistant says first
+            return True
+        if not (prompt.startswith(prefix) or prefix.startswith(prompt)):
+            return False
+        return self.locator.alone(messages[: turn.index + 1], tools, thinking).bare_headers > 0
+
+    def surroundings(self, messages: Sequence[Message], tools: list[Any] | None, modes: Sequence[bool]) -> list[Key]:
+        """Of each message: what may decide how it is rendered, but for the words."""
+        fine = [self._code(message, modes[index]) for index, message in enumerate(messages)]
+        codes = [code >> FINE for code in fine]
+        after, later = [0] * len(codes), 0
+        for index in range(len(codes) - 1, -1, -1):
+            after[index] = later
+            later |= 1 << codes[index]
+        keys: list[Key] = []
+        before = 0
+        has_tools = bool(tools)
+        for index, code in enumerate(codes):
+            near = tuple(codes[max(index - 2, 0) : index + 3])
+            own = tuple(fine[max(index - 1, 0) : index + 1])
+            keys.append((has_tools, min(index, 2), before, after[index], near, own))
+            before |= 1 << code
+        return keys
+
+    def _code(self, message: Message, thinking: bool) -> int:
+        """A number for what a message is: its role, its mode, whether it calls and has a text, and in the last bits more of it."""
+        content = message.get("content")
+        kind = 0
+        if type(content) is str and content:
+            kind = 2 if content[0].isspace() or content[-1].isspace() else 1
+        calls = min(len(message.get("tool_calls") or ()), 3)
+        key = (message["role"], calls > 0, thinking, kind > 0)
+        return (
+            self.codes.setdefault(key, len(self.codes)) << FINE | kind << 3 | calls << 1 | (message.get("weight") == 0)
+        )
+
+
+def _wanted(conversation: Conversation, stop: int, turns: list[int], modes: list[bool]) -> Any:
+    yield from tool_texts(conversation.tools)
+    for index, message in enumerate(conversation.messages[:stop]):
+        if message["role"] != "assistant" or index in turns:
+            yield from message_texts(message, modes[index])
+
+
+def _what_is_lost(conversation: Conversation, made: list[Made], modes: list[bool]) -> list[str | None]:
+    """Of each message, and last of the tools: what the template leaves out."""
+    names: list[str | None] = [None] * (len(conversation.messages) + 1)
+    for sequence, stop, turns in made:
+        text = sequence.text
+        for index, message in enumerate(conversation.messages[:stop]):
+            if message["role"] != "assistant" or index in turns:
+                names[index] = names[index] or lost(message_texts(message, modes[index]), text)
+        names[-1] = names[-1] or lost(tool_texts(conversation.tools), text)
+    return names
+
+
+def _with_stand_ins(messages: Sequence[Message], letters: str) -> list[Message]:
+    found: list[Message] = []
+    for index, message in enumerate(messages):
+        changed = dict(message)
+        for name in ("content", "reasoning_content"):
+            text = message.get(name)
+            if isinstance(text, str) and text.strip():
+                start = text[: len(text) - len(text.lstrip())]
+                changed[name] = f"{start}{letters}{name[:1]}{index}{letters}{text[len(text.rstrip()) :]}"
+        if "tool_calls" in message:
+            changed["tool_calls"] = [
+                _stand_in_call(call, f"{letters}{index}x{number}{letters}")
+                for number, call in enumerate(message["tool_calls"])
+            ]
+        found.append(changed)
+    return found
+
+
+def _stand_in_call(call: dict[str, Any], word: str) -> dict[str, Any]:
+    function = call["function"]
+    arguments = {
+        key: f"{word}{key}" if isinstance(value, str) and value else value
+        for key, value in function["arguments"].items()
+    }
+    return {**call, "function": {**function, "name": f"{word}f", "arguments": arguments}}

@@ -1,0 +1,142 @@
+"""Rendering with what a row itself says: `RowRenderer.sequences` hands `chat_template_kwargs` of rows to their template.
+
+Invariant: the thinking mode that a row names is the one it is rendered in; what its template does not read is named in the
+conversation's `unread`. A renderer is kept for every set of switches (`enable_thinking=false`), because they change
+generation prompts; texts and lists are handed over for one row.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from jinja2 import nodes
+
+from sft_hydra.chat.render import Renderer
+from sft_hydra.chat.turn_spans import RenderedSequence
+from sft_hydra.errors import RowError
+from sft_hydra.records import Conversation
+
+MODES = ("enable_thinking", "thinking")
+KEPT = 32  # renderers; each has learnt the template anew
+SWITCH_CHARS = 16  # a longer text is no switch
+
+Kwargs = dict[str, Any]
+
+
+class RowRenderer:
+    """Sequences of any conversation. `make`: the renderer whose template gets these variables too."""
+
+    def __init__(self, make: Callable[[Kwargs], Renderer]) -> None:
+        self.make = make
+        self.plain = make({})
+        both = [renderer for renderer in (self.plain, self.plain.with_tools) if renderer and renderer.template]
+        self.names = frozenset[str]().union(*map(names_read, both))
+        self.known: OrderedDict[str, Renderer] = OrderedDict()
+        self.careful = False
+
+    def sequences(self, conversation: Conversation) -> list[RenderedSequence]:
+        """Training sequences, at least one. Raises RowError and LearnedWrongError as Renderer does."""
+        if not conversation.template_kwargs:
+            return self.plain.sequences(conversation)
+        kwargs = self.used(conversation)
+        if lost := [key for key in _texts(conversation) if key not in kwargs]:
+            raise RowError("template_drops", f"chat_template_kwargs.{lost[0]}: the chat template does not read it")
+        switches = {key: value for key, value in kwargs.items() if _is_switch(value)}
+        more = {key: value for key, value in kwargs.items() if key not in switches}
+        renderer = self._of(switches).chosen(conversation)
+        if any(switches.get(key) is False for key in MODES):
+            conversation = _without_reasoning(conversation)
+        if not more or renderer.template is None:
+            return renderer.sequences(conversation)
+        template = renderer.template
+        before = template.variables
+        template.variables = _joined(before, more)
+        try:
+            return renderer.by_template(conversation, trusted=False)
+        finally:
+            template.variables = before
+
+    def used(self, conversation: Conversation) -> Kwargs:
+        """The row's words for the template that this one reads; both names of the thinking mode are the same to us."""
+        given = conversation.template_kwargs
+        kwargs = {key: value for key, value in given.items() if key in self.names}
+        mode = next((given[key] for key in MODES if isinstance(given.get(key), bool)), None)
+        if mode is not None and not self.names.isdisjoint(MODES):
+            kwargs |= dict.fromkeys(MODES, mode)
+        return kwargs
+
+    def unread(self, conversation: Conversation) -> set[str]:
+        """Keys of the row that neither the house nor its template reads."""
+        used = self.used(conversation) if conversation.template_kwargs else {}
+        found = {key for key in conversation.unread if not self._is_read(key, used)}
+        given = (conversation.meta.get("chat_template_kwargs") or ()) if conversation.template_kwargs else ()
+        if isinstance(given, dict):
+            found |= {f"chat_template_kwargs.{key}" for key in given.keys() - used.keys() - {"tools"}}
+        if any(used.get(key) is False for key in MODES) and any(
+            "reasoning_content" in m for m in conversation.messages
+        ):
+            found.add("messages.reasoning_content (the row says enable_thinking=false)")
+        return found
+
+    def _is_read(self, key: str, used: Kwargs) -> bool:
+        group, _, name = key.partition(".")
+        return name in self.names if group in ("messages", "tool_calls") and name else key in used
+
+    def forget(self) -> None:
+        """Learn again which shapes of rows need no check, as for the first shard."""
+        for renderer in (self.plain, *self.known.values()):
+            renderer.forget()
+
+    def trust_nothing(self) -> None:
+        """Render and check every row from now on."""
+        self.careful = True
+        for renderer in (self.plain, *self.known.values()):
+            renderer.trust_nothing()
+
+    def _of(self, switches: Kwargs) -> Renderer:
+        if not switches:
+            return self.plain
+        key = repr(sorted(switches.items()))
+        if key not in self.known:
+            if len(self.known) >= KEPT:
+                self.known.popitem(last=False)
+            self.known[key] = self.make(switches)
+            if self.careful:
+                self.known[key].trust_nothing()
+        self.known.move_to_end(key)
+        return self.known[key]
+
+
+def renderers_of(make: Callable[[Kwargs], Renderer], variables: Kwargs) -> Callable[[Kwargs], Renderer]:
+    """`make`, called with `variables` and what is given more."""
+    return lambda more: make(_joined(variables, more) if more else variables)
+
+
+def names_read(renderer: Renderer) -> frozenset[str]:
+    """Names of variables, attributes and keys in the source of a template."""
+    assert renderer.template is not None
+    tree = renderer.template.environment.parse(renderer.template.source)
+    found = {node.name for node in tree.find_all(nodes.Name)} | {node.attr for node in tree.find_all(nodes.Getattr)}
+    constants = {node.value for node in tree.find_all(nodes.Const)}
+    return frozenset(found | {value for value in constants if isinstance(value, str)})
+
+
+def _texts(conversation: Conversation) -> list[str]:
+    """Keys of `chat_template_kwargs` that hold what the model is to see: texts, tools, documents."""
+    given = conversation.template_kwargs.items()
+    return [key for key, value in given if key not in conversation.meta and value and not _is_switch(value)]
+
+
+def _is_switch(value: Any) -> bool:
+    return isinstance(value, bool | int | float) or (
+        isinstance(value, str) and len(value) <= SWITCH_CHARS and value.isalnum()
+    )
+
+
+def _joined(variables: Kwargs, more: Kwargs) -> Kwargs:
+    return {**variables, **more, "chat_template_kwargs": {**variables.get("chat_template_kwargs", {}), **more}}
+
+
+def _without_reasoning(given: Conversation) -> Conversation:
+    messages = [{key: value for key, value in m.items() if key != "reasoning_content"} for m in given.messages]
+    return Conversation(messages, given.tools, given.origin, given.source, given.meta, given.template_kwargs)

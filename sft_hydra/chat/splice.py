@@ -1,0 +1,44 @@
+"""What of a turn's own text the model writes after a generation prompt that the text does not begin with: `continuation`."""
+
+import re
+from typing import Any
+
+from sft_hydra.chat.ends import CONTROL
+from sft_hydra.chat.text import common_prefix, tag_edge
+from sft_hydra.records import Message
+
+OPENS_REASONING = re.compile(r"[<\[|](?!/)[^<>\[\]/]*think[^<>\[\]/]*[>\]]\s*\Z", re.IGNORECASE)
+CLOSES = re.compile(r"(?<![a-z])end(?![a-z])", re.IGNORECASE)
+
+
+def continuation(own: str, prompt: str, message: Message) -> tuple[str | None, bool]:
+    """The trained text of a turn, and whether it is no continuation of `prompt` because that opens reasoning, of which the
+    turn has none. `own`: what the template prints for the turn, header first; None if it has another header."""
+    if not prompt and not own[: _first_word(own, message)].strip():  # a template whose turns have no header
+        return own, False
+    if prompt and own.startswith(prompt):
+        return own[len(prompt) :], False
+    header = tag_edge(common_prefix([prompt, own])) if prompt else ""
+    if not header.strip():
+        return None, False
+    scaffold, rest = prompt[len(header) :], own[len(header) :]
+    first = _first_word(rest, message)
+    printed = rest[:first]
+    if printed.strip().startswith(scaffold.strip()):  # only white space differs
+        cut = printed.index(scaffold.strip()) + len(scaffold.strip()) if scaffold.strip() else 0
+        after = printed[cut:]
+        return (after.lstrip() if scaffold[-1:].isspace() else after) + rest[first:], False
+    thoughtful = bool(message.get("reasoning_content") or message.get("reasoning") or message.get("thinking"))
+    tag = OPENS_REASONING.search(scaffold)
+    opens = bool(tag and not CLOSES.search(tag[0]))
+    if CONTROL.match(scaffold.lstrip()) and not opens:  # an empty block of reasoning, after which the answer comes
+        return rest, False
+    return (None, False) if thoughtful else (rest, True)
+
+
+def _first_word(rest: str, message: Message) -> int:
+    """Where the first of the message's own texts stands in `rest`; 0 if none does."""
+    texts: list[Any] = [message.get(key) for key in ("reasoning_content", "reasoning", "thinking", "content")]
+    texts += [call["function"]["name"] for call in message.get("tool_calls") or ()]
+    places = [rest.find(text.strip()) for text in texts if isinstance(text, str) and text.strip()]
+    return min((place for place in places if place >= 0), default=0)

@@ -1,0 +1,93 @@
+"""What of a row stands in its rendered text: `lost(texts, text)` names the first that does not, `message_texts` and
+`tool_texts` say what must.
+
+A template may trim, escape and reorder what it prints; it may not leave it out.
+"""
+
+import html
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from sft_hydra.records import Message
+
+Named = tuple[str, str]  # what it is, for people; the text that must stand
+
+
+def message_texts(message: Message, reasoning: bool) -> Iterator[Named]:
+    """All that a message says. `reasoning`: its reasoning too."""
+    role = message["role"]
+    thought = message.get("reasoning_content")
+    if reasoning and thought:
+        yield "reasoning", thought
+    content = message.get("content")
+    if isinstance(content, str) and content:
+        beside = " beside a tool call" if "tool_calls" in message else ""
+        yield f"content of a message of the {role}{beside}", content
+    yield from call_texts(message.get("tool_calls") or ())
+
+
+def call_texts(calls: Iterable[dict[str, Any]]) -> Iterator[Named]:
+    """Names and arguments of tool calls."""
+    for call in calls:
+        function = call["function"]
+        yield "name of a tool call", function["name"]
+        for text in _leaves(function["arguments"]):
+            yield "arguments of a tool call", text
+
+
+def tool_texts(tools: Iterable[Any] | None) -> Iterator[Named]:
+    """Names and parameters of tool definitions."""
+    for tool in tools or ():
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        if not isinstance(function, dict):
+            continue
+        if isinstance(function.get("name"), str):  # some templates print signatures without descriptions
+            yield "name of a tool", function["name"]
+        parameters = function.get("parameters")
+        properties = parameters.get("properties") if isinstance(parameters, dict) else None
+        for parameter in properties if isinstance(properties, dict) else ():
+            yield "parameters of a tool", parameter
+
+
+def lost(texts: Iterable[Named], text: str) -> str | None:
+    """The first of `texts` that `text` does not hold; None if it holds all. Texts are looked for in their order first."""
+    position = 0
+    for name, wanted in texts:
+        place = text.find(wanted, position)
+        if place >= 0:
+            position = place + len(wanted)
+        elif wanted not in text and not _stands_changed(wanted, text):
+            return name
+    return None
+
+
+def _stands_changed(wanted: str, text: str) -> bool:
+    """Whether a text stands there trimmed, escaped, or with other white space."""
+    stripped = wanted.strip()
+    if not stripped:
+        return True
+    for form in (stripped, json.dumps(stripped, ensure_ascii=False)[1:-1], json.dumps(stripped)[1:-1]):
+        if form in text:
+            return True
+    if html.escape(stripped) in text or html.escape(json.dumps(stripped, ensure_ascii=False)[1:-1]) in text:
+        return True
+    if repr(stripped)[1:-1] in text:
+        return True
+    return "".join(stripped.split()) in "".join(text.split())
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    """The keys, texts and numbers of a JSON value."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield str(key)
+            yield from _leaves(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _leaves(item)
+    elif isinstance(value, str):
+        if value:
+            yield value
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield str(value)

@@ -1,0 +1,133 @@
+"""Weights of Megatron checkpoints as if they were a Hugging Face folder's: `MegatronWeights`; and the way back:
+`write_megatron`.
+
+A checkpoint is an `iter_*` folder, or a run's folder with `latest_checkpointed_iteration.txt`. Only weights are taken:
+optimizer state, random state and Transformer Engine's `_extra_state` stay behind.
+"""
+
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sft_hydra.checkpoint.torch_dist import TorchDist, TorchDistWriter
+from sft_hydra.errors import CheckpointError, ModelError
+from sft_hydra.models.megatron_names import Piece, Place, places
+
+WEIGHTS = ("embedding.", "decoder.", "output_layer.", "mtp.")  # beginnings of the keys of a model's weights
+NOT_WEIGHTS = ("_extra_state", "rotary_pos_emb.inv_freq")
+
+
+class MegatronWeights:
+    """What `load_weights` reads: names as in Hugging Face's files, and slices of their tensors."""
+
+    def __init__(self, folder: Path, config: Any) -> None:
+        self.folder, self.config = folder, config
+        self.tensors = TorchDist(folder)
+        self._places: dict[str, Place | None] = {}
+
+    def present(self, names: Iterable[str]) -> set[str]:
+        """Those of these names whose pieces are all there. ModelError for one that lies in two places."""
+        return {name for name in names if self._place(name) is not None}
+
+    def left_over(self, names: Iterable[str]) -> list[str]:
+        """Keys of weights that are none of these names'."""
+        used = {piece.key for name in names for piece in self._place(name) or ()}
+        keys = [key for key in self.tensors.entries if key.startswith(WEIGHTS) and not key.endswith(NOT_WEIGHTS)]
+        return sorted(set(keys) - used)
+
+    def get(self, name: str) -> "MegatronTensor":
+        """What slices into the tensor of this name, as safetensors' slices do."""
+        place = self._place(name)
+        assert place is not None
+        return MegatronTensor(self.tensors, name, place)
+
+    def _place(self, name: str) -> Place | None:
+        if name not in self._places:
+            entries = self.tensors.entries
+            found = [place for place in places(self.config, name) if all(piece.key in entries for piece in place)]
+            if len(found) > 1:
+                keys = " and ".join(place[0].key for place in found)
+                raise ModelError(f"{self.folder}: {name} lies in {keys}; which of them is meant is not clear")
+            self._places[name] = found[0] if found else None
+        return self._places[name]
+
+
+class MegatronTensor:
+    """One tensor of a Hugging Face folder, put together from Megatron's."""
+
+    def __init__(self, tensors: TorchDist, name: str, place: Place) -> None:
+        self.tensors, self.name, self.place = tensors, name, place
+        self.rows = [self._rows(piece) for piece in place]
+
+    def _rows(self, piece: Piece) -> tuple[int, int]:
+        shape = self.tensors.entries[piece.key].shape
+        depth = len(piece.index)
+        rows = shape[depth] if len(shape) > depth else 0
+        start, stop = piece.rows or (0, rows)
+        if shape[:depth] != piece.stacked or stop > rows or (piece.of is not None and rows != piece.of):
+            wanted = (*piece.stacked, piece.of or stop, "...")
+            raise ModelError(f"{self.tensors.folder}: {piece.key} is {shape}, the model's config makes it {wanted}")
+        return start, stop
+
+    def get_shape(self) -> list[int]:
+        piece = self.place[0]
+        inner = self.tensors.entries[piece.key].shape[len(piece.index) + 1 :]
+        return [sum(stop - start for start, stop in self.rows), *inner]
+
+    def __getitem__(self, where: Any) -> torch.Tensor:
+        given = where if isinstance(where, tuple) else (where,)
+        shape = self.get_shape()
+        wanted = [slice(*index.indices(size)) for index, size in zip(given, shape, strict=False)]
+        wanted += [slice(0, size) for size in shape[len(wanted) :]]
+        parts, begin = [], 0
+        for piece, (start, stop) in zip(self.place, self.rows, strict=True):
+            first, last = max(wanted[0].start, begin), min(wanted[0].stop, begin + stop - start)
+            if first < last:
+                fixed = tuple(slice(i, i + 1) for i in piece.index)
+                rows = slice(start + first - begin, start + last - begin)
+                part = self.tensors.read(piece.key, (*fixed, rows, *wanted[1:]))
+                parts.append(part.reshape(part.shape[len(fixed) :]))
+            begin += stop - start
+        return torch.cat(parts) if parts else torch.empty([0, *(w.stop - w.start for w in wanted[1:])])
+
+
+def write_megatron(config: Any, tensors: Iterator[tuple[str, torch.Tensor]], folder: Path, step: int) -> int:
+    """Write tensors, named as in Hugging Face's files, as a `torch_dist` folder, and compare what is read back with them, bit
+    for bit. Returns their number. CheckpointError for a tensor that Megatron has no place for, or that comes back changed."""
+    writer = TorchDistWriter(folder)
+    written: dict[str, int] = {}
+    homeless = []
+    for name, tensor in tensors:
+        found = places(config, name)
+        if not found:
+            homeless.append(name)
+            continue
+        begin = 0
+        for piece in found[0]:
+            start, stop = piece.rows or (0, len(tensor))
+            part = tensor[begin : begin + stop - start]
+            begin += stop - start
+            shape = (*piece.stacked, piece.of or stop, *tensor.shape[1:])
+            inner = (0,) * (tensor.dim() - 1)
+            values = part.reshape(*(1 for _ in piece.index), *part.shape)
+            writer.write(piece.key, shape, (*piece.index, start, *inner), values)
+        written[name] = checksum(tensor)
+    if homeless:
+        raise CheckpointError(
+            f"export.format=megatron: no name in Megatron's checkpoints is known for {', '.join(homeless[:5])}"
+            + (f" and {len(homeless) - 5} more" if len(homeless) > 5 else "")
+        )
+    writer.close({"iteration": step, "checkpoint_version": 3.0})
+    weights = MegatronWeights(folder, config)
+    changed = [name for name, value in written.items() if checksum(weights.get(name)[:]) != value]
+    if changed:
+        raise CheckpointError(f"{folder}: not what was written: {', '.join(changed[:5])}")
+    return len(written)
+
+
+def checksum(tensor: torch.Tensor) -> int:
+    """CRC-32 of a tensor's bytes."""
+    return zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

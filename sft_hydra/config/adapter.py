@@ -1,0 +1,226 @@
+"""A LoRA adapter in PEFT's format as `peft.path`: what its config and the names of its tensors say, without torch.
+
+Owns the rule that no field is ignored in silence: what is not known here, or not supported, is refused by name. Which layers
+are adapted is taken from the tensors, because target patterns (a list, a regular expression, `all-linear`, some layers only)
+mean what the peft library made of them.
+"""
+
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sft_hydra.errors import ConfigError
+from sft_hydra.schema.config import LoraConfig, SftConfig
+
+CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+PREFIX = "base_model.model."
+EXPERTS, INNER = ".experts", ".base_layer"  # PEFT wraps the parameters of a module in turn, the first innermost
+LAST_EXPERTS, FIRST_EXPERTS = "down_proj", ("gate_up_proj", "up_proj")
+
+READ = ("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern",
+        "base_model_name_or_path", "target_parameters", "bias", "init_lora_weights", "fan_in_fan_out", "task_type")  # fmt: skip
+# Said by the tensors; or about how training began or where it ran; or meant for what else would be refused.
+WITHOUT_EFFECT = (
+    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "auto_mapping", "peft_version",
+    "revision", "inference_mode", "megatron_core", "qalora_group_size", "runtime_config", "ensure_weight_tying",
+    "eva_config", "lora_ga_config", "corda_config", "loftq_config",
+)  # fmt: skip
+KEEP_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal")  # other starts change the base's weights too
+WHY = {
+    "use_dora": "DoRA scales whole rows of the weight",
+    "modules_to_save": "whole modules are trained beside the adapters",
+    "lora_bias": "B has a bias",
+    "trainable_token_indices": "rows of the embedding are trained",
+    "layer_replication": "layers are repeated",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """`layers` are our names of those that have one -> names of their A and B in the file."""
+
+    folder: Path
+    fields: dict[str, Any]
+    layers: dict[str, tuple[str, str]]
+
+    @property
+    def base(self) -> str | None:
+        """The base model that it names; the one that lies beside it, if that is a folder which is not there."""
+        named = self.fields.get("base_model_name_or_path")
+        beside = self.folder / "base"
+        if (beside / "config.json").is_file() and not (named and Path(named).expanduser().is_dir()):
+            return str(beside)
+        return named
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The same as fields of LoraConfig."""
+        return {
+            "dim": int(self.fields["r"]),
+            "alpha": float(self.fields["lora_alpha"]),
+            "rank_stabilized": bool(self.fields.get("use_rslora")),
+            "rank_pattern": {str(key): int(rank) for key, rank in (self.fields.get("rank_pattern") or {}).items()},
+            "alpha_pattern": {
+                str(key): float(alpha) for key, alpha in (self.fields.get("alpha_pattern") or {}).items()
+            },
+            "target_modules": list(self.layers),
+            "exclude_modules": None,
+            "match_all_linear": False,
+        }
+
+
+def is_adapter_folder(path: str) -> bool:
+    """Whether `path` holds an adapter and no model."""
+    folder = Path(path).expanduser()
+    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
+
+
+def read_adapter(path: str) -> Adapter:
+    """ConfigError with everything that cannot be used as it is."""
+    folder = Path(path).expanduser()
+    where = f"peft.path={path}"
+    if not folder.is_dir():
+        raise ConfigError(
+            f"{where}: no such folder; an adapter on the hub is downloaded first (hf download <id> --local-dir <folder>)"
+        )
+    try:
+        fields = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{where}: has no {CONFIG}, so it is not an adapter in PEFT's format") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{where}: {CONFIG} cannot be read ({error})") from None
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{where}: {CONFIG} holds no JSON object")
+    if problems := list(_problems(where, fields)):
+        raise ConfigError(*problems)
+    if not (folder / WEIGHTS).is_file():
+        pickle = (
+            f"; {PICKLE} is a pickle, which is not read: save it with safe_serialization=True"
+            if (folder / PICKLE).is_file()
+            else ""
+        )
+        raise ConfigError(f"{where}: has no {WEIGHTS}{pickle}")
+    return Adapter(folder, fields, _layers(where, folder, fields))
+
+
+def _problems(where: str, fields: dict[str, Any]) -> Iterator[str]:
+    kind = fields.get("peft_type")
+    if kind != "LORA":
+        yield f"{where}: peft_type={kind} is not LORA; only LoRA adapters are read"
+        return
+    for key in ("r", "lora_alpha"):
+        if not isinstance(fields.get(key), int | float) or isinstance(fields[key], bool) or fields[key] <= 0:
+            yield f"{where}: {key}={fields.get(key)} in {CONFIG} must be a positive number"
+    for key in ("rank_pattern", "alpha_pattern"):
+        patterns = fields.get(key) or {}
+        if not isinstance(patterns, dict) or not all(
+            isinstance(value, int | float) and value > 0 for value in patterns.values()
+        ):
+            yield f"{where}: {key} in {CONFIG} must map patterns to positive numbers"
+    if fields.get("task_type") not in (None, "CAUSAL_LM"):
+        yield f"{where}: task_type={fields['task_type']} is not CAUSAL_LM"
+    if fields.get("bias", "none") != "none":
+        yield f"{where}: bias={fields['bias']} is not supported: the base's biases are trained too; use bias=none"
+    start = fields.get("init_lora_weights")
+    if start not in KEEP_THE_BASE:
+        yield (
+            f"{where}: init_lora_weights={start} is not supported: it changes the base's weights, which the adapter alone does "
+            "not hold; convert it to a plain LoRA (path_initial_model_for_weight_conversion of peft's save_pretrained)"
+        )
+    for key, value in fields.items():
+        if key not in READ and key not in WITHOUT_EFFECT and value:
+            why = f": {WHY[key]}" if key in WHY else ""
+            yield f"{where}: {key}={json.dumps(value)[:80]} in {CONFIG} is not supported{why}; merge it with peft, or train without it"
+
+
+def _layers(where: str, folder: Path, fields: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """Our names of the adapted layers -> the names of A and B in the file."""
+    names = _tensor_names(where, folder / WEIGHTS)
+    found: dict[str, dict[str, str]] = {}
+    problems = []
+    for name in names:
+        layer, dot, factor = name.removesuffix(".weight").rpartition(".")
+        if not (name.startswith(PREFIX) and dot and factor in ("lora_A", "lora_B") and name.endswith(".weight")):
+            problems.append(
+                f"{where}: {name} in {WEIGHTS} is neither lora_A nor lora_B of a layer; it is not supported"
+            )
+            continue
+        found.setdefault(layer, {})[factor] = name
+    problems += [
+        f"{where}: of {layer} there is {' and '.join(factors)} only, in {WEIGHTS}"
+        for layer, factors in found.items()
+        if len(factors) < 2
+    ]
+    if problems:
+        raise ConfigError(*problems[:20])
+    if not found:
+        raise ConfigError(f"{where}: {WEIGHTS} holds no adapter")
+    return {
+        _our_layer(layer.removeprefix(PREFIX), found, fields): (factors["lora_A"], factors["lora_B"])
+        for layer, factors in found.items()
+    }
+
+
+def _our_layer(layer: str, all_layers: dict[str, Any], fields: dict[str, Any]) -> str:
+    if layer.startswith("backbone."):  # as Nemotron-H's own code calls its trunk
+        layer = "model." + layer.removeprefix("backbone.")
+    experts = layer.removesuffix(INNER)
+    if not experts.endswith(EXPERTS):
+        return layer
+    targets = [str(target).rpartition(".")[2] for target in fields.get("target_parameters") or ()]
+    first = next((kind for kind in FIRST_EXPERTS if kind in targets), FIRST_EXPERTS[0])
+    if layer.endswith(INNER):
+        return f"{experts}.{first}"
+    both = any(other.endswith(f"{experts}{INNER}") for other in all_layers)
+    return f"{experts}.{LAST_EXPERTS if both or LAST_EXPERTS in targets else first}"
+
+
+def _tensor_names(where: str, file: Path) -> list[str]:
+    """From the head of a safetensors file: eight bytes with its length, then JSON."""
+    try:
+        with file.open("rb") as opened:
+            (length,) = struct.unpack("<Q", opened.read(8))
+            if length > file.stat().st_size:
+                raise ValueError("its head is longer than the file")
+            head = json.loads(opened.read(length))
+        return sorted(name for name in head if name != "__metadata__")
+    except (OSError, ValueError, struct.error, TypeError) as error:
+        raise ConfigError(f"{where}: {WEIGHTS} cannot be read as safetensors ({error})") from None
+
+
+def adopt_adapter(cfg: SftConfig, typed: list[str]) -> list[str]:
+    """Fill in what the adapter of `peft.path` knows, in place: its options, and the base and the tokenizer where nothing is
+    said. Returns the problems: what was said otherwise."""
+    if cfg.peft is None or cfg.peft.path is None:
+        return []
+    try:
+        adapter = read_adapter(cfg.peft.path)
+    except ConfigError as error:
+        return list(error.problems)
+    problems, usual = [], LoraConfig()
+    for key, value in adapter.options.items():
+        said = getattr(cfg.peft, key)
+        if said != value and (said != getattr(usual, key) or f"peft.{key}" in typed):
+            shown = f"{len(value)} layers" if key == "target_modules" else value
+            problems.append(
+                f"peft.{key}={said}: the adapter in peft.path={cfg.peft.path} has {shown}; leave peft.{key} out"
+            )
+        setattr(cfg.peft, key, value)
+    if "peft.dropout" not in typed and cfg.peft.dropout == usual.dropout:
+        cfg.peft.dropout = float(adapter.fields.get("lora_dropout") or 0.0)
+    if cfg.model.path is None and cfg.checkpoint.load is None:
+        if not adapter.base:
+            problems.append(
+                f"peft.path={cfg.peft.path}: {CONFIG} names no base model; give it with model.path=<folder or hub id>"
+            )
+        else:
+            cfg.model.path = adapter.base
+            if cfg.model.name == "hf" and "model.name" not in typed:
+                cfg.model.name = Path(adapter.base).name
+            if cfg.tokenizer.path in (None, "demo") and "tokenizer.path" not in typed:
+                own = (adapter.folder / "tokenizer.json").is_file()
+                cfg.tokenizer.path = str(adapter.folder) if own else None
+    return problems

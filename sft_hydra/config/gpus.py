@@ -1,0 +1,99 @@
+"""Which NVIDIA GPUs a process on this machine can use, found without torch, from the files of the driver.
+
+Owns what `cluster.gpus_per_node: null` means on `cluster=local`: all of them, in one process each.
+"""
+
+import os
+import re
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from sft_hydra.schema.config import ClusterKind, Device, SftConfig
+
+DEVICES = Path("/dev")
+DRIVER = Path("/proc/driver/nvidia/gpus")
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+@dataclass(frozen=True, slots=True)
+class Gpus:
+    count: int
+    source: str
+    """How they were counted, for people."""
+
+    def describe(self) -> str:
+        return f"{self.count or 'none'} found ({self.source})"
+
+
+def find_gpus(visible: str | None = None, devices: Path = DEVICES, driver: Path = DRIVER) -> Gpus:
+    """`visible` is the value of CUDA_VISIBLE_DEVICES, None if it is not set; the folders are those of the machine."""
+    files = sorted(path.name for path in devices.glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name))
+    folders = sorted(path.name for path in driver.glob("*")) if driver.is_dir() else []
+    count = len(files) or len(folders)
+    nothing = f"no {devices}/nvidia<N>, nothing in {driver}"
+    source = f"{len(files)} in {devices}/nvidia<N>" if files else f"{len(folders)} in {driver}" if folders else nothing
+    if visible is None:
+        return Gpus(count, source)
+    return Gpus(_visible(visible, count, _uuids(driver)), f"{source}; {VISIBLE}={visible!r}")
+
+
+def _visible(text: str, count: int, uuids: list[str]) -> int:
+    """How many of `count` GPUs CUDA shows: those before the first entry that names none, and none if one comes twice."""
+    entries = [entry.strip() for entry in text.split(",")]
+    if entries[0].startswith("MIG"):
+        return min(1, count)  # a process sees one instance, however many are listed
+    by_uuid = entries[0].startswith("GPU-")
+    chosen: list[str] = []
+    for entry in entries:
+        if by_uuid:
+            matches = [uuid for uuid in uuids if uuid.startswith(entry)] if uuids else [entry]  # a prefix will do
+            if not entry.startswith("GPU-") or len(matches) != 1:
+                break
+            chosen.append(matches[0])
+        else:
+            number = re.match(r"\+?\d+", entry)
+            if number is None or int(number[0]) >= count:
+                break
+            chosen.append(str(int(number[0])))
+    return min(len(chosen), count) if len(set(chosen)) == len(chosen) else 0
+
+
+def _uuids(driver: Path) -> list[str]:
+    """Of the GPUs that the driver describes; empty where it describes none."""
+    texts = [file.read_text(errors="replace") for file in sorted(driver.glob("*/information"))]
+    return [match[1] for text in texts if (match := re.search(r"GPU UUID:\s*(GPU-[\w-]+)", text))]
+
+
+def gpus_here() -> Gpus:
+    """Of this machine, for this process. None for a build of torch that cannot use them."""
+    found = find_gpus(os.environ.get(VISIBLE))
+    if found.count and (build := _torch_build()).endswith("+cpu"):
+        return Gpus(0, f"{found.source}; torch {build} uses none")
+    return found
+
+
+def _torch_build() -> str:
+    try:
+        return version("torch")
+    except PackageNotFoundError:
+        return ""
+
+
+def with_gpus(cfg: SftConfig, found: Gpus) -> SftConfig:
+    """`cluster.gpus_per_node` set to what was found, where the config leaves it open and this machine is what it runs on.
+
+    The toys on the bundled data take one: so little work is slower on several.
+    """
+    cluster = cfg.cluster
+    is_open = cluster.kind is ClusterKind.local and cluster.gpus_per_node is None
+    if not is_open or cfg.device in (Device.cpu, Device.mps) or is_demo(cfg) or found.count < 2:
+        return cfg
+    return replace(cfg, cluster=replace(cluster, gpus_per_node=found.count))
+
+
+def is_demo(cfg: SftConfig) -> bool:
+    """Whether a model from a random start learns bundled conversations alone."""
+    sources = cfg.data.sources.values()
+    bundled = bool(sources) and all((source.path or "").startswith("demo:") for source in sources)
+    return cfg.model.path is None and bundled and not (cfg.data.path or cfg.data.blend)

@@ -1,0 +1,14 @@
+"""Lengths of sequences as a few figures: `percentiles`."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
+
+
+def percentiles(lengths: NDArray[np.int64]) -> dict[str, int]:
+    """{"p50": tokens, ...}; nothing where there are no sequences."""
+    if not len(lengths):
+        return {}
+    values = np.percentile(lengths, PERCENTILES, method="inverted_cdf")
+    return {f"p{percent}": int(value) for percent, value in zip(PERCENTILES, values, strict=True)}

@@ -1,0 +1,93 @@
+"""Data sets that the `datasets` library reads: of the hub, and folders that `save_to_disk` wrote."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sft_hydra.data_prep.hub_layout import chosen_files
+from sft_hydra.data_prep.nulls import prune_nulls
+from sft_hydra.errors import DataError
+from sft_hydra.schema.data import SourceConfig
+
+ONE, SEVERAL = "state.json", "dataset_dict.json"  # what save_to_disk leaves in the folder of a set, and of its splits
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote this folder."""
+    return (folder / SEVERAL).is_file() or ((folder / ONE).is_file() and (folder / "dataset_info.json").is_file())
+
+
+def other_splits(folder: Path, config: SourceConfig) -> dict[str, str]:
+    """Splits of a saved folder that a source does not read: path -> why."""
+    if not (folder / SEVERAL).is_file():
+        return {}
+    taken = config.split or "train"
+    names = json.loads((folder / SEVERAL).read_text(encoding="utf-8")).get("splits", [])
+    return {str(folder / name): f"another split than {taken}" for name in names if name != taken}
+
+
+def repository_files(path: str, subset: str | None, split: str | None) -> list[Path] | None:
+    """The files of a data set repository (a folder or a hub id) that are meant, fetched if need be, to be read as they are:
+    rows of a file need not have the same columns. None where the `datasets` library must read it."""
+    local = Path(path).expanduser()
+    if local.is_dir():
+        names = [str(file.relative_to(local)) for file in local.rglob("*") if file.is_file()]
+        card = local / "README.md"
+        chosen = chosen_files(names, card.read_text(encoding="utf-8") if card.is_file() else "", subset, split, path)
+        return None if chosen is None else [local / name for name in chosen]
+    import huggingface_hub
+
+    try:
+        names = huggingface_hub.HfApi().list_repo_files(path, repo_type="dataset")
+        card_text = ""
+        if "README.md" in names:
+            file = huggingface_hub.hf_hub_download(path, "README.md", repo_type="dataset")
+            card_text = Path(file).read_text(encoding="utf-8")
+        chosen = chosen_files(names, card_text, subset, split, path)
+        if chosen is None:
+            return None
+        folder = Path(huggingface_hub.snapshot_download(path, repo_type="dataset", allow_patterns=chosen))
+    except DataError:
+        raise
+    except Exception:  # network, unknown id, permission: the library may have it in its cache, or says what is wrong
+        return None
+    return [folder / name for name in chosen]
+
+
+def hub_data(path: str, config: SourceConfig) -> Any:
+    """The data set. Raises DataError."""
+    import datasets
+
+    local = Path(path).expanduser()
+    try:
+        if not is_saved(local):
+            if config.split:
+                return datasets.load_dataset(path, config.subset, split=config.split)
+            splits = datasets.load_dataset(path, config.subset)
+            return splits["train"] if "train" in splits else datasets.concatenate_datasets(list(splits.values()))
+        found = datasets.load_from_disk(str(local))
+        return found[config.split or "train"] if isinstance(found, datasets.DatasetDict) else found
+    except Exception as problem:  # network, unknown id, unknown split: the library has many kinds
+        raise DataError(
+            f"{path}: cannot be loaded ({type(problem).__name__}: {problem}). Without the hub, give its files in its place: "
+            "data.sources.<name>.path=<file or folder>"
+        ) from None
+
+
+def pruner(features: Any) -> Callable[[Any], Any]:
+    """What takes the nulls out of a row that its columns invented: those of a column of JSON are the row's own."""
+    import datasets
+
+    def prune(feature: Any, value: Any) -> Any:
+        if isinstance(feature, datasets.Json):
+            return value
+        if isinstance(feature, dict) and isinstance(value, dict):
+            return {key: prune(feature.get(key), item) for key, item in value.items() if item is not None}
+        if isinstance(value, list):
+            inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
+            return [prune(inner, item) for item in value]
+        return prune_nulls(value)
+
+    return partial(prune, dict(features or {}))

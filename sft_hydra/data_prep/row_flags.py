@@ -1,0 +1,78 @@
+"""Flags of a whole row that say what of it is supervised: `apply_row_flags`."""
+
+from typing import Any
+
+from sft_hydra.chat.flags import CONTEXT, SUPERVISED, is_supervised, read_flag
+from sft_hydra.chat.roles import role_of
+from sft_hydra.errors import RowError
+
+LISTS = (  # one entry for each message
+    *("train_mask", "weights", "message_weights", "turn_weights", "turn_mask", "message_mask", "loss_masks", "losses"),
+    *("assistant_masks", "assistant_mask", "completion_mask"),
+)
+MASKED_LISTS = ("masks",)  # of which it is not known whether 1 is supervised
+RANGES = ("mask_ranges", "train_ranges")
+KEYS = frozenset({*SUPERVISED, *CONTEXT, *LISTS, *MASKED_LISTS, *RANGES, "mask", "label"})
+
+
+def apply_row_flags(row: dict[str, Any], messages: Any, read: set[str], labelled: bool) -> Any:
+    """The messages with the row's flags on them. Adds to `read` the keys that were flags; `labelled`: the row is a prompt
+    and a completion, whose `label` may call it a bad one. Raises RowError."""
+    for key in KEYS.intersection(row):
+        value = row[key]
+        if value is None or value == []:
+            read.add(key)
+        elif isinstance(value, list):
+            messages = _apply_list(key, value, messages, read)
+        elif key == "mask":
+            _check_masked_role(value, read)
+        elif key == "label":
+            if labelled and isinstance(value, bool):
+                read.add(key)
+                if not value:
+                    raise RowError("nothing_to_learn", "label=false: the completion is one to avoid")
+        elif key not in LISTS:
+            _check_scalar(key, value, read)
+    return messages
+
+
+def _apply_list(key: str, flags: list[Any], messages: Any, read: set[str]) -> Any:
+    if key in RANGES or key in ("mask", *MASKED_LISTS):
+        raise RowError("training_flag", f"the row's {key} cannot be obeyed; loss_mask with an entry a message can")
+    if key == "label":
+        return messages
+    if not isinstance(messages, list) or len(flags) != len(messages):
+        count = len(messages) if isinstance(messages, list) else 0
+        raise RowError("training_flag", f"the row's {key} has {len(flags)} entries for {count} messages")
+    read.add(key)
+    out = []
+    for flag, message in zip(flags, messages, strict=True):
+        if not isinstance(message, dict) or flag is None:
+            out.append(message)
+            continue
+        known = key if key in CONTEXT else "loss_mask"
+        out.append({**message, known: is_supervised(known, flag) is (known not in CONTEXT)})
+    return out
+
+
+def _check_scalar(key: str, value: Any, read: set[str]) -> None:
+    """A flag of the whole row; what reads as none (a loss that was measured, say) is another field."""
+    found = read_flag(value)
+    if found is None:
+        if key == "weight" and isinstance(value, int | float):
+            raise RowError("weight", f"a row's weight must be 0 or 1, not {value!r}: give its source a weight instead")
+        return
+    read.add(key)
+    if found is (key in CONTEXT):
+        raise RowError("nothing_to_learn", f"the row's {key} is {value!r}")
+
+
+def _check_masked_role(value: Any, read: set[str]) -> None:
+    """NeMo's `mask` names the role that is context."""
+    if not isinstance(value, str):
+        raise RowError(
+            "training_flag", f"mask={value!r} of the row: it may mean either; `train` and `masked` are clear"
+        )
+    read.add("mask")
+    if role_of(value) not in ("user", "system", "tool"):
+        raise RowError("training_flag", f"mask={value!r}: the row masks its answers")

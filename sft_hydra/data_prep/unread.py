@@ -1,0 +1,67 @@
+"""Keys of a row that nobody reads: `unread_of_messages`, `unread_of_row`. They are counted, and told when the data is
+prepared."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from sft_hydra.chat.calls import unread_of_call
+from sft_hydra.chat.flags import FLAGS, is_supervised
+from sft_hydra.chat.message import CALL_KEYS, PLAIN
+from sft_hydra.chat.reasoning import KEYS as REASONING
+from sft_hydra.chat.roles import role_of
+from sft_hydra.errors import RowError
+
+READ = PLAIN - {"name"} | {"from", "value", "refusal", "function_calls", *CALL_KEYS, *REASONING}
+EMPTY: tuple[Any, ...] = (None, "", [], {})
+SPEECH = {  # where these are not read, something that the model says or sees is lost
+    "messages.function_calls": ("tool_calls", "calls under a key that the chat template does not read"),
+    "messages.functions": ("tools", "tools of a message, which the chat template does not read"),
+    "messages.tools": ("tools", "tools of a message, which the chat template does not read"),
+    "messages.images": ("content", "images, which text models do not see"),
+    "messages.audio": ("content", "sounds, which text models do not hear"),
+    "messages.refusal": ("content", "a refusal beside an answer"),
+}
+
+
+def unread_of_messages(messages: list[Any]) -> set[str]:
+    """Keys of messages and calls that nobody reads, as `messages.<key>` and `tool_calls.<key>`."""
+    found: set[str] = set()
+    for message in messages:
+        if not isinstance(message, dict) or len(message) == 2:
+            continue
+        for key, value in message.items():
+            if key in READ:
+                if key in CALL_KEYS and isinstance(value, list):
+                    found |= {f"tool_calls.{name}" for call in value for name in unread_of_call(call)}
+                elif key == "function_calls" and isinstance(value, str) and value:
+                    found.add("messages.function_calls")
+                elif key == "refusal" and value and message.get("content"):
+                    found.add("messages.refusal")
+            elif key in FLAGS:
+                if _wants_more(message, key, value):
+                    found.add(f"messages.{key} (on a message that is no answer)")
+            elif value not in EMPTY:
+                found.add(f"messages.{key}")
+    return found
+
+
+def unread_of_row(row: dict[str, Any], read: set[str]) -> set[str]:
+    """Keys of a row that are not in `read` and hold something."""
+    return {str(key) for key, value in row.items() if key not in read and (value not in EMPTY)}
+
+
+def check_speech(unread: Iterable[str]) -> None:
+    """Raises RowError if one of these keys holds what the model says or sees."""
+    for key in unread:
+        if key in SPEECH:
+            raise RowError(SPEECH[key][0], f"{key}: {SPEECH[key][1]}")
+
+
+def _wants_more(message: dict[str, Any], key: str, value: Any) -> bool:
+    """True if a flag wants a message supervised that is not an answer."""
+    if role_of(str(message.get("role", message.get("from")))) == "assistant" or value is None:
+        return False
+    try:
+        return is_supervised(key, value)
+    except RowError:
+        return True

@@ -1,0 +1,72 @@
+"""What looks like a mistake in a training that has not begun: told in the dry run and at the start, before time is spent.
+
+Free of torch, as the dry run is.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from sft_hydra.data.dataset import TrainRows
+from sft_hydra.engine.schedule import decay_steps, total_steps, warmup_steps
+from sft_hydra.planning.architecture import trained_positions
+from sft_hydra.planning.topology import rows_per_step
+from sft_hydra.schema.config import SftConfig
+
+
+def doubts(cfg: SftConfig, architecture: dict[str, Any], rows: TrainRows | None) -> Iterator[str]:
+    """Sentences for people; `rows` are None as long as the data is not prepared."""
+    steps = _steps(cfg, rows)
+    if steps:
+        yield from _schedule(cfg, steps)
+    if rows is not None:
+        yield from _batch(cfg, rows, steps)
+    yield from _length(cfg, architecture, rows)
+
+
+def _steps(cfg: SftConfig, rows: TrainRows | None) -> int | None:
+    train = cfg.train
+    if rows is None and train.train_samples is None and (train.train_iters is None or train.train_iters < 0):
+        return None
+    return total_steps(cfg, rows.rows_per_epoch if rows else 0)
+
+
+def _schedule(cfg: SftConfig, steps: int) -> Iterator[str]:
+    warmup, decay = warmup_steps(cfg, steps), decay_steps(cfg, steps)
+    if warmup >= steps and warmup > 1:
+        yield (
+            f"warm-up takes {warmup:,} steps and training has {steps:,}: the rate never falls, and its peak is reached in "
+            "the last step or not at all; use a smaller scheduler.warmup_iters, or scheduler.warmup_ratio=0.03 in its place"
+        )
+    elif decay is not None and warmup + decay > steps:
+        yield (
+            f"warm-up ({warmup:,} steps) and decay ({decay:,}) are more than the {steps:,} steps of training: the decay "
+            f"is done in the {steps - warmup:,} steps after warm-up"
+        )
+
+
+def _batch(cfg: SftConfig, rows: TrainRows, steps: int | None) -> Iterator[str]:
+    batch, there = rows_per_step(cfg), rows.rows_per_epoch
+    if steps and batch > there:
+        yield (
+            f"one step takes {batch:,} rows and an epoch has {there:,}: every row is in each step {batch / there:.3g} times; "
+            f"use train.global_batch_size={there}, or a smaller seq_length, which makes more rows of the same data"
+        )
+
+
+def _length(cfg: SftConfig, architecture: dict[str, Any], rows: TrainRows | None) -> Iterator[str]:
+    positions = trained_positions(architecture)
+    if positions is None or cfg.seq_length <= positions:
+        return
+    if rows is None:
+        yield (
+            f"seq_length={cfg.seq_length} is more than the {positions:,} positions of this model (max_position_embeddings): "
+            "a conversation that is longer has positions that the model has never seen"
+        )
+        return
+    sources = rows.packed.metadata["sources"]
+    longest = max((int(source["lengths"].get("p100", 0)) for source in sources), default=0)
+    if longest > positions:
+        yield (
+            f"the longest conversation has {longest:,} tokens, the model {positions:,} positions (max_position_embeddings); "
+            f"use data.max_doc_tokens={positions}, or seq_length={positions}"
+        )

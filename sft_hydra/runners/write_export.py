@@ -1,0 +1,72 @@
+"""The export of a model in the formats of `export.formats`, and what the console says of it: `export_model`."""
+
+from pathlib import Path
+
+from sft_hydra.chat.tokenizer import ChatTokenizer
+from sft_hydra.checkpoint import state as checkpoints
+from sft_hydra.checkpoint.export_megatron import export_megatron
+from sft_hydra.checkpoint.hf_config import generation_config
+from sft_hydra.checkpoint.hf_export import ExportReport, export
+from sft_hydra.config.resume_compat import checkpoint_folder
+from sft_hydra.models.decoder import DecoderModel
+from sft_hydra.observe.console import Console
+from sft_hydra.paths import RunPaths, read_progress
+from sft_hydra.schema.config import ExportFormat, SftConfig
+
+
+def say_mended(cfg: SftConfig, tokenizer: ChatTokenizer, console: Console) -> None:
+    """What exports will have otherwise than the source model. ModelError if its generation config cannot be read."""
+    for note in generation_config(cfg, tokenizer)[1]:
+        console.say(note, style="yellow")
+
+
+def export_model(model: DecoderModel, cfg: SftConfig, tokenizer: ChatTokenizer, console: Console) -> ExportReport:
+    """Write what `export.formats` asks for. Returns the report of the Hugging Face folder, if that is among it."""
+    formats = cfg.export.formats or [cfg.export.format]
+    reports = []
+    if ExportFormat.hf in formats:
+        reports.append(_export_hf(model, cfg, tokenizer, console))
+    if ExportFormat.megatron in formats:
+        reports.append(_export_megatron(model, cfg, tokenizer, console, alone=len(formats) == 1))
+    return reports[0]
+
+
+def _export_megatron(
+    model: DecoderModel, cfg: SftConfig, tokenizer: ChatTokenizer, console: Console, *, alone: bool
+) -> ExportReport:
+    """The torch_dist checkpoint of the run, `megatron/`, else `export.path` or beside it."""
+    folder = RunPaths(Path(str(cfg.run_dir))).root / "megatron"
+    if cfg.export.path:
+        given = Path(cfg.export.path)
+        folder = given if alone else given.with_name(given.name + "_megatron")
+    last = checkpoints.latest(checkpoint_folder(cfg))
+    step = read_progress(last)["state"]["step"] if last is not None else 0
+    with console.work("exporting for Megatron"):
+        report = export_megatron(model, cfg, tokenizer, folder, step)
+    console.say(
+        f"export     {report.folder}: Megatron checkpoint of step {step}, {report.tensors} tensors in {report.dtype}, read back bit "
+        "for bit"
+    )
+    if report.note:
+        console.say(f"           {report.note}")
+    return report
+
+
+def _export_hf(model: DecoderModel, cfg: SftConfig, tokenizer: ChatTokenizer, console: Console) -> ExportReport:
+    """The Hugging Face folder of the run (`export.path`, else `hf/`); says how well it agrees."""
+    assert cfg.run_dir is not None
+    folder = Path(cfg.export.path) if cfg.export.path else RunPaths(Path(cfg.run_dir)).export
+    with console.work("exporting") as work:
+        report = export(model, cfg, tokenizer, folder, work.stage)
+    console.say(
+        f"export     {report.folder}: {report.kind}, {report.tensors} tensors in {report.dtype}; loaded back, its logits "
+        f"differ from the live model's by at most {report.max_diff:.1e}"
+    )
+    if report.alike_diff is not None:
+        console.say(
+            f"           that is rounding ({report.rounding}): with the same rounding, all else in fp32, they differ by at "
+            f"most {report.alike_diff:.1e}"
+        )
+    if report.note:
+        console.say(f"           {report.note}")
+    return report
