@@ -37,6 +37,7 @@ SECONDS = 600
 def served_file(tokenizer: ChatTokenizer, made: Path, texts: list[str]) -> Path:
     """The tokenizer.json that encodes as `AutoTokenizer` does: the tokenizer's own, or `made`, which is written. Raises
     DataError if there is none."""
+    _ = tokenizer.backend  # a damaged tokenizer.json is named by its own reader
     ids = _ask(tokenizer, made, texts)
     if _encodes(tokenizer.file, texts) == ids and _rules(tokenizer.file) == _rules(made):
         made.unlink()

@@ -96,7 +96,7 @@ class ChatTokenizer:
         head = data[: data.find(b'"vocab"')]
         try:
             return dict(json.loads(head + b'"vocab": {}}}'))
-        except ValueError:  # its keys stand in another order
+        except (ValueError, RecursionError):  # its keys stand in another order, or it is damaged
             return _read_json(self.file)
 
     @cached_property

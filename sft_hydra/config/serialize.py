@@ -16,7 +16,7 @@ from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.optim import OPTIMIZERS
 
 
-class _Quoting(yaml.SafeDumper):
+class _Quoting(yaml.SafeDumper):  # type: ignore[misc]
     """Quotes every text that could be read as another type, by OmegaConf's rules or those of YAML 1.1."""
 
 
@@ -31,7 +31,7 @@ _Quoting.add_representer(str, _represent_text)
 def dump(cfg: SftConfig) -> str:
     """The config as YAML in which every text is read as the same text."""
     plain = OmegaConf.to_container(OmegaConf.create(_plain(dataclasses.asdict(cfg))))
-    return yaml.dump(plain, Dumper=_Quoting, sort_keys=False, allow_unicode=True, width=120)
+    return str(yaml.dump(plain, Dumper=_Quoting, sort_keys=False, allow_unicode=True, width=120))
 
 
 def save(cfg: SftConfig, path: Path) -> None:

@@ -479,4 +479,6 @@ def test_no_call_that_runs_what_a_file_says(repo: Path) -> None:
                     for word in node.keywords
                     if word.arg in bad and ast.unparse(word.value) == "True"
                 }
-    assert found <= {("code_sandbox_child.py", "exec")}
+    # chunks of Megatron's checkpoints are read by torch's own list of what may be in them
+    chunks = {("torch_dist.py", "torch.load"), ("torch_dist.py", "weights_only")}
+    assert found <= {("code_sandbox_child.py", "exec"), *chunks}
