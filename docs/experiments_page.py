@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sft_hydra.api import compose, plan
-from sft_hydra.paths import conf_dir
+from sft_hydra.paths import conf_dir, state_digest
 from sft_hydra.schema.config import ClusterKind, SftConfig
 
 SPEED = ("chosen", "then", "compute", "time")  # assumed, and not measured for these runs
 PROGRESS = (
-    '{"format": 1, "sizes": {"seq_length": 2048, "global_batch_size": 256, "micro_batch_size": 16}, '
+    '{"format": 1, "state": {"step": 500}, "sizes": {"seq_length": 2048, "global_batch_size": 256, "micro_batch_size": 16}, '
     '"rates": {"lr": 3e-4, "matrix_lr": 0.02, "embedding_lr": 0.2, "unembedding_lr": 4e-3}}'
 )
 HEAD = """# Experiments
@@ -54,7 +54,7 @@ def newcomer() -> Iterator[None]:
             Path("packed").mkdir()
             Path("earlier/step_500").mkdir(parents=True)
             Path("earlier/step_500/state.json").write_text(PROGRESS)
-            Path("earlier/step_500/COMPLETE").touch()
+            Path("earlier/step_500/COMPLETE").write_text(state_digest(Path("earlier/step_500")))
             yield
         finally:
             os.chdir(back)

@@ -11,9 +11,9 @@ Everything else in the package may change without notice. Every error that a use
 from dataclasses import replace
 from pathlib import Path
 
-from sft_hydra.config import serialize
 from sft_hydra.config.compose import compose_overrides
 from sft_hydra.config.resolve import resolve
+from sft_hydra.config.run_folder import begin
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.data_prep.prepare import open_or_prepare
 from sft_hydra.errors import ConfigError, UserError
@@ -71,8 +71,8 @@ def _run(cfg: SftConfig) -> Path:
         raise ConfigError(f"cluster.nodes={cfg.cluster.nodes}: a Python program trains on this machine alone")
     root = Path(str(cfg.run_dir))
     if ranks_of_runner(cfg) == (1, 1):
-        serialize.save(cfg, RunPaths(root).config(cfg.runner.value))
-        run_rank(cfg)
+        with begin(cfg):
+            run_rank(cfg)
     elif code := run_here(with_auto_parallel(cfg)):
         raise UserError(f"a rank ended with exit code {code}; its last output is above and in {RunPaths(root).log}")
     return root

@@ -72,8 +72,11 @@ def compose_overrides(overrides: Sequence[str]) -> Composed:
         raise ConfigError(f"{', '.join(flags)}: flags belong to the command line; here only group=option and key=value")
     arguments = normalize_argv(overrides)
     register(experiment_files(overrides))
+    if any(map(hydra_problem, _keys(arguments))):
+        with option_files_read():
+            raise ConfigError(*diagnose(arguments))
     try:
-        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        with option_files_read(), hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
             config = hydra.compose(CONFIG_NAME, arguments, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(*(diagnose(arguments) or [str(error)])) from None

@@ -3,6 +3,7 @@
 import difflib
 import glob
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,12 @@ def tokenizer_exists(cfg: SftConfig) -> Iterator[str]:
     path, template = cfg.tokenizer.path, cfg.tokenizer.chat_template
     if path not in (None, "demo") and not is_hub_id(str(path)):
         yield from _must_exist("tokenizer.path", path)
-    if template not in (None, "default") and "{" not in str(template):
+    # A plain word may be the name of a template that the tokenizer has; it is looked up when the tokenizer is read.
+    if (
+        template not in (None, "default")
+        and "{" not in str(template)
+        and not re.fullmatch(r"[A-Za-z]\w*", str(template))
+    ):
         yield from _must_exist("tokenizer.chat_template", template)
 
 

@@ -34,7 +34,7 @@ FILES = (
     "questions.jsonl",
     "template.jinja",
 )
-FOLDERS = ("packed", "earlier/step_500", "my_model", "items", "tasks")
+FOLDERS = ("output/stage1_sft", "iter_0001000", "packed", "earlier/step_500", "my_model", "items", "tasks")
 PROGRESS = (
     '{"format": 1, "state": {"step": 500}, "sizes": {"seq_length": 4096, "global_batch_size": 8, "micro_batch_size": 1}, '
     '"rates": {"lr": 1e-5, "matrix_lr": 0.02, "embedding_lr": 0.2, "unembedding_lr": 4e-3}}'
@@ -60,6 +60,8 @@ def dry_run(pages: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
         (folder / name).mkdir(parents=True)
     (folder / "earlier/step_500/state.json").write_text(PROGRESS)
     (folder / "earlier/step_500/COMPLETE").write_text(state_digest(folder / "earlier/step_500"))
+    (folder / "iter_0001000/metadata.json").write_text('{"sharded_backend": "torch_dist"}')
+    (folder / "iter_0001000/.metadata").touch()
     (folder / "my_model" / "config.json").write_text('{"model_type": "qwen3"}')
     _write_adapter(folder / "my_adapter")
     (folder / "blend.json").write_text('{"datasets": [{"name": "chats", "path": "chats.jsonl"}]}')

@@ -95,7 +95,7 @@ def test_every_key_exists(pages: dict[str, str]) -> None:
             for key in re.findall(r"^\+?([a-z_]+(?:\.[a-z_]+)*)(?==|$)", span):
                 section = key.partition(".")[0]
                 is_ours = section in known and ("." in key or "=" in span)
-                if is_ours and key not in known and not key.startswith(OPEN_SECTIONS):
+                if is_ours and key not in known and span != "tokenizer.json" and not key.startswith(OPEN_SECTIONS):
                     wrong.append(f"{name}: {span}")
     assert wrong == []
 

@@ -242,7 +242,7 @@ PROVOKED: dict[str, Callable[[], str]] = {
     "cannot render a question and its answer": lambda: shown(
         f"runner=data_prep {DATA} 'tokenizer.chat_template=\"{{{{ raise_exception(1) }}}}\"'"
     ),
-    "brings no chat template": base_tokenizer,
+    "brings no default chat template": base_tokenizer,
     "overlong": lambda: rejected({"messages": [{"role": "user", "content": "word " * 200}, CHAT[1]]}),
     "sequences were cut off": cut_off,
     "unknown roles": lambda: rejected(roles("user", "assistant", "judge")),
@@ -257,9 +257,11 @@ PROVOKED: dict[str, Callable[[], str]] = {
     "leaks across packed conversations": leaking,
     "trains through the transformers implementation": split_generic,
     "is not a complete checkpoint and holds none": no_checkpoint,
-    "oom": lambda: shown(f"{TRAIN} model.architecture.intermediate_size={10**13}"),  # no machine has room for it
+    "oom": lambda: shown(
+        f"{TRAIN} model.architecture.intermediate_size={10**8} model.architecture.hidden_size={10**6}"
+    ),  # no machine has room for it
     "is not finite in packed sequences": lambda: shown(
-        f"{TRAIN} optimizer.lr=1e30 train.clip_grad=null train.train_iters=20"
+        f"{TRAIN} model.architecture.initializer_range=1e30 train.train_iters=20"
     ),
 }
 
