@@ -1,7 +1,12 @@
 """Files from a local folder or the Hugging Face hub."""
 
+import os
 import re
+import socket
+from functools import cache
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from sft_hydra.errors import UserError
 
@@ -16,6 +21,7 @@ def folder_of(key: str, path: str, patterns: list[str], *, revision: str | None,
         return folder
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
         raise error(f"{key}={path}: no such folder (and not a hub id of the form owner/name)")
+    reach_hub()
     from huggingface_hub import snapshot_download
 
     try:
@@ -26,3 +32,23 @@ def folder_of(key: str, path: str, patterns: list[str], *, revision: str | None,
             f"{key}={path}: neither a folder nor available on the hub ({reason}). Without a network, set a folder with its "
             f"files: {key}=<folder>; a gated or private repository needs HF_TOKEN in the environment"
         ) from problem
+
+
+@cache
+def reach_hub() -> bool:
+    """Whether the hub's host can be looked up, asked once in a process. If it cannot, the hub libraries read their caches alone
+    from now on: on a machine without a network each request would be tried again for half a minute."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if getproxies():
+        return True  # the proxy looks it up
+    endpoint = urlsplit(constants.ENDPOINT)
+    try:
+        socket.getaddrinfo(endpoint.hostname, endpoint.port or endpoint.scheme)
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        constants.HF_HUB_OFFLINE = True
+        return False
+    return True

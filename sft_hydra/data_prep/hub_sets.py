@@ -9,6 +9,7 @@ from typing import Any
 from sft_hydra.data_prep.hub_layout import chosen_files
 from sft_hydra.data_prep.nulls import prune_nulls
 from sft_hydra.errors import DataError
+from sft_hydra.hub import reach_hub
 from sft_hydra.schema.data import SourceConfig
 
 ONE, SEVERAL = "state.json", "dataset_dict.json"  # what save_to_disk leaves in the folder of a set, and of its splits
@@ -37,6 +38,8 @@ def repository_files(path: str, subset: str | None, split: str | None) -> list[P
         card = local / "README.md"
         chosen = chosen_files(names, card.read_text(encoding="utf-8") if card.is_file() else "", subset, split, path)
         return None if chosen is None else [local / name for name in chosen]
+    if not reach_hub():
+        return None
     import huggingface_hub
 
     try:
@@ -58,6 +61,7 @@ def repository_files(path: str, subset: str | None, split: str | None) -> list[P
 
 def hub_data(path: str, config: SourceConfig) -> Any:
     """The data set. Raises DataError."""
+    reach_hub()
     import datasets
 
     local = Path(path).expanduser()
