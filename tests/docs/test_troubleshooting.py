@@ -261,7 +261,7 @@ PROVOKED: dict[str, Callable[[], str]] = {
         f"{TRAIN} model.architecture.intermediate_size={10**8} model.architecture.hidden_size={10**6}"
     ),  # no machine has room for it
     "is not finite in packed sequences": lambda: shown(
-        f"{TRAIN} model.architecture.initializer_range=1e30 train.train_iters=20"
+        f"{TRAIN} optimizer=adamw optimizer.lr=1000 optimizer.weight_decay=100 train.clip_grad=null train.train_iters=30"
     ),
 }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.cluster import MakeRun, cluster
 
-from sft_hydra.schema.config import ClusterConfig, ClusterKind, SftConfig
+from sft_hydra.schema.config import ClusterConfig, ClusterKind, ModelConfig, SftConfig
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +35,6 @@ def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
         interpreter.chmod(0o755)
         options = {"nodes": 1, "gpus_per_node": 2, "time": "5", "python": str(interpreter), **settings}
         cluster_config = ClusterConfig(kind=ClusterKind.slurm, **options)  # type: ignore[arg-type]
-        return SftConfig(name=name, run_dir=f"outputs/{name}", cluster=cluster_config)
+        return SftConfig(name=name, run_dir=f"outputs/{name}", cluster=cluster_config, model=ModelConfig(name="tiny"))
 
     return make
