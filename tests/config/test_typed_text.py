@@ -68,7 +68,7 @@ def after(*overrides: str) -> DictConfig:
 
 
 @given(st.sampled_from(TEXTS), WORDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_a_text_on_the_command_line(key: str, text: str) -> None:
     assert OmegaConf.select(after(f"{key}={text}"), key) == text
     name = key.replace("code", "other")
@@ -76,20 +76,20 @@ def test_a_text_on_the_command_line(key: str, text: str) -> None:
 
 
 @given(st.sampled_from(LISTS), st.lists(WORDS, min_size=1, max_size=3))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_texts_in_a_list(key: str, texts: list[str]) -> None:
     assert OmegaConf.select(after(f"{key}=[{', '.join(texts)}]"), key) == texts
 
 
 @given(st.sampled_from(MAPPINGS), WORDS, WORDS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_texts_in_a_mapping(key: str, one: str, other: str) -> None:
     assert OmegaConf.select(after(f"{key}={{A: {one}, B: {other}}}"), key) == {"A": one, "B": other}
     assert OmegaConf.select(after(f"+{key}.C={one}"), f"{key}.C") == one
 
 
 @given(WORDS, WORDS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_each_value_of_a_sweep(one: str, other: str) -> None:
     for text in (f"name={one},{other}", f"name=choice({one}, {other})"):
         swept = OverridesParser.create().parse_override(quote_text(text))
@@ -98,7 +98,7 @@ def test_each_value_of_a_sweep(one: str, other: str) -> None:
 
 
 @given(st.sampled_from(TEXTS), WORDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_a_text_in_yaml(key: str, text: str) -> None:
     parts = key.split(".")
     nested = "".join(f"{'  ' * depth}{part}:\n" for depth, part in enumerate(parts[:-1]))
@@ -108,7 +108,7 @@ def test_a_text_in_yaml(key: str, text: str) -> None:
 
 
 @given(WORDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_a_text_on_disk(text: str) -> None:
     cfg = everything()
     cfg.name, cfg.cluster.env, cfg.generate.prompts = text, {"A": text}, [text]

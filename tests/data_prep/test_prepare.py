@@ -371,7 +371,7 @@ def start(folder: Path, path: Path, workers: int = 1) -> subprocess.Popen[bytes]
     return subprocess.Popen(command, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
-@pytest.mark.parametrize("kills", [20, pytest.param(50, marks=pytest.mark.reliability)])
+@pytest.mark.parametrize("kills", [6, pytest.param(50, marks=pytest.mark.reliability)])
 def test_killed_at_any_moment_the_next_try_gives_the_same_bytes(tmp_path: Path, kills: int) -> None:
     path = write_jsonl(
         tmp_path / "rows.jsonl", [{"messages": [user("Say it."), assistant("word " * n)]} for n in range(1, 240)] * 20

@@ -103,7 +103,8 @@ def assert_equal_answers(model: tuple[Any, ChatTokenizer], name: str, items: int
 
 
 @pytest.mark.parametrize(
-    ("name", "items"), [("arc_challenge", 12), ("gsm8k", 8), ("humaneval", 3), ("spelling_bee", 8)]
+    ("name", "items"),
+    [pytest.param("arc_challenge", 12, marks=pytest.mark.slow), ("gsm8k", 8), ("humaneval", 3), ("spelling_bee", 8)],
 )
 def test_answers_equal_those_of_the_hugging_face_backend(
     name: str, items: int, small: tuple[Any, ChatTokenizer], shared: Path, tmp_path: Path

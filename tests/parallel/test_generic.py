@@ -60,6 +60,7 @@ def shapes(folder: Path) -> dict[str, list[int]]:
         return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
 
 
+@pytest.mark.slow
 def test_two_ranks_stop_and_one_goes_on(tmp_path: Path) -> None:
     model = folder_of("gpt_neox", tmp_path)  # whose files have other names than transformers computes with
     one = train(model, "one", "train.train_iters=4", "scheduler=constant", "export.auto=false")
@@ -72,6 +73,7 @@ def test_two_ranks_stop_and_one_goes_on(tmp_path: Path) -> None:
     assert not any(said[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
 
 
+@pytest.mark.slow
 def test_adapters_of_two_ranks_are_loaded_by_peft(tmp_path: Path) -> None:
     model = folder_of("gemma2", tmp_path)
     lora = ["peft=lora", "train.train_iters=2", "train.recompute=full", "cluster.gpus_per_node=2"]

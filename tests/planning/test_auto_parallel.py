@@ -46,7 +46,7 @@ CASES = {
     "model=tiny_nemotron_h cluster.gpus_per_node=2 train.global_batch_size=1": {"pp": 2},
 }
 TRAINED = [
-    pytest.param(text, marks=() if "gpus_per_node=4" in text else pytest.mark.distributed)
+    pytest.param(text, marks=pytest.mark.slow if "gpus_per_node=4" in text else pytest.mark.distributed)
     for text in CASES
     if "model=tiny" in text
 ]
