@@ -94,7 +94,8 @@ def assert_equal_answers(model: tuple[Any, ChatTokenizer], name: str, items: int
         assert our["question"] == their["arguments"][0][0]
         if "log_likelihoods" in our:
             values = [resps[0][0] for resps in their["resps"]]
-            assert our["log_likelihoods"] == pytest.approx(values, abs=1e-4, rel=1e-6)
+            # sums over a hundred tokens in fp32: rounding differs between processors, 1.6e-6 without AVX-512
+            assert our["log_likelihoods"] == pytest.approx(values, abs=1e-4, rel=5e-6)
             assert our["answer"] == their["arguments"][values.index(max(values))][1]
         else:
             assert our["answer"] == their["resps"][0][0]
