@@ -1,9 +1,11 @@
 """The inspector's page in a real browser: what it shows is what the shards hold, by mouse and by keys, in both themes."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import expect
 from support.shards import GOOD, TALKS, Talk, packed_set
 
 from sft_hydra.chat.tokenizer import ChatTokenizer
@@ -27,10 +29,10 @@ def page(inspector: Path, open_page: Any) -> Any:
     return page
 
 
-def found(page: Any) -> int:
-    """Conversations or rejected rows that fit the filters."""
+def expect_found(page: Any, count: int) -> None:
+    """Wait until so many conversations or rejected rows fit the filters."""
     page.wait_for_timeout(200)
-    return int(page.locator("#found").text_content().split()[0])
+    expect(page.locator("#found")).to_have_text(re.compile(rf"^\s*{count}\b"))
 
 
 def read(page: Any, selector: str = "#detail .turns i") -> str:
@@ -66,30 +68,30 @@ def test_the_most_suspicious_come_first_and_say_why(page: Any) -> None:
     assert "Nothing is learned here." in read(page)
     assert "nothing trained" in page.locator("#detail .flag").inner_text()
     page.get_by_role("button", name="repeats itself").click()
-    assert found(page) == 1
+    expect_found(page, 1)
     assert "the same words again" in read(page)
     assert " %)" in page.locator("#detail .flag").inner_text()
 
 
 def test_search_and_filters(page: Any) -> None:
     page.fill("#search", "ZEBRA")
-    assert found(page) == 1
+    expect_found(page, 1)
     assert "zebra" in read(page)
     page.get_by_role("button", name="Clear").click()
-    assert found(page) == len(TALKS)
+    expect_found(page, len(TALKS))
     page.get_by_role("button", name="plain").click()
-    assert found(page) == 2
+    expect_found(page, 2)
     page.get_by_role("button", name="Clear").click()
     page.get_by_label("length, from").fill("60")
     page.get_by_label("length, from").press("Tab")
-    assert found(page) == 1
+    expect_found(page, 1)
     page.keyboard.press("Escape")
     page.keyboard.press("x")
     page.get_by_label("share, to").fill("0")
     page.get_by_label("share, to").press("Tab")
-    assert found(page) == 1
+    expect_found(page, 1)
     page.fill("#search", "no such words")
-    assert found(page) == 0
+    expect_found(page, 0)
     assert "No conversation fits" in page.locator("#detail").inner_text()
 
 
@@ -100,29 +102,29 @@ def test_dragging_over_a_histogram_filters(page: Any) -> None:
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] * 0.1, y, steps=4)
     page.mouse.up()
-    assert found(page) == 1
+    expect_found(page, 1)
     assert "Nothing is learned here." in read(page)
 
 
 def test_keys_lead_everywhere(page: Any) -> None:
     order(page, "packed")
     page.keyboard.press("j")
-    page.wait_for_function("document.querySelector('#detail').textContent.includes('2 plus 2')")
+    expect(page.locator("#detail")).to_contain_text("2 plus 2")
     page.keyboard.press("k")
-    page.wait_for_function("document.querySelector('#detail').textContent.includes('Spell')")
+    expect(page.locator("#detail")).to_contain_text("Spell")
     page.keyboard.press("t")
     assert "trained" in page.locator("#card").inner_text()
     assert page.locator("#detail .here").inner_text().startswith("T")
     page.keyboard.press("]")
-    page.wait_for_function("document.querySelector('#detail').textContent.includes('2 plus 2')")
+    expect(page.locator("#detail")).to_contain_text("2 plus 2")
     page.keyboard.press("2")
     page.keyboard.press("j")
     page.keyboard.press("l")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelector('#detail').textContent.includes('zebra')")
+    expect(page.locator("#detail")).to_contain_text("zebra")
     page.keyboard.press("/")
     page.keyboard.type("tea")
-    assert found(page) == 1
+    expect_found(page, 1)
     page.keyboard.press("Escape")
     page.keyboard.press("?")
     assert page.locator("#help").is_visible()
@@ -132,30 +134,30 @@ def test_packs_sources_and_rejects(page: Any) -> None:
     page.keyboard.press("2")
     assert page.locator("#packs .pack").count() == 4
     page.locator("#packs canvas").first.click(position={"x": 4, "y": 10})
-    page.wait_for_function("document.querySelector('#detail').textContent.includes('Spell')")
+    expect(page.locator("#detail")).to_contain_text("Spell")
     page.keyboard.press("3")
     assert [row.split("\t")[:2] for row in page.locator("#sources tbody tr").all_inner_texts()] == [
         ["plain", "2"],
         ["odd", "4"],
     ]
     page.keyboard.press("4")
-    assert found(page) == 2
+    expect_found(page, 2)
     assert "<script>alert(1)</script>" in page.locator("#rejected").inner_text()
     page.get_by_role("button", name="overlong").click()
-    assert found(page) == 1
+    expect_found(page, 1)
     assert "chats.jsonl:9" in page.locator("#rejected").inner_text()
 
 
 def test_the_address_leads_back(page: Any, open_page: Any, inspector: Path) -> None:
     order(page, "packed")
     page.keyboard.press("G")
-    page.wait_for_function("document.querySelector('#detail').textContent.includes('the same words')")
+    expect(page.locator("#detail")).to_contain_text("the same words")
     anchor = page.url.partition("#")[2]
     again = open_page(inspector)
     again.goto(f"{inspector.as_uri()}#{anchor}")
     again.reload()
     again.wait_for_selector("html[data-ready]")
-    again.wait_for_function("document.querySelector('#detail').textContent.includes('the same words')")
+    expect(again.locator("#detail")).to_contain_text("the same words")
 
 
 def test_light_and_dark(inspector: Path, open_page: Any) -> None:
@@ -170,15 +172,15 @@ def test_light_and_dark(inspector: Path, open_page: Any) -> None:
 def test_a_narrow_window_shows_the_filters_when_asked(page: Any) -> None:
     page.set_viewport_size({"width": 420, "height": 800})
     assert not page.locator("#filters").is_visible()
-    everything = found(page)
+    everything = int(page.locator("#found").text_content().split()[0])
     page.click("#filters-open")
     page.fill("#search", "nowhere to be found")
-    assert found(page) == 0
+    expect_found(page, 0)
     page.keyboard.press("Escape")
     assert not page.locator("#filters").is_visible()
     page.keyboard.press("x")
     page.keyboard.press("f")
-    assert found(page) == everything
+    expect_found(page, everything)
     page.click("#views button >> nth=2")
     assert page.locator("#sources").is_visible()
     assert not page.locator("#filters").is_visible()
