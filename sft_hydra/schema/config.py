@@ -195,7 +195,11 @@ class TrainConfig:
     cpu_offload: bool = False
     """Keep weights, gradients and optimizer state in the host's memory; blocks travel to the device when they are needed."""
     compile: bool = False
-    """torch.compile each block by itself."""
+    """torch.compile each block by itself. With `recompute=selective`, what is kept is decided in each graph: more than
+    without `compile`."""
+    deterministic: bool = False
+    """Use deterministic algorithms on CUDA, so that a step repeats bit for bit and a resumed run equals a straight one. Slower
+    backward passes of attention, and sorting instead of atomic additions; an operation without such an algorithm ends the run."""
     log_interval: int = number(10, 1, STEPS)
     """Steps between two lines on a console that is not a terminal. metrics.jsonl has every step."""
     num_threads: int | None = number(None, 1, 100_000)
