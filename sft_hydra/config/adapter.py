@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_hydra.errors import ConfigError
+from sft_hydra.planning.lora_targets import adapter_part
 from sft_hydra.schema.config import LoraConfig, SftConfig
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -21,7 +22,7 @@ EXPERTS, INNER = ".experts", ".base_layer"  # PEFT wraps the parameters of a mod
 LAST_EXPERTS, FIRST_EXPERTS = "down_proj", ("gate_up_proj", "up_proj")
 
 READ = ("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern",
-        "base_model_name_or_path", "target_parameters", "bias", "init_lora_weights", "fan_in_fan_out", "task_type")  # fmt: skip
+        "base_model_name_or_path", "target_parameters", "bias", "use_dora", "init_lora_weights", "fan_in_fan_out", "task_type")  # fmt: skip
 # Said by the tensors; or about how training began or where it ran; or meant for what else would be refused.
 WITHOUT_EFFECT = (
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "auto_mapping", "peft_version",
@@ -30,7 +31,6 @@ WITHOUT_EFFECT = (
 )  # fmt: skip
 KEEP_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal")  # other starts change the base's weights too
 WHY = {
-    "use_dora": "DoRA scales whole rows of the weight",
     "modules_to_save": "whole modules are trained beside the adapters",
     "lora_bias": "B has a bias",
     "trainable_token_indices": "rows of the embedding are trained",
@@ -40,11 +40,12 @@ WHY = {
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """`layers` are our names of those that have one -> names of their A and B in the file."""
+    """`layers` are our names of those that have one -> `lora_A`, `lora_B` and with DoRA `lora_magnitude_vector` -> its name
+    in the file."""
 
     folder: Path
     fields: dict[str, Any]
-    layers: dict[str, tuple[str, str]]
+    layers: dict[str, dict[str, str]]
 
     @property
     def base(self) -> str | None:
@@ -61,6 +62,7 @@ class Adapter:
         return {
             "dim": int(self.fields["r"]),
             "alpha": float(self.fields["lora_alpha"]),
+            "use_dora": bool(self.fields.get("use_dora")),
             "rank_stabilized": bool(self.fields.get("use_rslora")),
             "rank_pattern": {str(key): int(rank) for key, rank in (self.fields.get("rank_pattern") or {}).items()},
             "alpha_pattern": {
@@ -136,32 +138,31 @@ def _problems(where: str, fields: dict[str, Any]) -> Iterator[str]:
             yield f"{where}: {key}={json.dumps(value)[:80]} in {CONFIG} is not supported{why}; merge it with peft, or train without it"
 
 
-def _layers(where: str, folder: Path, fields: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    """Our names of the adapted layers -> the names of A and B in the file."""
+def _layers(where: str, folder: Path, fields: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Our names of the adapted layers -> the parts of each -> names in the file."""
     names = _tensor_names(where, folder / WEIGHTS)
     found: dict[str, dict[str, str]] = {}
     problems = []
+    expected = {"lora_A", "lora_B"} | ({"lora_magnitude_vector"} if fields.get("use_dora") else set())
     for name in names:
-        layer, dot, factor = name.removesuffix(".weight").rpartition(".")
-        if not (name.startswith(PREFIX) and dot and factor in ("lora_A", "lora_B") and name.endswith(".weight")):
+        layer, part = adapter_part(name) or ("", "")
+        if not (name.startswith(PREFIX) and part in expected):
             problems.append(
-                f"{where}: {name} in {WEIGHTS} is neither lora_A nor lora_B of a layer; it is not supported"
+                f"{where}: {name} in {WEIGHTS} is none of {', '.join(sorted(expected))} of a layer; it is not supported"
             )
             continue
-        found.setdefault(layer, {})[factor] = name
+        found.setdefault(layer, {})[part] = name
     problems += [
-        f"{where}: of {layer} there is {' and '.join(factors)} only, in {WEIGHTS}"
-        for layer, factors in found.items()
-        if len(factors) < 2
+        f"{where}: of {layer} there is {' and '.join(sorted(parts))} only, in {WEIGHTS}; "
+        f"{' and '.join(sorted(expected - parts.keys()))} is missing"
+        for layer, parts in found.items()
+        if parts.keys() != expected
     ]
     if problems:
         raise ConfigError(*problems[:20])
     if not found:
         raise ConfigError(f"{where}: {WEIGHTS} holds no adapter")
-    return {
-        _our_layer(layer.removeprefix(PREFIX), found, fields): (factors["lora_A"], factors["lora_B"])
-        for layer, factors in found.items()
-    }
+    return {_our_layer(layer.removeprefix(PREFIX), found, fields): parts for layer, parts in found.items()}
 
 
 def _our_layer(layer: str, all_layers: dict[str, Any], fields: dict[str, Any]) -> str:

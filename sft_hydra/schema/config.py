@@ -88,6 +88,8 @@ class LoraConfig:
     """Every linear layer but the head; overrides `target_modules`."""
     a_init: str = "xavier"
     """`xavier`, `kaiming` (`uniform` is another name of it) or `normal`."""
+    use_dora: bool = False
+    """DoRA: also train the length of each row of the adapted weights. Not for routed experts."""
     rank_stabilized: bool = False
     """Scale by `alpha / sqrt(dim)`."""
     rank_pattern: dict[str, int] = number({}, 1, 100_000)

@@ -15,6 +15,7 @@ CHOICES = {
     "all": LoraConfig(match_all_linear=True, dim=4),
     "attention": LoraConfig(target_modules=["linear_qkv", "linear_proj"]),
     "all but": LoraConfig(exclude_modules=["q_proj"], dim=3),
+    "dora": LoraConfig(target_modules=["linear_qkv", "linear_proj"], use_dora=True),
     "patterns": LoraConfig(target_modules=["q_proj", "v_proj"], dim=8, rank_pattern={"v_proj": 5}),
     "feed-forward": LoraConfig(target_modules=["linear_fc1", "linear_fc2"], dim=2),
 }

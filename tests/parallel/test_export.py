@@ -66,7 +66,7 @@ def test_exports_what_one_process_exports(tmp_path, family, world, sizes):
 @pytest.mark.parametrize("kind", ["adapter", "merged"])
 @pytest.mark.parametrize(("world", "sizes"), [LAYOUTS[0], LAYOUTS[2]])
 def test_exports_adapters_as_one_process_does(tmp_path, kind, world, sizes):
-    case = Case("nano", lora=LoraConfig(dim=4))
+    case = Case("nano", lora=LoraConfig(dim=4, use_dora=True))
     for name, layout in (("one", Layout()), ("many", Layout(gpus_per_node=world, **sizes))):
         if layout.world == 1:
             write(case, layout, tmp_path / name / kind)
@@ -102,7 +102,7 @@ def test_weights_stream_in_by_slices(tmp_path, world, sizes):
 
 
 def start(architecture, layout):
-    cfg = make_cfg(Case(lora=LoraConfig(dim=4)))
+    cfg = make_cfg(Case(lora=LoraConfig(dim=4, use_dora=True)))
     model = build_model(architecture, "meta", torch.float32)
     add_adapters(model, cfg.peft)
     materialize_on_mesh(model, cfg, layout, torch.device("cpu"))
@@ -127,7 +127,7 @@ def generation_model(case, layout):
 
 
 def test_the_first_rank_gets_the_model_to_generate_with():
-    case = Case("nano", lora=LoraConfig(dim=4))
+    case = Case("nano", lora=LoraConfig(dim=4, use_dora=True))
     expected = generation_model(case, Layout())
     first, *others = run_ranks(4, generation_model, case, Layout(gpus_per_node=4, pp=2, ep=2))
     assert all(other is None for other in others)

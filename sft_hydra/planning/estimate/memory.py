@@ -139,6 +139,7 @@ def _keeping(cfg: SftConfig, layout: Layout, precision: Precision) -> Keeping:
         width=width,
         full=full,
         lora=0 if cfg.peft is None else cfg.peft.dim,
+        dora=cfg.peft is not None and cfg.peft.use_dora,
         on_cpu=cfg.device is Device.cpu,
         tp=layout.tp,
     )
