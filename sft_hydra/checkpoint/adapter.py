@@ -31,7 +31,7 @@ Tensors = dict[str, torch.Tensor]
 
 def write_adapter(config: Any, adapters: Tensors, lora: LoraConfig, base: str, folder: Path) -> int:
     """Write adapters, named as ours, for the base model at `base` (a folder or hub id). Returns the number of tensors."""
-    named = {part: tensor for name, tensor in adapters.items() if (part := adapter_part(name))}
+    named = {found: tensor for name, tensor in adapters.items() if (found := adapter_part(name))}
     layers = {layer for layer, _ in named}
     tensors = {}
     for (layer, part), tensor in named.items():
