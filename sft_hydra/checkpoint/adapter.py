@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from sft_hydra.checkpoint.adapter_tables import fields_of_tables, load_tables, merge_tables, tables_to_peft
 from sft_hydra.checkpoint.hf_shards import METADATA
 from sft_hydra.config.adapter import CONFIG, PREFIX, WEIGHTS, read_adapter
 from sft_hydra.errors import ModelError
@@ -21,7 +22,7 @@ from sft_hydra.models.lora_layers import Adapter, scale_of
 from sft_hydra.models.state_dict_map import disk_rows, rows_from_disk, rows_to_disk
 from sft_hydra.parallel.collectives import all_gather_objects
 from sft_hydra.parallel.dtensor import copy_shard_
-from sft_hydra.planning.lora_targets import EXPERTS, adapter_part, layer_lora
+from sft_hydra.planning.lora_targets import EXPERTS, TOKEN_ROWS, adapter_part, layer_lora
 from sft_hydra.schema.config import LoraConfig
 
 LAST_EXPERTS = ".experts.down_proj"  # PEFT wraps the parameters of a module in turn, the first innermost
@@ -29,11 +30,15 @@ LAST_EXPERTS = ".experts.down_proj"  # PEFT wraps the parameters of a module in 
 Tensors = dict[str, torch.Tensor]
 
 
-def write_adapter(config: Any, adapters: Tensors, lora: LoraConfig, base: str, folder: Path) -> int:
-    """Write adapters, named as ours, for the base model at `base` (a folder or hub id). Returns the number of tensors."""
-    named = {found: tensor for name, tensor in adapters.items() if (found := adapter_part(name))}
+def write_adapter(
+    config: Any, adapters: Tensors, lora: LoraConfig, base: str, folder: Path, token_ids: tuple[int, ...] = ()
+) -> int:
+    """Write adapters, named as ours, for the base model at `base` (a folder or hub id), with what of embedding and head is
+    trained beside them: `token_ids` where that is rows. Returns the number of tensors."""
+    parts = {name: found for name in adapters if (found := adapter_part(name)) and found[1] != TOKEN_ROWS}
+    named = {found: adapters[name] for name, found in parts.items()}
     layers = {layer for layer, _ in named}
-    tensors = {}
+    tensors = tables_to_peft(config, adapters)
     for (layer, part), tensor in named.items():
         tensors[_peft_name(layer, part, layers)] = _to_peft(config, f"{layer}.{part}", tensor.detach().cpu())
     save_file(tensors, folder / WEIGHTS, metadata=METADATA)
@@ -51,6 +56,7 @@ def write_adapter(config: Any, adapters: Tensors, lora: LoraConfig, base: str, f
         "alpha_pattern": lora.alpha_pattern,
         "target_modules": sorted(layers.difference(parameters)),
         "target_parameters": parameters or None,
+        **fields_of_tables(config, adapters, token_ids),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
@@ -103,6 +109,7 @@ def merge_adapter(config: Any, folder: Path, base: Tensors) -> Tensors:
             for part, name in names.items()
         }
         merged[f"{layer}.weight"] = merged_weight(weight, scale=scale_of(layer_lora(lora, layer)), **parts)
+    merge_tables(config, adapter, factors, merged)
     return merged
 
 
@@ -131,6 +138,7 @@ def load_adapter(model: DecoderModel, path: str) -> None:
                 )
                 continue
             copy_shard_(parameter, value)
+    problems += load_tables(model, adapter, factors)
     if problems:
         raise ModelError(*sorted(problems)[:20])
 

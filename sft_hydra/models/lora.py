@@ -19,10 +19,12 @@ from sft_hydra.models.layers import Linear
 from sft_hydra.models.lora_layers import Adapter, LoraGroupedLinear, LoraLinear, scale_of
 from sft_hydra.models.moe import GroupedLinear
 from sft_hydra.models.seeded_generator import seeded_generator
+from sft_hydra.models.token_rows import replaced_rows
+from sft_hydra.models.token_tables import init_rows, train_tables
 from sft_hydra.parallel.collectives import all_gather_objects
 from sft_hydra.parallel.dtensor import copy_shard_
 from sft_hydra.parallel.full_state_dict import full_tensors
-from sft_hydra.planning.lora_targets import adapter_part, choose, layer_lora, usual_targets
+from sft_hydra.planning.lora_targets import TOKEN_ROWS, adapter_part, choose, layer_lora, usual_targets
 from sft_hydra.schema.config import LoraConfig
 
 
@@ -36,15 +38,16 @@ class Coverage:
     trainable: int  # parameters of the adapters
 
 
-def apply_lora(model: DecoderModel, lora: LoraConfig, seed: int) -> list[Coverage]:
+def apply_lora(model: DecoderModel, lora: LoraConfig, seed: int, token_ids: tuple[int, ...] = ()) -> list[Coverage]:
     """`add_adapters`, then `init_adapters`, for a model whose weights are loaded. Returns the coverage table."""
-    coverage = add_adapters(model, lora)
+    coverage = add_adapters(model, lora, token_ids)
     init_adapters(model, seed)
     return coverage
 
 
-def add_adapters(model: DecoderModel, lora: LoraConfig) -> list[Coverage]:
-    """Freeze the model and add uninitialized adapters to the selected linear layers, in place.
+def add_adapters(model: DecoderModel, lora: LoraConfig, token_ids: tuple[int, ...] = ()) -> list[Coverage]:
+    """Freeze the model and add uninitialized adapters to the selected linear layers, in place; make what else `lora` asks for
+    trainable, of the tokens `token_ids` where it is new ones.
 
     Returns the coverage table. ConfigError if no layer is selected, or for a pattern without a match.
     """
@@ -63,12 +66,15 @@ def add_adapters(model: DecoderModel, lora: LoraConfig) -> list[Coverage]:
     each = {name: layer_lora(lora, name) for name in chosen}
     model.adapter_scales = {name: scale_of(own) for name, own in each.items()}
     model.requires_grad_(False)
+    train_tables(model, lora, token_ids)
     for name in chosen:
         parent, _, leaf = name.rpartition(".")
         layer = layers[name]
         own = each[name]
         model.get_submodule(parent).register_module(leaf, _adapted(layer, own))
-    return _coverage(layers, each)
+    tables = [name for name, p in model.named_parameters() if p.requires_grad and adapted_table(model, name)]
+    sizes = {name: model.get_parameter(name).numel() for name in tables}
+    return [*_coverage(layers, each), *(Coverage(name, 1, 1, size) for name, size in sizes.items())]
 
 
 def _adapted(layer: nn.Linear | GroupedLinear, lora: LoraConfig) -> nn.Module:
@@ -79,8 +85,9 @@ def _adapted(layer: nn.Linear | GroupedLinear, lora: LoraConfig) -> nn.Module:
 
 @torch.no_grad()
 def init_adapters(model: DecoderModel, seed: int) -> None:
-    """Initialize adapters so that they do not change the model: A is drawn from (seed, its name), B is zero;
+    """Initialize adapters, and rows of new tokens, so that they do not change the model: A is drawn from (seed, its name), B is zero;
     DoRA's magnitudes are the norms of the weights. The weights must be loaded."""
+    init_rows(model)
     for name, module in model.named_modules():
         if isinstance(module, Adapter):
             copy_shard_(
@@ -141,7 +148,11 @@ def merged_tensors(model: DecoderModel) -> Iterator[tuple[str, torch.Tensor]]:
         parts = waiting.setdefault(layer, {})
         parts[leaf] = tensor
         if parts.keys() == parts_of[layer]:
-            yield f"{layer}.weight", merged_weight(**waiting.pop(layer), scale=model.adapter_scales[layer])
+            del waiting[layer]
+            if TOKEN_ROWS in parts:
+                yield f"{layer}.weight", replaced_rows(parts["weight"], model.token_ids, parts[TOKEN_ROWS])
+            else:
+                yield f"{layer}.weight", merged_weight(**parts, scale=model.adapter_scales[layer])
 
 
 def merged_state(model: DecoderModel) -> dict[str, torch.Tensor]:
@@ -164,5 +175,20 @@ def merged_weight(
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a parameter of this name belongs to an adapter."""
+    """Whether a parameter of this name belongs to an adapter, and not to the base."""
     return adapter_part(name) is not None
+
+
+def is_of_base(name: str) -> bool:
+    """Whether a parameter of this name belongs to the base."""
+    return adapter_part(name) is None
+
+
+def adapted_table(model: DecoderModel, name: str) -> bool:
+    """Whether a parameter is an embedding or head that is trained beside adapters, or its trained rows."""
+    return name in model.trained_whole or name.endswith(TOKEN_ROWS)
+
+
+def is_saved_with_adapters(model: DecoderModel, name: str) -> bool:
+    """Whether a parameter of this name is saved where adapters are saved without their base."""
+    return is_adapter(name) or name in model.trained_whole

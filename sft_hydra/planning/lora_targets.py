@@ -15,7 +15,8 @@ ALIASES = {
     "linear_fc1": ("gate_proj", "up_proj", "gate_up_proj", "fc1", "c_fc", "dense_h_to_4h"),
     "linear_fc2": ("down_proj", "fc2", "c_proj", "dense_4h_to_h"),
 }
-PART = re.compile(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?")
+TOKEN_ROWS = "token_adapter.trainable_tokens_delta"  # beside an embedding or head of which some rows are trained
+PART = re.compile(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector|token_adapter\.trainable_tokens_delta)(?:\.weight)?")
 EXPERTS = ".experts."  # in names of what belongs to routed experts: adapted only where a pattern asks for it
 
 Value = TypeVar("Value", int, float)
@@ -27,8 +28,8 @@ def usual_targets(names: Sequence[str], kinds: Sequence[str]) -> list[str]:
 
 
 def adapter_part(name: str) -> tuple[str, str] | None:
-    """(layer, `lora_A`, `lora_B` or `lora_magnitude_vector`) of an adapter's tensor, in a model or in PEFT's file; None: the
-    name is of something else."""
+    """(layer, `lora_A`, `lora_B`, `lora_magnitude_vector` or TOKEN_ROWS) of an adapter's tensor, in a model or in PEFT's
+    file; None: the name is of something else."""
     found = PART.fullmatch(name)
     return (found[1], found[2]) if found else None
 
