@@ -37,6 +37,10 @@ Tensors = Iterator[tuple[str, torch.Tensor]]
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest logit
 ALIKE = 1e-3  # of the largest logit: what two implementations in fp32 with equal weights may differ by
 PROBE_TOKENS = 64
+GROWN = (
+    "the base needs a row for every new token: peft's AutoPeftModelForCausalLM adds them; before PeftModel, call "
+    "resize_token_embeddings"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +185,8 @@ class _Writer:
             del alike
         reloaded = transformers_model(self.config, merge_adapter(self.config, self.building, state))
         report = self._report(reloaded, "adapter", count, dtype, rounded)
-        return replace(report, note=limits(self.config, adapters))
+        notes = [limits(self.config, adapters), GROWN if self.tokenizer.new_tokens.ids else None]
+        return replace(report, note="; ".join(note for note in notes if note) or None)
 
     def _base(self) -> str:
         """Where the adapter's base is, for readers in any working directory: a folder by its absolute path."""

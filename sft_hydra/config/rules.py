@@ -302,6 +302,11 @@ def added_tokens(cfg: SftConfig) -> Iterator[str]:
         yield f"peft.modules_to_save={peft.modules_to_save}: {unknown[0]} is none of {', '.join(TABLES)}"
     if peft.trainable_new_tokens and not tokens and peft.path is None:
         yield "peft.trainable_new_tokens=true: there are no new tokens; name them in tokenizer.add_tokens=[...]"
+    if tokens and not peft.trainable_new_tokens and set(peft.modules_to_save) != set(TABLES) and peft.path is None:
+        yield (
+            f"tokenizer.add_tokens={tokens[:5]} with peft=lora: an adapter holds no rows for them; use "
+            f"peft.trainable_new_tokens=true, or peft.modules_to_save=[{','.join(TABLES)}]"
+        )
     if peft.trainable_new_tokens and peft.modules_to_save:
         yield (
             f"peft.trainable_new_tokens=true and peft.modules_to_save={peft.modules_to_save}: say whether only the new rows "

@@ -102,7 +102,7 @@ def _model_lines(cfg: SftConfig, arch: dict[str, Any]) -> list[tuple[str, str]]:
     text = f"{cfg.model.name} ({where}), {_count(params.total)} parameters"
     if params.active != params.total:
         text += f", {_count(params.active)} active for one token"
-    trained = trainable_parameters(arch, cfg.peft)
+    trained = trainable_parameters(arch, cfg.peft, cfg.tokenizer.num_new_tokens)
     how = "all" if cfg.peft is None else f"LoRA dim={cfg.peft.dim} alpha={cfg.peft.alpha:g}"
     return [("model", text), ("trained", f"{how}: about {_count(trained)} parameters")]
 

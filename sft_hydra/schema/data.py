@@ -63,6 +63,10 @@ class TokenizerConfig:
     add_special_tokens: list[str] = field(default_factory=list)
     """The same for control tokens, which decoding may leave out."""
 
+    @property
+    def num_new_tokens(self) -> int:
+        return len(self.add_tokens) + len(self.add_special_tokens)
+
 
 @dataclass(kw_only=True, slots=True)
 class SourceConfig:

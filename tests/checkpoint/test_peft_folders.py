@@ -140,7 +140,7 @@ def test_an_adapter_of_the_peft_library_has_its_logits_and_gradients(case, tmp_p
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"modules_to_save": ["lm_head"]}, 'modules_to_save=["lm_head"]'),
+        ({"layer_replication": [[0, 1]]}, "layer_replication=[[0, 1]]"),
         ({"bias": "lora_only"}, "bias=lora_only"),
         ({"lora_bias": True}, "lora_bias=true"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa"),

@@ -12,13 +12,14 @@ from support.generic import generic
 from support.packed import ARCHITECTURES, alone, logits_of, make_model, make_row, oracle_of, relative
 from transformers import AutoTokenizer
 
-from sft_hydra.chat.tokenizer import load_tokenizer
+from sft_hydra.chat.tokenizer import NewTokens, load_tokenizer
 from sft_hydra.checkpoint.adapter import load_adapter, write_adapter
-from sft_hydra.config.adapter import adopt_adapter, read_adapter
+from sft_hydra.checkpoint.load_hf_weights import load_weights
+from sft_hydra.config.adapter import adopt_adapter
 from sft_hydra.engine.batch import make_batch
 from sft_hydra.engine.microbatches import forward_loss
 from sft_hydra.errors import ModelError
-from sft_hydra.models.build import as_transformers
+from sft_hydra.models.build import as_transformers, build_model
 from sft_hydra.models.lora import apply_lora
 from sft_hydra.schema.config import LoraConfig
 
@@ -55,9 +56,7 @@ def adapted(family, options):
     return model, lora, trained
 
 
-@pytest.mark.parametrize(
-    ("family", "options"), CASES, ids=lambda value: value if isinstance(value, str) else [*value][0]
-)
+@pytest.mark.parametrize(("family", "options"), CASES, ids=str)
 def test_what_is_trained_loads_in_the_peft_library_with_its_logits_and_gradients(family, options, tmp_path):
     model, lora, trained = adapted(family, options)
     write_adapter(model.config, trained, lora, "base", tmp_path, IDS)
@@ -86,9 +85,7 @@ def test_what_is_trained_loads_in_the_peft_library_with_its_logits_and_gradients
     assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
 
 
-@pytest.mark.parametrize(
-    ("family", "options"), CASES[:6], ids=lambda value: value if isinstance(value, str) else [*value][0]
-)
+@pytest.mark.parametrize(("family", "options"), CASES[:6], ids=str)
 def test_an_adapter_of_the_peft_library_is_gone_on_from(family, options, tmp_path):
     names = ["embeddings" if family == "nano" else "embed_tokens"]
     model = base_of(family)
@@ -131,7 +128,6 @@ def test_an_adapter_that_unties_the_head_is_refused(tmp_path):
     write_adapter(model.config, trained, lora, "base", tmp_path)
     file = tmp_path / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"ensure_weight_tying": False}))
-    assert read_adapter(str(tmp_path)).options["modules_to_save"] == ["embed_tokens"]
     with pytest.raises(ModelError, match="ensure_weight_tying=true"):
         load_adapter(model, str(tmp_path))
 
@@ -156,3 +152,27 @@ def test_a_tokenizer_gets_tokens_as_transformers_reads_them(tmp_path):
     kept = theirs.decode([known, known + 1], skip_special_tokens=True)
     assert "<note>" in kept
     assert "<|tool|>" not in kept
+
+
+def grown(folder, family, *, known, ids, size):
+    """The model in a folder, with `size` rows in its tables."""
+    architecture = ARCHITECTURES[family] | {"vocab_size": size}
+    model = build_model(architecture, "cpu", torch.float32)
+    load_weights(model, str(folder), new_tokens=NewTokens(ids, known))
+    return model
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama", "nano"])
+def test_new_rows_start_as_the_mean_of_all_others(family, tmp_path):
+    """Id 95 has a row that no token used, 97 and 98 have none."""
+    oracle = oracle_of(make_model(ARCHITECTURES[family]))
+    oracle.save_pretrained(tmp_path)
+    model = grown(tmp_path, family, known=95, ids=(95, 97, 98), size=99)
+    oracle.resize_token_embeddings(99, mean_resizing=False)
+    for table in {oracle.get_input_embeddings().weight, oracle.get_output_embeddings().weight}:
+        with torch.no_grad():
+            table[[95, 97, 98]] = table[:95].mean(0)
+    assert relative(logits_of(model, make_batch(ROWS, "cpu")), alone(oracle, ROWS)[0]) < 1e-5
+    assert (model.head_name == model.embedding_name) == oracle.config.tie_word_embeddings
+    with pytest.raises(ModelError, match=r"is \(97, 32\), config.json makes it \(99, 32\)"):
+        load_weights(model, str(tmp_path))

@@ -10,7 +10,7 @@ from support.ranks import run_ranks
 from support.training import Case, make_cfg, placed_model
 from transformers import AutoModelForCausalLM
 
-from sft_hydra.chat.tokenizer import load_tokenizer
+from sft_hydra.chat.tokenizer import NewTokens, load_tokenizer
 from sft_hydra.checkpoint.hf_export import export
 from sft_hydra.checkpoint.load_hf_weights import load_weights
 from sft_hydra.engine.materialize import materialize_on_mesh
@@ -100,6 +100,22 @@ def test_weights_stream_in_by_slices(tmp_path, world, sizes):
     assert all(torch.equal(loaded[name], tensor) for name, tensor in whole.items())
     largest = max(part for part, _ in answers)
     assert largest < 1.5 * total / (world / sizes.get("dp_replicate", 1))
+
+
+def stream_grown(architecture, layout, folder):
+    model = build_model(architecture, "meta", torch.float32)
+    materialize_on_mesh(model, make_cfg(Case()).train, layout, torch.device("cpu"))
+    load_weights(model, str(folder), new_tokens=NewTokens((3, 95, 97, 98), 95))
+    return {name: full_tensor(tensor) for name, tensor in model.state_dict().items()}
+
+
+def test_tables_grow_alike_under_any_layout(tmp_path):
+    write(Case("llama"), Layout(), tmp_path / "hf")
+    architecture = json.loads((tmp_path / "hf" / "config.json").read_text()) | {"vocab_size": 99}
+    whole = stream_grown(architecture, Layout(), tmp_path / "hf")
+    loaded = everywhere(run_ranks(3, stream_grown, architecture, Layout(gpus_per_node=3), tmp_path / "hf"))
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in whole.items())
+    assert len(loaded["lm_head.weight"]) == 99
 
 
 def start(architecture, layout):

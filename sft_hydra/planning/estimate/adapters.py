@@ -17,6 +17,17 @@ USUAL_HYBRID = ("q_proj", "k_proj", "v_proj", "o_proj", "in_proj", "up_proj", "d
 Layer = tuple[str, int, int]  # name, inputs, outputs
 
 
+def table_parameters(arch: dict[str, Any], lora: LoraConfig, new_tokens: int) -> tuple[int, int]:
+    """Parameters that LoRA trains of (embedding, head), as whole tables or as rows of new tokens; of a tied head none."""
+    s = sizes_of(arch)
+    if lora.trainable_new_tokens:
+        return new_tokens * s.hidden, 0 if s.tied else new_tokens * s.hidden
+    table, asked = s.vocab * s.hidden, set(lora.modules_to_save)
+    if s.tied:
+        return table if asked else 0, 0
+    return table if "embed_tokens" in asked else 0, table if "lm_head" in asked else 0
+
+
 def adapters_by_block(arch: dict[str, Any], lora: LoraConfig | None) -> list[int]:
     """Parameters of the adapters of each block. ConfigError for patterns that match none of the layers."""
     s = sizes_of(arch)
