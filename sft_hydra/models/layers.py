@@ -31,8 +31,11 @@ class Linear(nn.Linear):
     """nn.Linear on the local shard of the weight. If the weight is split by inputs, outputs are partial sums over ranks."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        bias = None if self.bias is None else (local_tensor(self.bias) / partial_sum_ranks(self.weight)).to(x.dtype)
-        return F.linear(x, local_tensor(self.weight).to(x.dtype), bias)
+        return F.linear(x, local_tensor(self.weight).to(x.dtype), self.local_bias(x.dtype))
+
+    def local_bias(self, dtype: torch.dtype) -> torch.Tensor | None:
+        """What this rank adds to its outputs (out,), if the layer has a bias."""
+        return None if self.bias is None else (local_tensor(self.bias) / partial_sum_ranks(self.weight)).to(dtype)
 
 
 class RMSNorm(nn.Module):
