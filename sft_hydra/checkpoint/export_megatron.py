@@ -25,19 +25,24 @@ from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.lora import merged_tensors
 from sft_hydra.models.state_dict_map import to_disk
 from sft_hydra.parallel.collectives import all_gather_objects
-from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.config import ModelConfig, Precision
 
 TRACKER = "latest_checkpointed_iteration.txt"
 
 
 def export_megatron(
-    model: DecoderModel, cfg: SftConfig, tokenizer: ChatTokenizer, folder: Path, step: int
+    model: DecoderModel,
+    source: ModelConfig,
+    precision: Precision | None,
+    tokenizer: ChatTokenizer,
+    folder: Path,
+    step: int,
 ) -> ExportReport:
     """Write `folder` (replacing an earlier export of ours), adapters merged. Of several ranks all must call it; the first
     writes. CheckpointError if a tensor has no place in Megatron's checkpoints or is read back changed."""
     if folder.is_file() or (folder.exists() and any(folder.iterdir()) and not any(folder.glob(f"iter_*/{MADE_BY}"))):
         raise CheckpointError(f"export.path: {folder} exists and is not an export of ours; give another folder")
-    dtype = model.config.dtype or compute_dtype(cfg, model.device)
+    dtype = model.config.dtype or compute_dtype(precision, model.device)
     tensors, report = merged_tensors(model), None
     if model.mesh.rank == 0:
         building = folder.with_name(folder.name + ".tmp")
@@ -50,7 +55,7 @@ def export_megatron(
         shutil.rmtree(folder, ignore_errors=True)
         building.rename(folder)
         report = ExportReport(
-            folder, "megatron", count, str(dtype).removeprefix("torch."), 0.0, 0.0, note=_note(model, cfg)
+            folder, "megatron", count, str(dtype).removeprefix("torch."), 0.0, 0.0, note=_note(model, source)
         )
     for _ in tensors:
         pass  # the other ranks give what they hold
@@ -65,12 +70,12 @@ def _on_disk(
             yield name, tensor.to(torch.float32 if name.rpartition(".")[2] in KEEP_FP32 else dtype)
 
 
-def _note(model: DecoderModel, cfg: SftConfig) -> str | None:
-    if cfg.model.path is None:
+def _note(model: DecoderModel, source: ModelConfig) -> str | None:
+    if source.path is None:
         return None
-    left = len(carried_names(model.config, local_folder(cfg.model.path, cfg.model.revision)))
+    left = len(carried_names(model.config, local_folder(source.path, source.revision)))
     return (
-        f"{left} tensors of multi-token prediction of {cfg.model.path} are not in it (its Hugging Face export has them)"
+        f"{left} tensors of multi-token prediction of {source.path} are not in it (its Hugging Face export has them)"
         if left
         else None
     )

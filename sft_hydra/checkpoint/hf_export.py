@@ -31,14 +31,25 @@ from sft_hydra.parallel.collectives import all_gather_objects, gather_tokens
 from sft_hydra.parallel.dtensor import full_tensor
 from sft_hydra.parallel.full_state_dict import full_tensors
 from sft_hydra.records import PackedRow
-from sft_hydra.schema.config import Precision, SftConfig
-from sft_hydra.schema.data import Packing
+from sft_hydra.schema.config import LoraConfig, ModelConfig, Precision
 
 Tensors = Iterator[tuple[str, torch.Tensor]]
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest logit
 ALIKE = 1e-3  # of the largest logit: what two implementations in fp32 with equal weights may differ by
 PROBE_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ExportSettings:
+    """What an export needs of the config that the model was trained with."""
+
+    source: ModelConfig
+    peft: LoraConfig | None  # None: full fine-tuning
+    merge: bool  # LoRA: write the merged model instead of the adapter
+    precision: Precision | None  # train.precision
+    packed: bool  # trained on packed sequences (data.packing)
+    micro_batch_tokens: int  # Recipe.micro_batch_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +71,7 @@ class ExportReport:
 
 def export(
     model: DecoderModel,
-    cfg: SftConfig,
+    settings: ExportSettings,
     tokenizer: ChatTokenizer,
     folder: Path,
     progress: Callable[[str], None] = lambda stage: None,
@@ -73,8 +84,8 @@ def export(
     """
     if folder.is_file() or (folder.exists() and any(folder.iterdir()) and not is_export(folder)):
         raise CheckpointError(f"export.path: {folder} exists and is not an export of ours; give another folder")
-    live = live_logits(model, cfg)
-    adapter = cfg.peft is not None and not cfg.export.merge
+    live = live_logits(model, settings.micro_batch_tokens)
+    adapter = settings.peft is not None and not settings.merge
     tensors = full_tensors(model.state_dict(), model.mesh) if adapter else merged_tensors(model)
     report = None
     if live is not None:
@@ -82,9 +93,9 @@ def export(
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
         # over several ranks the live model computes as it trains, alone in the precision that its weights are kept in
-        as_trained = model.mesh.dense_mesh is not None or cfg.peft is not None
-        computed = compute_dtype(cfg, model.device) if as_trained else torch.float32
-        writer = _Writer(model.config, cfg, tokenizer, building, folder, live, computed, progress)
+        as_trained = model.mesh.dense_mesh is not None or settings.peft is not None
+        computed = compute_dtype(settings.precision, model.device) if as_trained else torch.float32
+        writer = _Writer(model.config, settings, tokenizer, building, folder, live, computed, progress)
         report = writer.adapter(tensors) if adapter else writer.model(tensors)
         shutil.rmtree(folder, ignore_errors=True)
         building.rename(folder)
@@ -94,11 +105,12 @@ def export(
 
 
 @torch.no_grad()
-def live_logits(model: DecoderModel, cfg: SftConfig) -> torch.Tensor | None:
-    """Logits (PROBE_TOKENS, vocab), fp32, of the probe on the first rank; None on the others, which must all ask."""
+def live_logits(model: DecoderModel, full_tokens: int) -> torch.Tensor | None:
+    """Logits (PROBE_TOKENS, vocab), fp32, of the probe on the first rank; None on the others, which must all call it.
+    `full_tokens` as in `load_batches`."""
     ids = probe_ids(model.config)
     row = PackedRow(ids.numpy(), np.zeros(len(ids), np.uint8), np.zeros(1, np.int32), np.zeros(1, np.int16))
-    batches = load_batches([row], [range(1)], model, cfg)
+    batches = load_batches([row], [range(1)], model, full_tokens)
     training = model.training
     model.eval()
     hidden = forward_hidden(model, batches[0])
@@ -124,7 +136,7 @@ class _Writer:
     """Writes into `building`, which becomes `folder`; `live` are the logits that the export must have."""
 
     config: Any
-    cfg: SftConfig
+    settings: ExportSettings
     tokenizer: ChatTokenizer
     building: Path
     folder: Path
@@ -139,27 +151,27 @@ class _Writer:
         alike = self._alike(dtype)
         count = self._write(alike.keeping(tensors) if alike else tensors, dtype, self.building)
         self.progress("loading it back with transformers, to compare logits")
-        rounded = alike.logits(self.cfg) if alike else None
+        rounded = alike.logits(self.settings.micro_batch_tokens) if alike else None
         del alike  # two copies of a model need not be there at one time
         reloaded = AutoModelForCausalLM.from_pretrained(self.building, dtype=torch.float32)
         return self._report(reloaded, "model", count, dtype, rounded)
 
     def adapter(self, tensors: Tensors) -> ExportReport:
-        assert self.cfg.peft is not None
+        assert self.settings.peft is not None
         state = dict(tensors)
         adapters = {name: state.pop(name) for name in list(state) if is_adapter(name)}
         base, dtype = self._base(), torch.float32
-        if self.cfg.model.path is None:
+        if self.settings.source.path is None:
             dtype = self._dtype()
             self._write(iter(state.items()), dtype, self.building / "base")
-        count = write_adapter(self.config, adapters, self.cfg.peft, base, self.building)
+        count = write_adapter(self.config, adapters, self.settings.peft, base, self.building)
         self.tokenizer.save_files(self.building)
         self.progress("loading it back, to compare logits")
         rounded = None
         if alike := self._alike(dtype, adapters=True):
             for _ in alike.keeping(iter({**state, **adapters}.items())):
                 pass
-            rounded = alike.logits(self.cfg)
+            rounded = alike.logits(self.settings.micro_batch_tokens)
             state = {name: alike.rounded(name, tensor) for name, tensor in state.items()}
             del alike
         reloaded = transformers_model(self.config, merge_adapter(self.config, self.building, state))
@@ -168,7 +180,7 @@ class _Writer:
 
     def _base(self) -> str:
         """Where the adapter's base is, for readers in any working directory: a folder by its absolute path."""
-        path = self.cfg.model.path
+        path = self.settings.source.path
         if path is None:
             return str(self.folder.absolute() / "base")
         return str(Path(path).expanduser().resolve()) if Path(path).expanduser().is_dir() else path
@@ -177,24 +189,24 @@ class _Writer:
         """Where something was rounded, the live model in fp32 with weights that are rounded as the export's."""
         if dtype == self.computed == torch.float32:
             return None
-        generic, packed = self.cfg.model.generic, self.cfg.data.packing is not Packing.none
+        generic, packed = self.settings.source.generic, self.settings.packed
         model = build_model(self.config.to_dict(), "cpu", torch.float32, generic=generic, packed=packed)
         if adapters:
-            assert self.cfg.peft is not None
-            add_adapters(model, self.cfg.peft)
+            assert self.settings.peft is not None
+            add_adapters(model, self.settings.peft)
         return _Alike(model, dtype)
 
     def _dtype(self) -> torch.dtype:
         """That of the source model; after a random start the one that training computed in."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return self.config.dtype or compute_dtype(self.cfg, device)
+        return self.config.dtype or compute_dtype(self.settings.precision, device)
 
     def _write(self, tensors: Tensors, dtype: torch.dtype, folder: Path) -> int:
         """Weights, configs and tokenizer. Returns the number of tensors."""
         folder.mkdir(exist_ok=True)
         count = write_tensors(self._on_disk(tensors, dtype), folder)
         write_config(self.config, dtype, self.tokenizer, folder)
-        generation_config(self.cfg, self.tokenizer)[0].save_pretrained(folder)
+        generation_config(self.settings.source, self.tokenizer)[0].save_pretrained(folder)
         self.tokenizer.save_files(folder)
         return count
 
@@ -206,8 +218,10 @@ class _Writer:
                 yield name, tensor.to(torch.float32 if name.rpartition(".")[2] in KEEP_FP32 else dtype)
                 written += 1
                 self.progress(f"{written} tensors written")
-        if self.cfg.model.path is not None:
-            yield from carried_tensors(self.config, local_folder(self.cfg.model.path, self.cfg.model.revision))
+        if self.settings.source.path is not None:
+            yield from carried_tensors(
+                self.config, local_folder(self.settings.source.path, self.settings.source.revision)
+            )
 
     @torch.no_grad()
     def _report(
@@ -255,8 +269,8 @@ class _Alike:
             yield name, tensor
 
     @torch.no_grad()
-    def logits(self, cfg: SftConfig) -> torch.Tensor | None:
-        return live_logits(self.model, replace(cfg, train=replace(cfg.train, precision=Precision.fp32)))
+    def logits(self, full_tokens: int) -> torch.Tensor | None:
+        return live_logits(self.model, full_tokens)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -32,8 +32,8 @@ from sft_hydra.models.lora import is_adapter
 from sft_hydra.parallel.collectives import all_gather_objects
 from sft_hydra.parallel.dtensor import holds_first_copy, local_shard
 from sft_hydra.paths import CHECKPOINT_FORMAT, COMPLETE, STATE, complete_checkpoints, read_progress, state_digest
-from sft_hydra.planning.topology import rows_per_step
-from sft_hydra.schema.config import SftConfig
+from sft_hydra.planning.recipe import Recipe
+from sft_hydra.schema.config import CheckpointConfig
 
 MODEL, OPTIMIZER = "model", "optimizer"
 SCORES = ("eval/", "chatcore")  # metrics of which more is better; of all others, less
@@ -55,9 +55,11 @@ class Snapshot:
 class Saver:
     """Saves into one folder; with `checkpoint.async_save` while training goes on, one checkpoint at a time."""
 
-    def __init__(self, folder: Path, cfg: SftConfig, origin: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, folder: Path, recipe: Recipe, settings: CheckpointConfig, origin: dict[str, Any] | None = None
+    ) -> None:
         """`origin`: what checkpoint/origin.py says of this run; it goes into every checkpoint."""
-        self.folder, self.cfg, self.origin = folder, cfg, origin or {}
+        self.folder, self.recipe, self.settings, self.origin = folder, recipe, settings, origin or {}
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None  # the thread's own
         self._thread: Thread | None = None
         self._error: BaseException | None = None
@@ -68,9 +70,9 @@ class Saver:
     ) -> None:
         """Start to save; what trains on afterwards is not in it. `metrics`, as of now, are what `keep_best` goes by."""
         self.wait()
-        snapshot = snapshot_state(model, optimizer, state, self.cfg, metrics)
+        snapshot = snapshot_state(model, optimizer, state, self.recipe, self.settings, metrics)
         snapshot.progress.update(self.origin)
-        if not self.cfg.checkpoint.async_save:
+        if not self.settings.async_save:
             write_snapshot(self.folder, snapshot, self._group)
             return
         copy = to_cpu(snapshot, self._room)
@@ -98,11 +100,12 @@ def save(
     model: DecoderModel,
     optimizer: OptimizerSet,
     state: TrainState,
-    cfg: SftConfig,
+    recipe: Recipe,
+    settings: CheckpointConfig,
     metrics: dict[str, Any] | None = None,
 ) -> Path:
     """Write `folder/step_<N>` and drop those that `checkpoint.keep_last` and `keep_best` do not keep. Returns its folder."""
-    return write_snapshot(folder, snapshot_state(model, optimizer, state, cfg, metrics), None)
+    return write_snapshot(folder, snapshot_state(model, optimizer, state, recipe, settings, metrics), None)
 
 
 def prunable(folder: Path, keep_last: int, keep_best: str | None) -> list[Path]:
@@ -121,7 +124,8 @@ def snapshot_state(
     model: DecoderModel,
     optimizer: OptimizerSet,
     state: TrainState,
-    cfg: SftConfig,
+    recipe: Recipe,
+    settings: CheckpointConfig,
     metrics: dict[str, Any] | None = None,
 ) -> Snapshot:
     """What this rank writes; shares the memory of model and optimizer."""
@@ -136,9 +140,9 @@ def snapshot_state(
         step=state.step,
         model=own(_weights(model)),
         optimizer=own(_optimizer_state(model, optimizer)),
-        progress=_progress(model, optimizer, state, cfg) | {"metrics": dict(metrics or {})},
-        keep_last=max(1, cfg.checkpoint.keep_last),
-        keep_best=cfg.checkpoint.keep_best,
+        progress=_progress(model, optimizer, state, recipe) | {"metrics": dict(metrics or {})},
+        keep_last=max(1, settings.keep_last),
+        keep_best=settings.keep_best,
     )
 
 
@@ -276,18 +280,18 @@ def _optimizer_state(model: DecoderModel, optimizer: OptimizerSet) -> dict[str, 
     }
 
 
-def _progress(model: DecoderModel, optimizer: OptimizerSet, state: TrainState, cfg: SftConfig) -> dict[str, Any]:
+def _progress(model: DecoderModel, optimizer: OptimizerSet, state: TrainState, recipe: Recipe) -> dict[str, Any]:
     return {
         "format": CHECKPOINT_FORMAT,
         "state": asdict(state),
         "adapters_only": any(is_adapter(name) for name, _ in model.named_parameters()),
         "optimizer": optimizer.kinds,
         "sizes": {
-            "seq_length": cfg.seq_length,
-            "global_batch_size": rows_per_step(cfg),
-            "micro_batch_size": cfg.train.micro_batch_size,
+            "seq_length": recipe.seq_length,
+            "global_batch_size": recipe.rows_per_step,
+            "micro_batch_size": recipe.train.micro_batch_size,
         },
-        "rates": asdict(cfg.optimizer),
+        "rates": asdict(recipe.optimizer),
     }
 
 

@@ -192,7 +192,7 @@ def layout(cfg: SftConfig) -> Iterator[str]:
         return  # model_is_said says so
     plan = run_layout(cfg, architecture)
     problems = list(layout_problems(plan, architecture, cfg.seq_length))
-    rows = rows_per_step(cfg)
+    rows = rows_per_step(cfg.train, cfg.seq_length)
     if cfg.runner is Runner.train and not problems and rows % plan.dp:
         problems = [
             f"train.global_batch_size={rows} is not a multiple of the data-parallel size {plan.dp}; "

@@ -16,7 +16,7 @@ from sft_hydra.engine.precision import orthogonal_dtype
 from sft_hydra.errors import ConfigError
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.schema import optim
-from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.config import Precision
 from sft_hydra.schema.optim import AdamW, Optimizer
 
 if TYPE_CHECKING:
@@ -87,10 +87,12 @@ class OptimizerSet:
         self._owner[parameter].state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
 
 
-def build_optimizer(model: DecoderModel, cfg: SftConfig) -> OptimizerSet:
-    """The optimizer of `cfg.optimizer` over all parameters that require a gradient."""
+def build_optimizer(
+    model: DecoderModel, optimizer: optim.Optimizer, precision: Precision | None = None
+) -> OptimizerSet:
+    """`optimizer` (the config's section) over all parameters that require a gradient; `precision`: train.precision, which Muon
+    computes in."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    optimizer = cfg.optimizer
     if isinstance(optimizer, AdamW) and optimizer.state_bits == 8:
         return _in_eight_bits(named, optimizer, model)
     if not isinstance(optimizer, optim.Muon):
@@ -104,7 +106,7 @@ def build_optimizer(model: DecoderModel, cfg: SftConfig) -> OptimizerSet:
     parts: list[torch.optim.Optimizer] = []
     groups = [("hidden matrices", matrices), ("experts' matrices", stacks)]
     if by_muon := [_group(what, parameters) for what, parameters in groups if parameters]:
-        dtype = orthogonal_dtype(cfg, model.device, (matrices + stacks)[0].device)
+        dtype = orthogonal_dtype(precision, model.device, (matrices + stacks)[0].device)
         parts.append(Muon(by_muon, **_muon(optimizer), dtype=dtype))
     if embedding or head or rest:
         embedding_lr = optimizer.lr if optimizer.embedding_lr is None else optimizer.embedding_lr
@@ -133,9 +135,9 @@ def _muon(optimizer: optim.Muon) -> dict[str, Any]:
     }
 
 
-def check_state_bits(cfg: SftConfig) -> None:
+def check_state_bits(optimizer: optim.Optimizer) -> None:
     """ConfigError if `optimizer.state_bits=8` and torchao is not installed."""
-    if isinstance(cfg.optimizer, AdamW) and cfg.optimizer.state_bits == 8 and find_spec("torchao") is None:
+    if isinstance(optimizer, AdamW) and optimizer.state_bits == 8 and find_spec("torchao") is None:
         raise ConfigError("optimizer.state_bits=8 needs torchao: pip install 'torchao>=0.18' (the extra `speed`)")
 
 

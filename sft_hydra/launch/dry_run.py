@@ -23,6 +23,7 @@ from sft_hydra.planning.estimate import (
     trainable_parameters,
 )
 from sft_hydra.planning.layout import LONG_ROW, Layout
+from sft_hydra.planning.recipe import recipe_of
 from sft_hydra.planning.topology import rows_per_step
 from sft_hydra.schema.config import ClusterKind, Precision, Runner, SftConfig
 
@@ -122,7 +123,7 @@ def _data_lines(cfg: SftConfig, packed: PackedSet | None) -> list[tuple[str, str
 def _work_lines(
     cfg: SftConfig, arch: dict[str, Any], layout: Layout, packed: PackedSet | None
 ) -> list[tuple[str, str]]:
-    rows = rows_per_step(cfg)
+    rows = rows_per_step(cfg.train, cfg.seq_length)
     lines = [
         ("batch", f"{rows} rows = {rows * cfg.seq_length:,} tokens per step, micro-batch {cfg.train.micro_batch_size}")
     ]
@@ -154,7 +155,7 @@ def _planned_steps(cfg: SftConfig, packed: PackedSet | None) -> int | None:
     train = cfg.train
     if packed is None and train.train_samples is None and (train.train_iters is None or train.train_iters < 0):
         return None
-    return total_steps(cfg, train_rows(packed, cfg).rows_per_epoch if packed else 0)
+    return total_steps(cfg.train, cfg.seq_length, train_rows(packed, cfg).rows_per_epoch if packed else 0)
 
 
 def _advice(cfg: SftConfig, arch: dict[str, Any], layout: Layout, packed: PackedSet | None) -> list[str]:
@@ -167,10 +168,12 @@ def _advice(cfg: SftConfig, arch: dict[str, Any], layout: Layout, packed: Packed
             f"train.train_iters keeps steps useful{lora}"
         )
     if cfg.runner is Runner.train:
-        lines += doubts(cfg, arch, train_rows(packed, cfg) if packed else None)
+        lines += doubts(recipe_of(cfg), arch, train_rows(packed, cfg) if packed else None)
     if cfg.runner is Runner.train and packed is not None:
         rows = train_rows(packed, cfg)
-        missed = rows.unreached_sources(total_steps(cfg, rows.rows_per_epoch) * rows_per_step(cfg))
+        missed = rows.unreached_sources(
+            total_steps(cfg.train, cfg.seq_length, rows.rows_per_epoch) * rows_per_step(cfg.train, cfg.seq_length)
+        )
         lines += [missed] if missed else []
     if cfg.seq_length > LONG_ROW and layout.cp == 1 and not is_generic(cfg, arch):
         lines.append(

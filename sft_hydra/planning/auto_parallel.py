@@ -61,7 +61,7 @@ def choose(cfg: SftConfig, architecture: dict[str, Any]) -> tuple[Layout, list[C
         return run_layout(cfg, architecture), []
     sizes["vocab_size"] = sizes.get("vocab_size") or TINY_VOCABULARY
     precision = cfg.train.precision or (Precision.fp32 if cfg.model.path is None else Precision.bf16)
-    room, rows = USABLE * cfg.cluster.gpu_memory_gib * GIB, rows_per_step(cfg)
+    room, rows = USABLE * cfg.cluster.gpu_memory_gib * GIB, rows_per_step(cfg.train, cfg.seq_length)
     candidates = []
     for layout in possible_layouts(cfg, architecture):
         memory = estimate_memory(cfg, sizes, layout, precision).total

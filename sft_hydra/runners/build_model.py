@@ -79,13 +79,13 @@ def new_model(cfg: SftConfig, tokenizer: ChatTokenizer, device: torch.device, la
     if problems := list(foreign_model(cfg)):  # of a model on the hub, nothing was known when the config was checked
         raise ConfigError(*problems)
     # Trained weights are fp32 masters; a frozen base is kept in the precision it is used in.
-    dtype = torch.float32 if cfg.peft is None else compute_dtype(cfg, device)
+    dtype = torch.float32 if cfg.peft is None else compute_dtype(cfg.train.precision, device)
     packed = cfg.data.packing is not Packing.none
     model = build_model(architecture, "meta", dtype, generic=cfg.model.generic, packed=packed)
     _check_length(model, cfg.seq_length)
     coverage = add_adapters(model, cfg.peft) if cfg.peft is not None else []
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    materialize_on_mesh(model, cfg, layout or Layout(), device)
+    materialize_on_mesh(model, cfg.train, layout or Layout(), device)
     if cfg.model.path is not None:
         load_weights(model, cfg.model.path, cfg.model.revision)
         origin = cfg.model.path

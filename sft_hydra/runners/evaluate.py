@@ -25,6 +25,7 @@ from sft_hydra.observe.run_report import write_report
 from sft_hydra.observe.transcript import as_text
 from sft_hydra.parallel.collectives import rank0_long_task
 from sft_hydra.paths import RunPaths
+from sft_hydra.planning.recipe import recipe_of
 from sft_hydra.process.signals import StoppedError
 from sft_hydra.runners import benchmark_runs
 from sft_hydra.runners.build_model import start_machine, trained_model
@@ -50,7 +51,7 @@ def run(cfg: SftConfig) -> dict[str, float]:
         console.say(f"model      {built.origin}")
         with console.work("validation") as work:
             sizes = token_bytes(tokenizer, built.model.config.vocab_size)
-            scores = validate(built.model, packed, cfg, sizes, counted(work, "rows"))
+            scores = validate(built.model, packed, recipe_of(cfg), cfg.eval.tokens, sizes, counted(work, "rows"))
         if scores:
             console.table("validation", ["", "loss"], [(name, f"{value:.4f}") for name, value in scores.items()])
         _keep(paths.evaluation, "evaluate", {"model": built.origin, **scores})
@@ -71,7 +72,7 @@ def evaluate_model(
     asked = cfg.eval.exact_match.path
     if asked is None and not cfg.eval.samples:
         return {}
-    theirs = as_transformers(model, compute_dtype(cfg, model.device))
+    theirs = as_transformers(model, compute_dtype(cfg.train.precision, model.device))
     if theirs is None:
         return {}
     chat = Chat(theirs, tokenizer, cfg)
@@ -97,7 +98,7 @@ def evaluate_chatcore(
 ) -> dict[str, float]:
     """ChatCORE while training; `before` and `after` it is kept as an entry, too. Of several ranks, which all must call, the
     first does it and the others wait for as long as it takes. Empty for these, and after a signal to stop."""
-    theirs = as_transformers(model, compute_dtype(cfg, model.device))
+    theirs = as_transformers(model, compute_dtype(cfg.train.precision, model.device))
     with rank0_long_task():
         if theirs is None:
             return {}

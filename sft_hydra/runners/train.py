@@ -19,7 +19,7 @@ from sft_hydra.checkpoint import state as checkpoints
 from sft_hydra.checkpoint.hf_export import ExportReport
 from sft_hydra.checkpoint.load_hf_weights import local_folder
 from sft_hydra.checkpoint.origin import check_origin, origin_of
-from sft_hydra.config.resume_compat import checkpoint_folder
+from sft_hydra.config.resume_compat import checkpoint_folder, fixed_settings
 from sft_hydra.data.dataset import TrainRows
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.data_prep.blend import train_rows
@@ -39,6 +39,7 @@ from sft_hydra.parallel.collectives import rank0_first, sum_over_ranks
 from sft_hydra.parallel.rendezvous import start_process_group, stop_requested
 from sft_hydra.paths import RunPaths, find_checkpoint, read_progress
 from sft_hydra.planning.estimate import GIB, PEAK_FLOPS, flops_per_token
+from sft_hydra.planning.recipe import recipe_of
 from sft_hydra.planning.topology import rows_per_step, run_layout
 from sft_hydra.process.rank import this_rank
 from sft_hydra.process.signals import StoppedError, finish_step_on_interrupt
@@ -85,7 +86,7 @@ class TrainingContext:
 
     @property
     def steps(self) -> int:
-        return total_steps(self.cfg, self.rows.rows_per_epoch)
+        return total_steps(self.cfg.train, self.cfg.seq_length, self.rows.rows_per_epoch)
 
     def record(self, values: dict[str, Any]) -> None:
         """One line of metrics.jsonl, and the same for the trackers."""
@@ -99,7 +100,7 @@ def run(cfg: SftConfig) -> None:
     """Prepare what is missing, train to the end (or on from where it stopped), evaluate, export, report."""
     assert cfg.run_dir is not None
     check_upload(cfg)
-    check_state_bits(cfg)
+    check_state_bits(cfg.optimizer)
     paths, clock = RunPaths(Path(cfg.run_dir)), Clock()
     rank, device = this_rank(), start_machine(cfg)
     start_process_group(device, cfg.cluster.start_timeout)
@@ -113,10 +114,10 @@ def run(cfg: SftConfig) -> None:
             packed = prepared_set(cfg, console)
             stack.enter_context(in_use(packed.folder))
             rows = train_rows(packed, cfg)
-        steps = total_steps(cfg, rows.rows_per_epoch)
-        if missed := rows.unreached_sources(steps * rows_per_step(cfg)):
+        steps = total_steps(cfg.train, cfg.seq_length, rows.rows_per_epoch)
+        if missed := rows.unreached_sources(steps * rows_per_step(cfg.train, cfg.seq_length)):
             console.say(missed, style="yellow")
-        for doubt in doubts(cfg, architecture, rows):
+        for doubt in doubts(recipe_of(cfg), architecture, rows):
             console.say(doubt, style="yellow")
         last = checkpoints.latest(checkpoint_folder(cfg))
         origin = _origin(cfg, packed, last) if rank.rank == 0 else {}
@@ -170,7 +171,7 @@ def _read_run_files(paths: RunPaths) -> None:
 def _origin(cfg: SftConfig, packed: PackedSet, last: Path | None) -> dict[str, Any]:
     """What this run is made from. CheckpointError if its last checkpoint was made from something else."""
     base = None if cfg.model.path is None else local_folder(cfg.model.path, cfg.model.revision)
-    origin = origin_of(cfg, packed, base)
+    origin = origin_of(fixed_settings(cfg), packed, base)
     if last is not None:
         check_origin(last, origin)
     return origin
@@ -203,7 +204,7 @@ def _build(
     trackers.used(data_artifact(cfg, packed))
     with console.work("loading the model"):
         built = new_model(cfg, tokenizer, device, layout)
-    optimizer = build_optimizer(built.model, cfg)
+    optimizer = build_optimizer(built.model, cfg.optimizer, cfg.train.precision)
     state = TrainState()
     origin = built.origin
     if last is not None:
@@ -252,7 +253,7 @@ def _check_best(cfg: SftConfig, packed: PackedSet) -> None:
 def _fit(training: TrainingContext) -> None:
     """The loop, with what happens between its steps: metrics, validation, checkpoints. One more if a signal stops it."""
     cfg, state = training.cfg, training.state
-    saver = checkpoints.Saver(checkpoint_folder(cfg), cfg, training.origin)
+    saver = checkpoints.Saver(checkpoint_folder(cfg), recipe_of(cfg), cfg.checkpoint, training.origin)
     with training.console.steps(training.steps, state.step, cfg.train.log_interval) as progress:
 
         def after_step(result: StepResult) -> None:
@@ -276,7 +277,7 @@ def _fit(training: TrainingContext) -> None:
             training.optimizer,
             training.rows,
             state,
-            cfg,
+            recipe_of(cfg),
             training.steps,
             after_step=after_step,
             should_stop=stop_requested,
@@ -303,7 +304,7 @@ def _record(training: TrainingContext, result: StepResult, progress: Steps) -> N
         "trained_tokens": result.trained_tokens,
         "tokens_per_second": round(speed, 1),
         "trained_tokens_per_second": round(result.trained_tokens / result.seconds, 1),
-        "total_tokens_per_second": round(rows_per_step(cfg) * cfg.seq_length / result.seconds, 1),
+        "total_tokens_per_second": round(rows_per_step(cfg.train, cfg.seq_length) * cfg.seq_length / result.seconds, 1),
         "seconds": round(result.seconds, 4),
         "mfu": _mfu(training, speed),
         "memory_gib": _memory(training.model.device),
@@ -335,8 +336,9 @@ def _validate(training: TrainingContext) -> None:
     if training.validated == training.state.step:
         return
     training.validated = training.state.step
+    recipe, tokens = recipe_of(training.cfg), training.cfg.eval.tokens
     with training.console.work("validation") as work:
-        losses = validate(training.model, training.packed, training.cfg, training.token_bytes, counted(work, "rows"))
+        losses = validate(training.model, training.packed, recipe, tokens, training.token_bytes, counted(work, "rows"))
     if losses:
         training.record(losses)
         training.console.say(f"step {training.state.step}: validation loss {losses['val/loss']:.4f}")

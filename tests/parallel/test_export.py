@@ -19,6 +19,7 @@ from sft_hydra.models.init_weights import init_weights
 from sft_hydra.models.lora import add_adapters, init_adapters
 from sft_hydra.parallel.dtensor import full_tensor, local_shard
 from sft_hydra.planning.layout import Layout
+from sft_hydra.runners.write_export import export_settings
 from sft_hydra.schema.config import LoraConfig
 
 LAYOUTS = [
@@ -40,7 +41,7 @@ def write(case, layout, folder):
     cfg = make_cfg(case)
     cfg.export.merge = case.lora is not None and folder.name == "merged"
     model = placed_model(case, cfg, layout)
-    report = export(model, cfg, load_tokenizer(cfg), folder)
+    report = export(model, export_settings(cfg), load_tokenizer(cfg), folder)
     return report, {name: full_tensor(tensor) for name, tensor in model.state_dict().items()}
 
 
@@ -82,7 +83,7 @@ def stream(architecture, layout, folder):
     """Load from files, and say how many numbers this rank holds."""
     cfg = make_cfg(Case())
     model = build_model(architecture, "meta", torch.float32)
-    materialize_on_mesh(model, cfg, layout, torch.device("cpu"))
+    materialize_on_mesh(model, cfg.train, layout, torch.device("cpu"))
     load_weights(model, str(folder))
     part = sum(local_shard(parameter)[0].numel() for parameter in model.parameters())
     return part, {name: full_tensor(tensor) for name, tensor in model.state_dict().items()}
@@ -105,7 +106,7 @@ def start(architecture, layout):
     cfg = make_cfg(Case(lora=LoraConfig(dim=4)))
     model = build_model(architecture, "meta", torch.float32)
     add_adapters(model, cfg.peft)
-    materialize_on_mesh(model, cfg, layout, torch.device("cpu"))
+    materialize_on_mesh(model, cfg.train, layout, torch.device("cpu"))
     init_weights(model, seed=3, std=0.1)
     init_adapters(model, seed=3)
     return {name: full_tensor(tensor) for name, tensor in model.state_dict().items()}

@@ -110,7 +110,9 @@ def _of_stage(cfg: SftConfig, stage: _Stage, layout: Layout, how: Keeping) -> Me
     tokens = cfg.seq_length * train.micro_batch_size // (layout.cp * layout.tp)
     kept, again = (tokens * size for size in _kept(stage, layout, how, train.recompute))
     logits = _logits(s, tokens, layout, how) if stage.last else 0
-    earlier = gradients if -(-rows_per_step(cfg) // (layout.dp * train.micro_batch_size)) > 1 else 0
+    earlier = (
+        gradients if -(-rows_per_step(cfg.train, cfg.seq_length) // (layout.dp * train.micro_batch_size)) > 1 else 0
+    )
     if layout.pp > 1 and how.full:  # summed over ranks in the last micro-batch only
         earlier = FP32 * (sum(_block(s, mixers, layout) for mixers in s.blocks) + stage.tables)
     head = FP32 * s.vocab * s.hidden if how.full and stage.last else 0
