@@ -14,6 +14,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sft_hydra.kernels.lora import _run as _lora_linear
+
 NOTHING = {"device", "empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "_unsafe_view"}
 LOOKUPS = {
     "embedding",
@@ -30,8 +32,14 @@ SCATTERS = {
 }  # as many bytes of the target as of the source
 PRODUCTS = {"mm", "addmm", "addmm_", "bmm", "_grouped_mm", "linear"}
 ATTENTION = {"_varlen_attn", "_varlen_attn_backward", "_flash_attn_varlen_forward", "_flash_attn_varlen_backward"}
-# additional passes over the first input and additional kernels: amax, sub, exp, sum in place of one read
-PASSES = {"logsumexp": (5, 3)}
+# additional passes over the first input and additional kernels
+PASSES = {
+    "logsumexp": (5, 3),  # amax, sub, exp, sum
+    "cross_entropy_": (1, 0),
+    "add_rms_norm_backward": (0, 2),  # partial sums of the weight's gradient
+    "norm_rotate_backward": (0, 2),
+    "gated_norm_backward": (0, 2),
+}
 
 
 @dataclass
@@ -60,14 +68,17 @@ class BytesMoved(TorchDispatchMode):
         self.moved: dict[str, Moved] = defaultdict(Moved)
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = op(*args, **(kwargs or {}))
         name = op.overloadpacket.__name__
+        if name == "lora_linear":  # the products that it consists of
+            with self:
+                return _lora_linear(*args)
+        out = op(*args, **(kwargs or {}))
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
         if name in NOTHING or _is_view(op) or not any(t.is_cuda for t in [*inputs, *outputs]):
             return out
         passes, kernels = PASSES.get(name, (0, 0))
-        count = _bytes(op, name, inputs, outputs) + passes * size(inputs[0] if inputs else outputs[0])
+        count = _bytes(op, name, args, inputs, outputs) + passes * size(inputs[0] if inputs else outputs[0])
         self.moved[self.phase].bytes[name] += count
         self.moved[self.phase].kernels[name] += 1 + kernels
         return out
@@ -85,7 +96,7 @@ def _is_view(op: Any) -> bool:
     return bool(returns) and all(aliases)
 
 
-def _bytes(op: Any, name: str, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> int:
+def _bytes(op: Any, name: str, args: Any, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> int:
     if name in LOOKUPS:
         return sum(map(size, inputs[1:])) + 2 * sum(map(size, outputs))
     if name in SCATTERS:
@@ -93,8 +104,8 @@ def _bytes(op: Any, name: str, inputs: list[torch.Tensor], outputs: list[torch.T
     if name in ("copy_", "zero_", "fill_"):  # the target is not read
         return sum(map(size, inputs[1:])) + size(inputs[0])
     written = sum(map(size, outputs))
-    if not outputs:  # an operator that changes its arguments and returns nothing
-        schema = op._schema.arguments
-        changed = [a.alias_info is not None and a.alias_info.is_write for a in schema if "Tensor" in str(a.type)]
-        written = sum(size(t) for t, write in zip(inputs, changed, strict=False) if write)
+    for argument, value in zip(op._schema.arguments, args, strict=False):
+        changed = argument.alias_info is not None and argument.alias_info.is_write
+        if changed and isinstance(value, torch.Tensor) and not any(value is each for each in outputs):
+            written += size(value)  # changed in place and not returned
     return sum(map(size, inputs)) + written
