@@ -25,7 +25,8 @@ if find_spec("triton") is None:
 
 def is_fused(operation: str, x: torch.Tensor) -> bool:
     """Whether `operation`, a name of OPERATIONS, is a Triton kernel for `x`."""
-    return x.device.type == DEVICE and operation not in _refused and not torch.compiler.is_compiling()
+    takes = x.device.type == DEVICE and x.dtype.itemsize <= 4  # kernels compute in fp32
+    return takes and operation not in _refused and not torch.compiler.is_compiling()
 
 
 def try_fused(device: torch.device) -> dict[str, str | None]:
