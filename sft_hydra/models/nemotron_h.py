@@ -35,28 +35,32 @@ class MambaBlock(HybridBlock):
     """A block of Mamba-2."""
 
     def forward(self, hidden: torch.Tensor, packed: Packed) -> torch.Tensor:
-        return hidden + self.mixer(self.norm(hidden), packed)
+        hidden, normed = self.norm.of_sum(hidden)
+        return hidden + self.mixer(normed, packed)
 
 
 class AttentionBlock(HybridBlock):
     """A block of attention."""
 
     def forward(self, hidden: torch.Tensor, packed: Packed) -> torch.Tensor:
-        return hidden + self.mixer(self.norm(hidden), packed)
+        hidden, normed = self.norm.of_sum(hidden)
+        return hidden + self.mixer(normed, packed)
 
 
 class MoEBlock(HybridBlock):
     """A block with a mixture of experts."""
 
     def forward(self, hidden: torch.Tensor, packed: Packed) -> torch.Tensor:
-        return hidden + self.mixer(self.norm(hidden))
+        hidden, normed = self.norm.of_sum(hidden)
+        return hidden + self.mixer(normed)
 
 
 class MLPBlock(HybridBlock):
     """A block with a plain feed-forward layer."""
 
     def forward(self, hidden: torch.Tensor, packed: Packed) -> torch.Tensor:
-        return hidden + self.mixer(self.norm(hidden))
+        hidden, normed = self.norm.of_sum(hidden)
+        return hidden + self.mixer(normed)
 
 
 def nemotron_h_model(config: Any) -> FamilyModel:
