@@ -113,14 +113,15 @@ def _features(layer: nn.Linear | GroupedLinear) -> int:
 
 
 @torch.no_grad()
-def merged_tensors(model: DecoderModel) -> Iterator[tuple[str, torch.Tensor]]:
+def merged_tensors(model: DecoderModel, *, everywhere: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, full tensor) of the model with adapters merged, one at a time: adapted weights are copies, others share memory
-    with the model. With several ranks a collective, see `full_tensors`: rank 0 gets the tensors, all must iterate."""
+    with the model. With several ranks a collective, see `full_tensors`: rank 0 gets the tensors, all must iterate;
+    `everywhere`: every rank gets them."""
     state = model.state_dict()
     adapters = (name for names in all_gather_objects([n for n in state if is_adapter(n)], model.mesh) for name in names)
     adapted = {name.rpartition(".")[0] for name in adapters}
     waiting: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in full_tensors(state, model.mesh):
+    for name, tensor in full_tensors(state, model.mesh, everywhere=everywhere):
         layer, _, leaf = name.rpartition(".")
         if layer not in adapted or leaf == "bias":
             yield name, tensor

@@ -238,7 +238,12 @@ class EvalConfig:
     tokens: int | None = number(None, 1, MANY)
     """Tokens of the validation split that are used, always the same ones; null: all."""
     batch_size: int = number(128, 1, 10_000_000)
-    """Sequences generated, or scored, together."""
+    """Sequences generated, or scored, together on a rank."""
+    batch_tokens: int = number(131_072, 1, MANY)
+    """Most tokens of such a batch, with padding and the longest answers: it limits the memory of the KV cache."""
+    sharded: bool | None = None
+    """Over several ranks: true: the model answers as it is laid out for training; false: every rank answers with a copy of the
+    whole model; null: with copies where they fit in memory."""
     tasks: list[str] = field(default_factory=list)
     """Of `runner=evaluate`: tasks of the lm-evaluation-harness by name (`mmlu`, `gsm8k`, ...), `spelling_bee`, task files or
     folders of them (YAML), and `chatcore`."""
