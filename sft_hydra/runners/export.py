@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from sft_hydra.chat.tokenizer import load_tokenizer
+from sft_hydra.checkpoint import state as checkpoints
+from sft_hydra.config.resume_compat import checkpoint_folder
 from sft_hydra.observe.console import Console
 from sft_hydra.parallel.rendezvous import start_process_group
 from sft_hydra.paths import RunPaths
@@ -24,6 +26,9 @@ def run(cfg: SftConfig) -> None:
             tokenizer = load_tokenizer(cfg)
         with console.work("loading the model"):
             built = trained_model(cfg, tokenizer, device)
+        if cfg.export.ema and (step := checkpoints.latest(checkpoint_folder(cfg))) is not None:
+            checkpoints.load_average(step, built.model)
+            built.origin += ", the moving average of its weights"
         console.say(f"model      {built.origin}")
         say_mended(cfg, tokenizer, console)
         exported = export_model(built.model, cfg, tokenizer, console)
