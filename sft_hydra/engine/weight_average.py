@@ -32,7 +32,9 @@ class WeightAverage:
     def update(self) -> None:
         """Move the average toward the weights as they are now."""
         pairs = [(local_shard(value)[0], local_shard(parameter)[0]) for parameter, value in self.values.items()]
-        torch._foreach_lerp_([value for value, _ in pairs], [weight.to(value.dtype) for value, weight in pairs], 1 - self.decay)
+        torch._foreach_lerp_(
+            [value for value, _ in pairs], [weight.to(value.dtype) for value, weight in pairs], 1 - self.decay
+        )
 
     @contextmanager
     def applied(self) -> Iterator[None]:
