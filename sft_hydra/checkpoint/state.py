@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -30,7 +31,7 @@ from sft_hydra.engine.weight_average import EMA
 from sft_hydra.errors import CheckpointError
 from sft_hydra.files import unwritable
 from sft_hydra.models.decoder import DecoderModel
-from sft_hydra.models.lora import is_adapter
+from sft_hydra.models.lora import is_adapter, is_of_base, is_saved_with_adapters
 from sft_hydra.parallel.collectives import all_gather_objects
 from sft_hydra.parallel.dtensor import holds_first_copy, local_shard
 from sft_hydra.paths import CHECKPOINT_FORMAT, COMPLETE, STATE, complete_checkpoints, read_progress, state_digest
@@ -239,7 +240,8 @@ def load(checkpoint: Path, model: DecoderModel, optimizer: OptimizerSet | None) 
     """
     progress = read_progress(checkpoint)
     adapters = progress["adapters_only"]
-    targets = {name: tensor for name, tensor in model.state_dict().items() if is_adapter(name) == adapters}
+    belongs = partial(is_saved_with_adapters, model) if adapters else is_of_base
+    targets = {name: tensor for name, tensor in model.state_dict().items() if belongs(name)}
     if not any(all_gather_objects(len(targets), model.mesh)):
         raise CheckpointError(f"{checkpoint} holds LoRA adapters only; the model has none (peft=lora)")
     files = ShardFiles(checkpoint, MODEL)
@@ -282,7 +284,9 @@ def load_optimizer(checkpoint: Path, model: DecoderModel, optimizer: OptimizerSe
 def _weights(model: DecoderModel) -> dict[str, torch.Tensor]:
     """What of the model is saved: adapters if it has any, else everything."""
     state = model.state_dict()
-    return {name: tensor for name, tensor in state.items() if is_adapter(name)} or state
+    if not any(is_adapter(name) for name in state):
+        return state
+    return {name: tensor for name, tensor in state.items() if is_saved_with_adapters(model, name)}
 
 
 def _optimizer_state(model: DecoderModel, optimizer: OptimizerSet) -> dict[str, torch.Tensor]:

@@ -16,6 +16,7 @@ from sft_hydra.engine.precision import orthogonal_dtype
 from sft_hydra.engine.weight_average import EMA, WeightAverage
 from sft_hydra.errors import ConfigError
 from sft_hydra.models.decoder import DecoderModel
+from sft_hydra.planning.lora_targets import TOKEN_ROWS
 from sft_hydra.schema import optim
 from sft_hydra.schema.config import Precision
 from sft_hydra.schema.optim import AdamW, Optimizer
@@ -109,9 +110,10 @@ def build_optimizer(
         return _in_eight_bits(named, optimizer, model)
     if not isinstance(optimizer, optim.Muon):
         return OptimizerSet([_adamw([(optimizer.lr, named)], optimizer, model.embedding_name)])
-    embedding = [(name, p) for name, p in named if name == model.embedding_name]
+    embedding = [(name, p) for name, p in named if _is_embedding(name, model.embedding_name)]
     head = [(name, p) for name, p in named if name == model.head_name != model.embedding_name]
-    hidden = [(name, p) for name, p in named if name not in (model.embedding_name, model.head_name)]
+    others = {name for name, _ in (*embedding, *head)}
+    hidden = [(name, p) for name, p in named if name not in others]
     matrices = [p for _, p in hidden if p.ndim == 2]
     stacks = [p for name, p in hidden if _is_stack(name, p)]
     rest = [(name, p) for name, p in hidden if p.ndim != 2 and not _is_stack(name, p)]
@@ -131,6 +133,11 @@ def build_optimizer(
 def _is_stack(name: str, parameter: nn.Parameter) -> bool:
     """Whether it is (experts, rows, columns), a matrix for every expert (Mamba's convolution has three dimensions too)."""
     return parameter.ndim == 3 and ".experts." in name
+
+
+def _is_embedding(name: str, embedding: str) -> bool:
+    """Whether it is the embedding, or rows of it (or of the head) that are trained alone."""
+    return name == embedding or name.endswith(TOKEN_ROWS)
 
 
 def _group(label: str, parameters: list[nn.Parameter], **options: float) -> dict[str, Any]:
@@ -162,7 +169,7 @@ def _in_eight_bits(named: Named, optimizer: AdamW, model: DecoderModel) -> Optim
     from sft_hydra.engine.adamw_8bit import AdamW8bit
 
     embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
-    embeddings |= {p for name, p in named if name == model.embedding_name}
+    embeddings |= {p for name, p in named if name == model.embedding_name or name.endswith(TOKEN_ROWS)}
     dense = [(name, p) for name, p in named if p.ndim == 2 and p not in embeddings]
     others = [(name, p) for name, p in named if p.ndim != 2 or p in embeddings]
     rest = [_adamw([(optimizer.lr, others)], optimizer, model.embedding_name)] if others else []
@@ -179,9 +186,9 @@ def _adamw_options(with_lr: list[tuple[float, Named]], optimizer: Optimizer, emb
     """Separate groups for matrices, which have weight decay, and for vectors and the parameter `embedding`, which do not."""
     groups = []
     for lr, named in with_lr:
-        decayed = [p for name, p in named if p.ndim > 1 and name != embedding]
+        decayed = [p for name, p in named if p.ndim > 1 and not _is_embedding(name, embedding)]
         vectors = [p for name, p in named if p.ndim == 1]
-        plain = vectors + [p for name, p in named if name == embedding]
+        plain = vectors + [p for name, p in named if _is_embedding(name, embedding)]
         no_decay = "vectors" if len(plain) == len(vectors) else "vectors and embedding" if vectors else "embedding"
         for label, parameters, decay in (("matrices", decayed, optimizer.weight_decay), (no_decay, plain, 0.0)):
             if parameters:

@@ -17,6 +17,8 @@ from sft_hydra.models.layers import Linear, Packed, RMSNorm
 from sft_hydra.models.moe_aux_loss import BalancingLoss
 from sft_hydra.models.rotary import rotary_tables
 from sft_hydra.models.state_dict_map import ignorable
+from sft_hydra.models.token_rows import TokenRows, replaced_rows
+from sft_hydra.parallel.dtensor import full_tensor
 from sft_hydra.parallel.mesh import SINGLE
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -42,6 +44,11 @@ class DecoderModel(nn.Module, ABC):
         )
         self.prefix = ""  # that names of all but the head may lack on disk
         self.adapter_scales: dict[str, float] = {}  # of each layer that has an adapter
+        self.trained_whole: frozenset[str] = frozenset()  # parameters of the base that are trained beside adapters
+        self.token_ids: tuple[
+            int, ...
+        ] = ()  # tokens of which the rows in embedding and head are trained beside adapters
+        self.head_rows: tuple[TokenRows, ...] = ()  # these rows of the head; a tuple, so that it is no sub-module
         self.balances: list[BalancingLoss] = []  # of routers whose experts are to be used evenly
         self.mesh = SINGLE  # the layout's, once there is one
         self.cache: GenerationCache | None = None  # while texts are continued
@@ -70,7 +77,13 @@ class DecoderModel(nn.Module, ABC):
 
     def is_copy(self, name: str) -> bool:
         """Whether this rank's parameter is a copy of one on another pipeline stage: the embedding as a tied head."""
-        return name == self.embedding_name and self.mesh.pp.rank > 0
+        return name.startswith(self.embedding_name.removesuffix("weight")) and self.mesh.pp.rank > 0
+
+    def used_head(self, weight: torch.Tensor) -> torch.Tensor:
+        """The head that logits are computed with, from `weight`, which is `head_weight`; differentiable."""
+        for rows in self.head_rows:
+            weight = rows.in_weight(weight)
+        return weight
 
     @property
     def tied_head(self) -> str | None:
@@ -120,13 +133,20 @@ class DecoderModel(nn.Module, ABC):
         """`hidden` in the compute dtype."""
         return hidden if self.rounds_to is None else hidden.to(self.rounds_to)
 
+    def used_full_head(self) -> torch.Tensor:
+        """`used_head`, unsharded, between steps. A collective: all ranks with a shard must call it."""
+        weight = full_tensor(self.head_weight)
+        for rows in self.head_rows:
+            weight = replaced_rows(weight, rows.ids, full_tensor(rows.trainable_tokens_delta))
+        return weight
+
     def losses(self, hidden: torch.Tensor, targets: torch.Tensor, trained: torch.Tensor | None) -> Losses:
         """The loss summed over supervised tokens (scalar, with gradient) and the loss of each token (T,) (without gradient).
 
         `hidden` (T, D), `targets` (T,), `trained` (N,) the indices of the supervised tokens, computed if None.
         """
         return linear_cross_entropy(
-            self.rounded(hidden), self.head_weight, targets, trained=trained, cap=self.logit_cap
+            self.rounded(hidden), self.used_head(self.head_weight), targets, trained=trained, cap=self.logit_cap
         )
 
     def logits(self, hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sft_hydra.kernels.norm import gated_norm
 from sft_hydra.kernels.ssd import causal_conv_silu, ssd
 from sft_hydra.models.layers import Linear, Packed
 from sft_hydra.parallel.collectives import gather_tokens, heads_to_tokens, sum_to_tokens, tokens_to_heads
@@ -48,9 +49,7 @@ class GroupNorm(nn.Module):
 
     def forward(self, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         """`y` and `z` (T, G, size / G) -> (T, size) of y's dtype."""
-        gated = y.float() * F.silu(z.float())
-        gated = gated * torch.rsqrt(gated.pow(2).mean(-1, keepdim=True) + self.eps)
-        return (gated.flatten(1) * local_tensor(self.weight).to(y.dtype)).to(y.dtype)
+        return gated_norm(y, z, local_tensor(self.weight), self.eps)
 
 
 class Mamba(ShardedModule):

@@ -28,7 +28,7 @@ class HybridBlock(nn.Module):
         self.packed_mixer = packed_mixer
 
     def forward(self, hidden: torch.Tensor, packed: Packed) -> torch.Tensor:
-        normed = self.norm(hidden)
+        hidden, normed = self.norm.of_sum(hidden)
         return hidden + (self.mixer(normed, packed) if self.packed_mixer else self.mixer(normed))
 
 

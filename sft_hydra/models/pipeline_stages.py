@@ -138,17 +138,17 @@ class Pipeline:
         ends = {0: pp.size - 1, pp.size - 1: 0}
         if not self.tied or pp.rank not in ends:
             return
-        weight = self.model.model.embed_tokens.weight
-        if weight.grad is None:  # frozen
-            return
-        local, _ = local_shard(weight.grad)
-        received = torch.empty_like(local)
         assert pp.handle is not None
         other = dist.get_global_rank(pp.handle, ends[pp.rank])
-        swap = [dist.P2POp(dist.isend, local, other, pp.handle), dist.P2POp(dist.irecv, received, other, pp.handle)]
-        for work in dist.batch_isend_irecv(swap):
-            work.wait()
-        local += received
+        for weight in self.model.model.embed_tokens.parameters():  # with the trained rows of new tokens
+            if weight.grad is None:  # frozen
+                continue
+            local, _ = local_shard(weight.grad)
+            received = torch.empty_like(local)
+            swap = [dist.P2POp(dist.isend, local, other, pp.handle), dist.P2POp(dist.irecv, received, other, pp.handle)]
+            for work in dist.batch_isend_irecv(swap):
+                work.wait()
+            local += received
 
 
 def split_into_stages(model: FamilyModel, per_rank: int) -> list[Stage]:

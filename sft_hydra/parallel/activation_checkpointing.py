@@ -21,6 +21,7 @@ EXPENSIVE_OPS = {
     "_scaled_dot_product_cudnn_attention",
     "_varlen_attn",
     "_flash_attn_varlen_forward",
+    "lora_linear",  # two products and a small one
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from sft_hydra.chat.tokenizer import ChatTokenizer, check_vocabulary
+from sft_hydra.chat.tokenizer import ChatTokenizer, grown_vocabulary
 from sft_hydra.checkpoint import state as checkpoints
 from sft_hydra.checkpoint.adapter import load_adapter
 from sft_hydra.checkpoint.load_hf_weights import load_weights, local_folder
@@ -93,11 +93,11 @@ def new_model(
     packed = cfg.data.packing is not Packing.none
     model = build_model(architecture, "meta", dtype, generic=cfg.model.generic, packed=packed)
     _check_length(model, cfg.seq_length)
-    coverage = add_adapters(model, cfg.peft) if cfg.peft is not None else []
+    coverage = add_adapters(model, cfg.peft, tokenizer.new_tokens.ids) if cfg.peft is not None else []
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     materialize_on_mesh(model, cfg.train, layout or Layout(), device)
     if cfg.model.path is not None:
-        load_weights(model, cfg.model.path, cfg.model.revision)
+        load_weights(model, cfg.model.path, cfg.model.revision, tokenizer.new_tokens)
         origin = cfg.model.path
     else:
         init_weights(model, cfg.seed, cfg.model.init_std)
@@ -135,8 +135,7 @@ def model_architecture(cfg: SftConfig, tokenizer: ChatTokenizer) -> dict[str, An
     architecture = read_architecture(cfg)
     if cfg.model.path is None:
         architecture = {"vocab_size": tokenizer.vocab_size, **architecture}
-    check_vocabulary(cfg, architecture, tokenizer)
-    return architecture
+    return grown_vocabulary(cfg, architecture, tokenizer)
 
 
 def trained_model(cfg: SftConfig, tokenizer: ChatTokenizer, device: torch.device) -> RunModel:

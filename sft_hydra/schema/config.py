@@ -91,6 +91,12 @@ class LoraConfig:
     """Every linear layer but the head; overrides `target_modules`."""
     a_init: str = "xavier"
     """`xavier`, `kaiming` (`uniform` is another name of it) or `normal`."""
+    modules_to_save: list[str] = field(default_factory=list)
+    """Trained in full beside the adapters: `embed_tokens`, `lm_head`. Where the head is the embedding, either means both."""
+    trainable_new_tokens: bool = False
+    """Train the rows of `tokenizer.add_tokens` and `add_special_tokens` in embedding and head, and no other row of them."""
+    use_dora: bool = False
+    """DoRA: also train the length of each row of the adapted weights. Not for routed experts."""
     rank_stabilized: bool = False
     """Scale by `alpha / sqrt(dim)`."""
     rank_pattern: dict[str, int] = number({}, 1, 100_000)
