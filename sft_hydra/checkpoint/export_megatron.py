@@ -57,7 +57,7 @@ def export_megatron(
         count = write_megatron(model.config, _on_disk(model, tensors, dtype), checkpoint, step)
         model.config.save_pretrained(checkpoint)
         tokenizer.save_files(checkpoint)
-        _write_bridge_files(building, checkpoint, step, cfg.model.path)
+        _write_bridge_files(building, checkpoint, step, source.path)
         shutil.rmtree(folder, ignore_errors=True)
         building.rename(folder)
         report = ExportReport(
