@@ -203,7 +203,8 @@ class ShardedModel:
         return own * is_own, is_own
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.model.logits(self.model.rounded(hidden), local_tensor(self.model.head_weight))
+        head = self.model.used_head(local_tensor(self.model.head_weight))
+        return self.model.logits(self.model.rounded(hidden), head)
 
     def _summed(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over the ranks that share the tokens of a batch."""
