@@ -27,8 +27,9 @@ from sft_hydra.models.lora import Coverage, add_adapters, init_adapters
 from sft_hydra.paths import find_checkpoint, read_progress
 from sft_hydra.planning.architecture import read_architecture
 from sft_hydra.planning.layout import Layout
+from sft_hydra.planning.topology import ranks_of_runner, run_layout
 from sft_hydra.process.rank import this_rank
-from sft_hydra.schema.config import Device, SftConfig
+from sft_hydra.schema.config import Device, Runner, SftConfig
 from sft_hydra.schema.data import Packing
 
 
@@ -72,14 +73,23 @@ def start_machine(cfg: SftConfig) -> torch.device:
     return torch.device("cuda", rank.local_rank)
 
 
-def new_model(cfg: SftConfig, tokenizer: ChatTokenizer, device: torch.device, layout: Layout | None = None) -> RunModel:
+def new_model(
+    cfg: SftConfig,
+    tokenizer: ChatTokenizer,
+    device: torch.device,
+    layout: Layout | None = None,
+    *,
+    is_trained: bool = True,
+) -> RunModel:
     """The model as training starts with it, laid out over the ranks (None: there is only this one): weights from
-    `checkpoint.load`, `model.path` or a random start, then LoRA."""
+    `checkpoint.load`, `model.path` or a random start, then LoRA. Without `is_trained`, all weights are kept in the precision
+    that they are used in."""
     architecture = model_architecture(cfg, tokenizer)
     if problems := list(foreign_model(cfg)):  # of a model on the hub, nothing was known when the config was checked
         raise ConfigError(*problems)
     # Trained weights are fp32 masters; a frozen base is kept in the precision it is used in.
-    dtype = torch.float32 if cfg.peft is None else compute_dtype(cfg.train.precision, device)
+    masters = cfg.peft is None and is_trained
+    dtype = torch.float32 if masters else compute_dtype(cfg.train.precision, device)
     packed = cfg.data.packing is not Packing.none
     model = build_model(architecture, "meta", dtype, generic=cfg.model.generic, packed=packed)
     _check_length(model, cfg.seq_length)
@@ -107,7 +117,7 @@ def new_model(cfg: SftConfig, tokenizer: ChatTokenizer, device: torch.device, la
         origin = str(step)
     if isinstance(model, GenericModel) and packed:
         check_contamination(model)
-    parameters, trained = sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
+    parameters, trained = sum(size for size, _ in sizes), sum(size for size, grows in sizes if grows)
     return RunModel(model, origin, parameters, trained, coverage)
 
 
@@ -129,8 +139,9 @@ def model_architecture(cfg: SftConfig, tokenizer: ChatTokenizer) -> dict[str, An
 
 
 def trained_model(cfg: SftConfig, tokenizer: ChatTokenizer, device: torch.device) -> RunModel:
-    """The model to evaluate, export or talk to: the run's latest checkpoint if it has one, else as training would start.
-    ConfigError if that is a random start."""
+    """The model to evaluate, export or talk to, laid out as for training if there are several ranks: the run's latest
+    checkpoint if it has one, else as training would start. Only to be exported, its weights are fp32 masters. ConfigError if
+    it is a random start."""
     step = checkpoints.latest(checkpoint_folder(cfg))
     if step is None and cfg.model.path is None and cfg.checkpoint.load is None:
         raise ConfigError(
@@ -138,7 +149,8 @@ def trained_model(cfg: SftConfig, tokenizer: ChatTokenizer, device: torch.device
             "checkpoint.load names weights; train first (the same command without runner=), or give the name=... of a "
             "run that has been trained"
         )
-    built = new_model(cfg, tokenizer, device)
+    layout = None if ranks_of_runner(cfg) == (1, 1) else run_layout(cfg, model_architecture(cfg, tokenizer))
+    built = new_model(cfg, tokenizer, device, layout, is_trained=cfg.runner is Runner.export)
     if step is not None:
         checkpoints.load(step, built.model, None)
         built.origin = str(step)
