@@ -31,6 +31,7 @@ from rows_file import load_rows
 from train_step_cases import Case, cases, peak_flops, real_rows, step_flops
 from train_step_peers import Ours, Party, make_party
 
+from sft_hydra.kernels.fused_choice import try_fused
 from sft_hydra.kernels.library_choice import try_kernels
 from sft_hydra.process.allocator import use_expandable_segments
 from sft_hydra.records import PackedRow
@@ -42,13 +43,22 @@ WARM_UP = 2
 TOLERANCE = 1e-3
 
 
+class Times(NamedTuple):
+    """Of one step."""
+
+    seconds: float
+    cpu: float  # seconds of processor time, which say more on a machine that does other things
+
+
 def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
     warnings.simplefilter("ignore")
     use_expandable_segments()
     case, rows = load_case(arguments)
-    try_kernels(torch.device(case.device))
+    if case.device == "cuda":
+        try_kernels(torch.device("cuda"))
+        try_fused(torch.device("cuda"))
     if arguments.memory_of:
         print(json.dumps(memory(arguments.memory_of, case, rows)))
         return
@@ -183,13 +193,6 @@ def start_parties(case: Case, rows: list[PackedRow]) -> tuple[dict[str, Party], 
     return parties, absent
 
 
-class Times(NamedTuple):
-    """Of one step."""
-
-    seconds: float
-    cpu: float  # seconds of processor time, which say more on a machine that does other things
-
-
 def timed(party: Party, case: Case) -> Times:
     """Every party reads its loss at the end of a step, so that nothing of it is still running then."""
     seconds, cpu = time.perf_counter(), time.process_time()
@@ -239,13 +242,22 @@ def memory(name: str, case: Case, rows: list[PackedRow]) -> float:
     """Peak of the steps after the first, in GiB: not that of preparing rows and building the model."""
     party = make_party(name, case, rows)
     party.step()
-    if case.device == "cuda":
+    forget_peak(case.device)
+    for _ in range(WARM_UP):
+        party.step()
+    return peak_gib(case.device)
+
+
+def forget_peak(device: str) -> None:
+    if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
         Path("/proc/self/clear_refs").write_text("5")  # Linux forgets the peak of resident memory
-    for _ in range(WARM_UP):
-        party.step()
-    if case.device == "cuda":
+
+
+def peak_gib(device: str) -> float:
+    """Of the device since `forget_peak`; resident memory elsewhere."""
+    if device == "cuda":
         return round(torch.cuda.max_memory_allocated() / 2**30, 2)
     status = Path("/proc/self/status").read_text()
     return round(int(status.partition("VmHWM:")[2].split()[0]) / 2**20, 2)

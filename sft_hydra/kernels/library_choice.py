@@ -23,7 +23,7 @@ def is_used(kernel: str) -> bool:
 
 
 def why_not(kernel: str) -> str | None:
-    """Why a kernel is not used; None if it is."""
+    """Why a kernel is not used on CUDA; None if it is."""
     return _refused.get(kernel)
 
 
@@ -32,11 +32,10 @@ def try_kernels(device: torch.device) -> dict[str, str | None]:
 
     Returns for each name None if the kernel is used, or why it is not.
     """
+    if device.type != DEVICE:
+        return dict.fromkeys(_EXAMPLES, f"the device is {device.type}")
     for name, example in _EXAMPLES.items():
         if name in _refused:
-            continue
-        if device.type != DEVICE:
-            _refused[name] = f"the device is {device.type}"
             continue
         try:
             example(device)

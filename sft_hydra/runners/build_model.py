@@ -19,6 +19,7 @@ from sft_hydra.engine.determinism import compute_deterministically
 from sft_hydra.engine.materialize import materialize_on_mesh
 from sft_hydra.engine.precision import compute_dtype
 from sft_hydra.errors import ConfigError
+from sft_hydra.kernels.fused_choice import try_fused
 from sft_hydra.kernels.library_choice import try_kernels
 from sft_hydra.models.build import build_model
 from sft_hydra.models.decoder import DecoderModel
@@ -70,7 +71,10 @@ def start_machine(cfg: SftConfig) -> torch.device:
     if cfg.train.deterministic:
         compute_deterministically()
     place = torch.device(device.value) if device is not Device.cuda else _cuda_device(rank)
-    try_kernels(place)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)  # Triton launches on the current device
+        try_kernels(place)
+        try_fused(place)
     return place
 
 
