@@ -29,6 +29,7 @@ from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.lora import merged_tensors
 from sft_hydra.models.state_dict_map import to_disk
 from sft_hydra.parallel.collectives import all_gather_objects
+from sft_hydra.planning.architecture import is_hub_id
 from sft_hydra.schema.config import ModelConfig, Precision
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -57,7 +58,7 @@ def export_megatron(
         count = write_megatron(model.config, _on_disk(model, tensors, dtype), checkpoint, step)
         model.config.save_pretrained(checkpoint)
         tokenizer.save_files(checkpoint)
-        _write_bridge_files(building, checkpoint, step, cfg.model.path)
+        _write_bridge_files(building, checkpoint, step, source.path)
         shutil.rmtree(folder, ignore_errors=True)
         building.rename(folder)
         report = ExportReport(
@@ -81,7 +82,7 @@ def _write_bridge_files(folder: Path, checkpoint: Path, step: int, source: str |
         "model": {
             "tensor_model_parallel_size": 1,
             "pipeline_model_parallel_size": 1,
-            **({"hf_model_id": source} if source else {}),
+            **({"hf_model_id": source} if source and is_hub_id(source) else {}),
         },
         "checkpoint": {"save_optim": False, "save_rng": False, "fully_parallel_save": False},
     }

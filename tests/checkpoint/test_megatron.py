@@ -1,5 +1,6 @@
 """Megatron checkpoints: written and read here, by torch's own distributed checkpoints, and (slow) by megatron-core itself."""
 
+import json
 import os
 import pickle
 import subprocess
@@ -9,15 +10,20 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+import yaml
+from support.configs import make_cfg
 from support.packed import ARCHITECTURES, make_model
 from torch.distributed.checkpoint.metadata import Metadata
 
+from sft_hydra.chat.tokenizer import load_tokenizer
+from sft_hydra.checkpoint.export_megatron import export_megatron
 from sft_hydra.checkpoint.load_hf_weights import load_weights
 from sft_hydra.checkpoint.megatron import MegatronWeights, write_megatron
 from sft_hydra.checkpoint.torch_dist import TorchDist
 from sft_hydra.errors import ModelError
 from sft_hydra.models.build import build_model
 from sft_hydra.models.state_dict_map import to_disk
+from sft_hydra.schema.config import ModelConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 SCRIPT = Path(__file__).parent.parent / "support" / "megatron_core.py"
@@ -126,6 +132,26 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, Any], p
     folder = written(make_model(ARCHITECTURES["nano"]), tmp_path) / "iter_0000005"
     with pytest.raises(ModelError, match=problem):
         loaded(ARCHITECTURES["nano"], change(folder, **changes))
+
+
+def test_bridges_files_stand_around_it(tmp_path: Path) -> None:
+    """The keys that Megatron-Bridge's `read_train_state` and `load_checkpoint` look up, and the model's config.json."""
+    model = changed(make_model(ARCHITECTURES["qwen3"]))
+    tokenizer = load_tokenizer(make_cfg())
+    export_megatron(model, ModelConfig(), None, tokenizer, tmp_path / "out", 9)
+    checkpoint = tmp_path / "out" / "iter_0000009"
+    for file in (checkpoint / "train_state.pt", tmp_path / "out" / "latest_train_state.pt"):
+        state = torch.load(file, weights_only=True)
+        assert {name: value.item() for name, value in state.items()} == {
+            "step": 9, "consumed_train_samples": 0, "skipped_train_samples": 0, "consumed_valid_samples": 0,
+            "floating_point_operations_so_far": 0.0, "do_train": False, "do_valid": False, "do_test": False,
+        }  # fmt: skip
+    assert yaml.safe_load((checkpoint / "run_config.yaml").read_text()) == {
+        "model": {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1},
+        "checkpoint": {"save_optim": False, "save_rng": False, "fully_parallel_save": False},
+    }
+    found = loaded(json.loads((checkpoint / "config.json").read_text()), tmp_path / "out")
+    assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
 
 
 class Runs:
