@@ -15,9 +15,12 @@ from sft_hydra.checkpoint.adapter import load_adapter
 from sft_hydra.checkpoint.load_hf_weights import load_weights, local_folder
 from sft_hydra.config.resume_compat import checkpoint_folder
 from sft_hydra.config.rules import foreign_model
+from sft_hydra.engine.determinism import compute_deterministically
 from sft_hydra.engine.materialize import materialize_on_mesh
 from sft_hydra.engine.precision import compute_dtype
 from sft_hydra.errors import ConfigError
+from sft_hydra.kernels.fused_choice import try_fused
+from sft_hydra.kernels.library_choice import try_kernels
 from sft_hydra.models.build import build_model
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.hf.causal_lm import GenericModel
@@ -28,7 +31,7 @@ from sft_hydra.paths import find_checkpoint, read_progress
 from sft_hydra.planning.architecture import read_architecture
 from sft_hydra.planning.layout import Layout
 from sft_hydra.planning.topology import ranks_of_runner, run_layout
-from sft_hydra.process.rank import this_rank
+from sft_hydra.process.rank import Rank, this_rank
 from sft_hydra.schema.config import Device, Runner, SftConfig
 from sft_hydra.schema.data import Packing
 
@@ -47,7 +50,8 @@ class RunModel:
 
 
 def start_machine(cfg: SftConfig) -> torch.device:
-    """The device of this rank; sets the number of threads of a CPU run. ConfigError if the device is not there."""
+    """The device of this rank, on which kernels have been tried; sets the number of threads of a CPU run. ConfigError if the
+    device is not there."""
     logging.disable_progress_bar()  # our console says what goes on, once for all ranks
     rank = this_rank()
     if cfg.train.num_threads is not None:
@@ -64,8 +68,18 @@ def start_machine(cfg: SftConfig) -> torch.device:
             f"device={device.value}: torch {torch.__version__} finds no such device on this machine; "
             f"it has {found} (device=auto picks one)"
         )
-    if device is not Device.cuda:
-        return torch.device(device.value)
+    if cfg.train.deterministic:
+        compute_deterministically()
+    place = torch.device(device.value) if device is not Device.cuda else _cuda_device(rank)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)  # Triton launches on the current device
+        try_kernels(place)
+        try_fused(place)
+    return place
+
+
+def _cuda_device(rank: Rank) -> torch.device:
+    """The CUDA device of this rank. ConfigError if there are fewer than ranks."""
     if rank.local_rank >= torch.cuda.device_count():
         raise ConfigError(
             f"cluster.gpus_per_node={rank.local_world_size}, but this machine has {torch.cuda.device_count()} CUDA devices"

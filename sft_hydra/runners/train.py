@@ -47,6 +47,7 @@ from sft_hydra.runners.build_model import RunModel, model_architecture, new_mode
 from sft_hydra.runners.data_prep import prepared_set
 from sft_hydra.runners.evaluate import evaluate_chatcore, evaluate_model, read_kept
 from sft_hydra.runners.hub_upload import check_upload, upload_export
+from sft_hydra.runners.kernel_report import kernels_of
 from sft_hydra.runners.measured import check_metrics
 from sft_hydra.runners.oom import explain_oom
 from sft_hydra.runners.summary import Clock, say_next_steps, write_summary
@@ -230,6 +231,8 @@ def _build(
     if cfg.export.auto:
         say_mended(cfg, tokenizer, console)
     console.note(f"optimizer  {optimizer.describe()}")
+    for operation, kernel in kernels_of(built.model).items():
+        (console.say if device.type == "cuda" else console.note)(f"kernels    {operation}: {kernel}")
     if rounded := int(sum_over_ranks([float(optimizer.rounded)], built.model.mesh)[0]):
         console.say(
             f"optimizer  {rounded:,} numbers of moments were rounded to eight bits anew: the checkpoint had them in fp32, or "

@@ -215,7 +215,11 @@ class TrainConfig:
     cpu_offload: bool = False
     """Keep weights, gradients and optimizer state in the host's memory; blocks travel to the device when they are needed."""
     compile: bool = False
-    """torch.compile each block by itself."""
+    """torch.compile each block by itself. With `recompute=selective`, what is kept is decided in each graph: more than
+    without `compile`."""
+    deterministic: bool = False
+    """Use deterministic algorithms on CUDA, so that a step repeats bit for bit and a resumed run equals a straight one. Slower
+    backward passes of attention, and sorting instead of atomic additions; an operation without such an algorithm ends the run."""
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
     ema_decay: float | None = number(None, 0, 1, below=True)
     """Keep an exponential moving average of the trained weights, which a step moves by 1 - ema_decay toward them; it costs
