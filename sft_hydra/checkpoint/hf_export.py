@@ -28,7 +28,6 @@ from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.lora import add_adapters, is_adapter, merged_tensors
 from sft_hydra.models.state_dict_map import to_disk
 from sft_hydra.parallel.collectives import all_gather_objects, gather_tokens
-from sft_hydra.parallel.dtensor import full_tensor
 from sft_hydra.parallel.full_state_dict import full_tensors
 from sft_hydra.records import PackedRow
 from sft_hydra.schema.config import LoraConfig, ModelConfig, Precision
@@ -38,6 +37,10 @@ Tensors = Iterator[tuple[str, torch.Tensor]]
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest logit
 ALIKE = 1e-3  # of the largest logit: what two implementations in fp32 with equal weights may differ by
 PROBE_TOKENS = 64
+GROWN = (
+    "the base needs a row for every new token: peft's AutoPeftModelForCausalLM adds them; before PeftModel, call "
+    "resize_token_embeddings"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,9 @@ def export(
         # over several ranks the live model computes as it trains, alone in the precision that its weights are kept in
         as_trained = model.mesh.dense_mesh is not None or settings.peft is not None
         computed = compute_dtype(settings.precision, model.device) if as_trained else torch.float32
-        writer = _Writer(model.config, settings, tokenizer, building, folder, live, computed, progress)
+        writer = _Writer(
+            model.config, settings, tokenizer, building, folder, live, computed, progress, model.trained_whole
+        )
         report = writer.adapter(tensors) if adapter else writer.model(tensors)
         shutil.rmtree(folder, ignore_errors=True)
         building.rename(folder)
@@ -118,7 +123,7 @@ def live_logits(model: DecoderModel, full_tokens: int) -> torch.Tensor | None:
     logits = None
     if hidden is not None:
         hidden = gather_tokens(gather_tokens(hidden, model.mesh.tp), model.mesh.cp)[:PROBE_TOKENS]
-        logits = model.logits(hidden, full_tensor(model.head_weight)).float().cpu()
+        logits = model.logits(hidden, model.used_full_head()).float().cpu()
     if model.mesh.pp.size == 1:
         return logits if model.mesh.rank == 0 else None
     mine = logits if model.mesh.dp.rank == 0 and model.mesh.seq_rank == 0 else None
@@ -143,6 +148,7 @@ class _Writer:
     live: torch.Tensor
     computed: torch.dtype  # what `live` was computed in
     progress: Callable[[str], None]
+    trained_whole: frozenset[str]  # parameters of the base that an adapter brings along
 
     def model(self, tensors: Tensors) -> ExportReport:
         from transformers import AutoModelForCausalLM
@@ -160,11 +166,14 @@ class _Writer:
         assert self.settings.peft is not None
         state = dict(tensors)
         adapters = {name: state.pop(name) for name in list(state) if is_adapter(name)}
+        whole = {name: state[name] for name in self.trained_whole}
         base, dtype = self._base(), torch.float32
         if self.settings.source.path is None:
             dtype = self._dtype()
             self._write(iter(state.items()), dtype, self.building / "base")
-        count = write_adapter(self.config, adapters, self.settings.peft, base, self.building)
+        count = write_adapter(
+            self.config, adapters | whole, self.settings.peft, base, self.building, self.tokenizer.new_tokens.ids
+        )
         self.tokenizer.save_files(self.building)
         self.progress("loading it back, to compare logits")
         rounded = None
@@ -176,7 +185,8 @@ class _Writer:
             del alike
         reloaded = transformers_model(self.config, merge_adapter(self.config, self.building, state))
         report = self._report(reloaded, "adapter", count, dtype, rounded)
-        return replace(report, note=limits(self.config, adapters))
+        notes = [limits(self.config, adapters), GROWN if self.tokenizer.new_tokens.ids else None]
+        return replace(report, note="; ".join(note for note in notes if note) or None)
 
     def _base(self) -> str:
         """Where the adapter's base is, for readers in any working directory: a folder by its absolute path."""
@@ -193,7 +203,7 @@ class _Writer:
         model = build_model(self.config.to_dict(), "cpu", torch.float32, generic=generic, packed=packed)
         if adapters:
             assert self.settings.peft is not None
-            add_adapters(model, self.settings.peft)
+            add_adapters(model, self.settings.peft, self.tokenizer.new_tokens.ids)
         return _Alike(model, dtype)
 
     def _dtype(self) -> torch.dtype:

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -23,12 +24,14 @@ from torch.distributed.tensor import DTensor
 from sft_hydra.checkpoint.load_hf_weights import is_finite
 from sft_hydra.checkpoint.optimizer_state import load_optimizer_state, optimizer_shards
 from sft_hydra.checkpoint.sharded_tensors import ShardFiles, ShardRecord, write_shards
+from sft_hydra.engine.early_stopping import more_is_better
 from sft_hydra.engine.loop import TrainState
 from sft_hydra.engine.optimizer import OptimizerSet
+from sft_hydra.engine.weight_average import EMA
 from sft_hydra.errors import CheckpointError
 from sft_hydra.files import unwritable
 from sft_hydra.models.decoder import DecoderModel
-from sft_hydra.models.lora import is_adapter
+from sft_hydra.models.lora import is_adapter, is_of_base, is_saved_with_adapters
 from sft_hydra.parallel.collectives import all_gather_objects
 from sft_hydra.parallel.dtensor import holds_first_copy, local_shard
 from sft_hydra.paths import CHECKPOINT_FORMAT, COMPLETE, STATE, complete_checkpoints, read_progress, state_digest
@@ -36,7 +39,6 @@ from sft_hydra.planning.recipe import Recipe
 from sft_hydra.schema.config import CheckpointConfig
 
 MODEL, OPTIMIZER = "model", "optimizer"
-SCORES = ("eval/", "chatcore")  # metrics of which more is better; of all others, less
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,7 @@ def prunable(folder: Path, keep_last: int, keep_best: str | None) -> list[Path]:
     steps = complete_checkpoints(folder)
     kept = set(steps[-keep_last:])
     if keep_best is not None:
-        sign = -1 if keep_best.startswith(SCORES) else 1
+        sign = -1 if more_is_better(keep_best) else 1
         values = {step: read_progress(step).get("metrics", {}).get(keep_best) for step in steps}
         rated = [step for step in steps if values[step] is not None]
         kept |= {min(rated, key=lambda step: sign * values[step])} if rated else set()
@@ -238,7 +240,8 @@ def load(checkpoint: Path, model: DecoderModel, optimizer: OptimizerSet | None) 
     """
     progress = read_progress(checkpoint)
     adapters = progress["adapters_only"]
-    targets = {name: tensor for name, tensor in model.state_dict().items() if is_adapter(name) == adapters}
+    belongs = partial(is_saved_with_adapters, model) if adapters else is_of_base
+    targets = {name: tensor for name, tensor in model.state_dict().items() if belongs(name)}
     if not any(all_gather_objects(len(targets), model.mesh)):
         raise CheckpointError(f"{checkpoint} holds LoRA adapters only; the model has none (peft=lora)")
     files = ShardFiles(checkpoint, MODEL)
@@ -255,6 +258,19 @@ def load(checkpoint: Path, model: DecoderModel, optimizer: OptimizerSet | None) 
     return TrainState(**progress["state"])
 
 
+def load_average(checkpoint: Path, model: DecoderModel) -> None:
+    """Set the trained weights to their averages. CheckpointError if the checkpoint holds none."""
+    files = ShardFiles(checkpoint, OPTIMIZER)
+    trained = {f"{name}/{EMA}": p for name, p in model.named_parameters() if p.requires_grad}
+    if missing := [key for key in trained if key not in files.shapes]:
+        raise CheckpointError(
+            f"{checkpoint} holds no average of {missing[0].removesuffix(f'/{EMA}')}: export.ema=true needs a run that was trained "
+            "with train.ema_decay"
+        )
+    for key, parameter in trained.items():
+        files.read_into(key, parameter)
+
+
 def load_optimizer(checkpoint: Path, model: DecoderModel, optimizer: OptimizerSet) -> None:
     """Only its moments; rates are what the config says. CheckpointError if they are another optimizer's."""
     kinds = read_progress(checkpoint)["optimizer"]
@@ -268,7 +284,9 @@ def load_optimizer(checkpoint: Path, model: DecoderModel, optimizer: OptimizerSe
 def _weights(model: DecoderModel) -> dict[str, torch.Tensor]:
     """What of the model is saved: adapters if it has any, else everything."""
     state = model.state_dict()
-    return {name: tensor for name, tensor in state.items() if is_adapter(name)} or state
+    if not any(is_adapter(name) for name in state):
+        return state
+    return {name: tensor for name, tensor in state.items() if is_saved_with_adapters(model, name)}
 
 
 def _optimizer_state(model: DecoderModel, optimizer: OptimizerSet) -> dict[str, torch.Tensor]:

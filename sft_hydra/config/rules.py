@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from itertools import chain
 
+from sft_hydra.config.adapter import TABLES
 from sft_hydra.config.serialize import flatten
 from sft_hydra.errors import ModelError
 from sft_hydra.planning.architecture import (
@@ -289,6 +290,30 @@ def lora_targets(cfg: SftConfig) -> Iterator[str]:
         yield "peft.match_all_linear=true adapts every linear layer: drop peft.exclude_modules, or match_all_linear"
 
 
+def added_tokens(cfg: SftConfig) -> Iterator[str]:
+    tokens, peft = [*cfg.tokenizer.add_tokens, *cfg.tokenizer.add_special_tokens], cfg.peft
+    if twice := sorted({token for token in tokens if tokens.count(token) > 1}):
+        yield f"tokenizer.add_tokens and add_special_tokens: {twice} more than once; name each token once"
+    if "" in tokens:
+        yield "tokenizer.add_tokens and add_special_tokens: '' is no token; leave it out"
+    if peft is None:
+        return
+    if unknown := [name for name in peft.modules_to_save if name not in TABLES]:
+        yield f"peft.modules_to_save={peft.modules_to_save}: {unknown[0]} is none of {', '.join(TABLES)}"
+    if peft.trainable_new_tokens and not tokens and peft.path is None:
+        yield "peft.trainable_new_tokens=true: there are no new tokens; name them in tokenizer.add_tokens=[...]"
+    if tokens and not peft.trainable_new_tokens and set(peft.modules_to_save) != set(TABLES) and peft.path is None:
+        yield (
+            f"tokenizer.add_tokens={tokens[:5]} with peft=lora: an adapter holds no rows for them; use "
+            f"peft.trainable_new_tokens=true, or peft.modules_to_save=[{','.join(TABLES)}]"
+        )
+    if peft.trainable_new_tokens and peft.modules_to_save:
+        yield (
+            f"peft.trainable_new_tokens=true and peft.modules_to_save={peft.modules_to_save}: say whether only the new rows "
+            "are trained, or whole tables, not both"
+        )
+
+
 def optimizer_warm_start(cfg: SftConfig) -> Iterator[str]:
     if cfg.checkpoint.load_optimizer and cfg.checkpoint.load is None:
         yield "checkpoint.load_optimizer=true needs checkpoint.load=<checkpoint to take it from>"
@@ -332,7 +357,7 @@ def _at_most_one(cfg: SftConfig, section: str, names: tuple[str, ...]) -> Iterat
 RULES: tuple[Rule, ...] = (
     two_betas, known_words, run_name, model_is_set, export_formats, data_is_set, roles_are_known, runner_is_set,
     splits_sum_to_one, length_of_training, batch_size,
-    schedule, layout, foreign_model, fp8, optimizer_state, routers, lora_targets, optimizer_warm_start, no_secrets,
+    schedule, layout, foreign_model, fp8, optimizer_state, routers, lora_targets, added_tokens, optimizer_warm_start, no_secrets,
     one_line_each,
 )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sft_hydra.chat.tokenizer import check_vocabulary, load_tokenizer
+from sft_hydra.chat.tokenizer import grown_vocabulary, load_tokenizer
 from sft_hydra.config.gpus import gpus_here
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.data_prep import prepare
@@ -79,7 +79,8 @@ def _packed_set(cfg: SftConfig) -> PackedSet | None:
 
 
 def _with_vocabulary(cfg: SftConfig, arch: dict[str, Any]) -> dict[str, Any]:
-    """A random start takes the tokenizer's number of ids, if that is within reach. TokenizerMismatchError if the model has
+    """A random start takes the tokenizer's number of ids, if that is within reach; a model grows by added tokens.
+    TokenizerMismatchError if the model has
     fewer."""
     try:
         tokenizer = load_tokenizer(cfg)
@@ -88,7 +89,7 @@ def _with_vocabulary(cfg: SftConfig, arch: dict[str, Any]) -> dict[str, Any]:
     if cfg.model.path is None and arch and "vocab_size" not in arch:
         return {**arch, "vocab_size": tokenizer.vocab_size}
     if cfg.runner is not Runner.data_prep:
-        check_vocabulary(cfg, arch, tokenizer)
+        return grown_vocabulary(cfg, arch, tokenizer)
     return arch
 
 
@@ -101,7 +102,7 @@ def _model_lines(cfg: SftConfig, arch: dict[str, Any]) -> list[tuple[str, str]]:
     text = f"{cfg.model.name} ({where}), {_count(params.total)} parameters"
     if params.active != params.total:
         text += f", {_count(params.active)} active for one token"
-    trained = trainable_parameters(arch, cfg.peft)
+    trained = trainable_parameters(arch, cfg.peft, cfg.tokenizer.num_new_tokens)
     how = "all" if cfg.peft is None else f"LoRA dim={cfg.peft.dim} alpha={cfg.peft.alpha:g}"
     return [("model", text), ("trained", f"{how}: about {_count(trained)} parameters")]
 

@@ -57,6 +57,15 @@ class TokenizerConfig:
     """`default` (the tokenizer's own), null (contents as they are, one after the other), a path, or the template itself."""
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     """Handed to the template."""
+    add_tokens: list[str] = field(default_factory=list)
+    """Tokens that the tokenizer gets beside its own, for words that a person may write. Embedding and head grow where they have
+    no row for one; its rows start as the mean of all others."""
+    add_special_tokens: list[str] = field(default_factory=list)
+    """The same for control tokens, which decoding may leave out."""
+
+    @property
+    def num_new_tokens(self) -> int:
+        return len(self.add_tokens) + len(self.add_special_tokens)
 
 
 @dataclass(kw_only=True, slots=True)

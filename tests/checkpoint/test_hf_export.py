@@ -123,6 +123,7 @@ def test_bf16_source_stays_bf16(make_cfg, tokenizer, tmp_path):
         ("qwen3", LoraConfig(dim=4, alpha=8.0)),
         ("qwen3", LoraConfig(dim=4, alpha=6.0, rank_stabilized=True)),
         ("nano", LoraConfig(dim=4)),
+        ("nano", LoraConfig(dim=4, use_dora=True, target_modules=["in_proj", "linear_qkv"])),
         ("nano", LoraConfig(dim=4, target_modules=["in_proj", "linear_qkv"])),
         ("nano", LoraConfig(dim=4, target_modules=["q_proj", "up_proj", "down_proj"])),
         ("qwen3_moe", LoraConfig(dim=4, alpha=6.0, target_modules=["linear_qkv", "*.experts.*"])),

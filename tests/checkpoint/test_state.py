@@ -48,7 +48,7 @@ def train(model, optimizer, state, cfg, rows, until):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("peft", [None, LoraConfig(dim=4, dropout=0.1)], ids=["full", "lora"])
+@pytest.mark.parametrize("peft", [None, LoraConfig(dim=4, dropout=0.1, use_dora=True)], ids=["full", "lora"])
 def test_resumed_equals_straight(make_cfg, rows, tmp_path, optimizer, peft):
     cfg = make_cfg(optimizer, peft=peft)
     model, moments, state = start(cfg)

@@ -38,6 +38,7 @@ class Case:
     lonely: bool = False  # every token goes to the first two experts
     optimizer: str = "adamw"
     weights: torch.dtype | None = None  # None: see below
+    token_ids: tuple[int, ...] = ()  # new tokens
 
     @property
     def dtype(self) -> torch.dtype:
@@ -88,8 +89,8 @@ def placed_model(case: Case, cfg: SftConfig, layout: Layout) -> DecoderModel:
         whole = make_model(architecture)
     model = build_model(architecture, "meta", torch.float32)
     if case.lora is not None:
-        add_adapters(whole, case.lora)
-        add_adapters(model, case.lora)
+        add_adapters(whole, case.lora, case.token_ids)
+        add_adapters(model, case.lora, case.token_ids)
         generator = torch.Generator().manual_seed(5)
         with torch.no_grad():
             for parameter in whole.parameters():
