@@ -67,7 +67,7 @@ def undeclared(node: Any, section: str = "") -> Iterator[UnknownKey]:
     for name in map(str, node):
         key, child = _join(section, name), node._get_node(name)
         if key not in everything:
-            yield UnknownKey(key, section, name)
+            yield UnknownKey(key, section, name, _as_written(child))
         elif is_filled(child) and any(other.startswith(f"{key}.") for other in everything):
             yield from undeclared(child, key)
 
@@ -142,6 +142,14 @@ def _what_brings(section: str) -> str:
 def is_filled(node: Any) -> bool:
     """A section with something in it: not null, not `???`, not an interpolation."""
     return bool(OmegaConf.is_dict(node) and isinstance(node._content, dict) and node._content)
+
+
+def _as_written(node: Any) -> str | None:
+    """A single value as it would be written in a command; None for anything else."""
+    value = None if OmegaConf.is_config(node) else node._value()
+    return (
+        str(value).lower() if isinstance(value, bool) else str(value) if isinstance(value, str | int | float) else None
+    )
 
 
 def _join(section: str, name: str) -> str:

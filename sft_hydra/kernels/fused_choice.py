@@ -29,6 +29,11 @@ def is_fused(operation: str, x: torch.Tensor) -> bool:
     return takes and operation not in _refused and not torch.compiler.is_compiling()
 
 
+def why_not_fused(operation: str) -> str | None:
+    """Why `operation` is plain torch on CUDA; None if it is a Triton kernel."""
+    return _refused.get(operation)
+
+
 def try_fused(device: torch.device) -> dict[str, str | None]:
     """Run every kernel on `device` once, and use plain torch in place of those that fail.
 

@@ -13,6 +13,7 @@ from torch import nn
 from sft_hydra.errors import ModelError
 from sft_hydra.kernels.activation import Activation, relu2
 from sft_hydra.kernels.norm import add_rms_norm, rms_norm
+from sft_hydra.models.generation_cache import GenerationCache
 from sft_hydra.models.weight_copies import CastWeight
 from sft_hydra.parallel.dtensor import local_tensor, partial_sum_ranks
 
@@ -25,6 +26,7 @@ class Packed:
     max_seqlen: int
     seq_idx: torch.Tensor  # (T,) int32, document index of each token
     rotary: tuple[torch.Tensor, torch.Tensor] | None  # cos and sin (T, 1, head_dim) fp32; None: no position embedding
+    cache: GenerationCache | None = None  # of the texts that the tokens continue
 
 
 class Linear(nn.Linear, CastWeight):
