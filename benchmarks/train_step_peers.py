@@ -5,6 +5,7 @@ run `train()` in a thread of their own, which waits after each step until it is 
 """
 
 import copy
+import gc
 import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -54,6 +55,7 @@ class Ours:
 
     def close(self) -> None:
         del self.model, self.optimizer
+        gc.collect()  # blocks refer to themselves
 
 
 def our_model(case: Case) -> DecoderModel:
@@ -132,6 +134,7 @@ class TrainerParty:
         self.stopping = True
         self.go.release()
         self.thread.join()
+        gc.collect()
 
 
 def trl_party(case: Case, rows: list[PackedRow]) -> Party:

@@ -17,6 +17,7 @@ from sft_hydra.observe.terminal import outlive_terminal
 from sft_hydra.paths import RunPaths
 from sft_hydra.planning.topology import ranks_of_runner
 from sft_hydra.process import signals
+from sft_hydra.process.allocator import use_expandable_segments
 from sft_hydra.process.lifeline import live_with_parent, locks_handed_over
 from sft_hydra.process.rank import rank_output, this_rank
 from sft_hydra.schema.config import SftConfig
@@ -75,6 +76,7 @@ def run_rank(cfg: SftConfig) -> None:
             f"{started} ranks were started, but cluster.nodes={cfg.cluster.nodes} and cluster.gpus_per_node="
             f"{cfg.cluster.gpus_per_node} of this run need {expected} for runner={cfg.runner.value}; start {expected} ranks"
         )
+    use_expandable_segments()
     with signals.listening():
         with Console(speak=rank.rank == 0) as console, console.work("importing torch and transformers"):
             runner = importlib.import_module(f"sft_hydra.runners.{cfg.runner.value}")

@@ -20,6 +20,7 @@ from sft_hydra.errors import ModelError
 from sft_hydra.hub import folder_of
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.lora import is_adapter
+from sft_hydra.models.megatron_names import mtp_names
 from sft_hydra.models.state_dict_map import carried, from_disk, hf_name, shape_on_disk, stored
 from sft_hydra.parallel.collectives import all_gather_objects
 from sft_hydra.parallel.dtensor import local_shard
@@ -52,7 +53,7 @@ def load_weights(
     reader: _Reader | MegatronWeights
     if checkpoint := torch_dist_folder(folder):
         reader = MegatronWeights(checkpoint, model.config)
-        present, left_over = reader.present(needed), reader.left_over(needed)
+        present, left_over = reader.present(needed), reader.left_over({*needed, *mtp_names(model.config)})
     else:
         files = _tensor_files(folder)
         prefix = "" if any(name.startswith(model.prefix) for name in files) else model.prefix
@@ -138,15 +139,14 @@ def _check_tied_head(model: DecoderModel, present: set[str], reader: "_Reader", 
 
 def carried_tensors(config: Any, folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """Tensors of a model's folder that training does not touch but that an export must hold."""
-    names = carried_names(config, folder)
-    if names:
+    reader: _Reader | MegatronWeights
+    if checkpoint := torch_dist_folder(folder):
+        reader = MegatronWeights(checkpoint, config)
+        names = sorted(reader.present(mtp_names(config)))
+    else:
         reader = _Reader(_tensor_files(folder))
-        yield from ((name, reader.get(name)[:]) for name in names)
-
-
-def carried_names(config: Any, folder: Path) -> list[str]:
-    """Names of these tensors. Of a Megatron checkpoint there are none: it was refused if it had any."""
-    return [] if torch_dist_folder(folder) else [name for name in _tensor_files(folder) if carried(config, name)]
+        names = [name for name in reader.files if carried(config, name)]
+    yield from ((name, reader.get(name)[:]) for name in names)
 
 
 def _tensor_files(folder: Path) -> dict[str, Path]:

@@ -24,8 +24,10 @@ from torch.distributed.tensor import DTensor
 from sft_hydra.checkpoint.load_hf_weights import is_finite
 from sft_hydra.checkpoint.optimizer_state import load_optimizer_state, optimizer_shards
 from sft_hydra.checkpoint.sharded_tensors import ShardFiles, ShardRecord, write_shards
+from sft_hydra.engine.early_stopping import more_is_better
 from sft_hydra.engine.loop import TrainState
 from sft_hydra.engine.optimizer import OptimizerSet
+from sft_hydra.engine.weight_average import EMA
 from sft_hydra.errors import CheckpointError
 from sft_hydra.files import unwritable
 from sft_hydra.models.decoder import DecoderModel
@@ -37,7 +39,6 @@ from sft_hydra.planning.recipe import Recipe
 from sft_hydra.schema.config import CheckpointConfig
 
 MODEL, OPTIMIZER = "model", "optimizer"
-SCORES = ("eval/", "chatcore")  # metrics of which more is better; of all others, less
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ def prunable(folder: Path, keep_last: int, keep_best: str | None) -> list[Path]:
     steps = complete_checkpoints(folder)
     kept = set(steps[-keep_last:])
     if keep_best is not None:
-        sign = -1 if keep_best.startswith(SCORES) else 1
+        sign = -1 if more_is_better(keep_best) else 1
         values = {step: read_progress(step).get("metrics", {}).get(keep_best) for step in steps}
         rated = [step for step in steps if values[step] is not None]
         kept |= {min(rated, key=lambda step: sign * values[step])} if rated else set()
@@ -255,6 +256,19 @@ def load(checkpoint: Path, model: DecoderModel, optimizer: OptimizerSet | None) 
     if optimizer is not None:
         load_optimizer(checkpoint, model, optimizer)
     return TrainState(**progress["state"])
+
+
+def load_average(checkpoint: Path, model: DecoderModel) -> None:
+    """Set the trained weights to their averages. CheckpointError if the checkpoint holds none."""
+    files = ShardFiles(checkpoint, OPTIMIZER)
+    trained = {f"{name}/{EMA}": p for name, p in model.named_parameters() if p.requires_grad}
+    if missing := [key for key in trained if key not in files.shapes]:
+        raise CheckpointError(
+            f"{checkpoint} holds no average of {missing[0].removesuffix(f'/{EMA}')}: export.ema=true needs a run that was trained "
+            "with train.ema_decay"
+        )
+    for key, parameter in trained.items():
+        files.read_into(key, parameter)
 
 
 def load_optimizer(checkpoint: Path, model: DecoderModel, optimizer: OptimizerSet) -> None:

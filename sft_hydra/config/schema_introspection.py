@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from sft_hydra.config.aliases import our_name
+from sft_hydra.config.aliases import peer_answer
 from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.optim import OPTIMIZERS, Optimizer
 
@@ -22,6 +22,7 @@ class UnknownKey(NamedTuple):
     key: str  # as it was written, down to a value
     section: str  # the declared section that does not have ...
     name: str  # ... this
+    value: str | None = None  # as it was typed, if it is known
 
 
 def unknown_keys(node: Any, section: str = "") -> Iterator[UnknownKey]:
@@ -36,8 +37,8 @@ def unknown_keys(node: Any, section: str = "") -> Iterator[UnknownKey]:
             yield from unknown_keys(child, key)
 
 
-def key_problem(key: str, config: DictConfig) -> str | None:
-    """Why `key` cannot be set in this composed config, with a hint; None if it can."""
+def key_problem(key: str, config: DictConfig, value: str | None = None) -> str | None:
+    """Why `key` cannot be set in this composed config, with a hint; None if it can. `value`: as it was typed."""
     node: Any = config
     declared: Any = SftConfig
     section = ""
@@ -47,7 +48,7 @@ def key_problem(key: str, config: DictConfig) -> str | None:
                 return f"{key}: {section} is null here; {_what_brings(section)}"
             known = field_types(OmegaConf.get_type(node))
             if name not in known:
-                return f"{key}: {hint(UnknownKey(key, section, name), known)}"
+                return f"{key}: {hint(UnknownKey(key, section, name, value), known)}"
             declared = known[name]
         elif typing.get_origin(declared) is dict:
             if node is None or name not in node:
@@ -66,17 +67,17 @@ def undeclared(node: Any, section: str = "") -> Iterator[UnknownKey]:
     for name in map(str, node):
         key, child = _join(section, name), node._get_node(name)
         if key not in everything:
-            yield UnknownKey(key, section, name)
+            yield UnknownKey(key, section, name, _as_written(child))
         elif is_filled(child) and any(other.startswith(f"{key}.") for other in everything):
             yield from undeclared(child, key)
 
 
 def hint(unknown: UnknownKey, siblings: Collection[str] | None = None) -> str:
     """`unknown key; did you mean ...`: a peer's name first, then siblings, then the same name elsewhere."""
-    key, section, name = unknown
+    key, section, name, value = unknown
     everything = list(dict.fromkeys(all_keys()))
-    if ours := our_name(key):
-        return f"unknown key; it is called {ours} here"
+    if answer := peer_answer(key, value):
+        return f"unknown key; {answer}"
     if section == "optimizer" and (kinds := [kind for kind, cls in OPTIMIZERS.items() if name in field_types(cls)]):
         return f"unknown key; it exists with optimizer={' or '.join(kinds)}"
     if siblings is None:
@@ -141,6 +142,14 @@ def _what_brings(section: str) -> str:
 def is_filled(node: Any) -> bool:
     """A section with something in it: not null, not `???`, not an interpolation."""
     return bool(OmegaConf.is_dict(node) and isinstance(node._content, dict) and node._content)
+
+
+def _as_written(node: Any) -> str | None:
+    """A single value as it would be written in a command; None for anything else."""
+    value = None if OmegaConf.is_config(node) else node._value()
+    return (
+        str(value).lower() if isinstance(value, bool) else str(value) if isinstance(value, str | int | float) else None
+    )
 
 
 def _join(section: str, name: str) -> str:

@@ -36,6 +36,8 @@ class TrainState:
     rows_consumed: int = 0
     tokens: int = 0
     trained_tokens: int = 0
+    best_value: float | None = None  # of train.early_stopping.metric
+    measurements_without_gain: int = 0  # of that metric, since the best one
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +173,11 @@ def source_sums(batches: list[Batch], token_losses: list[torch.Tensor], mesh: Me
     if mesh.pp.rank < mesh.pp.size - 1:  # the losses are on the last stage
         trained, losses = torch.zeros_like(trained), torch.zeros_like(losses)
     number = int(max_over_ranks(int(sources.max()), mesh)) + 1
-    sums = torch.bincount(sources, weights=losses, minlength=number).tolist()
-    counts = torch.bincount(sources, weights=trained.double(), minlength=number).tolist()
+    empty = losses.new_zeros(number)
+    sums = empty.index_add(
+        0, sources, losses
+    ).tolist()  # has a deterministic algorithm, which a weighted bincount has not
+    counts = empty.index_add(0, sources, trained.double()).tolist()
     totals = sum_over_ranks(sums + counts, mesh)
     return {i: (total, int(n)) for i, (total, n) in enumerate(zip(totals[:number], totals[number:], strict=True)) if n}
 

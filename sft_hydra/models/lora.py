@@ -148,17 +148,18 @@ def _trainable(layer: nn.Linear | GroupedLinear, lora: LoraConfig) -> int:
 
 
 @torch.no_grad()
-def merged_tensors(model: DecoderModel) -> Iterator[tuple[str, torch.Tensor]]:
+def merged_tensors(model: DecoderModel, *, everywhere: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, full tensor) of the model with adapters merged, one at a time: adapted weights are copies, others share memory
-    with the model. With several ranks a collective, see `full_tensors`: rank 0 gets the tensors, all must iterate."""
+    with the model. With several ranks a collective, see `full_tensors`: rank 0 gets the tensors, all must iterate;
+    `everywhere`: every rank gets them."""
     state = model.state_dict()
-    everywhere = all_gather_objects([name for name in state if is_adapter(name)], model.mesh)
+    of_ranks = all_gather_objects([name for name in state if is_adapter(name)], model.mesh)
     parts_of: dict[str, set[str]] = {}
-    for name in (name for names in everywhere for name in names):
+    for name in (name for names in of_ranks for name in names):
         layer, part = adapter_part(name) or ("", "")
         parts_of.setdefault(layer, {"weight"}).add(part)
     waiting: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in full_tensors(state, model.mesh):
+    for name, tensor in full_tensors(state, model.mesh, everywhere=everywhere):
         layer, leaf = adapter_part(name) or name.rpartition(".")[::2]
         if leaf not in parts_of.get(layer, ()):
             yield name, tensor

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sft_hydra.kernels.grouped import grouped_linear
+from sft_hydra.kernels.lora import lora_linear
 from sft_hydra.models.layers import Linear
 from sft_hydra.models.moe import GroupedLinear
 from sft_hydra.parallel.dtensor import local_tensor
@@ -57,13 +58,13 @@ class Adapter(nn.Module):
 
     def low_rank(self, x: torch.Tensor, product: Product) -> torch.Tensor:
         """scale * B (A x), (T, out)."""
-        inner = product(x, local_tensor(self.lora_A).to(x.dtype))
-        return product(inner, local_tensor(self.lora_B).to(x.dtype)) * self.scale
+        inner = product(x, local_tensor(self.lora_A).to(x.dtype)) * self.scale
+        return product(inner, local_tensor(self.lora_B).to(x.dtype))
 
     def subtracted(self, x: torch.Tensor, product: Product) -> torch.Tensor:
         """What the layer's output starts with twice, (T, out), where A and B start from the weight."""
-        inner = product(x, local_tensor(self.lora_A_start).to(x.dtype))
-        return product(inner, local_tensor(self.lora_B_start).to(x.dtype)) * self.scale
+        inner = product(x, local_tensor(self.lora_A_start).to(x.dtype)) * self.scale
+        return product(inner, local_tensor(self.lora_B_start).to(x.dtype))
 
 
 class LoraLinear(Linear, Adapter):
@@ -77,7 +78,13 @@ class LoraLinear(Linear, Adapter):
         self.add_factors(base.weight, lora)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x) + self.update(x, F.linear)
+        weight, a, b = (local_tensor(p).to(x.dtype) for p in (self.weight, self.lora_A, self.lora_B))
+        bias = self.local_bias(x.dtype)
+        drops = self.training and self.dropout > 0
+        if drops and not self.dropout_first:
+            return F.linear(x, weight, bias) + self.update(x, F.linear)
+        out = lora_linear(x, weight, bias, a, b, self.scale, F.dropout(x, self.dropout) if drops else None)
+        return out if self.start is None else out - self.subtracted(x, F.linear)
 
 
 class LoraGroupedLinear(GroupedLinear, Adapter):

@@ -15,9 +15,12 @@ from sft_hydra.checkpoint.adapter import load_adapter
 from sft_hydra.checkpoint.load_hf_weights import load_weights, local_folder
 from sft_hydra.config.resume_compat import checkpoint_folder
 from sft_hydra.config.rules import foreign_model
+from sft_hydra.engine.determinism import compute_deterministically
 from sft_hydra.engine.materialize import materialize_on_mesh
 from sft_hydra.engine.precision import compute_dtype
 from sft_hydra.errors import ConfigError
+from sft_hydra.kernels.fused_choice import try_fused
+from sft_hydra.kernels.library_choice import try_kernels
 from sft_hydra.models.build import build_model
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.hf.causal_lm import GenericModel
@@ -27,8 +30,9 @@ from sft_hydra.models.lora import Coverage, add_adapters, init_adapters
 from sft_hydra.paths import find_checkpoint, read_progress
 from sft_hydra.planning.architecture import read_architecture
 from sft_hydra.planning.layout import Layout
-from sft_hydra.process.rank import this_rank
-from sft_hydra.schema.config import Device, SftConfig
+from sft_hydra.planning.topology import ranks_of_runner, run_layout
+from sft_hydra.process.rank import Rank, this_rank
+from sft_hydra.schema.config import Device, Runner, SftConfig
 from sft_hydra.schema.data import Packing
 
 
@@ -46,7 +50,8 @@ class RunModel:
 
 
 def start_machine(cfg: SftConfig) -> torch.device:
-    """The device of this rank; sets the number of threads of a CPU run. ConfigError if the device is not there."""
+    """The device of this rank, on which kernels have been tried; sets the number of threads of a CPU run. ConfigError if the
+    device is not there."""
     logging.disable_progress_bar()  # our console says what goes on, once for all ranks
     rank = this_rank()
     if cfg.train.num_threads is not None:
@@ -63,8 +68,18 @@ def start_machine(cfg: SftConfig) -> torch.device:
             f"device={device.value}: torch {torch.__version__} finds no such device on this machine; "
             f"it has {found} (device=auto picks one)"
         )
-    if device is not Device.cuda:
-        return torch.device(device.value)
+    if cfg.train.deterministic:
+        compute_deterministically()
+    place = torch.device(device.value) if device is not Device.cuda else _cuda_device(rank)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)  # Triton launches on the current device
+        try_kernels(place)
+        try_fused(place)
+    return place
+
+
+def _cuda_device(rank: Rank) -> torch.device:
+    """The CUDA device of this rank. ConfigError if there are fewer than ranks."""
     if rank.local_rank >= torch.cuda.device_count():
         raise ConfigError(
             f"cluster.gpus_per_node={rank.local_world_size}, but this machine has {torch.cuda.device_count()} CUDA devices"
@@ -72,14 +87,23 @@ def start_machine(cfg: SftConfig) -> torch.device:
     return torch.device("cuda", rank.local_rank)
 
 
-def new_model(cfg: SftConfig, tokenizer: ChatTokenizer, device: torch.device, layout: Layout | None = None) -> RunModel:
+def new_model(
+    cfg: SftConfig,
+    tokenizer: ChatTokenizer,
+    device: torch.device,
+    layout: Layout | None = None,
+    *,
+    is_trained: bool = True,
+) -> RunModel:
     """The model as training starts with it, laid out over the ranks (None: there is only this one): weights from
-    `checkpoint.load`, `model.path` or a random start, then LoRA."""
+    `checkpoint.load`, `model.path` or a random start, then LoRA. Without `is_trained`, all weights are kept in the precision
+    that they are used in."""
     architecture = model_architecture(cfg, tokenizer)
     if problems := list(foreign_model(cfg)):  # of a model on the hub, nothing was known when the config was checked
         raise ConfigError(*problems)
     # Trained weights are fp32 masters; a frozen base is kept in the precision it is used in.
-    dtype = torch.float32 if cfg.peft is None else compute_dtype(cfg.train.precision, device)
+    masters = cfg.peft is None and is_trained
+    dtype = torch.float32 if masters else compute_dtype(cfg.train.precision, device)
     packed = cfg.data.packing is not Packing.none
     model = build_model(architecture, "meta", dtype, generic=cfg.model.generic, packed=packed)
     _check_length(model, cfg.seq_length)
@@ -107,7 +131,7 @@ def new_model(cfg: SftConfig, tokenizer: ChatTokenizer, device: torch.device, la
         origin = str(step)
     if isinstance(model, GenericModel) and packed:
         check_contamination(model)
-    parameters, trained = sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
+    parameters, trained = sum(size for size, _ in sizes), sum(size for size, grows in sizes if grows)
     return RunModel(model, origin, parameters, trained, coverage)
 
 
@@ -129,8 +153,9 @@ def model_architecture(cfg: SftConfig, tokenizer: ChatTokenizer) -> dict[str, An
 
 
 def trained_model(cfg: SftConfig, tokenizer: ChatTokenizer, device: torch.device) -> RunModel:
-    """The model to evaluate, export or talk to: the run's latest checkpoint if it has one, else as training would start.
-    ConfigError if that is a random start."""
+    """The model to evaluate, export or talk to, laid out as for training if there are several ranks: the run's latest
+    checkpoint if it has one, else as training would start. Only to be exported, its weights are fp32 masters. ConfigError if
+    it is a random start."""
     step = checkpoints.latest(checkpoint_folder(cfg))
     if step is None and cfg.model.path is None and cfg.checkpoint.load is None:
         raise ConfigError(
@@ -138,7 +163,8 @@ def trained_model(cfg: SftConfig, tokenizer: ChatTokenizer, device: torch.device
             "checkpoint.load names weights; train first (the same command without runner=), or give the name=... of a "
             "run that has been trained"
         )
-    built = new_model(cfg, tokenizer, device)
+    layout = None if ranks_of_runner(cfg) == (1, 1) else run_layout(cfg, model_architecture(cfg, tokenizer))
+    built = new_model(cfg, tokenizer, device, layout, is_trained=cfg.runner is Runner.export)
     if step is not None:
         checkpoints.load(step, built.model, None)
         built.origin = str(step)

@@ -20,6 +20,7 @@ from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.observe.console import Console
 from sft_hydra.paths import RunPaths
 from sft_hydra.runners.build_model import RunModel
+from sft_hydra.runners.kernel_report import kernels_of
 from sft_hydra.schema.config import SftConfig
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "hydra-core", "numpy", "pyarrow")
@@ -70,6 +71,7 @@ def write_summary(
             "tokenizer and template": tokenizer.fingerprint,
             "weights from": cfg.checkpoint.load or cfg.model.path or f"random start, seed {cfg.seed}",
         },
+        "kernels": kernels_of(built.model),
         "data": {"sources": packed.metadata["sources"]},
         "export": {**asdict(exported), "folder": str(exported.folder)} if exported else None,
     }

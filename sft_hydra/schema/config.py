@@ -50,6 +50,9 @@ class ClusterKind(Enum):
     slurm = "slurm"
 
 
+EPOCH = "epoch"  # value of eval.every
+
+
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
     name: str = MISSING
@@ -171,6 +174,17 @@ class ClusterConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class EarlyStoppingConfig:
+    metric: str | None = None
+    """Metric of validation or ChatCORE, `val/loss` for instance: training ends early once it no longer improves. Of scores
+    (`eval/...`) more is better, of all else less. null: never."""
+    patience: int = number(3, 1, STEPS)
+    """Measurements in a row without improvement after which training ends."""
+    min_delta: float = number(0.0, 0, 1e9)
+    """What counts as improvement: more than this."""
+
+
+@dataclass(kw_only=True, slots=True)
 class TrainConfig:
     train_iters: int | None = number(None, -1, STEPS)
     """Optimizer steps; -1 = one epoch. At most one of train_iters, epochs, train_samples; none of them: one epoch."""
@@ -204,7 +218,15 @@ class TrainConfig:
     cpu_offload: bool = False
     """Keep weights, gradients and optimizer state in the host's memory; blocks travel to the device when they are needed."""
     compile: bool = False
-    """torch.compile each block by itself."""
+    """torch.compile each block by itself. With `recompute=selective`, what is kept is decided in each graph: more than
+    without `compile`."""
+    deterministic: bool = False
+    """Use deterministic algorithms on CUDA, so that a step repeats bit for bit and a resumed run equals a straight one. Slower
+    backward passes of attention, and sorting instead of atomic additions; an operation without such an algorithm ends the run."""
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
+    ema_decay: float | None = number(None, 0, 1, below=True)
+    """Keep an exponential moving average of the trained weights, which a step moves by 1 - ema_decay toward them; it costs
+    4 bytes per trained weight. `export.ema` exports it. null: none."""
     log_interval: int = number(10, 1, STEPS)
     """Steps between two lines on a console that is not a terminal. metrics.jsonl has every step."""
     num_threads: int | None = number(None, 1, 100_000)
@@ -242,12 +264,18 @@ class ExactMatchConfig:
 
 @dataclass(kw_only=True, slots=True)
 class EvalConfig:
-    every: int | None = number(200, 0, STEPS)
-    """Steps between two validations, which also come before and after training; null: only before and after; 0: never."""
+    every: int | str | None = number(200, 0, STEPS)
+    """Steps between two validations, which also come before and after training; `epoch`: at the end of each epoch; null: only
+    before and after; 0: never."""
     tokens: int | None = number(None, 1, MANY)
     """Tokens of the validation split that are used, always the same ones; null: all."""
     batch_size: int = number(128, 1, 10_000_000)
-    """Sequences generated, or scored, together."""
+    """Sequences generated, or scored, together on a rank."""
+    batch_tokens: int = number(131_072, 1, MANY)
+    """Most tokens of such a batch, with padding and the longest answers: it limits the memory of the KV cache."""
+    sharded: bool | None = None
+    """Over several ranks: true: the model answers as it is laid out for training; false: every rank answers with a copy of the
+    whole model; null: with copies where they fit in memory."""
     tasks: list[str] = field(default_factory=list)
     """Of `runner=evaluate`: tasks of the lm-evaluation-harness by name (`mmlu`, `gsm8k`, ...), `spelling_bee`, task files or
     folders of them (YAML), and `chatcore`."""
@@ -315,6 +343,8 @@ class ExportConfig:
     """Several of them; null: only `format`."""
     path: str | None = None
     """Folder; null: `hf/` or `megatron/` in the run's folder. Of two formats the other lies beside it, `<path>_megatron`."""
+    ema: bool = False
+    """Export the moving average of the weights (`train.ema_decay`) in place of the last ones."""
     merge: bool = False
     """LoRA: write the merged model instead of the adapter."""
     push_to: str | None = None

@@ -75,7 +75,7 @@ def test_gradients_equal_the_peft_librarys(family, targets, options):
     expected.backward()
     assert relative(loss, expected) < 1e-6
     for name, (mine, other) in pairs.items():
-        assert relative(on_disk(model, name, mine.grad), other.grad) < 1e-5, name
+        assert relative(on_disk(model, name, mine.grad), other.grad) < 3e-5, name
     assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
 
 

@@ -203,7 +203,13 @@ def _computed_with(stage: _Stage, layout: Layout, how: Keeping, recompute: Recom
 
 
 def _optimizer(cfg: SftConfig, stage: _Stage, layout: Layout, trainable: int) -> int:
-    """Bytes of optimizer state: two moments with AdamW, in fp32 or 8 bit (see engine/optimizer.py); one with Muon."""
+    """Bytes of optimizer state: two moments with AdamW, in fp32 or 8 bit (see engine/optimizer.py); one with Muon. The average
+    of the weights counts as another."""
+    average = 0 if cfg.train.ema_decay is None else FP32 * trainable
+    return average + _moments(cfg, stage, layout, trainable)
+
+
+def _moments(cfg: SftConfig, stage: _Stage, layout: Layout, trainable: int) -> int:
     if isinstance(cfg.optimizer, AdamW) and cfg.optimizer.state_bits == 8:
         in_fp32 = 0 if cfg.peft is not None else _embedding_and_experts(stage) // layout.shards
         return 2 * FP32 * in_fp32 + int(2 * EIGHT_BITS * (trainable - in_fp32))
