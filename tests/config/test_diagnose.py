@@ -8,7 +8,7 @@ import pytest
 Problems = Callable[..., list[str]]
 
 CASES = [
-    (["model=qwen4"], "model=qwen4: no such option; did you mean qwen3_8b? model has: hf, nano3, "),
+    (["model=qwen4"], "model=qwen4: no such option; did you mean qwen3_8b? model has: hf, lightning, nano3, "),
     (["model=null"], "model=null: no such option"),
     (["optimizer.lrr=1"], "optimizer.lrr: unknown key; did you mean optimizer.lr?"),
     (["+train.lrr=1"], "train.lrr: unknown key; did you mean optimizer.lr?"),
