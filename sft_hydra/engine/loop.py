@@ -36,6 +36,8 @@ class TrainState:
     rows_consumed: int = 0
     tokens: int = 0
     trained_tokens: int = 0
+    best_value: float | None = None  # of train.early_stopping.metric
+    measurements_without_gain: int = 0  # of that metric, since the best one
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from torch import nn
 
 from sft_hydra.engine.muon import Muon
 from sft_hydra.engine.precision import orthogonal_dtype
+from sft_hydra.engine.weight_average import EMA, WeightAverage
 from sft_hydra.errors import ConfigError
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.planning.lora_targets import TOKEN_ROWS
@@ -32,6 +33,7 @@ class OptimizerSet:
     def __init__(self, parts: list[torch.optim.Optimizer], eight_bit: "AdamW8bit | None" = None) -> None:
         self.parts = parts if eight_bit is None else [eight_bit, *parts]
         self._eight_bit = eight_bit
+        self.average: WeightAverage | None = None
         self.rounded = 0  # local optimizer-state values that were re-quantized to 8 bit when they were loaded
         self._owner = {p: part for part in self.parts for group in part.param_groups for p in group["params"]}
         for group in self.param_groups():
@@ -60,6 +62,10 @@ class OptimizerSet:
         """All parameters that are updated."""
         return list(self._owner)
 
+    def keep_average(self, decay: float) -> None:
+        """From now on, average the weights over steps."""
+        self.average = WeightAverage(self.parameters(), decay)
+
     def set_rate(self, factor: float) -> None:
         """Set every learning rate to its peak times `factor`."""
         for group in self.param_groups():
@@ -68,23 +74,29 @@ class OptimizerSet:
     def step(self) -> None:
         for part in self.parts:
             part.step()
+        if self.average is not None:
+            self.average.update()
 
     def zero_grad(self) -> None:
         for part in self.parts:
             part.zero_grad(set_to_none=True)
 
     def state_of(self, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
-        """Optimizer state of one parameter; empty before the first step."""
-        return self._owner[parameter].state.get(parameter, {})
+        """Optimizer state of one parameter, empty before the first step, with its average if there is one."""
+        state = self._owner[parameter].state.get(parameter, {})
+        return state if self.average is None else {**state, EMA: self.average.values[parameter]}
 
     def new_moment(self, parameter: nn.Parameter, kind: str) -> torch.Tensor:
         """A zero state tensor (`kind`, as `exp_avg`) for a parameter, sharded as the parameter."""
-        if self._eight_bit is not None and self._owner[parameter] is self._eight_bit:
+        if kind != EMA and self._eight_bit is not None and self._owner[parameter] is self._eight_bit:
             return self._eight_bit.new_moment(parameter, kind)
         return torch.zeros_like(parameter)
 
     def set_state(self, parameter: nn.Parameter, state: dict[str, torch.Tensor]) -> None:
-        """Restore the state that `state_of` returned."""
+        """Restore the state that `state_of` returned; without an average in it, the average is the weights as they are."""
+        average = state.pop(EMA, parameter)
+        if self.average is not None:
+            self.average.start(parameter, average)
         self._owner[parameter].state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
 
 

@@ -18,15 +18,19 @@ def lora_linear(
     scale: float,
     dropped: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """x @ weight.T + bias + scale * (x @ a.T) @ b.T, (T, out).
+    """x @ weight.T + bias + scale * (x @ a.T) @ b.T, (..., out).
 
-    `x` (T, in), `weight` (out, in), `bias` (out,), `a` (dim, in), `b` (out, dim), all of one dtype; `dropped` (T, in): what the
-    adapter takes in place of `x`.
+    `x` (..., in), `weight` (out, in), `bias` (out,), `a` (dim, in), `b` (out, dim), all of one dtype; `dropped` like `x`: what
+    the adapter takes in place of it.
     """
-    if torch.compiler.is_compiling():  # which adds and scales in its own kernels
+    # torch.compile adds and scales in its own kernels; autocast, of model=hf, casts what F.linear takes
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
         inner = F.linear(x if dropped is None else dropped, a) * scale
         return F.linear(x, weight, bias) + F.linear(inner, b)
-    return _LoraLinear.apply(x, weight, bias, a, b, scale, dropped)
+    rows = x.flatten(0, -2)  # model=hf has a batch dimension
+    taken = None if dropped is None else dropped.flatten(0, -2)
+    out: torch.Tensor = _LoraLinear.apply(rows, weight, bias, a, b, scale, taken)
+    return out.unflatten(0, x.shape[:-1])
 
 
 def _run(

@@ -13,6 +13,8 @@ from torch import nn
 from sft_hydra.errors import ModelError
 from sft_hydra.kernels.activation import Activation, relu2
 from sft_hydra.kernels.norm import add_rms_norm, rms_norm
+from sft_hydra.models.generation_cache import GenerationCache
+from sft_hydra.models.weight_copies import CastWeight
 from sft_hydra.parallel.dtensor import local_tensor, partial_sum_ranks
 
 
@@ -24,13 +26,14 @@ class Packed:
     max_seqlen: int
     seq_idx: torch.Tensor  # (T,) int32, document index of each token
     rotary: tuple[torch.Tensor, torch.Tensor] | None  # cos and sin (T, 1, head_dim) fp32; None: no position embedding
+    cache: GenerationCache | None = None  # of the texts that the tokens continue
 
 
-class Linear(nn.Linear):
+class Linear(nn.Linear, CastWeight):
     """nn.Linear on the local shard of the weight. If the weight is split by inputs, outputs are partial sums over ranks."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, local_tensor(self.weight).to(x.dtype), self.local_bias(x.dtype))
+        return F.linear(x, self.cast_weight(x.dtype), self.local_bias(x.dtype))
 
     def local_bias(self, dtype: torch.dtype) -> torch.Tensor | None:
         """What this rank adds to its outputs (out,), if the layer has a bias."""

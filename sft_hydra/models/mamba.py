@@ -117,6 +117,8 @@ class Mamba(ShardedModule):
         skip: torch.Tensor,
         packed: Packed,
     ) -> torch.Tensor:
+        if packed.cache is not None:
+            return packed.cache.scan(self, values, steps, decay, b, c, skip, packed.seq_idx, self.chunk)
         return ssd(values, steps, decay, b, c, skip, packed.seq_idx, self.chunk)
 
     def _convolved(self, mixed: torch.Tensor, groups: int, copies: int, packed: Packed) -> torch.Tensor:
@@ -124,6 +126,8 @@ class Mamba(ShardedModule):
         weight, bias = local_tensor(self.conv1d.weight)[:, 0].to(mixed.dtype), self.conv1d.bias
         weight = self._local_channels(weight, groups, copies)
         bias = None if bias is None else self._local_channels(local_tensor(bias).to(mixed.dtype), groups, copies)
+        if packed.cache is not None:
+            return packed.cache.convolve(self, mixed.flatten(1), weight, bias, packed.seq_idx).view(mixed.shape)
         return causal_conv_silu(mixed.flatten(1), weight, bias, packed.seq_idx).view(mixed.shape)
 
     def _local_channels(self, channels: torch.Tensor, groups: int, copies: int) -> torch.Tensor:

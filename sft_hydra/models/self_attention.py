@@ -79,8 +79,11 @@ class Attention(ShardedModule):
         q, k, v = (tokens_to_heads(x, swap) for x in (q, k, v))
         first = others.rank * len(q)
         k, v = gather_tokens(k, others), gather_tokens(v, others)
-        scale = self.head_dim**-0.5
-        out = attend(q, k, v, packed.cu_seqlens, packed.max_seqlen, scale, self.window, first_query=first)
+        texts = (packed.cu_seqlens, packed.max_seqlen, self.head_dim**-0.5, self.window)
+        if packed.cache is not None:
+            out = packed.cache.attend(self, q, k, v, *texts, first_query=first)
+        else:
+            out = attend(q, k, v, *texts, first_query=first)
         return heads_to_tokens(out, swap)
 
 

@@ -12,7 +12,7 @@ from sft_hydra.planning.cost_model import step_seconds
 from sft_hydra.planning.estimate import GIB, estimate_memory
 from sft_hydra.planning.layout import Layout
 from sft_hydra.planning.topology import possible_layouts, ranks_of_runner, rows_per_step, run_layout
-from sft_hydra.schema.config import Precision, Runner, SftConfig
+from sft_hydra.schema.config import Precision, SftConfig
 
 USABLE = 0.92  # share of GPU memory for training: the rest is for the driver and fragmentation
 TINY_VOCABULARY = 1024  # placeholder where a random initialization takes the size from the tokenizer
@@ -41,7 +41,7 @@ class Choice:
 
 def with_auto_parallel(cfg: SftConfig) -> SftConfig:
     """The config with every null size of `parallel` filled in. A dry run is left unchanged: it shows how they are chosen."""
-    if cfg.dry_run or cfg.runner is not Runner.train or ranks_of_runner(cfg) == (1, 1):
+    if cfg.dry_run or ranks_of_runner(cfg) == (1, 1):
         return cfg
     return with_layout(cfg, choose(cfg, read_architecture(cfg))[0])
 

@@ -12,6 +12,7 @@ from sft_hydra.planning.layout import Layout, layout_problems, num_experts, plan
 from sft_hydra.schema.config import ClusterKind, Runner, SftConfig, TrainConfig
 
 SLURM_GPUS_PER_NODE = 8  # default of cluster.gpus_per_node on Slurm
+MODEL_RUNNERS = (Runner.train, Runner.evaluate, Runner.generate, Runner.export)
 DEFAULT_ROWS = 8  # default of train.global_batch_size
 
 
@@ -23,8 +24,10 @@ def ranks_per_node(cfg: SftConfig) -> int:
 
 
 def ranks_of_runner(cfg: SftConfig) -> tuple[int, int]:
-    """(nodes, ranks per node) of the runner: training uses all of the cluster, other runners one rank."""
-    return (cfg.cluster.nodes, ranks_per_node(cfg)) if cfg.runner is Runner.train else (1, 1)
+    """(nodes, ranks per node) of the runner: all of the cluster where a model is used, else one rank. So is a conversation at
+    the terminal, which ranks of one machine do not have."""
+    alone = cfg.runner not in MODEL_RUNNERS or (cfg.runner is Runner.generate and cfg.generate.interactive)
+    return (1, 1) if alone else (cfg.cluster.nodes, ranks_per_node(cfg))
 
 
 def run_layout(cfg: SftConfig, architecture: dict[str, Any]) -> Layout:

@@ -12,6 +12,7 @@ from sft_hydra.planning.estimate.adapters import adapters_by_block, table_parame
 from sft_hydra.planning.estimate.parameters import expert_parameters, mixer_parameters
 from sft_hydra.planning.estimate.sizes import Sizes, sizes_of
 from sft_hydra.planning.layout import Layout, layout_problems
+from sft_hydra.planning.lora_targets import starts_from_weight
 from sft_hydra.planning.stage_split import partition_layers
 from sft_hydra.planning.topology import ranks_per_node, rows_per_step, run_layout
 from sft_hydra.schema.config import Device, LoraConfig, Precision, Recompute, SftConfig
@@ -157,7 +158,8 @@ def _keeping(cfg: SftConfig, layout: Layout, precision: Precision) -> Keeping:
     return Keeping(
         width=width,
         full=full,
-        lora=0 if cfg.peft is None else cfg.peft.dim,
+        lora=0 if cfg.peft is None else cfg.peft.dim * (2 if starts_from_weight(cfg.peft) else 1),
+        starts=cfg.peft is not None and starts_from_weight(cfg.peft),
         dora=cfg.peft is not None and cfg.peft.use_dora,
         on_cpu=cfg.device is Device.cpu,
         tp=layout.tp,
@@ -171,7 +173,8 @@ def _stored(stage: _Stage, layout: Layout, how: Keeping) -> tuple[int, int]:
         return FP32 * local, local
     trained = (stage.adapters + stage.trained_tables + stage.trained_rows) // layout.shards
     frozen = local - stage.trained_tables // layout.shards
-    return how.width * frozen + FP32 * trained, trained
+    starts = stage.adapters // layout.shards if how.starts else 0  # what A and B started as
+    return how.width * frozen + FP32 * (trained + starts), trained
 
 
 def _block(s: Sizes, mixers: tuple[str, ...], layout: Layout = ALONE) -> int:
@@ -200,7 +203,13 @@ def _computed_with(stage: _Stage, layout: Layout, how: Keeping, recompute: Recom
 
 
 def _optimizer(cfg: SftConfig, stage: _Stage, layout: Layout, trainable: int) -> int:
-    """Bytes of optimizer state: two moments with AdamW, in fp32 or 8 bit (see engine/optimizer.py); one with Muon."""
+    """Bytes of optimizer state: two moments with AdamW, in fp32 or 8 bit (see engine/optimizer.py); one with Muon. The average
+    of the weights counts as another."""
+    average = 0 if cfg.train.ema_decay is None else FP32 * trainable
+    return average + _moments(cfg, stage, layout, trainable)
+
+
+def _moments(cfg: SftConfig, stage: _Stage, layout: Layout, trainable: int) -> int:
     if isinstance(cfg.optimizer, AdamW) and cfg.optimizer.state_bits == 8:
         in_fp32 = 0 if cfg.peft is not None else _embedding_and_experts(stage) // layout.shards
         return 2 * FP32 * in_fp32 + int(2 * EIGHT_BITS * (trainable - in_fp32))
