@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sft_hydra.cli import command
-from sft_hydra.engine.outlook import doubts
+from sft_hydra.engine.outlook import plan_warnings
 from sft_hydra.planning.architecture import trained_positions
 from sft_hydra.planning.recipe import recipe_of
 from sft_hydra.schema.config import SftConfig
@@ -72,6 +72,6 @@ MIXTURE = DENSE | {"model_type": "qwen3_moe", "num_experts": 8, "num_experts_per
 def test_fp8_that_cannot_pay(compiled: bool, architecture: dict[str, Any], expected: list[str]) -> None:
     cfg = SftConfig()
     cfg.train.fp8, cfg.train.compile = True, compiled
-    told = list(doubts(recipe_of(cfg), architecture, None))
+    told = list(plan_warnings(recipe_of(cfg), architecture, None))
     assert len(told) == len(expected)
     assert all(part in text for part, text in zip(expected, told, strict=True))
