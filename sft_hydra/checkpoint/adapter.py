@@ -5,6 +5,8 @@ experts of a layer, three-dimensional here, are two-dimensional there and adapt 
 """
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from sft_hydra.config.adapter import CONFIG, PREFIX, WEIGHTS, read_adapter
 from sft_hydra.errors import ModelError
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.lora import merged_weight
-from sft_hydra.models.lora_layers import Adapter, scale_of
+from sft_hydra.models.lora_layers import Adapter, joined, scale_of
 from sft_hydra.models.state_dict_map import disk_rows, rows_from_disk, rows_to_disk
 from sft_hydra.parallel.collectives import all_gather_objects
 from sft_hydra.parallel.dtensor import copy_shard_
@@ -37,6 +39,8 @@ def write_adapter(
     trained beside them: `token_ids` where that is rows. Returns the number of tensors."""
     parts = {name: found for name in adapters if (found := adapter_part(name)) and found[1] != TOKEN_ROWS}
     named = {found: adapters[name] for name, found in parts.items()}
+    if any(part == "lora_A_start" for _, part in named):
+        named, lora = _as_plain_lora(named, lora)
     layers = {layer for layer, _ in named}
     tensors = tables_to_peft(config, adapters)
     for (layer, part), tensor in named.items():
@@ -63,6 +67,25 @@ def write_adapter(
     }
     (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n")
     return len(tensors)
+
+
+def _as_plain_lora(
+    named: dict[tuple[str, str], torch.Tensor], lora: LoraConfig
+) -> tuple[dict[tuple[str, str], torch.Tensor], LoraConfig]:
+    """Adapters that start from the weight, as LoRA of twice the rank on the unchanged base: their product less that of their
+    first values."""
+    plain = {key: tensor for key, tensor in named.items() if not key[1].endswith("_start")}
+    for layer in {layer for layer, _ in named}:
+        a, b, *start = (named[layer, part] for part in ("lora_A", "lora_B", "lora_A_start", "lora_B_start"))
+        plain[layer, "lora_A"], plain[layer, "lora_B"] = joined(a, b, *start)
+    grows = math.sqrt(2) if lora.rank_stabilized else 2  # so that the scale stays
+    return plain, replace(
+        lora,
+        dim=2 * lora.dim,
+        alpha=grows * lora.alpha,
+        rank_pattern={key: 2 * rank for key, rank in lora.rank_pattern.items()},
+        alpha_pattern={key: grows * alpha for key, alpha in lora.alpha_pattern.items()},
+    )
 
 
 def _peft_name(layer: str, part: str, layers: set[str]) -> str:

@@ -19,7 +19,7 @@ from sft_hydra.planning.architecture import (
 )
 from sft_hydra.planning.layout import layout_problems, num_experts
 from sft_hydra.planning.topology import possible_layouts, rows_per_step, run_layout
-from sft_hydra.schema.config import Device, ExportFormat, Precision, Runner, SftConfig
+from sft_hydra.schema.config import Device, ExportFormat, LoraConfig, Precision, Runner, SftConfig
 from sft_hydra.schema.data import Packing
 from sft_hydra.schema.optim import AdamW
 from sft_hydra.secret_text import assigns_secret, holds_secret, is_secret_name
@@ -290,6 +290,18 @@ def lora_targets(cfg: SftConfig) -> Iterator[str]:
         yield "peft.match_all_linear=true adapts every linear layer: drop peft.exclude_modules, or match_all_linear"
 
 
+def lora_start(cfg: SftConfig) -> Iterator[str]:
+    kind = cfg.peft.init_lora_weights if cfg.peft is not None else None
+    if cfg.peft is None or kind is None:
+        return
+    if not re.fullmatch(r"gaussian|olora|pissa|pissa_niter_[1-9]\d?", kind):
+        yield f"peft.init_lora_weights={kind} is none of gaussian, olora, pissa, pissa_niter_<1 to 99>"
+    if cfg.peft.a_init != LoraConfig().a_init:
+        yield f"peft.init_lora_weights={kind} and peft.a_init={cfg.peft.a_init} both say what A starts as; leave one out"
+    if cfg.peft.path is not None:
+        yield f"peft.init_lora_weights={kind}: the adapter in peft.path={cfg.peft.path} has its values; leave one of them out"
+
+
 def added_tokens(cfg: SftConfig) -> Iterator[str]:
     tokens, peft = [*cfg.tokenizer.add_tokens, *cfg.tokenizer.add_special_tokens], cfg.peft
     if twice := sorted({token for token in tokens if tokens.count(token) > 1}):
@@ -357,7 +369,7 @@ def _at_most_one(cfg: SftConfig, section: str, names: tuple[str, ...]) -> Iterat
 RULES: tuple[Rule, ...] = (
     two_betas, known_words, run_name, model_is_set, export_formats, data_is_set, roles_are_known, runner_is_set,
     splits_sum_to_one, length_of_training, batch_size,
-    schedule, layout, foreign_model, fp8, optimizer_state, routers, lora_targets, added_tokens, optimizer_warm_start, no_secrets,
+    schedule, layout, foreign_model, fp8, optimizer_state, routers, lora_targets, lora_start, added_tokens, optimizer_warm_start, no_secrets,
     one_line_each,
 )  # fmt: skip
 

@@ -42,7 +42,7 @@ def early_stopping(cfg: SftConfig) -> Iterator[str]:
 
 
 def average(cfg: SftConfig) -> Iterator[str]:
-    if cfg.export.ema and cfg.train.ema_decay is None:
+    if cfg.runner is Runner.train and cfg.export.ema and cfg.train.ema_decay is None:
         yield "export.ema=true: there is no average of the weights without train.ema_decay, 0.999 for instance"
 
 

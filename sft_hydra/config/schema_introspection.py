@@ -90,6 +90,8 @@ def hint(unknown: UnknownKey, siblings: Collection[str] | None = None) -> str:
     elsewhere = {other.rpartition(".")[2]: other for other in sorted(everything)}
     if near := difflib.get_close_matches(key.rpartition(".")[2], elsewhere, n=1, cutoff=0.8):
         return f"unknown key; did you mean {elsewhere[near[0]]}?"
+    if not siblings:
+        return f"unknown key; there is no section {section}"
     return f"unknown key; {section or 'the top level'} has: {', '.join(siblings)}"
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from sft_hydra.chat.tokenizer import load_tokenizer
 from sft_hydra.checkpoint import state as checkpoints
 from sft_hydra.config.resume_compat import checkpoint_folder
+from sft_hydra.errors import ConfigError
 from sft_hydra.observe.console import Console
 from sft_hydra.parallel.rendezvous import start_process_group
 from sft_hydra.paths import RunPaths
@@ -26,7 +27,11 @@ def run(cfg: SftConfig) -> None:
             tokenizer = load_tokenizer(cfg)
         with console.work("loading the model"):
             built = trained_model(cfg, tokenizer, device)
-        if cfg.export.ema and (step := checkpoints.latest(checkpoint_folder(cfg))) is not None:
+        if cfg.export.ema:
+            if (step := checkpoints.latest(checkpoint_folder(cfg))) is None:
+                raise ConfigError(
+                    f"export.ema=true: {checkpoint_folder(cfg)} holds no checkpoint of a run with train.ema_decay"
+                )
             checkpoints.load_average(step, built.model)
             built.origin += ", the moving average of its weights"
         console.say(f"model      {built.origin}")

@@ -91,6 +91,9 @@ class LoraConfig:
     """Every linear layer but the head; overrides `target_modules`."""
     a_init: str = "xavier"
     """`xavier`, `kaiming` (`uniform` is another name of it) or `normal`."""
+    init_lora_weights: str | None = None
+    """As in PEFT: `gaussian` (the same as `a_init=normal`), or A and B that start from the weight: `pissa`, `pissa_niter_<n>`
+    (faster: a randomized decomposition with n iterations), `olora`. null: A by `a_init`, B zero."""
     modules_to_save: list[str] = field(default_factory=list)
     """Trained in full beside the adapters: `embed_tokens`, `lm_head`. Where the head is the embedding, either means both."""
     trainable_new_tokens: bool = False

@@ -293,9 +293,7 @@ def furthest(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("family", "tp"), [("qwen3", 1), ("qwen3_untied", 2), ("llama", 1), ("qwen3_moe", 1), ("qwen3_moe", 2)]
-)
+@pytest.mark.parametrize(("family", "tp"), [("qwen3", 1), ("qwen3_untied", 2), ("llama", 1), ("qwen3_moe", 2)])
 def test_megatron_cores_logits_are_ours(tmp_path: Path, megatron_core: Any, family: str, tp: int) -> None:
     """Of a checkpoint that it wrote, and of one of ours that it read."""
     theirs = megatron_core("write", family, tp, tmp_path / "theirs")
@@ -321,10 +319,8 @@ def test_megatron_cores_logits_are_ours(tmp_path: Path, megatron_core: Any, fami
 @pytest.mark.parametrize("tp", [1, 2])
 def test_megatron_cores_hybrid_tensors_are_ours(tmp_path: Path, megatron_core: Any, tp: int) -> None:
     """Mamba's joined tensors have Hugging Face's order in megatron-core's own state at tp=1."""
-    whole = megatron_core("write", "nemotron_h", 1, tmp_path / "one")
-    if tp == 2:
-        megatron_core("write", "nemotron_h", 2, tmp_path / "two")
-    folder = tmp_path / ("one" if tp == 1 else "two")
+    folder = tmp_path / "theirs"
+    whole = megatron_core("write", "nemotron_h", tp, folder)
     model = build_model(OF_MCORE["nemotron_h"], "cpu", torch.float32)
     load_weights(model, str(folder))
     ours = dict(to_disk(model.config, model.state_dict()))
