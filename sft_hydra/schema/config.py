@@ -215,6 +215,9 @@ class TrainConfig:
     recompute: Recompute = Recompute.none
     """Activation checkpointing: what blocks compute again in the backward pass. `full`: everything; `selective`: what is
     cheap, everything but matrix products and attention."""
+    neftune_alpha: float | None = number(None, 0, 1e6, above=True)
+    """NEFTune: uniform noise on the embeddings in training, within alpha / sqrt(L * hidden size), where L is the length of each
+    conversation by itself. The paper uses 5 to 15. null: none."""
     cpu_offload: bool = False
     """Keep weights, gradients and optimizer state in the host's memory; blocks travel to the device when they are needed."""
     compile: bool = False

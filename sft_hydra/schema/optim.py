@@ -24,6 +24,8 @@ class AdamW(Optimizer):
     state_bits: int = number(32, 1, 64)
     """Of each moment: 32, or 8 through torchao for matrices that every token meets (not embeddings, routed experts and
     vectors), which takes a quarter of their memory. `checkpoint.load_optimizer` takes over either."""
+    lora_plus_ratio: float | None = number(None, 0, 1e6, above=True)
+    """LoRA+: rate of B matrices, and of DoRA's magnitudes, as a multiple of `lr`, which is that of A. null: the same rate."""
 
 
 @dataclass(kw_only=True, slots=True)
