@@ -13,7 +13,7 @@ Resolved = Callable[..., SftConfig]
 DRY = "dry_run=true"
 
 CASES = [
-    (["train.train_iters=5", "train.epochs=2"], "train.train_iters=5 and train.epochs=2.0: say it once; e.g. add train.train_iters=null"),
+    (["train.train_iters=5", "train.epochs=2"], "train.train_iters=5 and train.epochs=2.0: set only one of them; e.g. add train.train_iters=null"),
     (["train.global_batch_tokens=1024"], "add train.global_batch_size=null"),
     (["train.global_batch_size=null", "train.global_batch_tokens=1000"], "not a multiple of seq_length=256; nearest: 1024"),
     (["cluster.gpus_per_node=3", DRY], "is not a multiple of the data-parallel size 3; use train.global_batch_size=6"),
@@ -23,23 +23,23 @@ CASES = [
     (["optimizer.lr=-1"], "optimizer.lr=-1.0 must be 0 or more"),
     (["data.split.train=1", "data.split.test=-0.01"], "data.split.test=-0.01 must be 0 or more"),
     (["train.train_iters=-2"], "train.train_iters=-2 must be at least -1"),
-    (["optimizer=adamw", "optimizer.state_bits=4"], "optimizer.state_bits=4 is none of 8, 32"),
+    (["optimizer=adamw", "optimizer.state_bits=4"], "optimizer.state_bits=4 is not one of 8, 32"),
     (["optimizer=adamw", "optimizer.state_bits=8", "train.cpu_offload=true"], "optimizer.state_bits=8 with train.cpu_offload=true"),
-    (["train.fp8=true", "device=cpu"], "train.fp8=true: device=cpu does not multiply in fp8"),
+    (["train.fp8=true", "device=cpu"], "train.fp8=true: device=cpu does not support fp8"),
     (["train.fp8=true", "peft=lora"], "train.fp8=true with peft=lora"),
     (["train.fp8=true", "parallel.tp=2", "cluster.gpus_per_node=2"], "train.fp8=true with parallel.tp=2"),
     (["train.fp8=true", "train.precision=fp32"], "train.fp8=true with train.precision=fp32"),
     (["optimizer.betas=[0.9]"], "optimizer.betas=[0.9] must be two numbers"),
     (["data.split.train=0.5"], "they must sum to 1"),
-    (["scheduler.kind=linear"], "scheduler.kind=linear is none of cosine, warmdown, wsd, constant"),
-    (["peft=lora", "peft.dropout_position=middle"], "is none of pre, post"),
-    (["data.sources.train.format=csv"], "data.sources.train.format=csv is none of auto,"),
-    (["scheduler.warmup_iters=10"], "scheduler.warmup_iters=10 and scheduler.warmup_ratio=0.03: say it once"),
+    (["scheduler.kind=linear"], "scheduler.kind=linear is not one of cosine, warmdown, wsd, constant"),
+    (["peft=lora", "peft.dropout_position=middle"], "is not one of pre, post"),
+    (["data.sources.train.format=csv"], "data.sources.train.format=csv is not one of auto,"),
+    (["scheduler.warmup_iters=10"], "scheduler.warmup_iters=10 and scheduler.warmup_ratio=0.03: set only one of them"),
     (["scheduler.min_lr=1e-6", "scheduler.min_lr_frac=0.1"], "scheduler.min_lr=1e-06 and scheduler.min_lr_frac=0.1"),
     (["scheduler.min_lr=1"], "scheduler.min_lr=1 is above optimizer.lr=0.01"),
-    (["scheduler=cosine", "scheduler.decay_iters=5"], "has no last part"),
-    (["scheduler=wsd", "scheduler.decay_ratio=null"], "needs its last part"),
-    (["peft=lora", "peft.target_modules=[q_proj]", "peft.exclude_modules=[k_proj]"], "not both"),
+    (["scheduler=cosine", "scheduler.decay_iters=5"], "has no decay phase"),
+    (["scheduler=wsd", "scheduler.decay_ratio=null"], "needs a decay phase"),
+    (["peft=lora", "peft.target_modules=[q_proj]", "peft.exclude_modules=[k_proj]"], "set only one of them"),
     (["peft=lora", "peft.match_all_linear=true", "peft.exclude_modules=[k_proj]"], "peft.match_all_linear=true"),
     (["optimizer.lora_plus_ratio=16"], "optimizer.lora_plus_ratio=16 is for LoRA"),
     (["peft=lora", "peft.init_lora_weights=eva"], "eva is none of gaussian, olora, pissa"),
@@ -58,34 +58,34 @@ CASES = [
     ),
     (['tokenizer.add_tokens=["<note>","<note>"]'], "['<note>'] more than once"),
     (["checkpoint.load_optimizer=true"], "needs checkpoint.load="),
-    (["name=../b"], "name='../b' cannot be a run's folder"),
-    (["name=/a/b"], "name='/a/b' cannot be a run's folder"),
-    (["name=data"], "`data` holds prepared data"),
-    (["train.router_aux_loss=0.01"], "train.router_aux_loss=0.01 is for mixtures of experts with softmax routers (qwen3_moe)"),
+    (["name=../b"], "name='../b' is not a valid folder name below output_dir"),
+    (["name=/a/b"], "name='/a/b' is not a valid folder name below output_dir"),
+    (["name=data"], "`data` is reserved for prepared data"),
+    (["train.router_aux_loss=0.01"], "train.router_aux_loss=0.01 needs a mixture of experts with softmax routers (qwen3_moe)"),
     (["model=tiny_nemotron_h", "train.router_aux_loss=0.01"], "softmax routers (qwen3_moe), which this model is not"),
-    (["train.router_bias_update_rate=0.01"], "is for mixtures of experts with sigmoid routers (nemotron_h)"),
+    (["train.router_bias_update_rate=0.01"], "needs a mixture of experts with sigmoid routers (nemotron_h)"),
     (["train.router_aux_loss=-1"], "train.router_aux_loss=-1.0 must be 0 or more"),
     (
         ["model=tiny_nemotron_h", "train.router_bias_update_rate=0.01", "peft=lora"],
-        "trains the base, which peft=lora freezes; drop one of them",
+        "updates the base model, which peft=lora freezes; remove one of them",
     ),
     (
         ["model=tiny_nemotron_h", "train.router_bias_update_rate=0.01", "parallel.pp=2", "cluster.gpus_per_node=2", DRY],
-        "does not go with pipeline stages; set parallel.pp=1",
+        "is not supported with pipeline parallelism; set parallel.pp=1",
     ),
-    (["model=tiny", "model.generic=true"], "which has no random start here: set model.path"),
+    (["model=tiny", "model.generic=true"], "random initialization is not supported for it; set model.path"),
     (["model=hf"], "model=hf needs model.path=<folder or hub id>"),
-    (["data=jsonl"], "data=jsonl names no source; it needs data.path=<file.jsonl>"),
-    (["data=blend"], "data=blend names no source; it needs data.blend=<blend.json>"),
+    (["data=jsonl"], "data=jsonl has no source; set data.path=<file.jsonl>"),
+    (["data=blend"], "data=blend has no source; set data.blend=<blend.json>"),
     (["+data.sources.code={}"], "data.sources.code has no path"),
-    (["data.sources.train.weight=1", "data.sources.train.epochs=1"], "keep one of them"),
-    (["+cluster.env.HF_TOKEN=abc"], "cluster.env.HF_TOKEN looks like a secret; export it in your shell and name it"),
+    (["data.sources.train.weight=1", "data.sources.train.epochs=1"], "set only one of them"),
+    (["+cluster.env.HF_TOKEN=abc"], "cluster.env.HF_TOKEN looks like a secret; export it in your shell and pass it by name"),
     (["name=hf_aBcDeFgHiJkLmNoPqRsTuVwXyZ012345"], "name looks like a secret"),
     (["data=jsonl", "data.path=none.jsonl"], "data.path=none.jsonl: not found in "),
-    (["data=jsonl", "data.path=nodir/none.jsonl"], "there is no folder nodir"),
+    (["data=jsonl", "data.path=nodir/none.jsonl"], "the folder nodir does not exist"),
     (["data=jsonl", "data.path=chat.jsonl"], "did you mean chats.jsonl?"),
     (["data=jsonl", "data.path='*.parquet'"], "data.path=*.parquet matches no file"),
-    (["data.sources.train.path=demo:nothing"], "there are: demo:train, demo:drill, demo:heldout"),
+    (["data.sources.train.path=demo:nothing"], "choose one of demo:train, demo:drill, demo:heldout"),
     (["data=blend", "data.blend=none.json"], "data.blend=none.json: not found"),
     (["model=hf", "model.path=./nothing"], "model.path=./nothing: not found"),
     (["model=hf", "model.path=empty"], "has no config.json"),
@@ -100,7 +100,7 @@ CASES = [
     (["checkpoint.load=nothing"], "checkpoint.load=nothing: not found"),
     (["runner=generate", "generate.prompt_file=nothing"], "generate.prompt_file=nothing: not found"),
     (["eval.exact_match.path=nothing"], "eval.exact_match.path=nothing: not found"),
-    (["data.packed_dir=packed", "seq_length=256"], "seq_length_mismatch: packed was packed for seq_length=512, this run asks for 256"),
+    (["data.packed_dir=packed", "seq_length=256"], "seq_length_mismatch: packed was packed for seq_length=512, this run has seq_length=256"),
     (["data.packed_dir=megatron"], "data.packed_dir=megatron: not a packed set of this project. If another tool packed it"),
     (["data.packed_dir=nothing", "data.trust_foreign=true"], "data.packed_dir=nothing: not found"),
     (["export.format=megatron", "peft=lora"], "add export.merge=true"),
@@ -170,7 +170,7 @@ def test_quantized_weights_are_refused(problems: Callable[..., list[str]], tmp_p
     (tmp_path / "small").mkdir()
     (tmp_path / "small" / "config.json").write_text(json.dumps(fields))
     (problem,) = problems("model=hf", "model.path=small", "tokenizer.path=demo", DRY)
-    assert problem.startswith("model.path=small: its weights are quantized (gptq)")
+    assert problem.startswith("model.path=small: quantized weights (gptq) are not supported")
 
 
 def test_models_that_train_through_transformers(problems: Callable[..., list[str]]) -> None:
@@ -179,10 +179,10 @@ def test_models_that_train_through_transformers(problems: Callable[..., list[str
     experts = ["model.architecture.model_type=gpt_oss", "+model.architecture.num_local_experts=4"]
     said = "\n".join(problems(*experts, *asked))
     for text in (
-        "which has no random start here: set model.path",
-        "which is for dense models: of mixtures of experts there are qwen3_moe and nemotron_h",
+        "random initialization is not supported for it; set model.path",
+        "which supports dense models only; mixture-of-experts models with their own implementation are qwen3_moe and nemotron_h",
         "parallel.tp=2: model_type gpt_oss trains through the transformers implementation",
-        "leave parallel.cp out",
+        "remove parallel.cp",
         "train.compile=true: model_type gpt_oss",
     ):
         assert text in said
