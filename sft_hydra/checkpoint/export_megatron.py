@@ -1,4 +1,4 @@
-"""A trained model as a Megatron checkpoint: `export_megatron`.
+"""Exports a trained model as a Megatron checkpoint: `export_megatron`.
 
     <folder>/latest_checkpointed_iteration.txt, latest_train_state.pt
     <folder>/iter_<step>/     .metadata, __0_<n>.distcp, common.pt, metadata.json, run_config.yaml, train_state.pt;
@@ -46,10 +46,11 @@ def export_megatron(
     folder: Path,
     step: int,
 ) -> ExportReport:
-    """Write `folder` (replacing an earlier export of ours), adapters merged. Of several ranks all must call it; the first
-    writes. CheckpointError if a tensor has no place in Megatron's checkpoints or is read back changed."""
+    """Write `folder` (replacing an earlier export of ours), adapters merged. All ranks must call it; the first writes.
+    `source`: the config's model section; `step`: number of the iteration folder. CheckpointError if a tensor has no
+    counterpart in Megatron's checkpoints or differs when read back."""
     if folder.is_file() or (folder.exists() and any(folder.iterdir()) and not any(folder.glob(f"iter_*/{MADE_BY}"))):
-        raise CheckpointError(f"export.path: {folder} exists and is not an export of ours; give another folder")
+        raise CheckpointError(f"export.path: {folder} exists and was not written by an export; choose another folder")
     dtype = model.config.dtype or compute_dtype(precision, model.device)
     tensors, report = merged_tensors(model), None
     if model.mesh.rank == 0:
@@ -65,7 +66,7 @@ def export_megatron(
         building.rename(folder)
         report = ExportReport(folder, "megatron", count, str(dtype).removeprefix("torch."), 0.0, 0.0)
     for _ in tensors:
-        pass  # the other ranks give what they hold
+        pass  # gathering is collective: the other ranks send their shards
     return next(answer for answer in all_gather_objects(report, model.mesh) if answer is not None)
 
 

@@ -5,6 +5,7 @@ give the loss and gradient that a single process would compute.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from sft_hydra.engine.batch import Batch, make_batch
 from sft_hydra.engine.load_balancing import balanced_shares
 from sft_hydra.models.decoder import DecoderModel
+from sft_hydra.models.weight_copies import kept_copies
 from sft_hydra.parallel.mesh import Mesh
 from sft_hydra.parallel.parallelize import reshard
 from sft_hydra.records import PackedRow
@@ -70,11 +72,12 @@ def forward_backward(
     if model.pipeline is not None:
         return _losses(model.pipeline.forward_backward(batches, count), batches)
     losses, token_losses = [], []
-    for batch in batches:
-        loss_sum, per_token = forward_loss(model, batch)
-        (loss_sum / count).backward()
-        losses.append(loss_sum.detach())
-        token_losses.append(per_token)
+    with kept_copies(model) if model.keeps_weight_copies and len(batches) > 1 else nullcontext():
+        for batch in batches:
+            loss_sum, per_token = forward_loss(model, batch)
+            (loss_sum / count).backward()
+            losses.append(loss_sum.detach())
+            token_losses.append(per_token)
     return losses, token_losses
 
 

@@ -12,7 +12,7 @@ from sft_hydra.planning.architecture import trained_positions
 from sft_hydra.planning.recipe import Recipe
 
 
-def doubts(recipe: Recipe, architecture: dict[str, Any], rows: TrainRows | None) -> Iterator[str]:
+def plan_warnings(recipe: Recipe, architecture: dict[str, Any], rows: TrainRows | None) -> Iterator[str]:
     """Sentences for people; `rows` are None as long as the data is not prepared."""
     steps = _steps(recipe, rows)
     if steps:

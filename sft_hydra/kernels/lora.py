@@ -23,7 +23,8 @@ def lora_linear(
     `x` (..., in), `weight` (out, in), `bias` (out,), `a` (dim, in), `b` (out, dim), all of one dtype; `dropped` like `x`: what
     the adapter takes in place of it.
     """
-    if torch.compiler.is_compiling():  # which adds and scales in its own kernels
+    # torch.compile adds and scales in its own kernels; autocast, of model=hf, casts what F.linear takes
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
         inner = F.linear(x if dropped is None else dropped, a) * scale
         return F.linear(x, weight, bias) + F.linear(inner, b)
     rows = x.flatten(0, -2)  # model=hf has a batch dimension

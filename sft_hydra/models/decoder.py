@@ -42,6 +42,7 @@ class DecoderModel(nn.Module, ABC):
         self.rounds_to: torch.dtype | None = (
             None  # dtype of hidden states, and so of all matrix products; None: the dtype of the weights
         )
+        self.keeps_weight_copies = False  # over the micro-batches of a step; see models/weight_copies.py
         self.prefix = ""  # that names of all but the head may lack on disk
         self.adapter_scales: dict[str, float] = {}  # of each layer that has an adapter
         self.trained_whole: frozenset[str] = frozenset()  # parameters of the base that are trained beside adapters

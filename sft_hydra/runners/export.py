@@ -1,4 +1,4 @@
-"""runner=export: the run's latest checkpoint (or the model it starts from) as a Hugging Face folder."""
+"""runner=export: exports the run's latest checkpoint, or its initial model."""
 
 from pathlib import Path
 
@@ -12,12 +12,12 @@ from sft_hydra.paths import RunPaths
 from sft_hydra.process.rank import this_rank
 from sft_hydra.runners.build_model import start_machine, trained_model
 from sft_hydra.runners.hub_upload import check_upload, upload_export
-from sft_hydra.runners.write_export import export_model, say_mended
+from sft_hydra.runners.write_export import export_model, report_config_changes
 from sft_hydra.schema.config import SftConfig
 
 
 def run(cfg: SftConfig) -> None:
-    """Export to `export.path`, else to `hf/` in the run's folder; then to the hub, if `export.push_to` says so."""
+    """Export to `export.path`, else to the run's folder; then upload to the hub if `export.push_to` is set."""
     assert cfg.run_dir is not None
     check_upload(cfg)
     device, first = start_machine(cfg), this_rank().rank == 0
@@ -35,7 +35,7 @@ def run(cfg: SftConfig) -> None:
             checkpoints.load_average(step, built.model)
             built.origin += ", the moving average of its weights"
         console.say(f"model      {built.origin}")
-        say_mended(cfg, tokenizer, console)
+        report_config_changes(cfg, tokenizer, console)
         exported = export_model(built.model, cfg, tokenizer, console)
         if first:
             upload_export(cfg, exported, console)

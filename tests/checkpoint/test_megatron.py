@@ -121,12 +121,12 @@ def change(folder: Path, **changes: torch.Tensor | None) -> str:
 
 
 FOREIGN = {
-    "two places": ({"decoder.layers.0.norm.weight": torch.ones(32)}, "is not clear"),
-    "another head": ({"mtp.layers.0.eh_proj.weight": torch.ones(2, 2)}, "mtp.layers.0.eh_proj.weight has no place"),
+    "two places": ({"decoder.layers.0.norm.weight": torch.ones(32)}, "is stored under several keys"),
+    "another head": ({"mtp.layers.0.eh_proj.weight": torch.ones(2, 2)}, "mtp.layers.0.eh_proj.weight is not part of"),
     "less": ({"decoder.final_norm.weight": None}, "backbone.norm_f.weight is missing"),
     "another size": (
         {"decoder.layers.2.self_attention.linear_qkv.weight": torch.ones(8, 32)},
-        "the model's config makes it",
+        "by the model's config",
     ),
 }
 
@@ -214,7 +214,7 @@ def test_metadata_runs_nothing(tmp_path: Path) -> None:
     for attack in attacks:
         metadata = Metadata({}, planner_data=attack, storage_data={})
         (folder / ".metadata").write_bytes(pickle.dumps(metadata))
-        with pytest.raises(ModelError, match="not on the list of what may be read"):
+        with pytest.raises(ModelError, match="not on the list of allowed names"):
             TorchDist(folder)
     assert not touched.exists()
 
@@ -231,7 +231,7 @@ def test_chunks_that_are_not_what_the_metadata_says(tmp_path: Path) -> None:
     for info in metadata.storage_data.values():
         info.relative_path = "../x"
     (folder / ".metadata").write_bytes(pickle.dumps(metadata))
-    with pytest.raises(ModelError, match=r"no \.distcp file beside"):
+    with pytest.raises(ModelError, match=r"not a \.distcp file beside"):
         loaded(ARCHITECTURES["qwen3"], tmp_path)
 
 
@@ -293,9 +293,7 @@ def furthest(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("family", "tp"), [("qwen3", 1), ("qwen3_untied", 2), ("llama", 1), ("qwen3_moe", 1), ("qwen3_moe", 2)]
-)
+@pytest.mark.parametrize(("family", "tp"), [("qwen3", 1), ("qwen3_untied", 2), ("llama", 1), ("qwen3_moe", 2)])
 def test_megatron_cores_logits_are_ours(tmp_path: Path, megatron_core: Any, family: str, tp: int) -> None:
     """Of a checkpoint that it wrote, and of one of ours that it read."""
     theirs = megatron_core("write", family, tp, tmp_path / "theirs")
@@ -321,10 +319,8 @@ def test_megatron_cores_logits_are_ours(tmp_path: Path, megatron_core: Any, fami
 @pytest.mark.parametrize("tp", [1, 2])
 def test_megatron_cores_hybrid_tensors_are_ours(tmp_path: Path, megatron_core: Any, tp: int) -> None:
     """Mamba's joined tensors have Hugging Face's order in megatron-core's own state at tp=1."""
-    whole = megatron_core("write", "nemotron_h", 1, tmp_path / "one")
-    if tp == 2:
-        megatron_core("write", "nemotron_h", 2, tmp_path / "two")
-    folder = tmp_path / ("one" if tp == 1 else "two")
+    folder = tmp_path / "theirs"
+    whole = megatron_core("write", "nemotron_h", tp, folder)
     model = build_model(OF_MCORE["nemotron_h"], "cpu", torch.float32)
     load_weights(model, str(folder))
     ours = dict(to_disk(model.config, model.state_dict()))

@@ -73,6 +73,7 @@ MOE_SIX = [(world, sizes) for world, sizes in EXPERTS if 6 % sizes.get("ep", 1) 
 LORA = LoraConfig(dim=4, alpha=8.0)
 DORA = dataclasses.replace(LORA, use_dora=True)
 EXPERTS_LORA = dataclasses.replace(LORA, target_modules=["q_proj", "*.experts.*"])
+PISSA_LORA = dataclasses.replace(LORA, init_lora_weights="pissa")
 ROWS_LORA = dataclasses.replace(LORA, trainable_new_tokens=True)
 TABLES_LORA = dataclasses.replace(LORA, modules_to_save=["embed_tokens", "lm_head"])
 CASES = {
@@ -86,6 +87,8 @@ CASES = {
     "empty experts": (Case("nano", lonely=True), [EXPERTS[0], (4, {"ep": 4}), (8, {"ep": 8})]),
     "lora": (Case("qwen3", lora=LORA), DENSE),
     "dora": (Case("llama", lora=DORA), [(4, {"tp": 2}), (2, {}), (2, {"tp": 2}), (2, {"pp": 2}), (4, {"tp": 4})]),
+    "pissa": (Case("llama", lora=PISSA_LORA), [(4, {"tp": 2}), (2, {"pp": 2})]),
+    "pissa dora": (Case("qwen3", lora=dataclasses.replace(PISSA_LORA, use_dora=True)), [(4, {"tp": 2})]),
     "dora recompute": (Case("qwen3", lora=DORA, train={"recompute": Recompute.selective}), [(2, {}), (2, {"tp": 2})]),
     "dora nano": (
         Case("nano", lora=dataclasses.replace(DORA, target_modules=["in_proj", "out_proj", "q_proj"])),
