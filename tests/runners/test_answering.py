@@ -15,6 +15,7 @@ from sft_hydra.runners.build_model import new_model
 
 def built(*overrides, is_trained=False):
     composed = compose(list(overrides))
+    assert composed is not None
     cfg = resolve(composed.config, composed.overrides)
     tokenizer = load_tokenizer(cfg)
     return new_model(cfg, tokenizer, torch.device("cpu"), is_trained=is_trained).model, cfg, tokenizer
@@ -36,4 +37,5 @@ def test_eval_sharded_chooses(sharded, kind):
 
 def test_batches_of_a_kv_cache_are_limited_in_tokens():
     model = language_model(*built("eval.sharded=true", "eval.batch_tokens=64"))
+    assert isinstance(model, ShardedModel)
     assert model.limits.tokens == 64
