@@ -31,6 +31,7 @@ from sft_hydra.data_prep.filters import Filters
 from sft_hydra.data_prep.llm_judge import LLMJudge
 from sft_hydra.data_prep.ordered_executor import OrderedExecutor
 from sft_hydra.data_prep.plan import Plan, ShardPlan, check_tokenizer
+from sft_hydra.data_prep.raw_text import TextRenderer
 from sft_hydra.data_prep.sources import MAX_ROW_BYTES, MalformedRow, Source, read_rows
 from sft_hydra.data_prep.token_batch import StoreWriter, TokenBatcher
 from sft_hydra.data_prep.token_store import TokenStoreWriter
@@ -69,6 +70,7 @@ class ShardTokenizer:
             ends = [token.text for token in tokenizer.added if token.special]
             wanted = Supervisor(self.renderer.sequences, plan.data.roles_to_train, plan.data.mask_reasoning, ends)
             self.render = wanted.sequences
+        self.texts: dict[str, TextRenderer] = {}  # by source
         self.filters = Filters(plan.data.filters)
         judge = plan.data.filters.judge
         self.judge = LLMJudge(judge, plan.judge_cache) if judge.model else None
@@ -173,20 +175,27 @@ class ShardTokenizer:
         conversation = self.check(row, source, origin)
         if self.judge is not None:
             self.judge.check(conversation)
-        sequences = self.render(conversation)
+        render = self.text_renderer(source).sequences if conversation.is_text else self.render
+        sequences = render(conversation)
         if self.guard is not None and self.guard.is_needed(conversation):
-            sequences = self._guarded(self.guard.mark(conversation), sequences)
+            sequences = _guarded(render(self.guard.mark(conversation)), sequences)
         return conversation, sequences
 
-    def _guarded(self, marked: Conversation, plain: list[RenderedSequence]) -> list[RenderedSequence]:
-        """The sequences with control-token text marked, provided that the template does nothing else with it."""
-        found = self.render(marked)
-        same = [(sequence.chunks, sequence.trained) for sequence in plain]
-        if [([c.replace(WORD, "") for c in sequence.chunks], sequence.trained) for sequence in found] != same:
-            raise RowError("control_text", "the template acts on control-token text in a content")
-        for sequence in found:
-            sequence.guarded = WORD in sequence.text
-        return found
+    def text_renderer(self, source: Source) -> TextRenderer:
+        """Renders the raw text of a source."""
+        if source.name not in self.texts:
+            self.texts[source.name] = TextRenderer.of(self.tokenizer, source.config, source.name)
+        return self.texts[source.name]
+
+
+def _guarded(marked: list[RenderedSequence], plain: list[RenderedSequence]) -> list[RenderedSequence]:
+    """The sequences with control-token text marked, provided that the template does nothing else with it."""
+    same = [(sequence.chunks, sequence.trained) for sequence in plain]
+    if [([c.replace(WORD, "") for c in sequence.chunks], sequence.trained) for sequence in marked] != same:
+        raise RowError("control_text", "the template acts on control-token text in a content")
+    for sequence in marked:
+        sequence.guarded = WORD in sequence.text
+    return marked
 
 
 def _row_renderer(tokenizer: ChatTokenizer, data: DataConfig, now: datetime) -> RowRenderer:

@@ -145,6 +145,8 @@ def notes(packed: PackedSet) -> list[str]:
             found.append(f"{name}: {source['truncated']:,} sequences were cut off, their last turn has no end of turn")
         if source["cut_at_turn"]:
             found.append(f"{name}: {source['cut_at_turn']:,} long sequences end at the last turn that fits")
+        if source.get("cut_documents"):
+            found.append(f"{name}: {source['cut_documents']:,} documents longer than a packed row were cut into pieces")
         if source["dropped_sequences"]:
             found.append(f"{name}: {source['dropped_sequences']:,} sequences of kept rows did not fit")
         if source.get("not_read"):
