@@ -60,6 +60,7 @@ def _probe(template: ChatTemplate, tokens: Sequence[str]) -> TemplateTraits:
     _learn_trails(template, habits)
     _learn_history(template, habits)
     _probe_closings(template, habits, tokens)
+    template.use_blocks()
     return habits
 
 

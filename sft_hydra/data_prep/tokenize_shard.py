@@ -37,7 +37,7 @@ from sft_hydra.data_prep.token_batch import StoreWriter, TokenBatcher
 from sft_hydra.data_prep.token_store import TokenStoreWriter
 from sft_hydra.data_prep.tokenize import SequenceEncoder, TokenBatch, start_fast
 from sft_hydra.data_prep.turns import arrange
-from sft_hydra.data_prep.unread import check_speech
+from sft_hydra.data_prep.unread import SPEECH, check_speech
 from sft_hydra.errors import RowError
 from sft_hydra.records import Conversation
 from sft_hydra.schema.data import DataConfig
@@ -70,6 +70,7 @@ class ShardTokenizer:
             ends = [token.text for token in tokenizer.added if token.special]
             wanted = Supervisor(self.renderer.sequences, plan.data.roles_to_train, plan.data.mask_reasoning, ends)
             self.render = wanted.sequences
+        self.of_lines = False  # rows are from a file of lines, of which too long ones are not even parsed
         self.texts: dict[str, TextRenderer] = {}  # by source
         self.filters = Filters(plan.data.filters)
         judge = plan.data.filters.judge
@@ -110,6 +111,7 @@ class ShardTokenizer:
 
         batch = TokenBatcher()
         for index, part in enumerate(shard.ranges):
+            self.of_lines = part.file.kind == "lines"
             rows = read_rows(part.file, source, part.first, part.stop, part.offset)
             for number, row in self._judged(rows, source) if self.judge else rows:
                 self._add(batch, row, source, (index, number, f"{part.file.path}:{number + 1}"))
@@ -158,12 +160,9 @@ class ShardTokenizer:
         if isinstance(row, MalformedRow):
             raise RowError(row.reason, row.problem)
         conversation = to_conversation(row, source.config, source.name, origin)
-        chars = sum(len(message.get("content") or "") for message in conversation.messages)
-        if chars > MAX_ROW_BYTES:  # of a Parquet file, a list or a hub data set
-            raise RowError(
-                "too_large", f"{chars:,} characters, more than the {MAX_ROW_BYTES:,} of the longest conversations"
-            )
-        if conversation.unread:
+        if not self.of_lines:
+            _check_size(conversation)
+        if not SPEECH.keys().isdisjoint(conversation.unread):
             check_speech(self.renderer.unread(conversation))
         if self.plan.data.merge_same_role or self.plan.data.train_on_last_turn:
             conversation = arrange(conversation, self.plan.data)
@@ -186,6 +185,14 @@ class ShardTokenizer:
         if source.name not in self.texts:
             self.texts[source.name] = TextRenderer.of(self.tokenizer, source.config, source.name)
         return self.texts[source.name]
+
+
+def _check_size(conversation: Conversation) -> None:
+    chars = sum(len(message.get("content") or "") for message in conversation.messages)
+    if chars > MAX_ROW_BYTES:
+        raise RowError(
+            "too_large", f"{chars:,} characters, more than the {MAX_ROW_BYTES:,} of the longest conversations"
+        )
 
 
 def _guarded(marked: list[RenderedSequence], plain: list[RenderedSequence]) -> list[RenderedSequence]:
