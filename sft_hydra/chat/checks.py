@@ -116,9 +116,9 @@ class Checks:
         region = self._region(conversation.tools)
         for sequence, stop, turns in made:
             text = sequence.text
-            if conversation.tools and not _holds_region(text, region):
-                if (name := lost(tool_texts(conversation.tools), text)) is not None:
-                    return name
+            missing = None if _holds_region(text, region) else lost(tool_texts(conversation.tools), text)
+            if missing is not None:
+                return missing
             if (name := lost_of_messages(conversation.messages[:stop], turns, modes, text)) is not None:
                 return name
         return None
@@ -140,14 +140,12 @@ class Checks:
 
     def _is_open(self, conversation: Conversation, keys: list[Key], made: list[Made]) -> bool:
         """Whether something of a row might be left out and only seem to stand there, because the same words stand elsewhere."""
-        region = self._region(conversation.tools)
         if conversation.tools and keys[-1] not in self.whole:
+            region = self._region(conversation.tools)
             if not all(_holds_region(sequence.text, region) for sequence, _, _ in made):
                 return True
         new = [index for index, key in enumerate(keys[:-1]) if key not in self.whole]
-        if not new:
-            return keys[-1] not in self.whole and not conversation.tools
-        return not are_unique([conversation.messages[index] for index in new], conversation, self.source)
+        return bool(new) and not are_unique([conversation.messages[i] for i in new], conversation, self.source)
 
     def _region(self, tools: list[Any] | None) -> Region | None:
         return self.regions.get(_key_of(tools)) if tools else None

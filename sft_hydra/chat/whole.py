@@ -53,12 +53,21 @@ def are_unique(messages: list[Message], conversation: Conversation, source: str)
     said = [text for message in messages for _, text in message_texts(message, True)]
     if any(len(text) < LONG for text in said):
         return False
-    other = [text for message in conversation.messages for _, text in message_texts(message, True)]
-    other += [
-        text for key in ("name", "tool_call_id") for m in conversation.messages if isinstance(text := m.get(key), str)
-    ]
-    everything = "\0".join([*other, str(conversation.tools), source])
+    everything = "\0".join([*_printable(conversation), source])
     return all(everything.count(text.strip()) == 1 for text in said)
+
+
+def _printable(conversation: Conversation) -> Iterator[str]:
+    """All texts of a row, and its calls and tools in the forms that templates print."""
+    for message in conversation.messages:
+        yield from (text for _, text in message_texts(message, True))
+        yield from (text for key in ("name", "tool_call_id") if isinstance(text := message.get(key), str))
+    calls = [call["function"]["arguments"] for m in conversation.messages for call in m.get("tool_calls") or ()]
+    for value in (*calls, conversation.tools, conversation.template_kwargs):
+        if value:
+            yield from _leaves(value)
+            yield str(value)
+            yield json.dumps(value, ensure_ascii=False, default=str)
 
 
 def call_texts(calls: Iterable[dict[str, Any]]) -> Iterator[Named]:
