@@ -1,7 +1,7 @@
-"""A trained model as a Hugging Face folder that transformers loads as it is.
+"""Exports a trained model as a Hugging Face folder that transformers loads unchanged.
 
-Owns the promise of an export: it is loaded back from disk by transformers, and its logits are those of the live model,
-before it gets its name.
+Before an export gets its final name, transformers loads it from disk, and its logits are compared with those of the live
+model.
 
 Owner of: an export computes what was trained.
 """
@@ -28,31 +28,45 @@ from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.lora import add_adapters, is_adapter, merged_tensors
 from sft_hydra.models.state_dict_map import to_disk
 from sft_hydra.parallel.collectives import all_gather_objects, gather_tokens
-from sft_hydra.parallel.dtensor import full_tensor
 from sft_hydra.parallel.full_state_dict import full_tensors
 from sft_hydra.records import PackedRow
-from sft_hydra.schema.config import Precision, SftConfig
-from sft_hydra.schema.data import Packing
+from sft_hydra.schema.config import LoraConfig, ModelConfig, Precision
 
 Tensors = Iterator[tuple[str, torch.Tensor]]
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest logit
-ALIKE = 1e-3  # of the largest logit: what two implementations in fp32 with equal weights may differ by
+ALIKE = 1e-3  # of the largest logit: tolerance between two fp32 implementations with equal weights
 PROBE_TOKENS = 64
+GROWN = (
+    "the base needs a row for every new token: peft's AutoPeftModelForCausalLM adds them; before PeftModel, call "
+    "resize_token_embeddings"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportSettings:
+    """What an export needs of the config that the model was trained with."""
+
+    source: ModelConfig
+    peft: LoraConfig | None  # None: full fine-tuning
+    merge: bool  # LoRA: write the merged model instead of the adapter
+    precision: Precision | None  # train.precision
+    packed: bool  # trained on packed sequences (data.packing)
+    micro_batch_tokens: int  # Recipe.micro_batch_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """What was written and how well it agrees with the live model."""
+    """What was written and how closely its logits match the live model."""
 
     folder: Path
     kind: str  # `model` or `adapter`
     tensors: int
     dtype: str
-    max_diff: float  # between logits of the export and of the live model
+    max_diff: float  # largest difference between logits of the export and of the live model
     allowed_diff: float
     alike_diff: float | None = (
-        None  # the same with the live model's weights rounded alike and computed in fp32; None: no rounding
+        None  # the same, with the live model's weights rounded like the export and computed in fp32; None: nothing was rounded
     )
     rounding: str = ""  # what of the live model was rounded
     note: str | None = None  # what the user should know before using it
@@ -60,45 +74,47 @@ class ExportReport:
 
 def export(
     model: DecoderModel,
-    cfg: SftConfig,
+    settings: ExportSettings,
     tokenizer: ChatTokenizer,
     folder: Path,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> ExportReport:
     """Write `folder` (replacing an earlier export). LoRA: the adapter, or the merged model with `export.merge`.
 
-    An adapter whose base exists nowhere else (a random start) gets it as `folder/base`. CheckpointError if the export
-    does not agree with the live model. Of several ranks all must call it; the first writes. `progress` is told what is
-    done now.
+    If the base of an adapter was randomly initialized, it is written to `folder/base`. CheckpointError if the logits do not
+    match the live model. All ranks must call it; the first writes. `progress` is called with the current stage.
     """
     if folder.is_file() or (folder.exists() and any(folder.iterdir()) and not is_export(folder)):
-        raise CheckpointError(f"export.path: {folder} exists and is not an export of ours; give another folder")
-    live = live_logits(model, cfg)
-    adapter = cfg.peft is not None and not cfg.export.merge
+        raise CheckpointError(f"export.path: {folder} exists and was not written by an export; choose another folder")
+    live = live_logits(model, settings.micro_batch_tokens)
+    adapter = settings.peft is not None and not settings.merge
     tensors = full_tensors(model.state_dict(), model.mesh) if adapter else merged_tensors(model)
     report = None
     if live is not None:
         building = folder.with_name(folder.name + ".tmp")
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
-        # over several ranks the live model computes as it trains, alone in the precision that its weights are kept in
-        as_trained = model.mesh.dense_mesh is not None or cfg.peft is not None
-        computed = compute_dtype(cfg, model.device) if as_trained else torch.float32
-        writer = _Writer(model.config, cfg, tokenizer, building, folder, live, computed, progress)
+        # on several ranks the live model computes in the training dtype, on one rank in the dtype of its weights
+        as_trained = model.mesh.dense_mesh is not None or settings.peft is not None
+        computed = compute_dtype(settings.precision, model.device) if as_trained else torch.float32
+        writer = _Writer(
+            model.config, settings, tokenizer, building, folder, live, computed, progress, model.trained_whole
+        )
         report = writer.adapter(tensors) if adapter else writer.model(tensors)
         shutil.rmtree(folder, ignore_errors=True)
         building.rename(folder)
     for _ in tensors:
-        pass  # the other ranks give what they hold
+        pass  # gathering is collective: the other ranks send their shards
     return next(answer for answer in all_gather_objects(report, model.mesh) if answer is not None)
 
 
 @torch.no_grad()
-def live_logits(model: DecoderModel, cfg: SftConfig) -> torch.Tensor | None:
-    """Logits (PROBE_TOKENS, vocab), fp32, of the probe on the first rank; None on the others, which must all ask."""
+def live_logits(model: DecoderModel, full_tokens: int) -> torch.Tensor | None:
+    """Logits (PROBE_TOKENS, vocab), fp32, of the probe on the first rank; None on the others, which must all call it.
+    `full_tokens` as in `load_batches`."""
     ids = probe_ids(model.config)
     row = PackedRow(ids.numpy(), np.zeros(len(ids), np.uint8), np.zeros(1, np.int32), np.zeros(1, np.int16))
-    batches = load_batches([row], [range(1)], model, cfg)
+    batches = load_batches([row], [range(1)], model, full_tokens)
     training = model.training
     model.eval()
     hidden = forward_hidden(model, batches[0])
@@ -106,7 +122,7 @@ def live_logits(model: DecoderModel, cfg: SftConfig) -> torch.Tensor | None:
     logits = None
     if hidden is not None:
         hidden = gather_tokens(gather_tokens(hidden, model.mesh.tp), model.mesh.cp)[:PROBE_TOKENS]
-        logits = model.logits(hidden, full_tensor(model.head_weight)).float().cpu()
+        logits = model.logits(hidden, model.used_full_head()).float().cpu()
     if model.mesh.pp.size == 1:
         return logits if model.mesh.rank == 0 else None
     mine = logits if model.mesh.dp.rank == 0 and model.mesh.seq_rank == 0 else None
@@ -115,22 +131,23 @@ def live_logits(model: DecoderModel, cfg: SftConfig) -> torch.Tensor | None:
 
 
 def probe_ids(config: Any) -> torch.Tensor:
-    """A fixed text of random ids."""
+    """The probe: fixed random ids, (PROBE_TOKENS,)."""
     return torch.randint(0, config.vocab_size, (PROBE_TOKENS,), generator=torch.Generator().manual_seed(0))
 
 
 @dataclass(frozen=True, slots=True)
 class _Writer:
-    """Writes into `building`, which becomes `folder`; `live` are the logits that the export must have."""
+    """Writes into `building`, which becomes `folder`; `live`: logits of the live model, (PROBE_TOKENS, vocab)."""
 
     config: Any
-    cfg: SftConfig
+    settings: ExportSettings
     tokenizer: ChatTokenizer
     building: Path
     folder: Path
     live: torch.Tensor
     computed: torch.dtype  # what `live` was computed in
     progress: Callable[[str], None]
+    trained_whole: frozenset[str]  # parameters of the base that an adapter brings along
 
     def model(self, tensors: Tensors) -> ExportReport:
         from transformers import AutoModelForCausalLM
@@ -138,82 +155,88 @@ class _Writer:
         dtype = self._dtype()
         alike = self._alike(dtype)
         count = self._write(alike.keeping(tensors) if alike else tensors, dtype, self.building)
-        self.progress("loading it back with transformers, to compare logits")
-        rounded = alike.logits(self.cfg) if alike else None
-        del alike  # two copies of a model need not be there at one time
+        self.progress("loading the export with transformers to compare logits")
+        rounded = alike.logits(self.settings.micro_batch_tokens) if alike else None
+        del alike  # not two copies of the model at once
         reloaded = AutoModelForCausalLM.from_pretrained(self.building, dtype=torch.float32)
         return self._report(reloaded, "model", count, dtype, rounded)
 
     def adapter(self, tensors: Tensors) -> ExportReport:
-        assert self.cfg.peft is not None
+        assert self.settings.peft is not None
         state = dict(tensors)
         adapters = {name: state.pop(name) for name in list(state) if is_adapter(name)}
+        whole = {name: state[name] for name in self.trained_whole}
         base, dtype = self._base(), torch.float32
-        if self.cfg.model.path is None:
+        if self.settings.source.path is None:
             dtype = self._dtype()
             self._write(iter(state.items()), dtype, self.building / "base")
-        count = write_adapter(self.config, adapters, self.cfg.peft, base, self.building)
+        count = write_adapter(
+            self.config, adapters | whole, self.settings.peft, base, self.building, self.tokenizer.new_tokens.ids
+        )
         self.tokenizer.save_files(self.building)
-        self.progress("loading it back, to compare logits")
+        self.progress("loading the export to compare logits")
         rounded = None
         if alike := self._alike(dtype, adapters=True):
             for _ in alike.keeping(iter({**state, **adapters}.items())):
                 pass
-            rounded = alike.logits(self.cfg)
+            rounded = alike.logits(self.settings.micro_batch_tokens)
             state = {name: alike.rounded(name, tensor) for name, tensor in state.items()}
             del alike
         reloaded = transformers_model(self.config, merge_adapter(self.config, self.building, state))
         report = self._report(reloaded, "adapter", count, dtype, rounded)
-        return replace(report, note=limits(self.config, adapters))
+        notes = [limits(self.config, adapters), GROWN if self.tokenizer.new_tokens.ids else None]
+        return replace(report, note="; ".join(note for note in notes if note) or None)
 
     def _base(self) -> str:
-        """Where the adapter's base is, for readers in any working directory: a folder by its absolute path."""
-        path = self.cfg.model.path
+        """The adapter's base model: a hub id or an absolute path, so that it does not depend on the working directory."""
+        path = self.settings.source.path
         if path is None:
             return str(self.folder.absolute() / "base")
         return str(Path(path).expanduser().resolve()) if Path(path).expanduser().is_dir() else path
 
     def _alike(self, dtype: torch.dtype, *, adapters: bool = False) -> "_Alike | None":
-        """Where something was rounded, the live model in fp32 with weights that are rounded as the export's."""
+        """If the export or the live model rounds: an fp32 model for weights rounded like the export's; else None."""
         if dtype == self.computed == torch.float32:
             return None
-        generic, packed = self.cfg.model.generic, self.cfg.data.packing is not Packing.none
+        generic, packed = self.settings.source.generic, self.settings.packed
         model = build_model(self.config.to_dict(), "cpu", torch.float32, generic=generic, packed=packed)
         if adapters:
-            assert self.cfg.peft is not None
-            add_adapters(model, self.cfg.peft)
+            assert self.settings.peft is not None
+            add_adapters(model, self.settings.peft, self.tokenizer.new_tokens.ids)
         return _Alike(model, dtype)
 
     def _dtype(self) -> torch.dtype:
-        """That of the source model; after a random start the one that training computed in."""
+        """The dtype of the source model; for a randomly initialized one, the training dtype."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return self.config.dtype or compute_dtype(self.cfg, device)
+        return self.config.dtype or compute_dtype(self.settings.precision, device)
 
     def _write(self, tensors: Tensors, dtype: torch.dtype, folder: Path) -> int:
-        """Weights, configs and tokenizer. Returns the number of tensors."""
+        """Write weights, configs and tokenizer. Returns the number of tensors."""
         folder.mkdir(exist_ok=True)
         count = write_tensors(self._on_disk(tensors, dtype), folder)
         write_config(self.config, dtype, self.tokenizer, folder)
-        generation_config(self.cfg, self.tokenizer)[0].save_pretrained(folder)
+        generation_config(self.settings.source, self.tokenizer)[0].save_pretrained(folder)
         self.tokenizer.save_files(folder)
         return count
 
     def _on_disk(self, tensors: Tensors, dtype: torch.dtype) -> Tensors:
-        """Every tensor of the export by its name on disk, with those of the source model that are not trained here."""
+        """Every tensor of the export with its name on disk, including those of the source model that are not trained."""
         written = 0
         for ours, whole in tensors:
             for name, tensor in to_disk(self.config, {ours: whole}):
                 yield name, tensor.to(torch.float32 if name.rpartition(".")[2] in KEEP_FP32 else dtype)
                 written += 1
                 self.progress(f"{written} tensors written")
-        if self.cfg.model.path is not None:
-            yield from carried_tensors(self.config, local_folder(self.cfg.model.path, self.cfg.model.revision))
+        if self.settings.source.path is not None:
+            yield from carried_tensors(
+                self.config, local_folder(self.settings.source.path, self.settings.source.revision)
+            )
 
     @torch.no_grad()
     def _report(
         self, reloaded: Any, kind: str, tensors: int, dtype: torch.dtype, rounded: torch.Tensor | None
     ) -> ExportReport:
-        """Compare logits with the live model's, and with those of the same model `rounded` alike; CheckpointError if they
+        """Compare logits with the live model's and, if weights were rounded, with the `rounded` ones. CheckpointError if they
         differ by more than rounding explains."""
         use_published_limits(reloaded)
         device = next(reloaded.parameters()).device
@@ -224,39 +247,41 @@ class _Writer:
         alike = None if rounded is None else float((rounded - exported).abs().max())
         what = _rounding(dtype, self.computed)
         if alike is not None and not alike <= ALIKE * largest:
-            raise self._disagrees(f"{alike:.2e} with weights rounded alike and all in fp32, {ALIKE * largest:.2e}")
+            raise self._disagrees(f"{alike:.2e} with equally rounded weights in fp32; allowed is {ALIKE * largest:.2e}")
         if not max_diff <= allowed:
-            raise self._disagrees(f"{max_diff:.2e}, {what or 'another order of sums'} allows {allowed:.2e}")
+            raise self._disagrees(f"{max_diff:.2e}; allowed is {allowed:.2e} ({what or 'order of summation'})")
         return ExportReport(self.folder, kind, tensors, _name(dtype), max_diff, allowed, alike, what)
 
     def _disagrees(self, figures: str) -> CheckpointError:
         return CheckpointError(
-            f"{self.folder}: the export does not agree with the trained model: logits differ by {figures}. It was left as "
+            f"{self.folder}: the export does not match the trained model: logits differ by {figures}. It is kept as "
             f"{self.folder.name}.tmp"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class _Alike:
-    """Our model in fp32, to be filled with weights that are rounded to `dtype`; of adapters nothing is."""
+    """An fp32 model that is filled with weights rounded to `dtype`; adapters are not rounded."""
 
     model: DecoderModel
     dtype: torch.dtype
 
     def rounded(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor as the export stores it, in fp32."""
         kept = is_adapter(name) or name.rpartition(".")[2] in KEEP_FP32
         return tensor.float() if kept else tensor.to(self.dtype).float()
 
     def keeping(self, tensors: Tensors) -> Tensors:
-        """The same tensors, of which the model takes its own."""
+        """Pass the tensors through, loading each into the model."""
         own = self.model.state_dict()
         for name, tensor in tensors:
             own[name].copy_(self.rounded(name, tensor))
             yield name, tensor
 
     @torch.no_grad()
-    def logits(self, cfg: SftConfig) -> torch.Tensor | None:
-        return live_logits(self.model, replace(cfg, train=replace(cfg.train, precision=Precision.fp32)))
+    def logits(self, full_tokens: int) -> torch.Tensor | None:
+        """As `live_logits`."""
+        return live_logits(self.model, full_tokens)
 
 
 def _name(dtype: torch.dtype) -> str:

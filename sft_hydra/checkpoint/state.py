@@ -1,8 +1,7 @@
-"""Checkpoints of a run: `step_<N>/` with weights, moments and progress, in safetensors and JSON.
+"""Checkpoints of a run: `step_<N>/` with weights, optimizer state and progress, in safetensors and JSON.
 
-Owns that a checkpoint is whole or does not count: written as `step_<N>.tmp`, flushed to disk, renamed, and only then
-marked COMPLETE. Every rank writes its part (checkpoint/sharded_tensors.py), the first does the rest; it loads under any other layout.
-With LoRA the adapters alone are saved: the base is where it came from.
+A checkpoint is written as `step_<N>.tmp`, flushed to disk, renamed, and only then marked COMPLETE. Every rank writes its
+shards (checkpoint/sharded_tensors.py), the first rank the rest; any layout can load it. With LoRA only the adapters are saved.
 
 Owner of: a checkpoint is complete or does not count.
 """
@@ -11,6 +10,7 @@ import json
 import os
 import shutil
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -23,25 +23,26 @@ from torch.distributed.tensor import DTensor
 from sft_hydra.checkpoint.load_hf_weights import is_finite
 from sft_hydra.checkpoint.optimizer_state import load_optimizer_state, optimizer_shards
 from sft_hydra.checkpoint.sharded_tensors import ShardFiles, ShardRecord, write_shards
+from sft_hydra.engine.early_stopping import more_is_better
 from sft_hydra.engine.loop import TrainState
 from sft_hydra.engine.optimizer import OptimizerSet
+from sft_hydra.engine.weight_average import EMA
 from sft_hydra.errors import CheckpointError
 from sft_hydra.files import unwritable
 from sft_hydra.models.decoder import DecoderModel
-from sft_hydra.models.lora import is_adapter
+from sft_hydra.models.lora import is_adapter, is_of_base, is_saved_with_adapters
 from sft_hydra.parallel.collectives import all_gather_objects
 from sft_hydra.parallel.dtensor import holds_first_copy, local_shard
 from sft_hydra.paths import CHECKPOINT_FORMAT, COMPLETE, STATE, complete_checkpoints, read_progress, state_digest
-from sft_hydra.planning.topology import rows_per_step
-from sft_hydra.schema.config import SftConfig
+from sft_hydra.planning.recipe import Recipe
+from sft_hydra.schema.config import CheckpointConfig
 
 MODEL, OPTIMIZER = "model", "optimizer"
-SCORES = ("eval/", "chatcore")  # metrics of which more is better; of all others, less
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What one rank writes of a checkpoint."""
+    """The part of a checkpoint that one rank writes."""
 
     rank: int
     step: int
@@ -53,24 +54,27 @@ class Snapshot:
 
 
 class Saver:
-    """Saves into one folder; with `checkpoint.async_save` while training goes on, one checkpoint at a time."""
+    """Saves checkpoints to one folder; with `checkpoint.async_save` in a background thread, one at a time."""
 
-    def __init__(self, folder: Path, cfg: SftConfig, origin: dict[str, Any] | None = None) -> None:
-        """`origin`: what checkpoint/origin.py says of this run; it goes into every checkpoint."""
-        self.folder, self.cfg, self.origin = folder, cfg, origin or {}
-        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None  # the thread's own
+    def __init__(
+        self, folder: Path, recipe: Recipe, settings: CheckpointConfig, origin: dict[str, Any] | None = None
+    ) -> None:
+        """`origin`: from checkpoint/origin.py, recorded in every checkpoint."""
+        self.folder, self.recipe, self.settings, self.origin = folder, recipe, settings, origin or {}
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None  # for the thread
         self._thread: Thread | None = None
         self._error: BaseException | None = None
-        self._room: dict[tuple[str, str], torch.Tensor] = {}  # for copies, kept: new memory costs more than copying
+        self._room: dict[tuple[str, str], torch.Tensor] = {}  # reused for copies: allocating costs more than copying
 
     def save(
         self, model: DecoderModel, optimizer: OptimizerSet, state: TrainState, metrics: dict[str, Any] | None = None
     ) -> None:
-        """Start to save; what trains on afterwards is not in it. `metrics`, as of now, are what `keep_best` goes by."""
+        """Save the current state; later training does not change it. `metrics`: current values, for `keep_best`. Raises the error of
+        an earlier background save."""
         self.wait()
-        snapshot = snapshot_state(model, optimizer, state, self.cfg, metrics)
+        snapshot = snapshot_state(model, optimizer, state, self.recipe, self.settings, metrics)
         snapshot.progress.update(self.origin)
-        if not self.cfg.checkpoint.async_save:
+        if not self.settings.async_save:
             write_snapshot(self.folder, snapshot, self._group)
             return
         copy = to_cpu(snapshot, self._room)
@@ -78,7 +82,7 @@ class Saver:
         self._thread.start()
 
     def wait(self) -> None:
-        """Until what was begun is on disk. Raises what went wrong."""
+        """Wait until a background save is on disk. Raises its error."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -98,11 +102,12 @@ def save(
     model: DecoderModel,
     optimizer: OptimizerSet,
     state: TrainState,
-    cfg: SftConfig,
+    recipe: Recipe,
+    settings: CheckpointConfig,
     metrics: dict[str, Any] | None = None,
 ) -> Path:
-    """Write `folder/step_<N>` and drop those that `checkpoint.keep_last` and `keep_best` do not keep. Returns its folder."""
-    return write_snapshot(folder, snapshot_state(model, optimizer, state, cfg, metrics), None)
+    """Write `folder/step_<N>` and delete those that `checkpoint.keep_last` and `keep_best` do not keep. Returns its folder."""
+    return write_snapshot(folder, snapshot_state(model, optimizer, state, recipe, settings, metrics), None)
 
 
 def prunable(folder: Path, keep_last: int, keep_best: str | None) -> list[Path]:
@@ -110,7 +115,7 @@ def prunable(folder: Path, keep_last: int, keep_best: str | None) -> list[Path]:
     steps = complete_checkpoints(folder)
     kept = set(steps[-keep_last:])
     if keep_best is not None:
-        sign = -1 if keep_best.startswith(SCORES) else 1
+        sign = -1 if more_is_better(keep_best) else 1
         values = {step: read_progress(step).get("metrics", {}).get(keep_best) for step in steps}
         rated = [step for step in steps if values[step] is not None]
         kept |= {min(rated, key=lambda step: sign * values[step])} if rated else set()
@@ -121,10 +126,11 @@ def snapshot_state(
     model: DecoderModel,
     optimizer: OptimizerSet,
     state: TrainState,
-    cfg: SftConfig,
+    recipe: Recipe,
+    settings: CheckpointConfig,
     metrics: dict[str, Any] | None = None,
 ) -> Snapshot:
-    """What this rank writes; shares the memory of model and optimizer."""
+    """The part of the checkpoint that this rank writes; shares the memory of model and optimizer."""
 
     def own(tensors: dict[str, torch.Tensor]) -> dict[str, ShardRecord]:
         mine = {name: tensor for name, tensor in tensors.items() if _writes(model, name, tensor)}
@@ -136,14 +142,14 @@ def snapshot_state(
         step=state.step,
         model=own(_weights(model)),
         optimizer=own(_optimizer_state(model, optimizer)),
-        progress=_progress(model, optimizer, state, cfg) | {"metrics": dict(metrics or {})},
-        keep_last=max(1, cfg.checkpoint.keep_last),
-        keep_best=cfg.checkpoint.keep_best,
+        progress=_progress(model, optimizer, state, recipe) | {"metrics": dict(metrics or {})},
+        keep_last=max(1, settings.keep_last),
+        keep_best=settings.keep_best,
     )
 
 
 def to_cpu(snapshot: Snapshot, room: dict[tuple[str, str], torch.Tensor]) -> Snapshot:
-    """The same with values of its own, on the CPU, which lie in `room`: those of an earlier snapshot are overwritten."""
+    """A copy on the CPU, in the memory of `room`, which an earlier snapshot may have used."""
 
     def copied(kind: str, parts: dict[str, ShardRecord]) -> dict[str, ShardRecord]:
         copies = {}
@@ -162,7 +168,8 @@ def to_cpu(snapshot: Snapshot, room: dict[tuple[str, str], torch.Tensor]) -> Sna
 
 
 def write_snapshot(folder: Path, snapshot: Snapshot, group: dist.ProcessGroup | None) -> Path:
-    """All ranks write together; they meet in `group` (None: the default one)."""
+    """Write a checkpoint; all ranks must call it. `group`: for barriers (None: the default group). Returns its folder.
+    CheckpointError if it cannot be written."""
     final = folder / f"step_{snapshot.step}"
     building = folder / f"step_{snapshot.step}.tmp"
     first = snapshot.rank == 0
@@ -192,7 +199,7 @@ def write_snapshot(folder: Path, snapshot: Snapshot, group: dist.ProcessGroup | 
 
 
 def _finish(folder: Path, building: Path, final: Path, progress: dict[str, Any]) -> None:
-    """What the first rank does when every part is on disk: progress, name, mark, in this order."""
+    """On the first rank, after all shards are on disk: write the progress, rename the folder, mark it COMPLETE."""
     (building / STATE).write_text(json.dumps(progress, indent=1))
     _flush(building / STATE)
     _flush(building)
@@ -212,7 +219,7 @@ def _barrier(group: dist.ProcessGroup | None) -> None:
 
 
 def _writes(model: DecoderModel, name: str, tensor: torch.Tensor) -> bool:
-    """Whether this rank writes its part of a tensor: of all copies of a part, the first alone is written."""
+    """Whether this rank writes its shard of a tensor: of all replicas, only the first is written."""
     mesh = model.mesh
     if isinstance(tensor, DTensor):
         mine = holds_first_copy(tensor)
@@ -228,15 +235,16 @@ def latest(folder: Path) -> Path | None:
 
 
 def load(checkpoint: Path, model: DecoderModel, optimizer: OptimizerSet | None) -> TrainState:
-    """Fill the model, and the optimizer if one is given, from a checkpoint folder. CheckpointError if it does not fit.
+    """Load the model, and the optimizer unless None, from a checkpoint folder. CheckpointError if they do not match.
 
-    A checkpoint of a whole model fills the base of a model with adapters, which stay as they are.
+    A checkpoint of a full model is loaded into the base of a model with adapters, which do not change.
     """
     progress = read_progress(checkpoint)
     adapters = progress["adapters_only"]
-    targets = {name: tensor for name, tensor in model.state_dict().items() if is_adapter(name) == adapters}
+    belongs = partial(is_saved_with_adapters, model) if adapters else is_of_base
+    targets = {name: tensor for name, tensor in model.state_dict().items() if belongs(name)}
     if not any(all_gather_objects(len(targets), model.mesh)):
-        raise CheckpointError(f"{checkpoint} holds LoRA adapters only; the model has none (peft=lora)")
+        raise CheckpointError(f"{checkpoint} contains only LoRA adapters, but the model has none; set peft=lora")
     files = ShardFiles(checkpoint, MODEL)
     _check(files, targets, model)
     broken = []
@@ -245,26 +253,41 @@ def load(checkpoint: Path, model: DecoderModel, optimizer: OptimizerSet | None) 
         broken += [] if is_finite(local_shard(tensor)[0]) else [name]
     if everywhere := sorted({name for names in all_gather_objects(broken, model.mesh) for name in names}):
         shown = ", ".join(everywhere[:5])
-        raise CheckpointError(f"{checkpoint}: {len(everywhere)} tensors have numbers that are not finite: {shown}")
+        raise CheckpointError(f"{checkpoint}: {len(everywhere)} tensors have non-finite values: {shown}")
     if optimizer is not None:
         load_optimizer(checkpoint, model, optimizer)
     return TrainState(**progress["state"])
 
 
+def load_average(checkpoint: Path, model: DecoderModel) -> None:
+    """Load the averages of the trained weights. CheckpointError if the checkpoint has none."""
+    files = ShardFiles(checkpoint, OPTIMIZER)
+    trained = {f"{name}/{EMA}": p for name, p in model.named_parameters() if p.requires_grad}
+    if missing := [key for key in trained if key not in files.shapes]:
+        raise CheckpointError(
+            f"{checkpoint} has no average of {missing[0].removesuffix(f'/{EMA}')}: export.ema=true needs a run that was trained "
+            "with train.ema_decay"
+        )
+    for key, parameter in trained.items():
+        files.read_into(key, parameter)
+
+
 def load_optimizer(checkpoint: Path, model: DecoderModel, optimizer: OptimizerSet) -> None:
-    """Only its moments; rates are what the config says. CheckpointError if they are another optimizer's."""
+    """Load only the optimizer state; learning rates are those of the config. CheckpointError if it is of another optimizer."""
     kinds = read_progress(checkpoint)["optimizer"]
     if kinds != optimizer.kinds:
         raise CheckpointError(
-            f"{checkpoint} holds the state of {'+'.join(kinds)}, this run's optimizer is {'+'.join(optimizer.kinds)}"
+            f"{checkpoint} has the state of {'+'.join(kinds)}, but this run's optimizer is {'+'.join(optimizer.kinds)}"
         )
     optimizer.rounded = load_optimizer_state(ShardFiles(checkpoint, OPTIMIZER), model, optimizer)
 
 
 def _weights(model: DecoderModel) -> dict[str, torch.Tensor]:
-    """What of the model is saved: adapters if it has any, else everything."""
+    """Tensors of the model that are saved: only its adapters if it has any."""
     state = model.state_dict()
-    return {name: tensor for name, tensor in state.items() if is_adapter(name)} or state
+    if not any(is_adapter(name) for name in state):
+        return state
+    return {name: tensor for name, tensor in state.items() if is_saved_with_adapters(model, name)}
 
 
 def _optimizer_state(model: DecoderModel, optimizer: OptimizerSet) -> dict[str, torch.Tensor]:
@@ -276,18 +299,18 @@ def _optimizer_state(model: DecoderModel, optimizer: OptimizerSet) -> dict[str, 
     }
 
 
-def _progress(model: DecoderModel, optimizer: OptimizerSet, state: TrainState, cfg: SftConfig) -> dict[str, Any]:
+def _progress(model: DecoderModel, optimizer: OptimizerSet, state: TrainState, recipe: Recipe) -> dict[str, Any]:
     return {
         "format": CHECKPOINT_FORMAT,
         "state": asdict(state),
         "adapters_only": any(is_adapter(name) for name, _ in model.named_parameters()),
         "optimizer": optimizer.kinds,
         "sizes": {
-            "seq_length": cfg.seq_length,
-            "global_batch_size": rows_per_step(cfg),
-            "micro_batch_size": cfg.train.micro_batch_size,
+            "seq_length": recipe.seq_length,
+            "global_batch_size": recipe.rows_per_step,
+            "micro_batch_size": recipe.train.micro_batch_size,
         },
-        "rates": asdict(cfg.optimizer),
+        "rates": asdict(recipe.optimizer),
     }
 
 
@@ -300,13 +323,13 @@ def _check(files: ShardFiles, targets: dict[str, torch.Tensor], model: DecoderMo
 
 
 def _remove(checkpoint: Path) -> None:
-    """The mark goes first: what is half removed is no checkpoint."""
+    """Delete a checkpoint, its COMPLETE mark first, so that a partly deleted one is not valid."""
     (checkpoint / COMPLETE).unlink(missing_ok=True)
     shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:
-    """Make sure that a file, or the names in a folder, are on disk."""
+    """Flush a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -19,14 +19,15 @@ ROLE = "text"  # of the one message that a document is
 
 def text_conversation(row: Any, source: SourceConfig, name: str, origin: str) -> Conversation:
     """The document of a row. Raises RowError with reason `text` or `nothing_to_learn`."""
-    text = row.get(source.text_key) if isinstance(row, dict) else row
+    key = source.text_key or FORMAT
+    text = row.get(key) if isinstance(row, dict) else row
     if not isinstance(text, str):
-        found = f"{source.text_key} is {type(text).__name__}" if isinstance(row, dict) else f"a {type(row).__name__}"
-        raise RowError("text", f"format: text needs a text under `{source.text_key}`, found {found}")
+        found = f"{key} is {type(text).__name__}" if isinstance(row, dict) else f"a {type(row).__name__}"
+        raise RowError("text", f"format: text needs a text under `{key}`, found {found}")
     if not text.strip():
-        raise RowError("nothing_to_learn", f"{source.text_key} is empty")
+        raise RowError("nothing_to_learn", f"{key} is empty")
     meta = row if isinstance(row, dict) else {}
-    unread = unread_of_row(meta, {source.text_key})
+    unread = unread_of_row(meta, {key})
     return Conversation([{"role": ROLE, "content": text}], None, origin, name, meta, unread=unread, is_text=True)
 
 

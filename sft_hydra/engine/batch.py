@@ -42,17 +42,17 @@ class Batch:
         slices = mesh.cp.size * mesh.tp.size
 
         def shard(tokens: torch.Tensor, count: int, index: int) -> torch.Tensor:
-            return tokens.chunk(count)[index].to(device, non_blocking=True)
+            return _moved(tokens.chunk(count)[index], device)
 
         targets = self.targets.chunk(slices)[mesh.seq_rank]
         return replace(
             self,
             input_ids=shard(self.input_ids, slices, mesh.seq_rank),
-            targets=targets.to(device, non_blocking=True),
-            trained=_supervised_positions(targets).to(device, non_blocking=True),
+            targets=_moved(targets, device),
+            trained=_moved(_supervised_positions(targets), device),
             source_ids=shard(self.source_ids, slices, mesh.seq_rank),
             position_ids=shard(self.position_ids, mesh.cp.size, mesh.cp.rank),
-            cu_seqlens=self.cu_seqlens.to(device, non_blocking=True),
+            cu_seqlens=_moved(self.cu_seqlens, device),
         )
 
 
@@ -96,6 +96,12 @@ def make_batch(rows: list[PackedRow], device: torch.device | str, multiple: int 
         num_trained=int(trained.sum()),
         num_trained_sequences=int(np.logical_or.reduceat(trained, starts).sum()),
     )
+
+
+def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy on the device, which the host does not wait for: from pinned memory, else a copy to CUDA is synchronous."""
+    source = tensor.pin_memory() if device.type == "cuda" else tensor
+    return source.to(device, non_blocking=True)
 
 
 def _supervised_positions(targets: torch.Tensor) -> torch.Tensor:

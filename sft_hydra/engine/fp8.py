@@ -12,6 +12,7 @@ import torch
 from sft_hydra.errors import ConfigError
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.layers import Linear
+from sft_hydra.process.third_party_logs import quiet_third_party_logs
 
 MIN_CAPABILITY = (8, 9)  # CUDA compute capability of the first devices with fp8 matrix products
 
@@ -35,6 +36,7 @@ def use_fp8(model: DecoderModel, *, emulate: bool = False) -> None:
     `emulate`: round to fp8 but multiply in high precision, on any device. Layers whose sizes are not multiples of 16 are
     left unconverted.
     """
+    quiet_third_party_logs()
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
     def fits(module: torch.nn.Module, _: str) -> bool:

@@ -5,6 +5,7 @@ give the loss and gradient that a single process would compute.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -12,10 +13,10 @@ import torch
 from sft_hydra.engine.batch import Batch, make_batch
 from sft_hydra.engine.load_balancing import balanced_shares
 from sft_hydra.models.decoder import DecoderModel
+from sft_hydra.models.weight_copies import kept_copies
 from sft_hydra.parallel.mesh import Mesh
 from sft_hydra.parallel.parallelize import reshard
 from sft_hydra.records import PackedRow
-from sft_hydra.schema.config import SftConfig
 
 
 class Rows(Protocol):
@@ -48,13 +49,14 @@ def split_rows(numbers: range, size: int, mesh: Mesh) -> list[range]:
 
 
 def load_batches(
-    rows: Rows, micro_batches: Sequence[Sequence[int]], model: DecoderModel, cfg: SftConfig
+    rows: Rows, micro_batches: Sequence[Sequence[int]], model: DecoderModel, full_tokens: int
 ) -> list[Batch]:
-    """The local shard of each micro-batch, on this rank's device."""
+    """The local shard of each micro-batch, on this rank's device. `full_tokens`: tokens of a full micro-batch, which pipeline
+    stages pad every micro-batch to."""
     mesh, device = model.mesh, model.device
     multiple = mesh.cp.size * mesh.tp.size
     if mesh.pp.size > 1:  # pipeline stages exchange tensors of a fixed size
-        multiple *= -(-cfg.train.micro_batch_size * cfg.seq_length // multiple)
+        multiple *= -(-full_tokens // multiple)
     batches = (make_batch([rows[n] for n in numbers], "cpu", multiple) for numbers in micro_batches)
     return [batch.part(mesh, device) for batch in batches]
 
@@ -70,11 +72,12 @@ def forward_backward(
     if model.pipeline is not None:
         return _losses(model.pipeline.forward_backward(batches, count), batches)
     losses, token_losses = [], []
-    for batch in batches:
-        loss_sum, per_token = forward_loss(model, batch)
-        (loss_sum / count).backward()
-        losses.append(loss_sum.detach())
-        token_losses.append(per_token)
+    with kept_copies(model) if model.keeps_weight_copies and len(batches) > 1 else nullcontext():
+        for batch in batches:
+            loss_sum, per_token = forward_loss(model, batch)
+            (loss_sum / count).backward()
+            losses.append(loss_sum.detach())
+            token_losses.append(per_token)
     return losses, token_losses
 
 

@@ -1,6 +1,7 @@
-"""The model of a run: where its weights come from, in which order of priority, and on which device.
+"""Builds the model of a run on its device and loads its weights.
 
-Owns that order: a checkpoint of this run (resume), then `checkpoint.load`, then `model.path`, then a random start.
+The weights come from, in order of priority: a checkpoint of this run (resume), `checkpoint.load`, `model.path`, random
+initialization.
 """
 
 from dataclasses import dataclass
@@ -9,15 +10,18 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from sft_hydra.chat.tokenizer import ChatTokenizer, check_vocabulary
+from sft_hydra.chat.tokenizer import ChatTokenizer, grown_vocabulary
 from sft_hydra.checkpoint import state as checkpoints
 from sft_hydra.checkpoint.adapter import load_adapter
 from sft_hydra.checkpoint.load_hf_weights import load_weights, local_folder
 from sft_hydra.config.resume_compat import checkpoint_folder
 from sft_hydra.config.rules import foreign_model
+from sft_hydra.engine.determinism import compute_deterministically
 from sft_hydra.engine.materialize import materialize_on_mesh
 from sft_hydra.engine.precision import compute_dtype
 from sft_hydra.errors import ConfigError
+from sft_hydra.kernels.fused_choice import try_fused
+from sft_hydra.kernels.library_choice import try_kernels
 from sft_hydra.models.build import build_model
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.hf.causal_lm import GenericModel
@@ -27,27 +31,31 @@ from sft_hydra.models.lora import Coverage, add_adapters, init_adapters
 from sft_hydra.paths import find_checkpoint, read_progress
 from sft_hydra.planning.architecture import read_architecture
 from sft_hydra.planning.layout import Layout
-from sft_hydra.process.rank import this_rank
-from sft_hydra.schema.config import Device, SftConfig
+from sft_hydra.planning.topology import ranks_of_runner, run_layout
+from sft_hydra.process.rank import Rank, this_rank
+from sft_hydra.schema.config import Device, Runner, SftConfig
 from sft_hydra.schema.data import Packing
 
 
 @dataclass(slots=True)
 class RunModel:
+    """A model with its weights, and figures for the console."""
+
     model: DecoderModel
     origin: str
-    """Where the weights come from, for people."""
+    """Where the weights come from, for messages."""
     parameters: int
-    """Of the whole model, with its adapters."""
+    """Number of parameters of the full model, including adapters."""
     trained: int
-    """Those of them that are trained."""
+    """Number of trained parameters."""
     coverage: list[Coverage]
-    """What LoRA adapts; empty for full training."""
+    """The layers that LoRA adapts; empty for full fine-tuning."""
 
 
 def start_machine(cfg: SftConfig) -> torch.device:
-    """The device of this rank; sets the number of threads of a CPU run. ConfigError if the device is not there."""
-    logging.disable_progress_bar()  # our console says what goes on, once for all ranks
+    """The device of this rank, on which kernels have been tried; sets the number of threads of a CPU run. ConfigError if the
+    device is not there."""
+    logging.disable_progress_bar()  # the console shows progress, once for all ranks
     rank = this_rank()
     if cfg.train.num_threads is not None:
         torch.set_num_threads(cfg.train.num_threads)
@@ -61,33 +69,52 @@ def start_machine(cfg: SftConfig) -> torch.device:
     if not there[device]:
         raise ConfigError(
             f"device={device.value}: torch {torch.__version__} finds no such device on this machine; "
-            f"it has {found} (device=auto picks one)"
+            f"available: {found} (device=auto picks one)"
         )
-    if device is not Device.cuda:
-        return torch.device(device.value)
+    if cfg.train.deterministic:
+        compute_deterministically()
+    place = torch.device(device.value) if device is not Device.cuda else _cuda_device(rank)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)  # Triton launches on the current device
+        try_kernels(place)
+        try_fused(place)
+    return place
+
+
+def _cuda_device(rank: Rank) -> torch.device:
+    """The CUDA device of this rank. ConfigError if there are fewer than ranks."""
     if rank.local_rank >= torch.cuda.device_count():
         raise ConfigError(
-            f"cluster.gpus_per_node={rank.local_world_size}, but this machine has {torch.cuda.device_count()} CUDA devices"
+            f"cluster.gpus_per_node={rank.local_world_size}, but this machine has {torch.cuda.device_count()} CUDA devices; use at most that many"
         )
     return torch.device("cuda", rank.local_rank)
 
 
-def new_model(cfg: SftConfig, tokenizer: ChatTokenizer, device: torch.device, layout: Layout | None = None) -> RunModel:
+def new_model(
+    cfg: SftConfig,
+    tokenizer: ChatTokenizer,
+    device: torch.device,
+    layout: Layout | None = None,
+    *,
+    is_trained: bool = True,
+) -> RunModel:
     """The model as training starts with it, laid out over the ranks (None: there is only this one): weights from
-    `checkpoint.load`, `model.path` or a random start, then LoRA."""
+    `checkpoint.load`, `model.path` or a random start, then LoRA. Without `is_trained`, all weights are kept in the precision
+    that they are used in."""
     architecture = model_architecture(cfg, tokenizer)
-    if problems := list(foreign_model(cfg)):  # of a model on the hub, nothing was known when the config was checked
+    if problems := list(foreign_model(cfg)):  # for a model on the hub, the rules could not check this
         raise ConfigError(*problems)
-    # Trained weights are fp32 masters; a frozen base is kept in the precision it is used in.
-    dtype = torch.float32 if cfg.peft is None else compute_dtype(cfg, device)
+    # trained weights are fp32 masters; a frozen base is stored in the compute dtype
+    masters = cfg.peft is None and is_trained
+    dtype = torch.float32 if masters else compute_dtype(cfg.train.precision, device)
     packed = cfg.data.packing is not Packing.none
     model = build_model(architecture, "meta", dtype, generic=cfg.model.generic, packed=packed)
     _check_length(model, cfg.seq_length)
-    coverage = add_adapters(model, cfg.peft) if cfg.peft is not None else []
+    coverage = add_adapters(model, cfg.peft, tokenizer.new_tokens.ids) if cfg.peft is not None else []
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    materialize_on_mesh(model, cfg, layout or Layout(), device)
+    materialize_on_mesh(model, cfg.train, layout or Layout(), device)
     if cfg.model.path is not None:
-        load_weights(model, cfg.model.path, cfg.model.revision)
+        load_weights(model, cfg.model.path, cfg.model.revision, tokenizer.new_tokens)
         origin = cfg.model.path
     else:
         init_weights(model, cfg.seed, cfg.model.init_std)
@@ -101,45 +128,47 @@ def new_model(cfg: SftConfig, tokenizer: ChatTokenizer, device: torch.device, la
         step = find_checkpoint(cfg.checkpoint.load)
         if cfg.peft is not None and cfg.peft.path is not None and read_progress(step)["adapters_only"]:
             raise ConfigError(
-                f"checkpoint.load={step} and peft.path={cfg.peft.path} each hold adapters; leave one of them out"
+                f"checkpoint.load={step} and peft.path={cfg.peft.path} both contain adapters; remove one of them"
             )
         checkpoints.load(step, model, None)
         origin = str(step)
     if isinstance(model, GenericModel) and packed:
         check_contamination(model)
-    parameters, trained = sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
+    parameters, trained = sum(size for size, _ in sizes), sum(size for size, grows in sizes if grows)
     return RunModel(model, origin, parameters, trained, coverage)
 
 
 def _check_length(model: DecoderModel, seq_length: int) -> None:
-    """ConfigError if a row may be longer than what the model has positions for."""
-    learnt = model.learned_positions if isinstance(model, GenericModel) else None
-    if learnt is not None and seq_length > learnt:
-        raise ConfigError(f"seq_length={seq_length}: this model has learnt {learnt} positions; use seq_length={learnt}")
+    """ConfigError if `seq_length` is more than the learned positions of the model."""
+    learned = model.learned_positions if isinstance(model, GenericModel) else None
+    if learned is not None and seq_length > learned:
+        raise ConfigError(
+            f"seq_length={seq_length}: this model has only {learned} learned positions; use seq_length={learned}"
+        )
 
 
 def model_architecture(cfg: SftConfig, tokenizer: ChatTokenizer) -> dict[str, Any]:
-    """Fields of the model's config.json; a random start without `vocab_size` takes the tokenizer's."""
+    """Fields of the model's config.json; with random initialization, `vocab_size` defaults to the tokenizer's."""
     if cfg.model.path is not None:
-        local_folder(cfg.model.path, cfg.model.revision)  # what is on the hub is fetched first, its config with it
+        local_folder(cfg.model.path, cfg.model.revision)  # downloads a model from the hub, with its config
     architecture = read_architecture(cfg)
     if cfg.model.path is None:
         architecture = {"vocab_size": tokenizer.vocab_size, **architecture}
-    check_vocabulary(cfg, architecture, tokenizer)
-    return architecture
+    return grown_vocabulary(cfg, architecture, tokenizer)
 
 
 def trained_model(cfg: SftConfig, tokenizer: ChatTokenizer, device: torch.device) -> RunModel:
-    """The model to evaluate, export or talk to: the run's latest checkpoint if it has one, else as training would start.
-    ConfigError if that is a random start."""
+    """The model to evaluate, export or talk to, laid out as for training if there are several ranks: the run's latest
+    checkpoint if it has one, else as training would start. Only to be exported, its weights are fp32 masters. ConfigError if
+    it is a random start."""
     step = checkpoints.latest(checkpoint_folder(cfg))
     if step is None and cfg.model.path is None and cfg.checkpoint.load is None:
         raise ConfigError(
-            f"runner={cfg.runner.value}: {checkpoint_folder(cfg)} holds no checkpoint yet, and neither model.path nor "
-            "checkpoint.load names weights; train first (the same command without runner=), or give the name=... of a "
-            "run that has been trained"
+            f"runner={cfg.runner.value}: {checkpoint_folder(cfg)} contains no checkpoint, and neither model.path nor "
+            "checkpoint.load is set; train first (the same command without runner=), or set name=... to a trained run"
         )
-    built = new_model(cfg, tokenizer, device)
+    layout = None if ranks_of_runner(cfg) == (1, 1) else run_layout(cfg, model_architecture(cfg, tokenizer))
+    built = new_model(cfg, tokenizer, device, layout, is_trained=cfg.runner is Runner.export)
     if step is not None:
         checkpoints.load(step, built.model, None)
         built.origin = str(step)

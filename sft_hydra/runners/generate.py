@@ -1,4 +1,5 @@
-"""runner=generate: the run's model answers `generate.prompts`, the lines of `generate.prompt_file`, or you."""
+"""runner=generate: the run's model answers `generate.prompts`, the lines of `generate.prompt_file`, or prompts typed in the
+terminal."""
 
 from pathlib import Path
 
@@ -6,22 +7,24 @@ from sft_hydra.chat.tokenizer import load_tokenizer
 from sft_hydra.errors import ConfigError, DataError
 from sft_hydra.evaluation.chat import Chat, Prompt, Sampling
 from sft_hydra.evaluation.prompts import Tools, load_tools, read_prompts
-from sft_hydra.models.build import as_transformers
 from sft_hydra.observe.console import Console
 from sft_hydra.observe.transcript import show
+from sft_hydra.parallel.rendezvous import start_process_group
 from sft_hydra.paths import RunPaths
+from sft_hydra.process.rank import this_rank
 from sft_hydra.records import Message
+from sft_hydra.runners.answering import chat_over_ranks
 from sft_hydra.runners.build_model import start_machine, trained_model
 from sft_hydra.schema.config import SftConfig
 
 
 def run(cfg: SftConfig) -> None:
-    """Answers from the run's latest checkpoint, else from the model that training would start with."""
+    """Print answers of the run's latest checkpoint, else of its initial model."""
     assert cfg.run_dir is not None
     wanted = cfg.generate
     if not (wanted.prompts or wanted.prompt_file or wanted.interactive):
         raise ConfigError(
-            "nothing to answer: give 'generate.prompts=[...]', generate.prompt_file=<file> or generate.interactive=true"
+            "no prompts: set 'generate.prompts=[...]', generate.prompt_file=<file> or generate.interactive=true"
         )
     tools = load_tools(wanted.tools or cfg.eval.tools)
     prompts = [_prompt([{"role": "user", "content": text}], cfg, tools) for text in wanted.prompts]
@@ -31,25 +34,29 @@ def run(cfg: SftConfig) -> None:
             for given in read_prompts(wanted.prompt_file)
         ]
     if not prompts and not wanted.interactive:
-        raise DataError(f"generate.prompt_file={wanted.prompt_file} holds no prompt")
-    with Console(RunPaths(Path(cfg.run_dir)).log) as console:
+        raise DataError(f"generate.prompt_file={wanted.prompt_file} contains no prompts")
+    device = start_machine(cfg)
+    start_process_group(device, cfg.cluster.start_timeout)
+    with Console(RunPaths(Path(cfg.run_dir)).log, speak=this_rank().rank == 0) as console:
         with console.work("loading the tokenizer"):
             tokenizer = load_tokenizer(cfg)
         with console.work("loading the model"):
-            built = trained_model(cfg, tokenizer, start_machine(cfg))
-            chat = Chat(as_transformers(built.model), tokenizer, cfg)
+            built = trained_model(cfg, tokenizer, device)
         console.say(f"model      {built.origin}")
-        with console.work(f"answering {len(prompts)} prompts"):
-            talks = chat.converse(prompts, tools.execute, _sampling(cfg))
-        for prompt, talk in zip(prompts, talks, strict=True):
-            console.say(f"\n> {prompt.messages[-1]['content']}", style="bold cyan")
-            show(console, talk)
-        if wanted.interactive:
-            _talk(console, chat, cfg, tools)
+        with chat_over_ranks(built.model, cfg, tokenizer) as chat:
+            if chat is None:  # this rank has answered what the first asked
+                return
+            with console.work(f"answering {len(prompts)} prompts"):
+                talks = chat.converse(prompts, tools.execute, _sampling(cfg))
+            for prompt, talk in zip(prompts, talks, strict=True):
+                console.say(f"\n> {prompt.messages[-1]['content']}", style="bold cyan")
+                show(console, talk)
+            if wanted.interactive:
+                _talk(console, chat, cfg, tools)
 
 
 def _talk(console: Console, chat: Chat, cfg: SftConfig, tools: Tools) -> None:
-    """One conversation with the person at the terminal, until an empty line or the end of input."""
+    """One conversation in the terminal, until an empty line or the end of input."""
     console.say("An empty line ends the conversation.", style="dim")
     messages: list[Message] = []
     while text := _ask():

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from support.answering import chat_with
 
 from sft_hydra.chat.tokenizer import ChatTokenizer, load_tokenizer
 from sft_hydra.data_prep import spelling
 from sft_hydra.errors import DataError
 from sft_hydra.evaluation.benchmarks import BENCHMARKS, read_benchmark
-from sft_hydra.evaluation.chat import Chat, Prompt
+from sft_hydra.evaluation.chat import Prompt
 from sft_hydra.evaluation.chatcore import ChatCore, TaskScore, run_chatcore
 from sft_hydra.evaluation.chatcore_tasks import TASKS, Question
 from sft_hydra.models.build import as_transformers, build_model
@@ -35,7 +36,7 @@ def model() -> tuple[Any, ChatTokenizer]:
 
 def asked(model: tuple[Any, ChatTokenizer], **wanted: Any) -> ChatCore:
     cfg = SftConfig(eval=EvalConfig(batch_size=16, max_new_tokens=4, **wanted))
-    return run_chatcore(Chat(*model, cfg), cfg.eval, lambda done, total, task: None)
+    return run_chatcore(chat_with(*model, cfg), cfg.eval, lambda done, total, task: None)
 
 
 def score(task: str, accuracy: float, baseline: float) -> TaskScore:
@@ -58,11 +59,11 @@ def test_a_choice_is_the_letter_with_the_largest_logit(model: tuple[Any, ChatTok
     result = asked(model, chatcore_tasks=["mmlu"], data_dir=folder, chatcore_max_categorical=20)
     (mmlu,) = result.scores
     assert (mmlu.items, mmlu.of, mmlu.origin) == (20, 1531, "mmlu_val.jsonl")
-    chat = Chat(*model, SftConfig())
+    chat = chat_with(*model, SftConfig())
     letters = [chat.tokenizer.encode(letter)[0] for letter in "ABCD"]
     for answer in mmlu.answers:
         ids = chat.prompt_ids(Prompt([{"role": "user", "content": answer.question}]))
-        logits = chat.hf_model(torch.tensor([ids])).logits[0, -1, letters]
+        logits = model[0](torch.tensor([ids])).logits[0, -1, letters]
         assert answer.answer == "ABCD"[int(logits.argmax())]
         assert answer.right == (answer.answer == answer.expected)
     assert mmlu.accuracy == sum(answer.right for answer in mmlu.answers) / 20
@@ -133,7 +134,7 @@ def test_labels_of_arc_may_be_numbers(tmp_path: Path) -> None:
 
 
 def test_what_is_not_there_is_named_with_what_was_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"test split of mmlu; looked for mmlu_test, mmlu_validation, mmlu_val, mmlu"):
+    with pytest.raises(DataError, match=r"test split of mmlu; expected mmlu_test, mmlu_validation, mmlu_val, mmlu"):
         read_benchmark("mmlu", "test", str(tmp_path))
     (tmp_path / "gsm8k_test.jsonl").write_text('{"question": "?"}\n')
     with pytest.raises(DataError, match=r"gsm8k_test.jsonl:1: missing field\(s\) answer"):

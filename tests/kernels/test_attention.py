@@ -7,6 +7,7 @@ from support.packed import relative
 
 from sft_hydra.kernels import attention
 from sft_hydra.kernels.attention import attend
+from sft_hydra.kernels.library_choice import FLASH_ATTN, is_used
 
 
 def alone(q, k, v, lengths, window):
@@ -66,9 +67,9 @@ def test_parts_of_the_queries_make_up_the_row(lengths, window):
 @pytest.mark.parametrize("lengths", [[300], [1] * 5 + [295], [3, 200, 1, 5, 90], [127, 1, 128, 44], [299, 1]])
 @pytest.mark.parametrize("window", [None, 5])
 def test_flash_kernel_equals_the_reference(monkeypatch, kernel, lengths, window):
-    if kernel == "flash-attn" and not attention.HAS_FLASH_ATTN:
+    if kernel == "flash-attn" and not is_used(FLASH_ATTN):
         pytest.skip("needs flash-attn")
-    monkeypatch.setattr(attention, "HAS_FLASH_ATTN", kernel == "flash-attn")
+    monkeypatch.setattr(attention, "is_used", lambda name: (name == FLASH_ATTN) == (kernel == "flash-attn"))
     torch.manual_seed(0)
     cu_seqlens = F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).to(torch.int32).cuda()
     exact = [torch.randn(sum(lengths), heads, 64, device="cuda").bfloat16().float() for heads in (4, 2, 2)]

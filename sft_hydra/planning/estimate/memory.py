@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sft_hydra.planning.estimate.activations import FP32, Keeping, kept_by_mixer, kept_under_selective, norm
-from sft_hydra.planning.estimate.adapters import adapters_by_block
+from sft_hydra.planning.estimate.adapters import adapters_by_block, table_parameters
 from sft_hydra.planning.estimate.parameters import expert_parameters, mixer_parameters
 from sft_hydra.planning.estimate.sizes import Sizes, sizes_of
 from sft_hydra.planning.layout import Layout, layout_problems
+from sft_hydra.planning.lora_targets import starts_from_weight
 from sft_hydra.planning.stage_split import partition_layers
 from sft_hydra.planning.topology import ranks_per_node, rows_per_step, run_layout
 from sft_hydra.schema.config import Device, LoraConfig, Precision, Recompute, SftConfig
@@ -55,7 +56,7 @@ def estimate_memory(cfg: SftConfig, arch: dict[str, Any], layout: Layout, precis
     """
     how = _keeping(cfg, layout, precision)
     return max(
-        (_of_stage(cfg, stage, layout, how) for stage in _stages(arch, layout, cfg.peft)),
+        (_of_stage(cfg, stage, layout, how) for stage in _stages(arch, layout, cfg.peft, cfg.tokenizer.num_new_tokens)),
         key=lambda memory: memory.total,
     )
 
@@ -69,6 +70,9 @@ class _Stage:
     last: bool
     in_flight: int  # micro-batches whose activations are there at one time
     adapters: int  # parameters of LoRA
+    trained_tables: int = 0  # parameters of embedding and head that are trained beside LoRA
+    trained_rows: int = 0  # the same of rows of them, which are stored beside their table
+    trained_head: bool = False  # the head, or rows of it, is trained beside LoRA
 
     @property
     def tables(self) -> int:
@@ -77,18 +81,18 @@ class _Stage:
         return count * self.sizes.vocab * self.sizes.hidden
 
 
-def _stages(arch: dict[str, Any], layout: Layout, lora: LoraConfig | None) -> list[_Stage]:
+def _stages(arch: dict[str, Any], layout: Layout, lora: LoraConfig | None, new_tokens: int) -> list[_Stage]:
     """Cut as models/pipeline_stages.py does it. A rank with several stages is counted as one that is as large."""
     s, adapters = sizes_of(arch), adapters_by_block(arch, lora)
     if layout.pp == 1:
-        return [_Stage(s, True, True, 1, sum(adapters))]
+        return [_with_tables(_Stage(s, True, True, 1, sum(adapters)), arch, lora, new_tokens)]
     costs = [
         float(sum(mixer_parameters(s, m) + (s.chosen * expert_parameters(s) if m == "moe" else 0) for m in mixers))
         for mixers in s.blocks
     ]
     costs[-1] += s.vocab * s.hidden
     shares = partition_layers(costs, layout.pp)
-    return [
+    stages = [
         _Stage(
             replace(s, blocks=tuple(s.blocks[i] for i in share)),
             first=number == 0,
@@ -98,6 +102,20 @@ def _stages(arch: dict[str, Any], layout: Layout, lora: LoraConfig | None) -> li
         )
         for number, share in enumerate(shares)
     ]
+    return [_with_tables(stage, arch, lora, new_tokens) for stage in stages]
+
+
+def _with_tables(stage: _Stage, arch: dict[str, Any], lora: LoraConfig | None, new_tokens: int) -> _Stage:
+    """The stage, with what of its embedding and head is trained beside LoRA."""
+    if lora is None:
+        return stage
+    embedding, head = table_parameters(arch, lora, new_tokens)
+    tied = stage.sizes.tied
+    own = embedding * (stage.first or (tied and stage.last)) + head * stage.last
+    trained_head = stage.last and bool(embedding if tied else head)
+    if lora.trainable_new_tokens:
+        return replace(stage, trained_head=trained_head, trained_rows=own)
+    return replace(stage, trained_head=trained_head, trained_tables=own)
 
 
 def _of_stage(cfg: SftConfig, stage: _Stage, layout: Layout, how: Keeping) -> Memory:
@@ -109,11 +127,13 @@ def _of_stage(cfg: SftConfig, stage: _Stage, layout: Layout, how: Keeping) -> Me
     copies, block, sums = _computed_with(stage, layout, how, train.recompute)
     tokens = cfg.seq_length * train.micro_batch_size // (layout.cp * layout.tp)
     kept, again = (tokens * size for size in _kept(stage, layout, how, train.recompute))
-    logits = _logits(s, tokens, layout, how) if stage.last else 0
-    earlier = gradients if -(-rows_per_step(cfg) // (layout.dp * train.micro_batch_size)) > 1 else 0
+    logits = _logits(stage, tokens, layout, how) if stage.last else 0
+    earlier = (
+        gradients if -(-rows_per_step(cfg.train, cfg.seq_length) // (layout.dp * train.micro_batch_size)) > 1 else 0
+    )
     if layout.pp > 1 and how.full:  # summed over ranks in the last micro-batch only
         earlier = FP32 * (sum(_block(s, mixers, layout) for mixers in s.blocks) + stage.tables)
-    head = FP32 * s.vocab * s.hidden if how.full and stage.last else 0
+    head = FP32 * s.vocab * s.hidden if (how.full and stage.last) or stage.trained_head else 0
     rounded = copies if layout.world == 1 else 0  # casts by layers, freed as gradients are computed
     tables = head * (2 if s.tied else earlier > 0)  # gradients of embedding and lm_head at the end
     peaks = (
@@ -138,7 +158,9 @@ def _keeping(cfg: SftConfig, layout: Layout, precision: Precision) -> Keeping:
     return Keeping(
         width=width,
         full=full,
-        lora=0 if cfg.peft is None else cfg.peft.dim,
+        lora=0 if cfg.peft is None else cfg.peft.dim * (2 if starts_from_weight(cfg.peft) else 1),
+        starts=cfg.peft is not None and starts_from_weight(cfg.peft),
+        dora=cfg.peft is not None and cfg.peft.use_dora,
         on_cpu=cfg.device is Device.cpu,
         tp=layout.tp,
     )
@@ -149,8 +171,10 @@ def _stored(stage: _Stage, layout: Layout, how: Keeping) -> tuple[int, int]:
     local = (sum(_block(stage.sizes, mixers) for mixers in stage.sizes.blocks) + stage.tables) // layout.shards
     if how.full:
         return FP32 * local, local
-    adapters = stage.adapters // layout.shards
-    return how.width * local + FP32 * adapters, adapters
+    trained = (stage.adapters + stage.trained_tables + stage.trained_rows) // layout.shards
+    frozen = local - stage.trained_tables // layout.shards
+    starts = stage.adapters // layout.shards if how.starts else 0  # what A and B started as
+    return how.width * frozen + FP32 * (trained + starts), trained
 
 
 def _block(s: Sizes, mixers: tuple[str, ...], layout: Layout = ALONE) -> int:
@@ -179,7 +203,13 @@ def _computed_with(stage: _Stage, layout: Layout, how: Keeping, recompute: Recom
 
 
 def _optimizer(cfg: SftConfig, stage: _Stage, layout: Layout, trainable: int) -> int:
-    """Bytes of optimizer state: two moments with AdamW, in fp32 or 8 bit (see engine/optimizer.py); one with Muon."""
+    """Bytes of optimizer state: two moments with AdamW, in fp32 or 8 bit (see engine/optimizer.py); one with Muon. The average
+    of the weights counts as another."""
+    average = 0 if cfg.train.ema_decay is None else FP32 * trainable
+    return average + _moments(cfg, stage, layout, trainable)
+
+
+def _moments(cfg: SftConfig, stage: _Stage, layout: Layout, trainable: int) -> int:
     if isinstance(cfg.optimizer, AdamW) and cfg.optimizer.state_bits == 8:
         in_fp32 = 0 if cfg.peft is not None else _embedding_and_experts(stage) // layout.shards
         return 2 * FP32 * in_fp32 + int(2 * EIGHT_BITS * (trainable - in_fp32))
@@ -221,11 +251,12 @@ def _kept(stage: _Stage, layout: Layout, how: Keeping, recompute: Recompute) -> 
     return stage.in_flight * (kept + rotary) + last, again
 
 
-def _logits(s: Sizes, tokens: int, layout: Layout, how: Keeping) -> int:
+def _logits(stage: _Stage, tokens: int, layout: Layout, how: Keeping) -> int:
+    s = stage.sizes
     chunk = min(tokens, HEAD_CHUNK_TOKENS)
     table = s.vocab * s.hidden
-    copy = how.width * table if _rounds(layout, how) else 0
-    return FP32 * 2 * chunk * s.vocab + (FP32 * table if how.full else 0) + copy
+    copy = how.width * table if _rounds(layout, how) or stage.trained_head else 0
+    return FP32 * 2 * chunk * s.vocab + (FP32 * table if how.full or stage.trained_head else 0) + copy
 
 
 def savings(cfg: SftConfig, arch: dict[str, Any], precision: Precision) -> list[tuple[str, int]]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sft_hydra.planning.estimate.adapters import adapters_by_block
+from sft_hydra.planning.estimate.adapters import adapters_by_block, table_parameters
 from sft_hydra.planning.estimate.sizes import Sizes, sizes_of
 from sft_hydra.schema.config import LoraConfig
 
@@ -56,6 +56,8 @@ def expert_parameters(s: Sizes) -> int:
     return (3 if s.gated else 2) * s.latent * s.expert_inner
 
 
-def trainable_parameters(arch: dict[str, Any], peft: LoraConfig | None) -> int:
-    """All, or those of the adapters on the layers that `peft` chooses."""
-    return count_parameters(arch).total if peft is None else sum(adapters_by_block(arch, peft))
+def trainable_parameters(arch: dict[str, Any], peft: LoraConfig | None, new_tokens: int = 0) -> int:
+    """All, or those of the adapters on the layers that `peft` chooses and of embedding and head beside them."""
+    if peft is None:
+        return count_parameters(arch).total
+    return sum(adapters_by_block(arch, peft)) + sum(table_parameters(arch, peft, new_tokens))
