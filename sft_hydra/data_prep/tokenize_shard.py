@@ -1,7 +1,7 @@
 """First half of a shard's work: rows -> checked and rendered -> tokenized sequences in a spool (`ShardTokenizer.run`).
 
-Rows are read, checked and rendered here, then encoded and written (batch.py); a thread beside encodes those that wait while
-the tokenizer is being read.
+Rows are read, checked and rendered here, then encoded and written (token_batch.py); a thread beside encodes those that wait
+while the tokenizer is being read, and all of them where there is but one worker.
 Owns what happens to a row on the way: every row read ends as sequences or as a line in rejects.jsonl, and is counted.
 
 Owner of: every input row is used, or is in rejects.jsonl with a reason.
@@ -52,10 +52,12 @@ Done = Callable[[], None]
 
 
 class ShardTokenizer:
-    """Does the first half for any shard of one plan. `library` says which one encodes, as soon as that is known."""
+    """Does the first half for any shard of one plan. `library` says which one encodes, as soon as that is known.
+    `alone`: there is no other worker, so that encoding may use a second core."""
 
-    def __init__(self, plan: Plan, library: Callable[[], str]) -> None:
+    def __init__(self, plan: Plan, library: Callable[[], str], alone: bool = False) -> None:
         self.plan = plan
+        self.alone = alone
         self.library = library
         self.tokenizer = tokenizer = ChatTokenizer(
             plan.tokenizer_folder, plan.template, plan.template_kwargs, plan.tokenizer_file, plan.named_templates
@@ -107,7 +109,9 @@ class ShardTokenizer:
         def flush(batch: TokenBatcher) -> None:
             encode = partial(self._encode, batch)
             fill = partial(filler.fill, batch)
-            self.background.submit(encode, lambda tokens: report(*fill(tokens)), ready=self.encoder is not None)
+            self.background.submit(
+                encode, lambda tokens: report(*fill(tokens)), ready=self.encoder is not None and not self.alone
+            )
 
         batch = TokenBatcher()
         for index, part in enumerate(shard.ranges):
