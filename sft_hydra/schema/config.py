@@ -106,7 +106,7 @@ class LoraConfig:
     a_init: str = "xavier"
     """`xavier`, `kaiming` (alias `uniform`) or `normal`."""
     init_lora_weights: str | None = None
-    """As in PEFT: `gaussian` (the same as `a_init=normal`), or A and B that start from the weight: `pissa`, `pissa_niter_<n>`
+    """As in PEFT: `gaussian` (the same as `a_init=normal`), or A and B initialized from the weight: `pissa`, `pissa_niter_<n>`
     (faster: a randomized decomposition with n iterations), `olora`. null: A by `a_init`, B zero."""
     modules_to_save: list[str] = field(default_factory=list)
     """Trained in full beside the adapters: `embed_tokens`, `lm_head`. Where the head is the embedding, either means both."""
@@ -235,6 +235,9 @@ class TrainConfig:
     recompute: Recompute = Recompute.none
     """Activation checkpointing: what blocks recompute in the backward pass. `full`: everything; `selective`: everything but
     matrix products and attention."""
+    neftune_alpha: float | None = number(None, 0, 1e6, above=True)
+    """NEFTune: uniform noise on the embeddings in training, within alpha / sqrt(L * hidden size), where L is the length of
+    each conversation by itself. The paper uses 5 to 15. null: none."""
     cpu_offload: bool = False
     """Keep weights, gradients and optimizer state in host memory; blocks are copied to the device when needed."""
     compile: bool = False

@@ -8,6 +8,7 @@ import textwrap
 
 import pytest
 import torch
+from support.checkpoints import latest_in
 from support.packed import ARCHITECTURES, make_model, make_row
 
 from sft_hydra.checkpoint.state import latest, load, save
@@ -23,6 +24,9 @@ from sft_hydra.schema.config import LoraConfig
 @pytest.fixture
 def rows():
     return [make_row([5 + i % 7, 20, 3], seed=i) for i in range(60)]
+
+
+ALL_OF_LORA = LoraConfig(dim=4, dropout=0.1, use_dora=True, init_lora_weights="pissa", modules_to_save=["embed_tokens"])
 
 
 def start(cfg, architecture="qwen3"):
@@ -48,9 +52,10 @@ def train(model, optimizer, state, cfg, rows, until):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("peft", [None, LoraConfig(dim=4, dropout=0.1, use_dora=True)], ids=["full", "lora"])
+@pytest.mark.parametrize("peft", [None, ALL_OF_LORA], ids=["full", "lora"])
 def test_resumed_equals_straight(make_cfg, rows, tmp_path, optimizer, peft):
     cfg = make_cfg(optimizer, peft=peft)
+    cfg.train.neftune_alpha = 5.0
     model, moments, state = start(cfg)
     straight = train(model, moments, state, cfg, rows, 8)
 
@@ -58,7 +63,7 @@ def test_resumed_equals_straight(make_cfg, rows, tmp_path, optimizer, peft):
     begun = train(first, moments, state, cfg, rows, 3)
     save(tmp_path, first, moments, state, recipe_of(cfg), cfg.checkpoint)
     second, moments, _ = start(cfg)
-    state = load(latest(tmp_path), second, moments)
+    state = load(latest_in(tmp_path), second, moments)
     resumed = begun + train(second, moments, state, cfg, rows, 8)
 
     assert resumed == straight
@@ -147,4 +152,4 @@ def test_a_save_that_is_killed_never_becomes_the_latest(tmp_path, repo, killed_i
     """)
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=os.environ, check=False)
     assert done.returncode == -signal.SIGKILL
-    assert latest(tmp_path).name == "step_1"
+    assert latest_in(tmp_path).name == "step_1"
