@@ -35,7 +35,18 @@ ALLOWED = {
     "inspect.split": ("train", "valid", "test"),
     "logger.wandb.mode": ("online", "offline", "disabled"),
 }
-READABLE_FORMATS = ("auto", "openai", "prompt_completion", "sharegpt", "alpaca", "squad", "oasst", "mmlu", "gsm8k")
+READABLE_FORMATS = (
+    "auto",
+    "openai",
+    "prompt_completion",
+    "sharegpt",
+    "alpaca",
+    "squad",
+    "oasst",
+    "mmlu",
+    "gsm8k",
+    "text",
+)
 
 VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
@@ -51,6 +62,7 @@ def known_words(cfg: SftConfig) -> Iterator[str]:
     values = flatten(cfg)
     allowed = {
         **ALLOWED,
+        "data.default.format": READABLE_FORMATS,
         **{f"data.sources.{name}.format": READABLE_FORMATS for name in cfg.data.sources},
     }
     for key, words in allowed.items():
