@@ -135,7 +135,8 @@ def longest(arguments: argparse.Namespace, case: str, limit: float, *options: st
 
 
 def tests(*options: str) -> list[str]:
-    """pytest on the files that have tests for a GPU; compiled cases, which take minutes, are left out."""
+    """pytest on the files that have tests for a GPU; compiled cases, which take minutes, are left out. Warnings, which fail other
+    runs of the tests, are printed: some are given on CUDA alone."""
     files = [file for file in sorted((REPO / "tests").rglob("test_*.py")) if "pytest.mark.gpu" in file.read_text()]
     return [
         sys.executable,
@@ -143,6 +144,8 @@ def tests(*options: str) -> list[str]:
         "pytest",
         "-m",
         "gpu",
+        "-W",
+        "default",
         "-k",
         "not compile",
         "--durations=5",

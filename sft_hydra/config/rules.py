@@ -260,6 +260,8 @@ def optimizer_state(cfg: SftConfig) -> Iterator[str]:
     """8-bit optimizer state is one of the supported widths and stays on the device."""
     if not isinstance(cfg.optimizer, AdamW):
         return
+    if cfg.optimizer.lora_plus_ratio is not None and cfg.peft is None:
+        yield f"optimizer.lora_plus_ratio={cfg.optimizer.lora_plus_ratio:g} is for LoRA; add peft=lora, or leave it out"
     if (bits := cfg.optimizer.state_bits) not in (8, 32):
         yield f"optimizer.state_bits={bits} is not one of 8, 32"
     if bits == 8 and cfg.train.cpu_offload:

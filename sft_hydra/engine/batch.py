@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from sft_hydra.errors import DataError
+from sft_hydra.models.embedding_noise import EmbeddingNoise, noise_of
 from sft_hydra.parallel.mesh import Mesh
 from sft_hydra.records import IGNORE_INDEX, PackedRow
 
@@ -27,6 +28,7 @@ class Batch:
     num_tokens: int  # without padding
     num_trained: int  # supervised targets
     num_trained_sequences: int  # documents with at least one supervised target
+    noise: EmbeddingNoise | None = None  # on the embeddings of these tokens
 
     def num_real(self, mesh: Mesh) -> int:
         """How many of this rank's tokens are not padding; padding comes after them."""
@@ -53,7 +55,15 @@ class Batch:
             source_ids=shard(self.source_ids, slices, mesh.seq_rank),
             position_ids=shard(self.position_ids, mesh.cp.size, mesh.cp.rank),
             cu_seqlens=_moved(self.cu_seqlens, device),
+            noise=self.noise
+            and EmbeddingNoise(*(shard(each, slices, mesh.seq_rank) for each in (self.noise.keys, self.noise.sizes))),
         )
+
+    def with_noise(self, hidden: int, alpha: float | None, seed: int) -> "Batch":
+        """The same batch of whole tokens, with NEFTune's noise on embeddings of `hidden` channels; None: without."""
+        if alpha is None:
+            return self
+        return replace(self, noise=noise_of(self.input_ids, self.position_ids, self.cu_seqlens, hidden, alpha, seed))
 
 
 def make_batch(rows: list[PackedRow], device: torch.device | str, multiple: int = 1) -> Batch:

@@ -110,7 +110,8 @@ def optimizer_step(
     mesh, train = model.mesh, recipe.train
     numbers = rows_of_step(state, recipe)
     micro_batches = assign_rows(rows, numbers, train.micro_batch_size, mesh)
-    batches = load_batches(rows, micro_batches, model, recipe.micro_batch_tokens)
+    noise = train.neftune_alpha, recipe.seed + state.step
+    batches = load_batches(rows, micro_batches, model, recipe.micro_batch_tokens, noise)
     tokens, trained_tokens, trained_sequences = count_all(batches, mesh)
     count = max(1, trained_tokens if train.calculate_per_token_loss else trained_sequences)
 
@@ -121,6 +122,7 @@ def optimizer_step(
     router_aux_loss = set_balancing_loss(model, batches, train.router_aux_loss)
     torch.manual_seed(seed)
     losses, token_losses = forward_backward(model, batches, count)
+    model.noise = None  # whatever runs next is no training
     grad_norm = clip_gradients(model, train.clip_grad)
     loss = sum_over_ranks([float(torch.stack(losses).sum())], mesh)[0]
     if not math.isfinite(loss) or not math.isfinite(grad_norm):

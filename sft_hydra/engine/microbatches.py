@@ -49,16 +49,20 @@ def split_rows(numbers: range, size: int, mesh: Mesh) -> list[range]:
 
 
 def load_batches(
-    rows: Rows, micro_batches: Sequence[Sequence[int]], model: DecoderModel, full_tokens: int
+    rows: Rows,
+    micro_batches: Sequence[Sequence[int]],
+    model: DecoderModel,
+    full_tokens: int,
+    noise: tuple[float | None, int] = (None, 0),
 ) -> list[Batch]:
     """The local shard of each micro-batch, on this rank's device. `full_tokens`: tokens of a full micro-batch, which pipeline
-    stages pad every micro-batch to."""
+    stages pad every micro-batch to; `noise`: train.neftune_alpha, and the seed of this step."""
     mesh, device = model.mesh, model.device
     multiple = mesh.cp.size * mesh.tp.size
     if mesh.pp.size > 1:  # pipeline stages exchange tensors of a fixed size
         multiple *= -(-full_tokens // multiple)
     batches = (make_batch([rows[n] for n in numbers], "cpu", multiple) for numbers in micro_batches)
-    return [batch.part(mesh, device) for batch in batches]
+    return [batch.with_noise(model.config.hidden_size, *noise).part(mesh, device) for batch in batches]
 
 
 def forward_backward(
@@ -98,7 +102,7 @@ def forward_hidden(model: DecoderModel, batch: Batch) -> torch.Tensor | None:
 
     With several ranks in the compute dtype of training; with a single rank in the dtype of the stored weights.
     """
-    compute_dtype = model.rounds_to
+    compute_dtype, model.noise = model.rounds_to, batch.noise
     if model.mesh.layout.world == 1:
         model.rounds_to = None
     if model.pipeline is not None:
@@ -120,5 +124,5 @@ def forward_loss(model: DecoderModel, batch: Batch) -> tuple[torch.Tensor, torch
     """Summed loss over the batch's supervised tokens (scalar), and the loss of every local token (t,)."""
     for balance in model.balances:
         balance.real = batch.num_real(model.mesh)
-    boundaries = batch.cu_seqlens, batch.max_seqlen
+    boundaries, model.noise = (batch.cu_seqlens, batch.max_seqlen), batch.noise
     return model(batch.input_ids, batch.position_ids, *boundaries, batch.targets, batch.trained)

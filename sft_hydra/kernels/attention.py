@@ -117,6 +117,7 @@ def _attend_padded(
 ) -> torch.Tensor:
     """Documents of similar length are one right-padded batch: under a causal mask no token attends to the padding."""
     lengths = cu_seqlens.diff().tolist()
+    k, v = _for_each_query_head(q, k, v)
     documents = [x.split(lengths) for x in (q, k, v)]
     outputs: list[torch.Tensor] = [q] * len(lengths)
     for bucket in _buckets(lengths):
@@ -146,6 +147,7 @@ def _attend_part(
     window: int | None,
 ) -> torch.Tensor:
     """Attention of fewer queries than keys, one document at a time; its last query is aligned with its last key."""
+    k, v = _for_each_query_head(q, k, v)
     q_lengths, k_lengths = queries.diff().tolist(), keys.diff().tolist()
     outputs = []
     for qs, ks, vs in zip(q.split(q_lengths), k.split(k_lengths), v.split(k_lengths), strict=True):
@@ -158,6 +160,15 @@ def _attend_part(
         out = F.scaled_dot_product_attention(*one, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
         outputs.append(out[0].transpose(0, 1))
     return torch.cat(outputs)
+
+
+def _for_each_query_head(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values with as many heads as the queries on CUDA: in fp32, torch's only kernel for grouped heads there makes
+    all scores."""
+    copies = q.shape[1] // k.shape[1]
+    if copies == 1 or not q.is_cuda:
+        return k, v
+    return k.repeat_interleave(copies, dim=1), v.repeat_interleave(copies, dim=1)
 
 
 def _buckets(lengths: list[int]) -> list[list[int]]:

@@ -47,6 +47,8 @@ def try_fused(device: torch.device) -> dict[str, str | None]:
             continue
         try:
             import_module(f"sft_hydra.kernels.fused.{module}").example(device)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)  # where a failed launch shows
         except Exception as error:  # a kernel fails to compile in as many ways as there are drivers
             _refused[operation] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     return {operation: _refused.get(operation) for operation in OPERATIONS}

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from sft_hydra.kernels.loss import linear_cross_entropy, softcapped
+from sft_hydra.models.embedding_noise import EmbeddingNoise
 from sft_hydra.models.generation_cache import GenerationCache
 from sft_hydra.models.layers import Linear, Packed, RMSNorm
 from sft_hydra.models.moe_aux_loss import BalancingLoss
@@ -50,6 +51,7 @@ class DecoderModel(nn.Module, ABC):
             int, ...
         ] = ()  # tokens of which the rows in embedding and head are trained beside adapters
         self.head_rows: tuple[TokenRows, ...] = ()  # these rows of the head; a tuple, so that it is no sub-module
+        self.noise: EmbeddingNoise | None = None  # on the embeddings of the next forward pass
         self.balances: list[BalancingLoss] = []  # of routers whose experts are to be used evenly
         self.mesh = SINGLE  # the layout's, once there is one
         self.cache: GenerationCache | None = None  # while texts are continued
@@ -203,7 +205,8 @@ class FamilyModel(DecoderModel):
 
     def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Hidden states (T, hidden_size) before the first block, in the compute dtype."""
-        return self.rounded(self.model.embed_tokens(input_ids))
+        hidden = self.model.embed_tokens(input_ids)
+        return self.rounded(hidden if self.noise is None else self.noise.added(hidden))
 
     def packed(self, position_ids: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int) -> Packed:
         """Document boundaries and rotary tables, shared by all blocks."""

@@ -33,7 +33,7 @@ class Linear(nn.Linear, CastWeight):
     """nn.Linear on the local shard of the weight. If the weight is split by inputs, outputs are partial sums over ranks."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.cast_weight(x.dtype), self.local_bias(x.dtype))
+        return F.linear(x, self.cast("weight", x.dtype), self.local_bias(x.dtype))
 
     def local_bias(self, dtype: torch.dtype) -> torch.Tensor | None:
         """What this rank adds to its outputs (out,), if the layer has a bias."""

@@ -78,8 +78,7 @@ class LoraLinear(Linear, Adapter):
         self.add_factors(base.weight, lora)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight = self.cast_weight(x.dtype)
-        a, b = (local_tensor(p).to(x.dtype) for p in (self.lora_A, self.lora_B))
+        weight, a, b = (self.cast(name, x.dtype) for name in ("weight", "lora_A", "lora_B"))
         bias = self.local_bias(x.dtype)
         drops = self.training and self.dropout > 0
         if drops and not self.dropout_first:

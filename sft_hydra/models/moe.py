@@ -75,7 +75,7 @@ class GroupedLinear(CastWeight):
         self.weight = nn.Parameter(torch.empty(num_experts, out_features, in_features))
 
     def forward(self, x: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-        return grouped_linear(x, self.cast_weight(x.dtype), counts)
+        return grouped_linear(x, self.cast("weight", x.dtype), counts)
 
 
 class Experts(ShardedModule):

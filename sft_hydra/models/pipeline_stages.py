@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from sft_hydra.models.decoder import FamilyModel
+from sft_hydra.models.embedding_noise import EmbeddingNoise
 from sft_hydra.models.moe import MoE
 from sft_hydra.parallel.dtensor import local_shard
 from sft_hydra.parallel.pipeline import make_schedule, stages_of_rank
@@ -30,6 +31,8 @@ class MicroBatch(Protocol):
     def targets(self) -> torch.Tensor: ...
     @property
     def trained(self) -> torch.Tensor: ...
+    @property
+    def noise(self) -> EmbeddingNoise | None: ...
 
 
 @dataclass(slots=True)
@@ -53,6 +56,7 @@ class Stage(nn.Module):
         self.norm = model.model.norm if last else None
         self.lm_head = model.lm_head if last else None
         self.embed, self.packed, self.finish = model.embed, model.packed, model.finish
+        self.model = (model,)  # a tuple, so that it is no sub-module
         self.now: Pass
 
     def forward(self, hidden: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -62,6 +66,7 @@ class Stage(nn.Module):
         batch = self.now.batches[min(number, len(self.now.batches) - 1)]  # extra passes repeat the last micro-batch
         packed = self.packed(batch.position_ids, batch.cu_seqlens, batch.max_seqlen)
         if self.first:
+            self.model[0].noise = batch.noise
             hidden = self.embed(batch.input_ids)
         for block in self.blocks:
             hidden = block(hidden, packed)

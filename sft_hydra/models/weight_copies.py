@@ -15,20 +15,20 @@ from sft_hydra.parallel.dtensor import local_tensor
 
 
 class CastWeight(nn.Module):
-    """A layer with a `weight` that is used in the dtype of its input."""
+    """A layer whose weights are used in the dtype of its input."""
 
-    weight: nn.Parameter
-    keeps_copy = False
-    copy: torch.Tensor | None = None  # of this rank's weight in the compute dtype, without gradient
+    copies: dict[tuple[str, torch.dtype], torch.Tensor] | None = (
+        None  # of parameters, without gradient; None: none are kept
+    )
 
-    def cast_weight(self, dtype: torch.dtype) -> torch.Tensor:
-        """This rank's weight in `dtype`; differentiable."""
-        weight = local_tensor(self.weight)
-        if not self.keeps_copy or weight.dtype == dtype:
+    def cast(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        """This rank's shard of a parameter in `dtype`; differentiable."""
+        weight = local_tensor(getattr(self, name))
+        if self.copies is None or weight.dtype == dtype:
             return weight.to(dtype)
-        if self.copy is None or self.copy.dtype != dtype:
-            self.copy = weight.detach().to(dtype)
-        return _Cast.apply(weight, self.copy)
+        if (name, dtype) not in self.copies:
+            self.copies[name, dtype] = weight.detach().to(dtype)
+        return _Cast.apply(weight, self.copies[name, dtype])
 
 
 class _Cast(torch.autograd.Function):
@@ -49,9 +49,9 @@ def kept_copies(model: nn.Module) -> Iterator[None]:
     """Within the context, in which weights do not change, layers cast their weights once."""
     layers = [module for module in model.modules() if isinstance(module, CastWeight)]
     for layer in layers:
-        layer.keeps_copy = True
+        layer.copies = {}
     try:
         yield
     finally:
         for layer in layers:
-            layer.keeps_copy, layer.copy = False, None
+            layer.copies = None

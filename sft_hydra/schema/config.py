@@ -235,6 +235,9 @@ class TrainConfig:
     recompute: Recompute = Recompute.none
     """Activation checkpointing: what blocks recompute in the backward pass. `full`: everything; `selective`: everything but
     matrix products and attention."""
+    neftune_alpha: float | None = number(None, 0, 1e6, above=True)
+    """NEFTune: uniform noise on the embeddings in training, within alpha / sqrt(L * hidden size), where L is the length of
+    each conversation by itself. The paper uses 5 to 15. null: none."""
     cpu_offload: bool = False
     """Keep weights, gradients and optimizer state in host memory; blocks are copied to the device when needed."""
     compile: bool = False

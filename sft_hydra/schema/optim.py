@@ -29,6 +29,9 @@ class AdamW(Optimizer):
     state_bits: int = number(32, 1, 64)
     """Bits of each optimizer-state value: 32, or 8 through torchao for matrices that every token uses (not embeddings, routed
     experts and vectors), with a quarter of the memory. `checkpoint.load_optimizer` converts between them."""
+    lora_plus_ratio: float | None = number(None, 0, 1e6, above=True)
+    """LoRA+: learning rate of B matrices, and of DoRA's magnitudes, as a multiple of `lr`, which is that of A. null: the same
+    learning rate."""
 
 
 @dataclass(kw_only=True, slots=True)

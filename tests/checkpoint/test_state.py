@@ -25,6 +25,9 @@ def rows():
     return [make_row([5 + i % 7, 20, 3], seed=i) for i in range(60)]
 
 
+ALL_OF_LORA = LoraConfig(dim=4, dropout=0.1, use_dora=True, init_lora_weights="pissa", modules_to_save=["embed_tokens"])
+
+
 def start(cfg, architecture="qwen3"):
     model = make_model(ARCHITECTURES[architecture])
     if cfg.peft is not None:
@@ -48,9 +51,10 @@ def train(model, optimizer, state, cfg, rows, until):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("peft", [None, LoraConfig(dim=4, dropout=0.1, use_dora=True)], ids=["full", "lora"])
+@pytest.mark.parametrize("peft", [None, ALL_OF_LORA], ids=["full", "lora"])
 def test_resumed_equals_straight(make_cfg, rows, tmp_path, optimizer, peft):
     cfg = make_cfg(optimizer, peft=peft)
+    cfg.train.neftune_alpha = 5.0
     model, moments, state = start(cfg)
     straight = train(model, moments, state, cfg, rows, 8)
 

@@ -41,6 +41,7 @@ CASES = [
     (["scheduler=wsd", "scheduler.decay_ratio=null"], "needs a decay phase"),
     (["peft=lora", "peft.target_modules=[q_proj]", "peft.exclude_modules=[k_proj]"], "set only one of them"),
     (["peft=lora", "peft.match_all_linear=true", "peft.exclude_modules=[k_proj]"], "peft.match_all_linear=true"),
+    (["optimizer.lora_plus_ratio=16"], "optimizer.lora_plus_ratio=16 is for LoRA"),
     (["peft=lora", "peft.init_lora_weights=eva"], "eva is none of gaussian, olora, pissa"),
     (["peft=lora", "peft.init_lora_weights=pissa", "peft.a_init=normal"], "both say what A starts as"),
     (["peft=lora", "peft.modules_to_save=[norm]"], "norm is none of embed_tokens, lm_head"),

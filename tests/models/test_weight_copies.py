@@ -27,14 +27,14 @@ def test_same_bits(family, lora):
                     if p.grad is not None:
                         p -= 1e-3 * p.grad
         results.append([*losses, *(p.grad for p in model.parameters() if p.grad is not None)])
-        assert all(m.copy is None for m in model.modules() if isinstance(m, CastWeight))
+        assert all(m.copies is None for m in model.modules() if isinstance(m, CastWeight))
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
 
 def test_a_weight_is_cast_once():
     model = make_model(ARCHITECTURES["qwen3"])
     layer = model.blocks[0].mlp.up_proj
-    layer.keeps_copy = True
-    copies = [layer.cast_weight(torch.bfloat16) for _ in range(2)]
+    layer.copies = {}
+    copies = [layer.cast("weight", torch.bfloat16) for _ in range(2)]
     assert copies[0].data_ptr() == copies[1].data_ptr()
     assert torch.equal(copies[0], layer.weight.bfloat16())

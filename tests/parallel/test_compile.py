@@ -10,6 +10,7 @@ from torch._dynamo.utils import counters
 
 from sft_hydra.engine.batch import make_batch
 from sft_hydra.engine.microbatches import forward_backward, forward_loss, forward_only, load_batches, split_rows
+from sft_hydra.models.generation_cache import GenerationCache
 from sft_hydra.parallel import compiled_blocks
 from sft_hydra.parallel.mesh import SINGLE
 from sft_hydra.parallel.parallelize import Options, parallelize
@@ -133,3 +134,16 @@ def test_few_layers_over_rows_of_many_lengths(family, layers):
     assert graphs[-1] == graphs[6]  # those before were enough
     for mine, theirs in zip(compiled.parameters(), plain.parameters(), strict=True):
         assert relative(mine.grad, theirs.grad) < 1e-4
+
+
+def test_texts_that_are_continued_from_a_cache_make_no_graphs(graphs_only):
+    plain, compiled = make_model(ARCHITECTURES["nano"]), make_model(ARCHITECTURES["nano"])
+    parallelize([compiled], compiled.blocks, SINGLE, Options(compile=True))
+    batch = make_batch([make_row([12, 30])], "cpu")
+    found = []
+    for model in (plain, compiled):
+        model.cache = GenerationCache([12, 30], torch.device("cpu"))
+        with torch.no_grad():
+            found.append(model(batch.input_ids, batch.position_ids, batch.cu_seqlens, batch.max_seqlen))
+    assert torch.equal(*found)
+    assert "unique_graphs" not in counters["stats"]
