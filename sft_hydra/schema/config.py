@@ -106,7 +106,7 @@ class LoraConfig:
     a_init: str = "xavier"
     """`xavier`, `kaiming` (alias `uniform`) or `normal`."""
     init_lora_weights: str | None = None
-    """As in PEFT: `gaussian` (the same as `a_init=normal`), or A and B that start from the weight: `pissa`, `pissa_niter_<n>`
+    """As in PEFT: `gaussian` (the same as `a_init=normal`), or A and B initialized from the weight: `pissa`, `pissa_niter_<n>`
     (faster: a randomized decomposition with n iterations), `olora`. null: A by `a_init`, B zero."""
     modules_to_save: list[str] = field(default_factory=list)
     """Trained in full beside the adapters: `embed_tokens`, `lm_head`. Where the head is the embedding, either means both."""
