@@ -273,7 +273,7 @@ def optimizer_state(cfg: SftConfig) -> Iterator[str]:
     if not isinstance(cfg.optimizer, AdamW):
         return
     if cfg.optimizer.lora_plus_ratio is not None and cfg.peft is None:
-        yield f"optimizer.lora_plus_ratio={cfg.optimizer.lora_plus_ratio:g} is for LoRA; add peft=lora, or leave it out"
+        yield f"optimizer.lora_plus_ratio={cfg.optimizer.lora_plus_ratio:g} is for LoRA; add peft=lora, or remove it"
     if (bits := cfg.optimizer.state_bits) not in (8, 32):
         yield f"optimizer.state_bits={bits} is not one of 8, 32"
     if bits == 8 and cfg.train.cpu_offload:
