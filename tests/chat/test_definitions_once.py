@@ -1,5 +1,6 @@
 """Tool definitions are rendered once per list (`ChatTemplate.use_blocks`); the text is the template's own."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -19,7 +20,7 @@ LISTED = (
 )
 
 
-def plain(template: ChatTemplate, messages: list[Message], tools: list[object]) -> str:
+def plain(template: ChatTemplate, messages: list[Message], tools: Sequence[object]) -> str:
     return template.plain.render(template._context(messages, tools, False, False))
 
 

@@ -65,6 +65,7 @@ def test_long_documents_are_cut_so_that_every_token_stays_a_target(tmp_path: Pat
     cfg = text_cfg(tmp_path, [text, "A short one."])
     cfg.seq_length = 64
     tokenizer = load_tokenizer(cfg)
+    assert tokenizer.eos_id is not None
     whole = [*tokenizer.encode(text), tokenizer.eos_id]
     packed = prepare(cfg)
     assert packed.metadata["sources"][0]["cut_documents"] == 1
@@ -105,6 +106,7 @@ def test_control_token_text_in_a_document_is_ordinary_text(tmp_path: Path) -> No
     end = tokenizer.special_tokens["eos_token"]
     found = by_source(prepare(text_cfg(tmp_path, [f"They write {end} at the end of a turn."])))["texts"]
     (ids, _) = found[0]
+    assert tokenizer.eos_id is not None
     assert ids.count(tokenizer.eos_id) == 1
     assert tokenizer.decode(ids) == f"They write {end} at the end of a turn.{end}"
 

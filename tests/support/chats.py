@@ -12,7 +12,7 @@ from sft_hydra.records import Conversation, Message
 from sft_hydra.schema.config import ModelConfig, SftConfig
 from sft_hydra.schema.data import SourceConfig
 
-TOOL = {
+TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "weather",
