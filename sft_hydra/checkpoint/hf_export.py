@@ -26,10 +26,10 @@ from sft_hydra.errors import CheckpointError
 from sft_hydra.models.build import KEEP_FP32, build_model, transformers_model, use_published_limits
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.lora import add_adapters, is_adapter, merged_tensors
+from sft_hydra.models.quantized_linear import whole_tensors
 from sft_hydra.models.state_dict_map import to_disk
 from sft_hydra.parallel.collectives import all_gather_objects, gather_tokens
 from sft_hydra.parallel.dtensor import full_tensor
-from sft_hydra.parallel.full_state_dict import full_tensors
 from sft_hydra.records import PackedRow
 from sft_hydra.schema.config import Precision, SftConfig
 from sft_hydra.schema.data import Packing
@@ -75,7 +75,7 @@ def export(
         raise CheckpointError(f"export.path: {folder} exists and is not an export of ours; give another folder")
     live = live_logits(model, cfg)
     adapter = cfg.peft is not None and not cfg.export.merge
-    tensors = full_tensors(model.state_dict(), model.mesh) if adapter else merged_tensors(model)
+    tensors = whole_tensors(model) if adapter else merged_tensors(model)
     report = None
     if live is not None:
         building = folder.with_name(folder.name + ".tmp")

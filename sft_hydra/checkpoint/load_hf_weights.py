@@ -1,7 +1,8 @@
 """Weights of a Hugging Face folder, or of a Megatron checkpoint, into a model that is already where it will train, tensor by
 tensor.
 
-Every rank reads only the rows that it holds, so the whole model is never in the memory of one.
+Every rank reads only the rows that it holds, of a weight that it quantizes all, one weight at a time: the whole model is
+never in the memory of one.
 """
 
 import json
@@ -37,11 +38,9 @@ def local_folder(path: str, revision: str | None = None) -> Path:
 def load_weights(model: DecoderModel, path: str, revision: str | None = None) -> None:
     """Fill the model from safetensors or a torch_dist checkpoint. ModelError lists all names that are missing, left over or of another shape."""
     folder = local_folder(path, revision)
-    targets = {
-        name: (tensor, stored(model.config, name, tensor.shape))
-        for name, tensor in model.state_dict().items()
-        if not is_adapter(name)
-    }
+    base = {name: tensor for name, tensor in model.state_dict().items() if not is_adapter(name)}
+    shapes = {name: model.quantized[name].shape if name in model.quantized else t.shape for name, t in base.items()}
+    targets = {name: (tensor, stored(model.config, name, shapes[name])) for name, tensor in base.items()}
     own = {name for _, place in targets.values() for name in place.names}
     needed = {name for names in all_gather_objects(own, model.mesh) for name in names}
     reader: _Reader | MegatronWeights
@@ -64,12 +63,18 @@ def load_weights(model: DecoderModel, path: str, revision: str | None = None) ->
     broken = []
     for name, (tensor, place) in targets.items():
         there = shape_on_disk(place, reader.get)
-        if there != tuple(tensor.shape):
-            raise ModelError(f"{folder}: {name} is {there}, config.json makes it {tuple(tensor.shape)}")
+        if there != tuple(shapes[name]):
+            raise ModelError(f"{folder}: {name} is {there}, config.json makes it {tuple(shapes[name])}")
         part, where = local_shard(tensor)
-        if part.numel():
+        if not part.numel():
+            continue
+        if quantized := model.quantized.get(name):
+            values = from_disk(place, reader.get, quantized.needed(where))
+            quantized.fill(tensor, values)
+            part = values
+        else:
             part.copy_(from_disk(place, reader.get, where))
-            broken += [] if is_finite(part) else [name]
+        broken += [] if is_finite(part) else [name]
     if everywhere := sorted({name for names in all_gather_objects(broken, model.mesh) for name in names}):
         raise ModelError(
             *_shown([f"{folder}: {name} has numbers that are not finite (NaN or infinite)" for name in everywhere])
@@ -87,6 +92,7 @@ def _check_kinds(model: DecoderModel, reader: "_Reader", names: dict[str, Any], 
     """ModelError if weights on disk are integers or eight-bit floats, as quantised ones are, where the model computes with
     them as they are."""
     floating = {name for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    floating |= model.quantized.keys()
     own = [(on_disk, reader.get(on_disk).get_dtype()) for name in names if name in floating for on_disk in names[name]]
     odd = {(name, kind) for name, kind in own if kind not in FLOATING}
     if everywhere := sorted({pair for pairs in all_gather_objects(sorted(odd), model.mesh) for pair in pairs}):

@@ -30,6 +30,7 @@ DATA_RUNNERS = (Runner.train, Runner.data_prep, Runner.inspect)
 ALLOWED = {
     "scheduler.kind": ("cosine", "warmdown", "wsd", "constant"),
     "peft.dropout_position": ("pre", "post"),
+    "peft.quantize_base": ("nf4", "int8"),
     "peft.a_init": ("xavier", "kaiming", "uniform", "normal"),
     "inspect.split": ("train", "valid", "test"),
     "logger.wandb.mode": ("online", "offline", "disabled"),
@@ -289,6 +290,16 @@ def lora_targets(cfg: SftConfig) -> Iterator[str]:
         yield "peft.match_all_linear=true adapts every linear layer: drop peft.exclude_modules, or match_all_linear"
 
 
+def quantized_base(cfg: SftConfig) -> Iterator[str]:
+    """Blocks of 64 weights share a scale, and 256 scales another: parts of a weight would be quantized otherwise."""
+    tp = cfg.parallel.tp or 1
+    if cfg.peft is not None and cfg.peft.quantize_base is not None and tp > 1:
+        yield (
+            f"parallel.tp={tp} with peft.quantize_base={cfg.peft.quantize_base}: a rank would hold parts of blocks that share "
+            "a scale; set parallel.tp=1 (FSDP, parallel.ep, parallel.pp and parallel.cp split a quantized base exactly)"
+        )
+
+
 def optimizer_warm_start(cfg: SftConfig) -> Iterator[str]:
     if cfg.checkpoint.load_optimizer and cfg.checkpoint.load is None:
         yield "checkpoint.load_optimizer=true needs checkpoint.load=<checkpoint to take it from>"
@@ -332,7 +343,7 @@ def _at_most_one(cfg: SftConfig, section: str, names: tuple[str, ...]) -> Iterat
 RULES: tuple[Rule, ...] = (
     two_betas, known_words, run_name, model_is_set, export_formats, data_is_set, roles_are_known, runner_is_set,
     splits_sum_to_one, length_of_training, batch_size,
-    schedule, layout, foreign_model, fp8, optimizer_state, routers, lora_targets, optimizer_warm_start, no_secrets,
+    schedule, layout, foreign_model, fp8, optimizer_state, routers, lora_targets, quantized_base, optimizer_warm_start, no_secrets,
     one_line_each,
 )  # fmt: skip
 

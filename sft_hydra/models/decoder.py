@@ -13,6 +13,7 @@ from torch import nn
 from sft_hydra.kernels.loss import linear_cross_entropy, softcapped
 from sft_hydra.models.layers import Linear, Packed, RMSNorm
 from sft_hydra.models.moe_aux_loss import BalancingLoss
+from sft_hydra.models.quantized_weight import QuantizedWeight
 from sft_hydra.models.rotary import rotary_tables
 from sft_hydra.models.state_dict_map import ignorable
 from sft_hydra.parallel.mesh import SINGLE
@@ -39,6 +40,7 @@ class DecoderModel(nn.Module, ABC):
         )
         self.prefix = ""  # that names of all but the head may lack on disk
         self.adapter_scales: dict[str, float] = {}  # of each layer that has an adapter
+        self.quantized: dict[str, QuantizedWeight] = {}  # weights of which only bytes are kept, by parameter name
         self.balances: list[BalancingLoss] = []  # of routers whose experts are to be used evenly
         self.mesh = SINGLE  # the layout's, once there is one
         self.pipeline: Any = None  # models/pipeline_stages.py, if the blocks are spread over several stages

@@ -15,14 +15,16 @@ from torch import nn
 from sft_hydra.errors import ConfigError
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.layers import Linear
-from sft_hydra.models.lora_layers import Adapter, LoraGroupedLinear, LoraLinear, scale_of
+from sft_hydra.models.lora_layers import Adapter, scale_of
 from sft_hydra.models.moe import GroupedLinear
+from sft_hydra.models.quantized_linear import QuantizedGroupedLinear, QuantizedLinear, whole_tensors, with_adapter
 from sft_hydra.models.seeded_generator import seeded_generator
 from sft_hydra.parallel.collectives import all_gather_objects
 from sft_hydra.parallel.dtensor import copy_shard_
-from sft_hydra.parallel.full_state_dict import full_tensors
 from sft_hydra.planning.lora_targets import choose, layer_lora, usual_targets
 from sft_hydra.schema.config import LoraConfig
+
+ADAPTABLE = (Linear, nn.Linear, GroupedLinear, QuantizedLinear, QuantizedGroupedLinear)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ def add_adapters(model: DecoderModel, lora: LoraConfig) -> list[Coverage]:
     head = model.head_weight
     layers: dict[str, nn.Linear | GroupedLinear] = {}
     for name, module in model.named_modules():
-        if type(module) in (Linear, nn.Linear, GroupedLinear) and module.weight is not head:
+        if type(module) in ADAPTABLE and module.weight is not head:
             assert isinstance(module, nn.Linear | GroupedLinear)
             layers[name] = module
     chosen = choose(list(layers), lora, usual_targets(list(layers), model.lora_targets))
@@ -64,10 +66,7 @@ def add_adapters(model: DecoderModel, lora: LoraConfig) -> list[Coverage]:
     model.requires_grad_(False)
     for name in chosen:
         parent, _, leaf = name.rpartition(".")
-        layer = layers[name]
-        own = each[name]
-        adapted = LoraGroupedLinear(layer, own) if isinstance(layer, GroupedLinear) else LoraLinear(layer, own)
-        model.get_submodule(parent).register_module(leaf, adapted)
+        model.get_submodule(parent).register_module(leaf, with_adapter(layers[name], each[name]))
     return _coverage(layers, {name: own.dim for name, own in each.items()})
 
 
@@ -120,7 +119,7 @@ def merged_tensors(model: DecoderModel) -> Iterator[tuple[str, torch.Tensor]]:
     adapters = (name for names in all_gather_objects([n for n in state if is_adapter(n)], model.mesh) for name in names)
     adapted = {name.rpartition(".")[0] for name in adapters}
     waiting: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in full_tensors(state, model.mesh):
+    for name, tensor in whole_tensors(model):
         layer, _, leaf = name.rpartition(".")
         if layer not in adapted or leaf == "bias":
             yield name, tensor

@@ -10,6 +10,7 @@ from torch import nn
 
 from sft_hydra.models.decoder import FamilyModel
 from sft_hydra.models.moe import MoE
+from sft_hydra.models.quantized_linear import QuantizedGroupedLinear, QuantizedLinear
 from sft_hydra.parallel.dtensor import local_shard
 from sft_hydra.parallel.pipeline import make_schedule, stages_of_rank
 from sft_hydra.planning.stage_split import partition_layers
@@ -157,9 +158,16 @@ def split_into_stages(model: FamilyModel, per_rank: int) -> list[Stage]:
 
 def active_parameters(block: nn.Module) -> float:
     """Number of parameters of a block that one token uses (routed experts count top_k of all)."""
-    count = float(sum(parameter.numel() for parameter in block.parameters()))
+    count = float(_parameters(block))
     for module in block.modules():
         if isinstance(module, MoE):
             idle = 1 - module.gate.top_k / module.experts.num_experts
-            count -= idle * sum(parameter.numel() for parameter in module.experts.parameters())
+            count -= idle * _parameters(module.experts)
     return count
+
+
+def _parameters(module: nn.Module) -> int:
+    """Number of parameters, of quantized weights as many as they stand for."""
+    count = sum(parameter.numel() for parameter in module.parameters())
+    quantized = [layer for layer in module.modules() if isinstance(layer, QuantizedLinear | QuantizedGroupedLinear)]
+    return count + sum(layer.code.shape.numel() - layer.weight.numel() for layer in quantized)

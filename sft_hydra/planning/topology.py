@@ -54,7 +54,13 @@ def possible_layouts(cfg: SftConfig, architecture: dict[str, Any]) -> Iterator[L
     experts = most if num_experts(architecture) else 1
     balancing = cfg.train.router_aux_loss or cfg.train.router_bias_update_rate  # not supported with several stages
     stages = 1 if balancing else most
-    sizes = [(requested.tp, min(most, ranks)), (requested.pp, stages), (requested.cp, most), (requested.ep, experts)]
+    whole = cfg.peft is not None and cfg.peft.quantize_base is not None  # quantized weights are not split
+    sizes = [
+        (requested.tp, 1 if whole else min(most, ranks)),
+        (requested.pp, stages),
+        (requested.cp, most),
+        (requested.ep, experts),
+    ]
     for tp, pp, cp, ep in product(*([size] if size else _divisors(limit) for size, limit in sizes)):
         if world % (tp * pp * cp):
             continue

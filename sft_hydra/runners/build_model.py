@@ -24,6 +24,8 @@ from sft_hydra.models.hf.causal_lm import GenericModel
 from sft_hydra.models.hf.check_contamination import check_contamination
 from sft_hydra.models.init_weights import init_weights
 from sft_hydra.models.lora import Coverage, add_adapters, init_adapters
+from sft_hydra.models.quantized_linear import quantize_linears
+from sft_hydra.models.quantized_weight import check_bitsandbytes
 from sft_hydra.paths import find_checkpoint, read_progress
 from sft_hydra.planning.architecture import read_architecture
 from sft_hydra.planning.layout import Layout
@@ -83,8 +85,14 @@ def new_model(cfg: SftConfig, tokenizer: ChatTokenizer, device: torch.device, la
     packed = cfg.data.packing is not Packing.none
     model = build_model(architecture, "meta", dtype, generic=cfg.model.generic, packed=packed)
     _check_length(model, cfg.seq_length)
+    if cfg.peft is not None and cfg.peft.quantize_base is not None:
+        check_bitsandbytes(cfg.peft.quantize_base)
+        quantize_linears(model, cfg.peft.quantize_base)
     coverage = add_adapters(model, cfg.peft) if cfg.peft is not None else []
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    sizes = [
+        (model.quantized[name].shape.numel() if name in model.quantized else p.numel(), p.requires_grad)
+        for name, p in model.named_parameters()
+    ]
     materialize_on_mesh(model, cfg, layout or Layout(), device)
     if cfg.model.path is not None:
         load_weights(model, cfg.model.path, cfg.model.revision)

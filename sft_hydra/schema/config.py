@@ -88,6 +88,9 @@ class LoraConfig:
     """Every linear layer but the head; overrides `target_modules`."""
     a_init: str = "xavier"
     """`xavier`, `kaiming` (`uniform` is another name of it) or `normal`."""
+    quantize_base: str | None = None
+    """What the frozen weights of linear layers are kept in: `nf4` (4 bits, double quantization; `peft=qlora` sets it),
+    `int8` (8 bits, a scale for each row), null: the precision that is computed in. Without tensor parallelism."""
     rank_stabilized: bool = False
     """Scale by `alpha / sqrt(dim)`."""
     rank_pattern: dict[str, int] = number({}, 1, 100_000)

@@ -15,7 +15,8 @@ from sft_hydra.engine.optimizer import build_optimizer
 from sft_hydra.models.build import build_model
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.lora import add_adapters
-from sft_hydra.parallel.dtensor import copy_shard_, full_tensor
+from sft_hydra.models.quantized_linear import quantize_linears
+from sft_hydra.parallel.dtensor import copy_shard_, full_tensor, local_shard
 from sft_hydra.planning.layout import Layout
 from sft_hydra.schema.config import LoraConfig, ModelConfig, SftConfig
 from sft_hydra.schema.optim import OPTIMIZERS, Scheduler
@@ -88,6 +89,8 @@ def placed_model(case: Case, cfg: SftConfig, layout: Layout) -> DecoderModel:
     model = build_model(architecture, "meta", torch.float32)
     if case.lora is not None:
         add_adapters(whole, case.lora)
+        if case.lora.quantize_base:
+            quantize_linears(model, case.lora.quantize_base)
         add_adapters(model, case.lora)
         generator = torch.Generator().manual_seed(5)
         with torch.no_grad():
@@ -102,7 +105,10 @@ def placed_model(case: Case, cfg: SftConfig, layout: Layout) -> DecoderModel:
     materialize_on_mesh(model, cfg, layout, torch.device("cpu"))
     values = whole.state_dict()
     for name, tensor in model.state_dict(keep_vars=True).items():
-        copy_shard_(tensor, values[name])
+        if quantized := model.quantized.get(name):
+            quantized.fill(tensor, values[name][quantized.needed(local_shard(tensor)[1])])
+        else:
+            copy_shard_(tensor, values[name])
     return model
 
 
