@@ -22,7 +22,7 @@ from sft_hydra.engine.precision import compute_dtype
 from sft_hydra.errors import CheckpointError
 from sft_hydra.models.build import KEEP_FP32
 from sft_hydra.models.decoder import DecoderModel
-from sft_hydra.models.lora import merged_tensors
+from sft_hydra.models.lora import merge_rounding, merged_tensors
 from sft_hydra.models.state_dict_map import to_disk
 from sft_hydra.parallel.collectives import all_gather_objects
 from sft_hydra.schema.config import SftConfig
@@ -38,7 +38,8 @@ def export_megatron(
     if folder.is_file() or (folder.exists() and any(folder.iterdir()) and not any(folder.glob(f"iter_*/{MADE_BY}"))):
         raise CheckpointError(f"export.path: {folder} exists and is not an export of ours; give another folder")
     dtype = model.config.dtype or compute_dtype(cfg, model.device)
-    tensors, report = merged_tensors(model), None
+    rounding = merge_rounding(model, dtype)
+    tensors, report = merged_tensors(model, rounding), None
     if model.mesh.rank == 0:
         building = folder.with_name(folder.name + ".tmp")
         shutil.rmtree(building, ignore_errors=True)
@@ -49,9 +50,9 @@ def export_megatron(
         (building / TRACKER).write_text(str(step))
         shutil.rmtree(folder, ignore_errors=True)
         building.rename(folder)
-        report = ExportReport(
-            folder, "megatron", count, str(dtype).removeprefix("torch."), 0.0, 0.0, note=_note(model, cfg)
-        )
+        notes = [_note(model, cfg), None if rounding is None else rounding.describe()]
+        note = "; ".join(text for text in notes if text) or None
+        report = ExportReport(folder, "megatron", count, str(dtype).removeprefix("torch."), 0.0, 0.0, note=note)
     for _ in tensors:
         pass  # the other ranks give what they hold
     return next(answer for answer in all_gather_objects(report, model.mesh) if answer is not None)

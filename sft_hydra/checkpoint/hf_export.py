@@ -25,7 +25,7 @@ from sft_hydra.engine.precision import compute_dtype
 from sft_hydra.errors import CheckpointError
 from sft_hydra.models.build import KEEP_FP32, build_model, transformers_model, use_published_limits
 from sft_hydra.models.decoder import DecoderModel
-from sft_hydra.models.lora import add_adapters, is_adapter, merged_tensors
+from sft_hydra.models.lora import add_adapters, is_adapter, merge_rounding, merged_tensors
 from sft_hydra.models.quantized_linear import whole_tensors
 from sft_hydra.models.state_dict_map import to_disk
 from sft_hydra.parallel.collectives import all_gather_objects, gather_tokens
@@ -75,7 +75,8 @@ def export(
         raise CheckpointError(f"export.path: {folder} exists and is not an export of ours; give another folder")
     live = live_logits(model, cfg)
     adapter = cfg.peft is not None and not cfg.export.merge
-    tensors = whole_tensors(model) if adapter else merged_tensors(model)
+    rounding = None if adapter else merge_rounding(model, export_dtype(model.config, cfg))
+    tensors = whole_tensors(model) if adapter else merged_tensors(model, rounding)
     report = None
     if live is not None:
         building = folder.with_name(folder.name + ".tmp")
@@ -86,6 +87,8 @@ def export(
         computed = compute_dtype(cfg, model.device) if as_trained else torch.float32
         writer = _Writer(model.config, cfg, tokenizer, building, folder, live, computed, progress)
         report = writer.adapter(tensors) if adapter else writer.model(tensors)
+        if rounding is not None:
+            report = replace(report, note=rounding.describe())
         shutil.rmtree(folder, ignore_errors=True)
         building.rename(folder)
     for _ in tensors:
@@ -114,6 +117,12 @@ def live_logits(model: DecoderModel, cfg: SftConfig) -> torch.Tensor | None:
     return everyone[0] if model.mesh.rank == 0 else None
 
 
+def export_dtype(config: Any, cfg: SftConfig) -> torch.dtype:
+    """What exports are written in: the source model's dtype; after a random start the one that training computed in."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return config.dtype or compute_dtype(cfg, device)
+
+
 def probe_ids(config: Any) -> torch.Tensor:
     """A fixed text of random ids."""
     return torch.randint(0, config.vocab_size, (PROBE_TOKENS,), generator=torch.Generator().manual_seed(0))
@@ -135,7 +144,7 @@ class _Writer:
     def model(self, tensors: Tensors) -> ExportReport:
         from transformers import AutoModelForCausalLM
 
-        dtype = self._dtype()
+        dtype = export_dtype(self.config, self.cfg)
         alike = self._alike(dtype)
         count = self._write(alike.keeping(tensors) if alike else tensors, dtype, self.building)
         self.progress("loading it back with transformers, to compare logits")
@@ -150,7 +159,7 @@ class _Writer:
         adapters = {name: state.pop(name) for name in list(state) if is_adapter(name)}
         base, dtype = self._base(), torch.float32
         if self.cfg.model.path is None:
-            dtype = self._dtype()
+            dtype = export_dtype(self.config, self.cfg)
             self._write(iter(state.items()), dtype, self.building / "base")
         count = write_adapter(self.config, adapters, self.cfg.peft, base, self.building)
         self.tokenizer.save_files(self.building)
@@ -183,11 +192,6 @@ class _Writer:
             assert self.cfg.peft is not None
             add_adapters(model, self.cfg.peft)
         return _Alike(model, dtype)
-
-    def _dtype(self) -> torch.dtype:
-        """That of the source model; after a random start the one that training computed in."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return self.config.dtype or compute_dtype(self.cfg, device)
 
     def _write(self, tensors: Tensors, dtype: torch.dtype, folder: Path) -> int:
         """Weights, configs and tokenizer. Returns the number of tensors."""

@@ -111,10 +111,43 @@ def _features(layer: nn.Linear | GroupedLinear) -> int:
     return count * (layer.in_features + layer.out_features)
 
 
+@dataclass(slots=True)
+class MergeRounding:
+    """What rounding to `dtype` takes from merged weights whose base is kept in `kind`: squares summed over all of them."""
+
+    kind: str
+    dtype: torch.dtype
+    lost: float = 0.0
+    update: float = 0.0  # of the adapters, scale * B A
+    layers: int = 0
+
+    def add(self, weight: torch.Tensor, update: torch.Tensor) -> None:
+        """Count one layer: its dequantized weight and what the adapter adds, both fp32."""
+        merged = weight + update
+        self.lost += float((merged - merged.to(self.dtype).float()).square().sum())
+        self.update += float(update.square().sum())
+        self.layers += 1
+
+    def describe(self) -> str:
+        """What was lost, for people: its root mean square, relative to that of the adapters' update."""
+        share = math.sqrt(self.lost / self.update) if self.update else 0.0
+        return (
+            f"merged into {self.layers} weights dequantized from {self.kind}, which are not the source's; rounding to "
+            f"{str(self.dtype).removeprefix('torch.')} lost {100 * share:.2g} % of the adapters' update"
+        )
+
+
+def merge_rounding(model: DecoderModel, dtype: torch.dtype) -> MergeRounding | None:
+    """What counts the rounding of a merge that is written in `dtype`; None: the base is not quantized."""
+    kinds = {weight.kind for weight in model.quantized.values()}
+    return MergeRounding(kinds.pop(), dtype) if kinds else None
+
+
 @torch.no_grad()
-def merged_tensors(model: DecoderModel) -> Iterator[tuple[str, torch.Tensor]]:
+def merged_tensors(model: DecoderModel, rounding: MergeRounding | None = None) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, full tensor) of the model with adapters merged, one at a time: adapted weights are copies, others share memory
-    with the model. With several ranks a collective, see `full_tensors`: rank 0 gets the tensors, all must iterate."""
+    with the model; quantized weights are dequantized, and `rounding` counts what their merged ones lose. With several ranks a
+    collective, see `full_tensors`: rank 0 gets the tensors, all must iterate."""
     state = model.state_dict()
     adapters = (name for names in all_gather_objects([n for n in state if is_adapter(n)], model.mesh) for name in names)
     adapted = {name.rpartition(".")[0] for name in adapters}
@@ -127,7 +160,9 @@ def merged_tensors(model: DecoderModel) -> Iterator[tuple[str, torch.Tensor]]:
         parts = waiting.setdefault(layer, {})
         parts[leaf] = tensor
         if len(parts) == 3:
-            yield f"{layer}.weight", _merged(**waiting.pop(layer), scale=model.adapter_scales[layer])
+            merged = f"{layer}.weight"
+            counted = rounding if merged in model.quantized else None
+            yield merged, _merged(**waiting.pop(layer), scale=model.adapter_scales[layer], rounding=counted)
 
 
 def merged_state(model: DecoderModel) -> dict[str, torch.Tensor]:
@@ -135,9 +170,14 @@ def merged_state(model: DecoderModel) -> dict[str, torch.Tensor]:
     return dict(merged_tensors(model))
 
 
-def _merged(weight: torch.Tensor, lora_A: torch.Tensor, lora_B: torch.Tensor, scale: float) -> torch.Tensor:
+def _merged(
+    weight: torch.Tensor, lora_A: torch.Tensor, lora_B: torch.Tensor, scale: float, rounding: MergeRounding | None
+) -> torch.Tensor:
     """weight + scale * B A as a new tensor of the weight's dtype; computed in fp32."""
-    return (weight.float() + scale * (lora_B @ lora_A)).to(weight.dtype)
+    base, update = weight.float(), scale * (lora_B @ lora_A)
+    if rounding is not None:
+        rounding.add(base, update)
+    return (base + update).to(weight.dtype)
 
 
 def is_adapter(name: str) -> bool:

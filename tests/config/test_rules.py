@@ -28,6 +28,8 @@ CASES = [
     (["train.fp8=true", "device=cpu"], "train.fp8=true: device=cpu does not multiply in fp8"),
     (["train.fp8=true", "peft=lora"], "train.fp8=true with peft=lora"),
     (["train.fp8=true", "parallel.tp=2", "cluster.gpus_per_node=2"], "train.fp8=true with parallel.tp=2"),
+    (["peft=lora", "peft.quantize_base=fp4"], "peft.quantize_base=fp4 is none of nf4, int8"),
+    (["peft=qlora", "parallel.tp=2", "cluster.gpus_per_node=2", DRY], "parallel.tp=2 with peft.quantize_base=nf4"),
     (["train.fp8=true", "train.precision=fp32"], "train.fp8=true with train.precision=fp32"),
     (["optimizer.betas=[0.9]"], "optimizer.betas=[0.9] must be two numbers"),
     (["data.split.train=0.5"], "they must sum to 1"),

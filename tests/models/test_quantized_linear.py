@@ -1,6 +1,5 @@
 """A base in four or eight bits: values, losses and gradients are those of bitsandbytes, transformers and the peft library."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +8,15 @@ import torch
 from bitsandbytes import functional
 from peft import PeftModel
 from safetensors.torch import load_file
-from support.packed import ARCHITECTURES, alone, logits_of, make_model, make_row, oracle_of, relative
+from support.packed import ARCHITECTURES, alone, logits_of, make_row, oracle_of, relative
+from support.quantized import quantized, saved
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from sft_hydra.checkpoint.adapter import write_adapter
-from sft_hydra.checkpoint.load_hf_weights import load_weights
 from sft_hydra.engine.batch import make_batch
 from sft_hydra.engine.microbatches import forward_loss
-from sft_hydra.models.build import as_transformers, build_model, use_published_limits
+from sft_hydra.models.build import as_transformers, use_published_limits
 from sft_hydra.models.decoder import DecoderModel
-from sft_hydra.models.lora import add_adapters
-from sft_hydra.models.quantized_linear import quantize_linears
 from sft_hydra.models.quantized_weight import QuantizedWeight
 from sft_hydra.schema.config import LoraConfig
 
@@ -31,28 +28,6 @@ WHOLE_BLOCKS: dict[str, Any] = {
     "moe_intermediate_size": 64,
 }
 WIDE_HYBRID = WHOLE_BLOCKS | {"mamba_num_heads": 8, "mamba_head_dim": 16, "hybrid_override_pattern": "M*-M"}
-
-
-def saved(architecture: dict[str, Any], folder: Path) -> Path:
-    oracle_of(make_model(architecture)).save_pretrained(folder)
-    return folder
-
-
-def quantized(folder: Path, kind: str, lora: LoraConfig | None = None) -> DecoderModel:
-    """The model in `folder` on a base in `kind`, with random adapters."""
-    model = build_model(json.loads((folder / "config.json").read_text()), "meta", torch.float32)
-    quantize_linears(model, kind)
-    if lora is not None:
-        add_adapters(model, lora)
-    model.to_empty(device="cpu")
-    model.compute_buffers()
-    generator = torch.Generator().manual_seed(9)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad and lora is not None:
-                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
-    load_weights(model, str(folder))
-    return model
 
 
 def same_gradients(model: DecoderModel, lora: LoraConfig, theirs: Any, folder: Path) -> None:

@@ -72,6 +72,9 @@ def interleaved(shapes):
 MOE_SIX = [(world, sizes) for world, sizes in EXPERTS if 6 % sizes.get("ep", 1) == 0]
 LORA = LoraConfig(dim=4, alpha=8.0)
 EXPERTS_LORA = dataclasses.replace(LORA, target_modules=["q_proj", "*.experts.*"])
+QLORA = dataclasses.replace(LORA, quantize_base="nf4")
+EXPERTS_QLORA = dataclasses.replace(EXPERTS_LORA, quantize_base="nf4")
+WITHOUT_TP = [(2, {}), (2, {"cp": 2}), (2, {"pp": 2}), (4, {"dp_replicate": 2}), (3, {})]
 CASES = {
     "qwen3": (Case("qwen3"), DENSE),
     "llama": (Case("llama"), DENSE),
@@ -86,6 +89,15 @@ CASES = {
     "lora nano": (Case("nano", lora=LORA), EXPERTS),
     "lora experts": (Case("nano", lora=EXPERTS_LORA), EXPERTS + DENSE[:4]),
     "lora experts gated": (Case("qwen3_moe", lora=EXPERTS_LORA), MOE_SIX[:6]),
+    "qlora": (Case("qwen3", lora=QLORA), WITHOUT_TP),
+    "qlora experts": (
+        Case("nano", lora=EXPERTS_QLORA),
+        [(2, {"ep": 2}), (4, {"ep": 2, "cp": 2}), (4, {"ep": 2, "pp": 2})],
+    ),
+    "qlora int8": (Case("qwen3_moe", lora=dataclasses.replace(QLORA, quantize_base="int8")), [(2, {"ep": 2}), (2, {})]),
+    "qlora recompute": (Case("llama", lora=QLORA, train={"recompute": Recompute.selective}), WITHOUT_TP[:1]),
+    "qlora offload": (Case("qwen3", lora=QLORA, train={"cpu_offload": True}), WITHOUT_TP[:1]),
+    "qlora phi3": (Case("phi3", lora=QLORA), WITHOUT_TP[:1]),
     "balancing loss": (Case("qwen3_moe", train={"router_aux_loss": 0.5}), [(4, {"cp": 2, "ep": 2}), *MOE_SIX, (3, {})]),
     "moving bias": (Case("nano", train={"router_bias_update_rate": 0.02}), [(4, {"cp": 2, "ep": 4}), *EXPERTS[:8]]),
     "pipeline": (Case("qwen3"), STAGES),
@@ -120,6 +132,7 @@ QUICK = [
     "recompute",
     "gemma2",
     "lora experts",
+    "qlora",
     "balancing loss",
     "moving bias",
 ]

@@ -16,6 +16,7 @@ from sft_hydra.engine.precision import compute_dtype
 from sft_hydra.models.build import build_model
 from sft_hydra.models.init_weights import init_weights
 from sft_hydra.models.lora import add_adapters, init_adapters
+from sft_hydra.models.quantized_linear import quantize_linears
 from sft_hydra.planning.topology import run_layout
 from sft_hydra.schema.config import SftConfig
 
@@ -50,6 +51,8 @@ def training_peak(cfg: SftConfig) -> int:
 
     def work() -> None:
         model = build_model(architecture, "meta", torch.float32 if cfg.peft is None else compute_dtype(cfg, device))
+        if cfg.peft is not None and cfg.peft.quantize_base is not None:
+            quantize_linears(model, cfg.peft.quantize_base)
         if cfg.peft is not None:
             add_adapters(model, cfg.peft)
         materialize_on_mesh(model, cfg, run_layout(cfg, architecture), device)

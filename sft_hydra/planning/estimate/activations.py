@@ -21,6 +21,7 @@ class Keeping:
     lora: int  # LoRA rank, 0 without LoRA
     on_cpu: bool
     tp: int  # tensor-parallel size
+    quantized: float | None = None  # bytes of a frozen weight of a linear layer; None: `width`
 
 
 def kept_by_mixer(s: Sizes, mixer: str, how: Keeping) -> int:

@@ -9,7 +9,12 @@ from typing import Any
 
 from sft_hydra.planning.estimate.activations import FP32, Keeping, kept_by_mixer, kept_under_selective, norm
 from sft_hydra.planning.estimate.adapters import adapters_by_block
-from sft_hydra.planning.estimate.parameters import expert_parameters, mixer_parameters
+from sft_hydra.planning.estimate.parameters import (
+    expert_parameters,
+    largest_linear,
+    linear_parameters,
+    mixer_parameters,
+)
 from sft_hydra.planning.estimate.sizes import Sizes, sizes_of
 from sft_hydra.planning.layout import Layout, layout_problems
 from sft_hydra.planning.stage_split import partition_layers
@@ -21,6 +26,8 @@ GIB = 2**30
 ALONE = Layout()
 EIGHT_BITS = 1 + FP32 / 256  # bytes per element with its part of the block's scale
 EAGER_UPDATE, COMPILED_UPDATE = 53, 8  # temporary bytes per element of a weight while its 8-bit state is updated
+QUANTIZED_BYTES = {"nf4": 0.5 + 1 / 64 + FP32 / (64 * 256), "int8": 1.0}  # of a weight with its part of the scales
+DEQUANTIZING = {"nf4": 0, "int8": FP32}  # further bytes of a weight while it is dequantized
 HEAD_CHUNK_TOKENS = 1024  # tokens whose logits exist at the same time (kernels/loss.py)
 
 
@@ -39,7 +46,8 @@ class Memory:
 def estimate_memory(cfg: SftConfig, arch: dict[str, Any], layout: Layout, precision: Precision) -> Memory:
     """Peak memory of the pipeline stage that needs most. The parts, in bytes:
 
-    - weights: 4 per trainable parameter, frozen ones in the compute dtype, sharded by FSDP; plus copies for compute: on one
+    - weights: 4 per trainable parameter, frozen ones in the compute dtype (of quantized linear layers 0.52 with nf4, 1 with
+      int8, and the largest of them dequantized), sharded by FSDP; plus copies for compute: on one
       rank in bf16 the weights cast by layers (of one block with activation checkpointing), with several ranks the embedding,
       lm_head and two all-gathered blocks (with a pipeline: the full stage)
     - gradients: 4 per trainable parameter, sharded alike; with several ranks one block's gradients before and during the
@@ -107,6 +115,7 @@ def _of_stage(cfg: SftConfig, stage: _Stage, layout: Layout, how: Keeping) -> Me
     if train.cpu_offload:
         weights = gradients = optimizer = 0
     copies, block, sums = _computed_with(stage, layout, how, train.recompute)
+    block += _dequantized(cfg, stage, layout, how)
     tokens = cfg.seq_length * train.micro_batch_size // (layout.cp * layout.tp)
     kept, again = (tokens * size for size in _kept(stage, layout, how, train.recompute))
     logits = _logits(s, tokens, layout, how) if stage.last else 0
@@ -141,6 +150,7 @@ def _keeping(cfg: SftConfig, layout: Layout, precision: Precision) -> Keeping:
         lora=0 if cfg.peft is None else cfg.peft.dim,
         on_cpu=cfg.device is Device.cpu,
         tp=layout.tp,
+        quantized=QUANTIZED_BYTES.get(cfg.peft.quantize_base or "") if cfg.peft is not None else None,
     )
 
 
@@ -150,7 +160,27 @@ def _stored(stage: _Stage, layout: Layout, how: Keeping) -> tuple[int, int]:
     if how.full:
         return FP32 * local, local
     adapters = stage.adapters // layout.shards
-    return how.width * local + FP32 * adapters, adapters
+    saved = _saved_by_quantizing(stage.sizes, stage.sizes.blocks, how) // layout.shards
+    return how.width * local - saved + FP32 * adapters, adapters
+
+
+def _saved_by_quantizing(s: Sizes, blocks: tuple[tuple[str, ...], ...], how: Keeping, ep: int = 1) -> int:
+    """Bytes that the weights of linear layers in these blocks need less than in the compute dtype."""
+    if how.quantized is None:
+        return 0
+    mixers = [mixer for block in blocks for mixer in block]
+    linear = sum(linear_parameters(s, mixer) for mixer in mixers)
+    experts = mixers.count("moe") * s.experts * expert_parameters(s) // ep
+    return int((how.width - how.quantized) * (linear + experts))
+
+
+def _dequantized(cfg: SftConfig, stage: _Stage, layout: Layout, how: Keeping) -> int:
+    """Bytes of the largest weight in the compute dtype, which a product with a quantized one makes."""
+    if cfg.peft is None or cfg.peft.quantize_base is None:
+        return 0
+    s = stage.sizes
+    largest = max(largest_linear(s, mixer, layout.ep) for mixers in s.blocks for mixer in mixers)
+    return (how.width + DEQUANTIZING[cfg.peft.quantize_base]) * largest
 
 
 def _block(s: Sizes, mixers: tuple[str, ...], layout: Layout = ALONE) -> int:
@@ -167,15 +197,20 @@ def _rounds(layout: Layout, how: Keeping) -> bool:
 
 def _computed_with(stage: _Stage, layout: Layout, how: Keeping, recompute: Recompute) -> tuple[int, int, int]:
     """Bytes of temporary weights for the full step, of temporary weights of one block, and of gradients of one block."""
-    blocks = [_block(stage.sizes, mixers, layout) for mixers in stage.sizes.blocks]
+    s = stage.sizes
+    blocks = [_block(s, mixers, layout) for mixers in s.blocks]
+    gathered = [
+        how.width * size - _saved_by_quantizing(s, (mixers,), how, layout.ep)
+        for size, mixers in zip(blocks, s.blocks, strict=True)
+    ]
     if layout.world == 1:
         rounded = [how.width * size for size in blocks] if _rounds(layout, how) else [0]
         return (sum(rounded), 0, 0) if recompute is Recompute.none else (0, max(rounded), 0)
     tables = how.width * stage.tables
     sums = FP32 * max(blocks) if how.full else 0
     if layout.pp > 1:
-        return tables + how.width * sum(blocks), 0, sums
-    return tables, 2 * how.width * max(blocks), sums + (how.width * max(blocks) if how.full else 0)
+        return tables + sum(gathered), 0, sums
+    return tables, 2 * max(gathered), sums + (how.width * max(blocks) if how.full else 0)
 
 
 def _optimizer(cfg: SftConfig, stage: _Stage, layout: Layout, trainable: int) -> int:
@@ -244,6 +279,8 @@ def savings(cfg: SftConfig, arch: dict[str, Any], precision: Precision) -> list[
         changes["optimizer.state_bits=8"] = replace(cfg, optimizer=replace(cfg.optimizer, state_bits=8))
     if cfg.peft is None:
         changes["peft=lora"] = replace(cfg, peft=LoraConfig())
+    elif cfg.peft.quantize_base is None and run_layout(cfg, arch).tp == 1:
+        changes["peft.quantize_base=nf4"] = replace(cfg, peft=replace(cfg.peft, quantize_base="nf4"))
     now = estimate_memory(cfg, arch, run_layout(cfg, arch), precision).total
     found = []
     for text, changed in changes.items():

@@ -51,6 +51,28 @@ def mixer_parameters(s: Sizes, mixer: str) -> int:
     return router + 2 * s.hidden * s.shared_inner + projections + s.hidden
 
 
+def linear_parameters(s: Sizes, mixer: str) -> int:
+    """Those of a mixer that are weights of linear layers, without routed experts: what `peft.quantize_base` quantizes."""
+    if mixer == "attention":
+        return s.hidden * (2 * s.q + 2 * s.kv)
+    if mixer == "mamba":
+        return s.hidden * (s.mamba_in + s.mamba_inner)
+    if mixer == "mlp":
+        return (3 if s.gated else 2) * s.hidden * s.inner
+    return 2 * s.hidden * s.shared_inner + (2 * s.hidden * s.latent if s.latent != s.hidden else 0)
+
+
+def largest_linear(s: Sizes, mixer: str, ep: int) -> int:
+    """Parameters of a mixer's largest linear layer; of routed experts, of those of a rank together."""
+    if mixer == "attention":
+        return s.hidden * max(s.q, s.kv)
+    if mixer == "mamba":
+        return s.hidden * s.mamba_in
+    if mixer == "mlp":
+        return s.hidden * s.inner
+    return max((2 if s.gated else 1) * s.experts * s.latent * s.expert_inner // ep, s.hidden * s.shared_inner)
+
+
 def expert_parameters(s: Sizes) -> int:
     """Parameters of one routed expert."""
     return (3 if s.gated else 2) * s.latent * s.expert_inner
