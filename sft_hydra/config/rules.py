@@ -290,6 +290,15 @@ def lora_targets(cfg: SftConfig) -> Iterator[str]:
         yield "peft.match_all_linear=true adapts every linear layer: drop peft.exclude_modules, or match_all_linear"
 
 
+def frozen_parts(cfg: SftConfig) -> Iterator[str]:
+    for key, patterns in (("freeze", cfg.train.freeze), ("trainable", cfg.train.trainable)):
+        if patterns and cfg.peft is not None:
+            yield (
+                f"train.{key}={patterns} is for full fine-tuning; peft=lora freezes the whole base: use "
+                "peft.target_modules or peft.exclude_modules"
+            )
+
+
 def quantized_base(cfg: SftConfig) -> Iterator[str]:
     """Blocks of 64 weights share a scale, and 256 scales another: parts of a weight would be quantized otherwise."""
     tp = cfg.parallel.tp or 1
@@ -343,7 +352,7 @@ def _at_most_one(cfg: SftConfig, section: str, names: tuple[str, ...]) -> Iterat
 RULES: tuple[Rule, ...] = (
     two_betas, known_words, run_name, model_is_set, export_formats, data_is_set, roles_are_known, runner_is_set,
     splits_sum_to_one, length_of_training, batch_size,
-    schedule, layout, foreign_model, fp8, optimizer_state, routers, lora_targets, quantized_base, optimizer_warm_start, no_secrets,
+    schedule, layout, foreign_model, fp8, optimizer_state, routers, lora_targets, frozen_parts, quantized_base, optimizer_warm_start, no_secrets,
     one_line_each,
 )  # fmt: skip
 

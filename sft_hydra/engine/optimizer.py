@@ -172,5 +172,7 @@ def _adamw_options(with_lr: list[tuple[float, Named]], optimizer: Optimizer, emb
         for label, parameters, decay in (("matrices", decayed, optimizer.weight_decay), (no_decay, plain, 0.0)):
             if parameters:
                 groups.append(_group(label, parameters, lr=lr * optimizer.init_lr_frac, weight_decay=decay))
+    if not groups:  # a pipeline stage may have nothing that is trained
+        groups.append(_group("nothing", [], lr=optimizer.lr * optimizer.init_lr_frac, weight_decay=0.0))
     beta1, beta2 = optimizer.betas
     return {"params": groups, "betas": (beta1, beta2), "eps": optimizer.eps}

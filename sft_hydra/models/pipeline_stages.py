@@ -64,6 +64,8 @@ class Stage(nn.Module):
         packed = self.packed(batch.position_ids, batch.cu_seqlens, batch.max_seqlen)
         if self.first:
             hidden = self.embed(batch.input_ids)
+            if torch.is_grad_enabled() and not any(parameter.requires_grad for parameter in self.parameters()):
+                hidden.requires_grad_()  # the schedule asks every stage for a backward pass
         for block in self.blocks:
             hidden = block(hidden, packed)
         return self._result(number, hidden, batch) if self.last else hidden

@@ -21,7 +21,7 @@ def check_bitsandbytes(kind: str) -> None:
     """ConfigError if bitsandbytes, which quantizes the base, is not installed."""
     if find_spec("bitsandbytes") is None:
         raise ConfigError(
-            f"peft.quantize_base={kind} needs bitsandbytes: pip install 'bitsandbytes>=0.49' (the extra `qlora`)"
+            f"peft.quantize_base={kind} needs bitsandbytes: pip install 'bitsandbytes>=0.50' (the extra `qlora`)"
         )
 
 

@@ -20,6 +20,7 @@ from sft_hydra.engine.precision import compute_dtype
 from sft_hydra.errors import ConfigError
 from sft_hydra.models.build import build_model
 from sft_hydra.models.decoder import DecoderModel
+from sft_hydra.models.freeze import freeze_parameters
 from sft_hydra.models.hf.causal_lm import GenericModel
 from sft_hydra.models.hf.check_contamination import check_contamination
 from sft_hydra.models.init_weights import init_weights
@@ -44,7 +45,7 @@ class RunModel:
     trained: int
     """Those of them that are trained."""
     coverage: list[Coverage]
-    """What LoRA adapts; empty for full training."""
+    """What LoRA adapts, or what is trained if `train.freeze` freezes a part; empty for full training."""
 
 
 def start_machine(cfg: SftConfig) -> torch.device:
@@ -89,6 +90,8 @@ def new_model(cfg: SftConfig, tokenizer: ChatTokenizer, device: torch.device, la
         check_bitsandbytes(cfg.peft.quantize_base)
         quantize_linears(model, cfg.peft.quantize_base)
     coverage = add_adapters(model, cfg.peft) if cfg.peft is not None else []
+    if cfg.train.freeze or cfg.train.trainable:
+        coverage = freeze_parameters(model, cfg.train.freeze, cfg.train.trainable)
     sizes = [
         (model.quantized[name].shape.numel() if name in model.quantized else p.numel(), p.requires_grad)
         for name, p in model.named_parameters()

@@ -179,6 +179,11 @@ class TrainConfig:
     """Packed rows of one forward pass on one data-parallel rank."""
     precision: Precision | None = None
     """null: bf16 on CUDA, fp32 on a CPU. Master weights and reductions are fp32 either way."""
+    freeze: list[str] = field(default_factory=list)
+    """Full fine-tuning: parameters that are not trained, by names of parameters or modules, wildcards allowed
+    (`[embed_tokens,'model.layers.0.*']`)."""
+    trainable: list[str] | None = None
+    """The other way round: only these are trained, without those of `freeze`. null or []: all."""
     fp8: bool = False
     """Multiply in fp8 in the linear layers of all blocks (routed experts excepted), through torchao. Full fine-tuning in
     bf16 on H100-like devices, without tensor parallelism."""

@@ -14,6 +14,7 @@ from sft_hydra.engine.materialize import materialize_on_mesh
 from sft_hydra.engine.optimizer import build_optimizer
 from sft_hydra.models.build import build_model
 from sft_hydra.models.decoder import DecoderModel
+from sft_hydra.models.freeze import freeze_parameters
 from sft_hydra.models.lora import add_adapters
 from sft_hydra.models.quantized_linear import quantize_linears
 from sft_hydra.parallel.dtensor import copy_shard_, full_tensor, local_shard
@@ -97,6 +98,8 @@ def placed_model(case: Case, cfg: SftConfig, layout: Layout) -> DecoderModel:
             for parameter in whole.parameters():
                 if parameter.requires_grad:
                     parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    if cfg.train.freeze or cfg.train.trainable:
+        freeze_parameters(model, cfg.train.freeze, cfg.train.trainable)
     if case.lonely:
         for correction in whole.buffers():
             correction.copy_(torch.tensor([9.0, 9.0] + [0.0] * (len(correction) - 2)))
