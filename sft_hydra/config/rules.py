@@ -8,19 +8,21 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 
 from sft_hydra.config.serialize import flatten
-from sft_hydra.errors import ModelError
+from sft_hydra.errors import ConfigError, ModelError
 from sft_hydra.planning.architecture import (
     FAMILIES,
+    common_names,
     is_generic,
     is_mixture,
     length_of_fixed_positions,
     read_architecture,
 )
+from sft_hydra.planning.estimate.trained import frozen_parameters
 from sft_hydra.planning.layout import layout_problems, num_experts
 from sft_hydra.planning.topology import possible_layouts, rows_per_step, run_layout
 from sft_hydra.schema.config import Device, ExportFormat, Precision, Runner, SftConfig
 from sft_hydra.schema.data import Packing
-from sft_hydra.schema.optim import AdamW
+from sft_hydra.schema.optim import AdamW, Muon
 from sft_hydra.secret_text import assigns_secret, holds_secret, is_secret_name
 
 Rule = Callable[[SftConfig], Iterator[str]]
@@ -297,6 +299,21 @@ def frozen_parts(cfg: SftConfig) -> Iterator[str]:
                 f"train.{key}={patterns} is for full fine-tuning; peft=lora freezes the whole base: use "
                 "peft.target_modules or peft.exclude_modules"
             )
+    if cfg.peft is not None or not (cfg.train.freeze or cfg.train.trainable):
+        return
+    try:
+        architecture = common_names(read_architecture(cfg))
+        if all(architecture.get(key) for key in ("hidden_size", "num_hidden_layers", "model_type")):
+            frozen_parameters({"vocab_size": 1, **architecture}, cfg.train)
+    except ConfigError as error:
+        yield from error.problems
+    except ModelError:
+        return  # model_is_said says so
+    if isinstance(cfg.optimizer, Muon) and (cfg.parallel.pp or 1) > 1:
+        yield (
+            f"parallel.pp={cfg.parallel.pp} with optimizer=muon and a frozen part: a stage may have no matrix to train; "
+            "set parallel.pp=1 or optimizer=adamw"
+        )
 
 
 def quantized_base(cfg: SftConfig) -> Iterator[str]:

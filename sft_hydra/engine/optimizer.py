@@ -151,7 +151,7 @@ def _in_eight_bits(named: Named, optimizer: AdamW, model: DecoderModel) -> Optim
     embeddings |= {p for name, p in named if name == model.embedding_name}
     dense = [(name, p) for name, p in named if p.ndim == 2 and p not in embeddings]
     others = [(name, p) for name, p in named if p.ndim != 2 or p in embeddings]
-    rest = [_adamw([(optimizer.lr, others)], optimizer, model.embedding_name)] if others else []
+    rest = [_adamw([(optimizer.lr, others)], optimizer, model.embedding_name)] if others or not dense else []
     eight_bit = AdamW8bit(**_adamw_options([(optimizer.lr, dense)], optimizer, model.embedding_name)) if dense else None
     return OptimizerSet(rest, eight_bit)
 

@@ -49,7 +49,7 @@ def user_files(tmp_path: Path) -> dict[str, str]:
 
 
 def test_the_tree_is_complete() -> None:
-    assert len(FILES) == 55
+    assert len(FILES) == 56
     assert {path.parts[0] for path in OPTIONS} == {*GROUPS, "model_data"}
 
 

@@ -93,6 +93,8 @@ MORE = {
     "wide head, bf16, 8 bits": Case(
         DENSE | {"vocab_size": 16384, "tie_word_embeddings": False}, train=BF16 | {"global_batch_size": 1}, state_bits=8
     ),
+    "dense, frozen": Case(DENSE, train={"freeze": ["embed_tokens", "*.layers.0.*"]}),
+    "hybrid, frozen, FSDP2": Case(HYBRID, ranks=2, train={"freeze": ["embed_tokens", "*.experts.*"]}),
     "dense, QLoRA, FSDP2": Case(DENSE, lora=QLORA, ranks=2),
     "hybrid, QLoRA, bf16": Case(HYBRID, lora=QLORA, train=BF16),
     "experts, QLoRA in int8": Case(MIXTURE, 512, lora=dataclasses.replace(QLORA, quantize_base="int8")),

@@ -14,6 +14,7 @@ from sft_hydra.engine.materialize import materialize_on_mesh
 from sft_hydra.engine.optimizer import build_optimizer
 from sft_hydra.engine.precision import compute_dtype
 from sft_hydra.models.build import build_model
+from sft_hydra.models.freeze import freeze_parameters
 from sft_hydra.models.init_weights import init_weights
 from sft_hydra.models.lora import add_adapters, init_adapters
 from sft_hydra.models.quantized_linear import quantize_linears
@@ -55,6 +56,8 @@ def training_peak(cfg: SftConfig) -> int:
             quantize_linears(model, cfg.peft.quantize_base)
         if cfg.peft is not None:
             add_adapters(model, cfg.peft)
+        if cfg.train.freeze or cfg.train.trainable:
+            freeze_parameters(model, cfg.train.freeze, cfg.train.trainable)
         materialize_on_mesh(model, cfg, run_layout(cfg, architecture), device)
         init_weights(model, 0, 0.02)
         if cfg.peft is not None:

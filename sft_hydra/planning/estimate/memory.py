@@ -16,6 +16,7 @@ from sft_hydra.planning.estimate.parameters import (
     mixer_parameters,
 )
 from sft_hydra.planning.estimate.sizes import Sizes, sizes_of
+from sft_hydra.planning.estimate.trained import Frozen, frozen_parameters
 from sft_hydra.planning.layout import Layout, layout_problems
 from sft_hydra.planning.stage_split import partition_layers
 from sft_hydra.planning.topology import ranks_per_node, rows_per_step, run_layout
@@ -50,7 +51,7 @@ def estimate_memory(cfg: SftConfig, arch: dict[str, Any], layout: Layout, precis
       int8, and the largest of them dequantized), sharded by FSDP; plus copies for compute: on one
       rank in bf16 the weights cast by layers (of one block with activation checkpointing), with several ranks the embedding,
       lm_head and two all-gathered blocks (with a pipeline: the full stage)
-    - gradients: 4 per trainable parameter, sharded alike; with several ranks one block's gradients before and during the
+    - gradients: 4 per trainable parameter (not those that `train.freeze` freezes), sharded alike; with several ranks one block's gradients before and during the
       reduce-scatter
     - optimizer: 8 per trainable parameter (AdamW; with 8-bit state 2 for matrices that every token uses), 4 for Muon's
     - activations: what all blocks save for one micro-batch (activations.py); on the first pipeline stage for as many
@@ -63,7 +64,7 @@ def estimate_memory(cfg: SftConfig, arch: dict[str, Any], layout: Layout, precis
     """
     how = _keeping(cfg, layout, precision)
     return max(
-        (_of_stage(cfg, stage, layout, how) for stage in _stages(arch, layout, cfg.peft)),
+        (_of_stage(cfg, stage, layout, how) for stage in _stages(arch, layout, cfg)),
         key=lambda memory: memory.total,
     )
 
@@ -77,6 +78,7 @@ class _Stage:
     last: bool
     in_flight: int  # micro-batches whose activations are there at one time
     adapters: int  # parameters of LoRA
+    frozen: Frozen  # in full fine-tuning; of this stage's blocks
 
     @property
     def tables(self) -> int:
@@ -84,12 +86,25 @@ class _Stage:
         count = self.first + self.last - (self.first and self.last and self.sizes.tied)
         return count * self.sizes.vocab * self.sizes.hidden
 
+    @property
+    def trained_head(self) -> bool:
+        """Whether the head is here and gets a gradient in full fine-tuning."""
+        return self.last and not self.frozen.head
 
-def _stages(arch: dict[str, Any], layout: Layout, lora: LoraConfig | None) -> list[_Stage]:
+    @property
+    def not_trained(self) -> int:
+        """Parameters without a gradient in full fine-tuning."""
+        table = self.sizes.vocab * self.sizes.hidden
+        separate = self.last and self.frozen.head and not (self.first and self.sizes.tied)
+        return sum(self.frozen.blocks) + table * ((self.first and self.frozen.embedding) + separate)
+
+
+def _stages(arch: dict[str, Any], layout: Layout, cfg: SftConfig) -> list[_Stage]:
     """Cut as models/pipeline_stages.py does it. A rank with several stages is counted as one that is as large."""
-    s, adapters = sizes_of(arch), adapters_by_block(arch, lora)
+    s, adapters = sizes_of(arch), adapters_by_block(arch, cfg.peft)
+    frozen = frozen_parameters(arch, cfg.train)
     if layout.pp == 1:
-        return [_Stage(s, True, True, 1, sum(adapters))]
+        return [_Stage(s, True, True, 1, sum(adapters), frozen)]
     costs = [
         float(sum(mixer_parameters(s, m) + (s.chosen * expert_parameters(s) if m == "moe" else 0) for m in mixers))
         for mixers in s.blocks
@@ -103,6 +118,7 @@ def _stages(arch: dict[str, Any], layout: Layout, lora: LoraConfig | None) -> li
             last=number == layout.pp - 1,
             in_flight=layout.pp - (number if layout.vp == 1 else 0),
             adapters=sum(adapters[i] for i in share),
+            frozen=replace(frozen, blocks=tuple(frozen.blocks[i] for i in share)),
         )
         for number, share in enumerate(shares)
     ]
@@ -122,7 +138,7 @@ def _of_stage(cfg: SftConfig, stage: _Stage, layout: Layout, how: Keeping) -> Me
     earlier = gradients if -(-rows_per_step(cfg) // (layout.dp * train.micro_batch_size)) > 1 else 0
     if layout.pp > 1 and how.full:  # summed over ranks in the last micro-batch only
         earlier = FP32 * (sum(_block(s, mixers, layout) for mixers in s.blocks) + stage.tables)
-    head = FP32 * s.vocab * s.hidden if how.full and stage.last else 0
+    head = FP32 * s.vocab * s.hidden if how.full and stage.trained_head else 0
     rounded = copies if layout.world == 1 else 0  # casts by layers, freed as gradients are computed
     tables = head * (2 if s.tied else earlier > 0)  # gradients of embedding and lm_head at the end
     peaks = (
@@ -158,7 +174,7 @@ def _stored(stage: _Stage, layout: Layout, how: Keeping) -> tuple[int, int]:
     """(bytes of the weights stored on a rank, number of trainable parameters of its shard)."""
     local = (sum(_block(stage.sizes, mixers) for mixers in stage.sizes.blocks) + stage.tables) // layout.shards
     if how.full:
-        return FP32 * local, local
+        return FP32 * local, local - stage.not_trained // layout.shards
     adapters = stage.adapters // layout.shards
     saved = _saved_by_quantizing(stage.sizes, stage.sizes.blocks, how) // layout.shards
     return how.width * local - saved + FP32 * adapters, adapters
@@ -216,11 +232,11 @@ def _computed_with(stage: _Stage, layout: Layout, how: Keeping, recompute: Recom
 def _optimizer(cfg: SftConfig, stage: _Stage, layout: Layout, trainable: int) -> int:
     """Bytes of optimizer state: two moments with AdamW, in fp32 or 8 bit (see engine/optimizer.py); one with Muon."""
     if isinstance(cfg.optimizer, AdamW) and cfg.optimizer.state_bits == 8:
-        in_fp32 = 0 if cfg.peft is not None else _embedding_and_experts(stage) // layout.shards
+        in_fp32 = 0 if cfg.peft is not None else min(trainable, _embedding_and_experts(stage) // layout.shards)
         return 2 * FP32 * in_fp32 + int(2 * EIGHT_BITS * (trainable - in_fp32))
     if not isinstance(cfg.optimizer, Muon) or cfg.peft is not None:
         return 2 * FP32 * trainable
-    return 2 * FP32 * trainable - FP32 * (trainable - stage.tables // layout.shards)
+    return 2 * FP32 * trainable - FP32 * max(0, trainable - stage.tables // layout.shards)
 
 
 def _update(cfg: SftConfig, stage: _Stage, layout: Layout, how: Keeping) -> int:
@@ -245,12 +261,13 @@ def _embedding_and_experts(stage: _Stage) -> int:
 def _kept(stage: _Stage, layout: Layout, how: Keeping, recompute: Recompute) -> tuple[int, int]:
     """Bytes per token saved by all blocks, and by the block that is being recomputed."""
     s = stage.sizes
-    all_of = [sum(kept_by_mixer(s, mixer, how) for mixer in mixers) for mixers in s.blocks]
+    blocks = s.blocks[stage.frozen.leading if stage.first else 0 :]  # others save nothing
+    all_of = [sum(kept_by_mixer(s, mixer, how) for mixer in mixers) for mixers in blocks] or [0]
     kept, again = sum(all_of), 0
     if recompute is not Recompute.none:
         kept, again = len(all_of) * how.width * s.hidden, max(all_of)
     if recompute is Recompute.selective:
-        kept += sum(kept_under_selective(s, mixer, how) for mixers in s.blocks for mixer in mixers)
+        kept += sum(kept_under_selective(s, mixer, how) for mixers in blocks for mixer in mixers)
     rotary = 0 if s.mamba_heads else 2 * FP32 * s.head_dim * layout.tp
     last = norm(s.hidden, how) + 2 * how.width * s.hidden if stage.last else 0
     return stage.in_flight * (kept + rotary) + last, again

@@ -5,7 +5,8 @@ from typing import Any
 
 from sft_hydra.planning.estimate.adapters import adapters_by_block
 from sft_hydra.planning.estimate.sizes import Sizes, sizes_of
-from sft_hydra.schema.config import LoraConfig
+from sft_hydra.planning.estimate.trained import frozen_parameters
+from sft_hydra.schema.config import LoraConfig, TrainConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,13 @@ def expert_parameters(s: Sizes) -> int:
     return (3 if s.gated else 2) * s.latent * s.expert_inner
 
 
-def trainable_parameters(arch: dict[str, Any], peft: LoraConfig | None) -> int:
-    """All, or those of the adapters on the layers that `peft` chooses."""
-    return count_parameters(arch).total if peft is None else sum(adapters_by_block(arch, peft))
+def trainable_parameters(arch: dict[str, Any], peft: LoraConfig | None, train: TrainConfig | None = None) -> int:
+    """All but those that `train` freezes, or those of the adapters on the layers that `peft` chooses."""
+    if peft is not None:
+        return sum(adapters_by_block(arch, peft))
+    params = count_parameters(arch)
+    if train is None:
+        return params.total
+    s, frozen = sizes_of(arch), frozen_parameters(arch, train)
+    tables = frozen.embedding + (frozen.head and not s.tied)
+    return params.total - sum(frozen.blocks) - tables * s.vocab * s.hidden
