@@ -33,6 +33,7 @@ from sft_hydra.engine.optimizer import build_optimizer
 from sft_hydra.engine.prefetch import Prefetcher
 from sft_hydra.models.build import build_model
 from sft_hydra.models.init_weights import init_weights
+from sft_hydra.planning.recipe import recipe_of
 from sft_hydra.schema.config import ModelConfig, SftConfig
 from sft_hydra.schema.data import SourceConfig
 
@@ -92,14 +93,14 @@ def saving() -> dict[str, Any]:
     model = build_model(TINY | {"vocab_size": 85_000}, "cpu", torch.float32)
     init_weights(model, 0, 0.02)
     cfg = SftConfig(model=ModelConfig(name="none"))
-    optimizer = build_optimizer(model, cfg)
+    optimizer = build_optimizer(model, cfg.optimizer, cfg.train.precision)
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 1e-3)
     optimizer.step()
     size = sum(3 * parameter.numel() * parameter.element_size() for parameter in model.parameters())
     whole, blocked = [], []
     with tempfile.TemporaryDirectory() as folder:
-        now = Saver(Path(folder) / "now", cfg)
+        now = Saver(Path(folder) / "now", recipe_of(cfg), cfg.checkpoint)
         later = Saver(Path(folder) / "later", replace(cfg, checkpoint=replace(cfg.checkpoint, async_save=True)))
         for step in range(1, 5):
             state = TrainState(step=step)

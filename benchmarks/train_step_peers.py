@@ -22,6 +22,7 @@ from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.init_weights import init_weights
 from sft_hydra.models.lora import add_adapters, init_adapters
 from sft_hydra.planning.layout import Layout
+from sft_hydra.planning.recipe import recipe_of
 from sft_hydra.records import IGNORE_INDEX, PackedRow
 
 
@@ -46,10 +47,10 @@ class Ours:
     def __init__(self, case: Case, rows: list[PackedRow]) -> None:
         self.cfg, self.rows, self.state = make_cfg(case), rows, TrainState()
         self.model = our_model(case)
-        self.optimizer = build_optimizer(self.model, self.cfg)
+        self.optimizer = build_optimizer(self.model, self.cfg.optimizer, self.cfg.train.precision)
 
     def step(self) -> float:
-        return optimizer_step(self.model, self.optimizer, self.rows, self.state, self.cfg, 10**6).loss
+        return optimizer_step(self.model, self.optimizer, self.rows, self.state, recipe_of(self.cfg), 10**6).loss
 
     def close(self) -> None:
         del self.model, self.optimizer
@@ -61,7 +62,7 @@ def our_model(case: Case) -> DecoderModel:
     model = build_model(case.architecture, "meta", frozen if case.lora else torch.float32)
     if cfg.peft is not None:
         add_adapters(model, cfg.peft)
-    materialize_on_mesh(model, cfg, Layout(), device)
+    materialize_on_mesh(model, cfg.train, Layout(), device)
     if device.type == "cuda":
         start_on_device(model)
     else:

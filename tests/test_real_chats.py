@@ -17,6 +17,7 @@ from sft_hydra.data_prep import prepare
 from sft_hydra.data_prep.blend import train_rows
 from sft_hydra.engine.schedule import lr_factor
 from sft_hydra.models.build import as_transformers
+from sft_hydra.planning.recipe import recipe_of
 from sft_hydra.records import PackedRow
 from sft_hydra.runners.build_model import new_model
 from sft_hydra.schema.config import SftConfig
@@ -70,7 +71,7 @@ def _losses_of_transformers(cfg: SftConfig) -> list[float]:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.train.clip_grad or float("inf"))
         for group in optimizer.param_groups:
-            group["lr"] = cfg.optimizer.lr * lr_factor(step, STEPS, cfg)
+            group["lr"] = cfg.optimizer.lr * lr_factor(step, STEPS, recipe_of(cfg))
         optimizer.step()
     return losses
 

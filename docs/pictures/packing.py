@@ -91,7 +91,7 @@ def unrolled(row: PackedRow) -> np.ndarray:
 def table(row: PackedRow, batch: Batch, texts: list[str]) -> str:
     """A line for each token of the packed row: text, position, mask, shifted mask and label."""
     bounds = batch.cu_seqlens.tolist()
-    left, top, gap = 120, 50, 14
+    left, top, gap = 170, 50, 14
     width = left + sum(size for _, size in COLUMNS) + 10
     parts, x = [], left
     for name, size in COLUMNS:

@@ -14,6 +14,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from sft_hydra.chat.added_tokens import folder_with_tokens
 from sft_hydra.chat.template import ChatTemplate
 from sft_hydra.chat.template_probe import end_of_turn_texts, probe_closings
 from sft_hydra.errors import ConfigError, DataError, TokenizerMismatchError
@@ -53,6 +54,15 @@ class AddedToken:
     single_word: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class NewTokens:
+    """Tokens of `tokenizer.add_tokens` and `add_special_tokens`, in order."""
+
+    ids: tuple[int, ...] = ()
+    known: int = 0
+    """Number of ids of the tokenizer without them: those from here on are new."""
+
+
 class ChatTokenizer:
     """`tokenizer.json` and its companions in `folder`, and the template text in use (None: contents as they are).
     `named`: further templates in use, by name; transformers takes `tool_use` for conversations with tools."""
@@ -71,6 +81,7 @@ class ChatTokenizer:
         self.template_kwargs = dict(template_kwargs or {})
         self.file = file or folder / "tokenizer.json"  # another one where serving has another (served_tokenizer.py)
         self.config = _read_json(folder / "tokenizer_config.json")
+        self.new_tokens = NewTokens()
 
     @cached_property
     def backend(self) -> Tokenizer:
@@ -220,6 +231,17 @@ class ChatTokenizer:
         return None if text is None else self.backend.token_to_id(text)
 
 
+def grown_vocabulary(cfg: SftConfig, architecture: dict[str, Any], tokenizer: ChatTokenizer) -> dict[str, Any]:
+    """The fields of a config.json, with a row for every token that was added. TokenizerMismatchError if the tokenizer itself
+    has more ids than the model."""
+    whole_tables = cfg.peft is not None and cfg.peft.path is not None and cfg.peft.modules_to_save
+    size = architecture.get("vocab_size")
+    if isinstance(size, int) and (tokenizer.new_tokens.ids or whole_tables):
+        return {**architecture, "vocab_size": max(size, tokenizer.vocab_size)}
+    check_vocabulary(cfg, architecture, tokenizer)
+    return architecture
+
+
 def check_vocabulary(cfg: SftConfig, architecture: dict[str, Any], tokenizer: ChatTokenizer) -> None:
     """TokenizerMismatchError if the tokenizer has more ids than the model of this config.json."""
     size = architecture.get("vocab_size")
@@ -243,7 +265,15 @@ def load_tokenizer(cfg: SftConfig) -> ChatTokenizer:
         )
     template = _template_of(cfg.tokenizer.chat_template, folder)
     named = named_templates(folder) if cfg.tokenizer.chat_template == "default" else {}
-    return ChatTokenizer(folder, template, cfg.tokenizer.template_kwargs, named=named)
+    plain, special = tuple(cfg.tokenizer.add_tokens), tuple(cfg.tokenizer.add_special_tokens)
+    if not plain and not special:
+        return ChatTokenizer(folder, template, cfg.tokenizer.template_kwargs, named=named)
+    known = ChatTokenizer(folder, None).vocab_size
+    larger = folder_with_tokens(folder, (*FILES, TEMPLATE_FILE, "config.json"), plain, special)
+    tokenizer = ChatTokenizer(larger, template, cfg.tokenizer.template_kwargs, named=named)
+    ids = [tokenizer.backend.token_to_id(text) for text in (*plain, *special)]
+    tokenizer.new_tokens = NewTokens(tuple(id_ for id_ in ids if id_ is not None), known)
+    return tokenizer
 
 
 def _folder_of(path: str, revision: str | None) -> Path:

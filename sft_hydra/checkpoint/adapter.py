@@ -12,15 +12,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from sft_hydra.checkpoint.adapter_tables import fields_of_tables, load_tables, merge_tables, tables_to_peft
 from sft_hydra.checkpoint.hf_shards import METADATA
 from sft_hydra.config.adapter import CONFIG, PREFIX, WEIGHTS, read_adapter
 from sft_hydra.errors import ModelError
 from sft_hydra.models.decoder import DecoderModel
+from sft_hydra.models.lora import merged_weight
 from sft_hydra.models.lora_layers import Adapter, scale_of
 from sft_hydra.models.state_dict_map import disk_rows, rows_from_disk, rows_to_disk
 from sft_hydra.parallel.collectives import all_gather_objects
 from sft_hydra.parallel.dtensor import copy_shard_
-from sft_hydra.planning.lora_targets import EXPERTS, layer_lora
+from sft_hydra.planning.lora_targets import EXPERTS, TOKEN_ROWS, adapter_part, layer_lora
 from sft_hydra.schema.config import LoraConfig
 
 LAST_EXPERTS = ".experts.down_proj"  # PEFT wraps the parameters of a module in turn, the first innermost
@@ -28,12 +30,17 @@ LAST_EXPERTS = ".experts.down_proj"  # PEFT wraps the parameters of a module in 
 Tensors = dict[str, torch.Tensor]
 
 
-def write_adapter(config: Any, adapters: Tensors, lora: LoraConfig, base: str, folder: Path) -> int:
-    """Write adapters, named as ours, for the base model at `base` (a folder or hub id). Returns the number of tensors."""
-    layers = {name.rpartition(".")[0] for name in adapters}
-    tensors = {}
-    for name, factor in adapters.items():
-        tensors[_peft_name(name, layers)] = _to_peft(config, name, factor.detach().cpu())
+def write_adapter(
+    config: Any, adapters: Tensors, lora: LoraConfig, base: str, folder: Path, token_ids: tuple[int, ...] = ()
+) -> int:
+    """Write adapters, named as ours, for the base model at `base` (a folder or hub id), with what of embedding and head is
+    trained beside them: `token_ids` where that is rows. Returns the number of tensors."""
+    parts = {name: found for name in adapters if (found := adapter_part(name)) and found[1] != TOKEN_ROWS}
+    named = {found: adapters[name] for name, found in parts.items()}
+    layers = {layer for layer, _ in named}
+    tensors = tables_to_peft(config, adapters)
+    for (layer, part), tensor in named.items():
+        tensors[_peft_name(layer, part, layers)] = _to_peft(config, f"{layer}.{part}", tensor.detach().cpu())
     save_file(tensors, folder / WEIGHTS, metadata=METADATA)
     parameters = sorted(layer for layer in layers if EXPERTS in layer)
     description = {
@@ -43,11 +50,13 @@ def write_adapter(config: Any, adapters: Tensors, lora: LoraConfig, base: str, f
         "r": lora.dim,
         "lora_alpha": lora.alpha,
         "lora_dropout": 0.0 if parameters else lora.dropout,  # PEFT has none on parameters, and serving has none at all
+        "use_dora": lora.use_dora,
         "use_rslora": lora.rank_stabilized,
         "rank_pattern": lora.rank_pattern,
         "alpha_pattern": lora.alpha_pattern,
         "target_modules": sorted(layers.difference(parameters)),
         "target_parameters": parameters or None,
+        **fields_of_tables(config, adapters, token_ids),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
@@ -56,14 +65,13 @@ def write_adapter(config: Any, adapters: Tensors, lora: LoraConfig, base: str, f
     return len(tensors)
 
 
-def _peft_name(name: str, layers: set[str]) -> str:
-    """The name in PEFT's file of one of our adapter's matrices; `layers` are all that have adapters."""
-    layer, _, factor = name.rpartition(".")
+def _peft_name(layer: str, part: str, layers: set[str]) -> str:
+    """The name in PEFT's file of a part of one of our adapters; `layers` are all that have adapters."""
     if EXPERTS in layer:
         experts = layer.rpartition(".")[0]
         both = sum(other.startswith(experts + ".") for other in layers) > 1
         layer = f"{experts}.base_layer" if both and not layer.endswith(LAST_EXPERTS) else experts
-    return f"{PREFIX}{layer}.{factor}.weight"
+    return f"{PREFIX}{layer}.{part}" + ("" if part == "lora_magnitude_vector" else ".weight")
 
 
 def _to_peft(config: Any, name: str, factor: torch.Tensor) -> torch.Tensor:
@@ -96,12 +104,12 @@ def merge_adapter(config: Any, folder: Path, base: Tensors) -> Tensors:
     merged = dict(base)
     for layer, names in sorted(adapter.layers.items()):
         weight = base[f"{layer}.weight"]
-        a, b = (
-            _from_peft(config, f"{layer}.{kind}", factors[name], len(weight))
-            for kind, name in zip(("lora_A", "lora_B"), names, strict=True)
-        )
-        scale = scale_of(layer_lora(lora, layer))
-        merged[f"{layer}.weight"] = (weight.float() + scale * (b @ a).to(weight.device)).to(weight.dtype)
+        parts = {
+            part: _from_peft(config, f"{layer}.{part}", factors[name].float(), len(weight)).to(weight.device)
+            for part, name in names.items()
+        }
+        merged[f"{layer}.weight"] = merged_weight(weight, scale=scale_of(layer_lora(lora, layer)), **parts)
+    merge_tables(config, adapter, factors, merged)
     return merged
 
 
@@ -117,8 +125,9 @@ def load_adapter(model: DecoderModel, path: str) -> None:
     ]
     for layer, module in modules.items():
         weight: torch.Tensor = module.weight  # type: ignore[assignment]
-        for kind, name in zip(("lora_A", "lora_B"), adapter.layers[layer], strict=True):
-            parameter: torch.Tensor = getattr(module, kind)
+        own = {found[1]: p for key, p in module.named_parameters(layer) if (found := adapter_part(key))}
+        for kind, parameter in own.items():
+            name = adapter.layers[layer][kind]
             value = factors[name].float()
             shape = value.shape
             if _fits_experts(value, parameter):
@@ -129,13 +138,14 @@ def load_adapter(model: DecoderModel, path: str) -> None:
                 )
                 continue
             copy_shard_(parameter, value)
+    problems += load_tables(model, adapter, factors)
     if problems:
         raise ModelError(*sorted(problems)[:20])
 
 
 def _fits_experts(value: torch.Tensor, parameter: torch.Tensor) -> bool:
     """Whether a matrix of the file can be cut into those of the experts; of other layers it always can."""
-    return parameter.ndim == 2 or value.numel() == parameter.numel()
+    return parameter.ndim < 3 or value.numel() == parameter.numel()
 
 
 def _factors(folder: Path) -> Tensors:

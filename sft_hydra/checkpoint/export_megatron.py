@@ -1,10 +1,13 @@
 """A trained model as a Megatron checkpoint: `export_megatron`.
 
-    <folder>/latest_checkpointed_iteration.txt
-    <folder>/iter_<step>/     .metadata, __0_<n>.distcp, common.pt, metadata.json; config.json and the tokenizer beside them
+    <folder>/latest_checkpointed_iteration.txt, latest_train_state.pt
+    <folder>/iter_<step>/     .metadata, __0_<n>.distcp, common.pt, metadata.json, run_config.yaml, train_state.pt;
+                              config.json and the tokenizer beside them
 
-Megatron-Core reads it by its sharded state dict. Megatron-Bridge's own run_config.yaml is not written: it holds a provider
-class of the installed version, which only that knows.
+Megatron-Core reads it by its sharded state dict. The last two files, and latest_train_state.pt, are Megatron-Bridge's, as its
+public code reads them (training/checkpointing.py and training/utils/checkpoint_utils.py of 067f987). Its run_config.yaml says
+the layout and that there is neither optimizer nor random state; it names no provider class, which is the installed version's,
+so Bridge takes the model from a recipe and these weights as `checkpoint.pretrained_checkpoint`.
 """
 
 import shutil
@@ -12,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+import yaml
 
 from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.checkpoint.hf_export import ExportReport
@@ -25,19 +29,26 @@ from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.lora import merge_rounding, merged_tensors
 from sft_hydra.models.state_dict_map import to_disk
 from sft_hydra.parallel.collectives import all_gather_objects
-from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.config import ModelConfig, Precision
 
 TRACKER = "latest_checkpointed_iteration.txt"
+COUNTERS = ("consumed_train_samples", "skipped_train_samples", "consumed_valid_samples")
+PHASES = ("do_train", "do_valid", "do_test")
 
 
 def export_megatron(
-    model: DecoderModel, cfg: SftConfig, tokenizer: ChatTokenizer, folder: Path, step: int
+    model: DecoderModel,
+    source: ModelConfig,
+    precision: Precision | None,
+    tokenizer: ChatTokenizer,
+    folder: Path,
+    step: int,
 ) -> ExportReport:
     """Write `folder` (replacing an earlier export of ours), adapters merged. Of several ranks all must call it; the first
     writes. CheckpointError if a tensor has no place in Megatron's checkpoints or is read back changed."""
     if folder.is_file() or (folder.exists() and any(folder.iterdir()) and not any(folder.glob(f"iter_*/{MADE_BY}"))):
         raise CheckpointError(f"export.path: {folder} exists and is not an export of ours; give another folder")
-    dtype = model.config.dtype or compute_dtype(cfg, model.device)
+    dtype = model.config.dtype or compute_dtype(precision, model.device)
     rounding = merge_rounding(model, dtype)
     tensors, report = merged_tensors(model, rounding), None
     if model.mesh.rank == 0:
@@ -47,15 +58,35 @@ def export_megatron(
         count = write_megatron(model.config, _on_disk(model, tensors, dtype), checkpoint, step)
         model.config.save_pretrained(checkpoint)
         tokenizer.save_files(checkpoint)
-        (building / TRACKER).write_text(str(step))
+        _write_bridge_files(building, checkpoint, step, source.path)
         shutil.rmtree(folder, ignore_errors=True)
         building.rename(folder)
-        notes = [_note(model, cfg), None if rounding is None else rounding.describe()]
+        notes = [_note(model, source), None if rounding is None else rounding.describe()]
         note = "; ".join(text for text in notes if text) or None
         report = ExportReport(folder, "megatron", count, str(dtype).removeprefix("torch."), 0.0, 0.0, note=note)
     for _ in tensors:
         pass  # the other ranks give what they hold
     return next(answer for answer in all_gather_objects(report, model.mesh) if answer is not None)
+
+
+def _write_bridge_files(folder: Path, checkpoint: Path, step: int, source: str | None) -> None:
+    """What stands around the tensors in a checkpoint of Megatron-Bridge."""
+    (folder / TRACKER).write_text(str(step))
+    counts = {name: torch.tensor(0) for name in COUNTERS} | {name: torch.tensor(False) for name in PHASES}
+    flops = torch.tensor(0.0, dtype=torch.float64)
+    torch.save(
+        {"step": torch.tensor(step), "floating_point_operations_so_far": flops, **counts}, checkpoint / "train_state.pt"
+    )
+    shutil.copy(checkpoint / "train_state.pt", folder / "latest_train_state.pt")
+    run_config = {
+        "model": {
+            "tensor_model_parallel_size": 1,
+            "pipeline_model_parallel_size": 1,
+            **({"hf_model_id": source} if source else {}),
+        },
+        "checkpoint": {"save_optim": False, "save_rng": False, "fully_parallel_save": False},
+    }
+    (checkpoint / "run_config.yaml").write_text(yaml.safe_dump(run_config, sort_keys=False))
 
 
 def _on_disk(
@@ -66,12 +97,12 @@ def _on_disk(
             yield name, tensor.to(torch.float32 if name.rpartition(".")[2] in KEEP_FP32 else dtype)
 
 
-def _note(model: DecoderModel, cfg: SftConfig) -> str | None:
-    if cfg.model.path is None:
+def _note(model: DecoderModel, source: ModelConfig) -> str | None:
+    if source.path is None:
         return None
-    left = len(carried_names(model.config, local_folder(cfg.model.path, cfg.model.revision)))
+    left = len(carried_names(model.config, local_folder(source.path, source.revision)))
     return (
-        f"{left} tensors of multi-token prediction of {cfg.model.path} are not in it (its Hugging Face export has them)"
+        f"{left} tensors of multi-token prediction of {source.path} are not in it (its Hugging Face export has them)"
         if left
         else None
     )

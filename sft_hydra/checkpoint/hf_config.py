@@ -15,7 +15,7 @@ from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.checkpoint.load_hf_weights import local_folder
 from sft_hydra.errors import ModelError
 from sft_hydra.models.build import transformers_class
-from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.config import ModelConfig
 
 GENERATION_FILE = "generation_config.json"
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -90,12 +90,12 @@ def _old_rope(fields: dict[str, Any]) -> dict[str, Any]:
     return old
 
 
-def generation_config(cfg: SftConfig, tokenizer: ChatTokenizer) -> tuple[Any, list[str]]:
+def generation_config(source: ModelConfig, tokenizer: ChatTokenizer) -> tuple[Any, list[str]]:
     """(the source model's, with the ids that end a turn first among those that end generation; what was changed in it, a
     line each). Fields that contradict each other, which transformers refuses to write, are left out."""
     from transformers import GenerationConfig
 
-    fields, file = _source_fields(cfg)
+    fields, file = _source_fields(source)
     fields = {key: value for key, value in fields.items() if value is not None and not key.startswith("_")}
     notes = []
     sampling = [key for key in SAMPLING if key in fields]
@@ -119,11 +119,11 @@ def generation_config(cfg: SftConfig, tokenizer: ChatTokenizer) -> tuple[Any, li
     return mended, notes
 
 
-def _source_fields(cfg: SftConfig) -> tuple[dict[str, Any], str]:
+def _source_fields(source: ModelConfig) -> tuple[dict[str, Any], str]:
     """Of the source model's file, else of its config.json, where older models have them; and where that is."""
-    if cfg.model.path is None:
+    if source.path is None:
         return {}, ""
-    folder = local_folder(cfg.model.path, cfg.model.revision)
+    folder = local_folder(source.path, source.revision)
     file = next((folder / name for name in (GENERATION_FILE, "config.json") if (folder / name).is_file()), None)
     if file is None:
         return {}, ""

@@ -29,16 +29,30 @@ from sft_hydra.models.lora import add_adapters, is_adapter, merge_rounding, merg
 from sft_hydra.models.quantized_linear import whole_tensors
 from sft_hydra.models.state_dict_map import to_disk
 from sft_hydra.parallel.collectives import all_gather_objects, gather_tokens
-from sft_hydra.parallel.dtensor import full_tensor
 from sft_hydra.records import PackedRow
-from sft_hydra.schema.config import Precision, SftConfig
-from sft_hydra.schema.data import Packing
+from sft_hydra.schema.config import LoraConfig, ModelConfig, Precision
 
 Tensors = Iterator[tuple[str, torch.Tensor]]
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest logit
 ALIKE = 1e-3  # of the largest logit: what two implementations in fp32 with equal weights may differ by
 PROBE_TOKENS = 64
+GROWN = (
+    "the base needs a row for every new token: peft's AutoPeftModelForCausalLM adds them; before PeftModel, call "
+    "resize_token_embeddings"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportSettings:
+    """What an export needs of the config that the model was trained with."""
+
+    source: ModelConfig
+    peft: LoraConfig | None  # None: full fine-tuning
+    merge: bool  # LoRA: write the merged model instead of the adapter
+    precision: Precision | None  # train.precision
+    packed: bool  # trained on packed sequences (data.packing)
+    micro_batch_tokens: int  # Recipe.micro_batch_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +74,7 @@ class ExportReport:
 
 def export(
     model: DecoderModel,
-    cfg: SftConfig,
+    settings: ExportSettings,
     tokenizer: ChatTokenizer,
     folder: Path,
     progress: Callable[[str], None] = lambda stage: None,
@@ -73,9 +87,9 @@ def export(
     """
     if folder.is_file() or (folder.exists() and any(folder.iterdir()) and not is_export(folder)):
         raise CheckpointError(f"export.path: {folder} exists and is not an export of ours; give another folder")
-    live = live_logits(model, cfg)
-    adapter = cfg.peft is not None and not cfg.export.merge
-    rounding = None if adapter else merge_rounding(model, export_dtype(model.config, cfg))
+    live = live_logits(model, settings.micro_batch_tokens)
+    adapter = settings.peft is not None and not settings.merge
+    rounding = None if adapter else merge_rounding(model, export_dtype(model.config, settings.precision))
     tensors = whole_tensors(model) if adapter else merged_tensors(model, rounding)
     report = None
     if live is not None:
@@ -83,9 +97,11 @@ def export(
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
         # over several ranks the live model computes as it trains, alone in the precision that its weights are kept in
-        as_trained = model.mesh.dense_mesh is not None or cfg.peft is not None
-        computed = compute_dtype(cfg, model.device) if as_trained else torch.float32
-        writer = _Writer(model.config, cfg, tokenizer, building, folder, live, computed, progress)
+        as_trained = model.mesh.dense_mesh is not None or settings.peft is not None
+        computed = compute_dtype(settings.precision, model.device) if as_trained else torch.float32
+        writer = _Writer(
+            model.config, settings, tokenizer, building, folder, live, computed, progress, model.trained_whole
+        )
         report = writer.adapter(tensors) if adapter else writer.model(tensors)
         if rounding is not None:
             report = replace(report, note=rounding.describe())
@@ -97,11 +113,12 @@ def export(
 
 
 @torch.no_grad()
-def live_logits(model: DecoderModel, cfg: SftConfig) -> torch.Tensor | None:
-    """Logits (PROBE_TOKENS, vocab), fp32, of the probe on the first rank; None on the others, which must all ask."""
+def live_logits(model: DecoderModel, full_tokens: int) -> torch.Tensor | None:
+    """Logits (PROBE_TOKENS, vocab), fp32, of the probe on the first rank; None on the others, which must all call it.
+    `full_tokens` as in `load_batches`."""
     ids = probe_ids(model.config)
     row = PackedRow(ids.numpy(), np.zeros(len(ids), np.uint8), np.zeros(1, np.int32), np.zeros(1, np.int16))
-    batches = load_batches([row], [range(1)], model, cfg)
+    batches = load_batches([row], [range(1)], model, full_tokens)
     training = model.training
     model.eval()
     hidden = forward_hidden(model, batches[0])
@@ -109,7 +126,7 @@ def live_logits(model: DecoderModel, cfg: SftConfig) -> torch.Tensor | None:
     logits = None
     if hidden is not None:
         hidden = gather_tokens(gather_tokens(hidden, model.mesh.tp), model.mesh.cp)[:PROBE_TOKENS]
-        logits = model.logits(hidden, full_tensor(model.head_weight)).float().cpu()
+        logits = model.logits(hidden, model.used_full_head()).float().cpu()
     if model.mesh.pp.size == 1:
         return logits if model.mesh.rank == 0 else None
     mine = logits if model.mesh.dp.rank == 0 and model.mesh.seq_rank == 0 else None
@@ -117,10 +134,10 @@ def live_logits(model: DecoderModel, cfg: SftConfig) -> torch.Tensor | None:
     return everyone[0] if model.mesh.rank == 0 else None
 
 
-def export_dtype(config: Any, cfg: SftConfig) -> torch.dtype:
+def export_dtype(config: Any, precision: Precision | None) -> torch.dtype:
     """What exports are written in: the source model's dtype; after a random start the one that training computed in."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return config.dtype or compute_dtype(cfg, device)
+    return config.dtype or compute_dtype(precision, device)
 
 
 def probe_ids(config: Any) -> torch.Tensor:
@@ -133,51 +150,56 @@ class _Writer:
     """Writes into `building`, which becomes `folder`; `live` are the logits that the export must have."""
 
     config: Any
-    cfg: SftConfig
+    settings: ExportSettings
     tokenizer: ChatTokenizer
     building: Path
     folder: Path
     live: torch.Tensor
     computed: torch.dtype  # what `live` was computed in
     progress: Callable[[str], None]
+    trained_whole: frozenset[str]  # parameters of the base that an adapter brings along
 
     def model(self, tensors: Tensors) -> ExportReport:
         from transformers import AutoModelForCausalLM
 
-        dtype = export_dtype(self.config, self.cfg)
+        dtype = export_dtype(self.config, self.settings.precision)
         alike = self._alike(dtype)
         count = self._write(alike.keeping(tensors) if alike else tensors, dtype, self.building)
         self.progress("loading it back with transformers, to compare logits")
-        rounded = alike.logits(self.cfg) if alike else None
+        rounded = alike.logits(self.settings.micro_batch_tokens) if alike else None
         del alike  # two copies of a model need not be there at one time
         reloaded = AutoModelForCausalLM.from_pretrained(self.building, dtype=torch.float32)
         return self._report(reloaded, "model", count, dtype, rounded)
 
     def adapter(self, tensors: Tensors) -> ExportReport:
-        assert self.cfg.peft is not None
+        assert self.settings.peft is not None
         state = dict(tensors)
         adapters = {name: state.pop(name) for name in list(state) if is_adapter(name)}
+        whole = {name: state[name] for name in self.trained_whole}
         base, dtype = self._base(), torch.float32
-        if self.cfg.model.path is None:
-            dtype = export_dtype(self.config, self.cfg)
+        if self.settings.source.path is None:
+            dtype = export_dtype(self.config, self.settings.precision)
             self._write(iter(state.items()), dtype, self.building / "base")
-        count = write_adapter(self.config, adapters, self.cfg.peft, base, self.building)
+        count = write_adapter(
+            self.config, adapters | whole, self.settings.peft, base, self.building, self.tokenizer.new_tokens.ids
+        )
         self.tokenizer.save_files(self.building)
         self.progress("loading it back, to compare logits")
         rounded = None
         if alike := self._alike(dtype, adapters=True):
             for _ in alike.keeping(iter({**state, **adapters}.items())):
                 pass
-            rounded = alike.logits(self.cfg)
+            rounded = alike.logits(self.settings.micro_batch_tokens)
             state = {name: alike.rounded(name, tensor) for name, tensor in state.items()}
             del alike
         reloaded = transformers_model(self.config, merge_adapter(self.config, self.building, state))
         report = self._report(reloaded, "adapter", count, dtype, rounded)
-        return replace(report, note=limits(self.config, adapters))
+        notes = [limits(self.config, adapters), GROWN if self.tokenizer.new_tokens.ids else None]
+        return replace(report, note="; ".join(note for note in notes if note) or None)
 
     def _base(self) -> str:
         """Where the adapter's base is, for readers in any working directory: a folder by its absolute path."""
-        path = self.cfg.model.path
+        path = self.settings.source.path
         if path is None:
             return str(self.folder.absolute() / "base")
         return str(Path(path).expanduser().resolve()) if Path(path).expanduser().is_dir() else path
@@ -186,11 +208,11 @@ class _Writer:
         """Where something was rounded, the live model in fp32 with weights that are rounded as the export's."""
         if dtype == self.computed == torch.float32:
             return None
-        generic, packed = self.cfg.model.generic, self.cfg.data.packing is not Packing.none
+        generic, packed = self.settings.source.generic, self.settings.packed
         model = build_model(self.config.to_dict(), "cpu", torch.float32, generic=generic, packed=packed)
         if adapters:
-            assert self.cfg.peft is not None
-            add_adapters(model, self.cfg.peft)
+            assert self.settings.peft is not None
+            add_adapters(model, self.settings.peft, self.tokenizer.new_tokens.ids)
         return _Alike(model, dtype)
 
     def _write(self, tensors: Tensors, dtype: torch.dtype, folder: Path) -> int:
@@ -198,7 +220,7 @@ class _Writer:
         folder.mkdir(exist_ok=True)
         count = write_tensors(self._on_disk(tensors, dtype), folder)
         write_config(self.config, dtype, self.tokenizer, folder)
-        generation_config(self.cfg, self.tokenizer)[0].save_pretrained(folder)
+        generation_config(self.settings.source, self.tokenizer)[0].save_pretrained(folder)
         self.tokenizer.save_files(folder)
         return count
 
@@ -210,8 +232,10 @@ class _Writer:
                 yield name, tensor.to(torch.float32 if name.rpartition(".")[2] in KEEP_FP32 else dtype)
                 written += 1
                 self.progress(f"{written} tensors written")
-        if self.cfg.model.path is not None:
-            yield from carried_tensors(self.config, local_folder(self.cfg.model.path, self.cfg.model.revision))
+        if self.settings.source.path is not None:
+            yield from carried_tensors(
+                self.config, local_folder(self.settings.source.path, self.settings.source.revision)
+            )
 
     @torch.no_grad()
     def _report(
@@ -259,8 +283,8 @@ class _Alike:
             yield name, tensor
 
     @torch.no_grad()
-    def logits(self, cfg: SftConfig) -> torch.Tensor | None:
-        return live_logits(self.model, replace(cfg, train=replace(cfg.train, precision=Precision.fp32)))
+    def logits(self, full_tokens: int) -> torch.Tensor | None:
+        return live_logits(self.model, full_tokens)
 
 
 def _name(dtype: torch.dtype) -> str:

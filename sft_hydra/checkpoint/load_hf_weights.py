@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from sft_hydra.chat.tokenizer import NewTokens
 from sft_hydra.checkpoint.megatron import MegatronWeights
+from sft_hydra.checkpoint.new_rows import start_new_rows
 from sft_hydra.config.weight_files import INDEX, SINGLE
 from sft_hydra.errors import ModelError
 from sft_hydra.hub import folder_of
@@ -35,8 +37,11 @@ def local_folder(path: str, revision: str | None = None) -> Path:
 
 
 @torch.no_grad()
-def load_weights(model: DecoderModel, path: str, revision: str | None = None) -> None:
-    """Fill the model from safetensors or a torch_dist checkpoint. ModelError lists all names that are missing, left over or of another shape."""
+def load_weights(
+    model: DecoderModel, path: str, revision: str | None = None, new_tokens: NewTokens | None = None
+) -> None:
+    """Fill the model from safetensors or a torch_dist checkpoint; with `new_tokens` its embedding and head may have more rows
+    than the files. ModelError lists all names that are missing, left over or of another shape."""
     folder = local_folder(path, revision)
     base = {name: tensor for name, tensor in model.state_dict().items() if not is_adapter(name)}
     shapes = {name: model.quantized[name].shape if name in model.quantized else t.shape for name, t in base.items()}
@@ -63,17 +68,23 @@ def load_weights(model: DecoderModel, path: str, revision: str | None = None) ->
     broken = []
     for name, (tensor, place) in targets.items():
         there = shape_on_disk(place, reader.get)
-        if there != tuple(shapes[name]):
+        is_table = new_tokens is not None and name in (model.embedding_name, model.head_name)
+        smaller = is_table and there[0] < tensor.shape[0] and there[1:] == tensor.shape[1:]
+        if there != tuple(shapes[name]) and not smaller:
             raise ModelError(f"{folder}: {name} is {there}, config.json makes it {tuple(shapes[name])}")
         part, where = local_shard(tensor)
         if not part.numel():
             continue
         if quantized := model.quantized.get(name):
-            values = from_disk(place, reader.get, quantized.needed(where))
-            quantized.fill(tensor, values)
-            part = values
+            part = from_disk(place, reader.get, quantized.needed(where))
+            quantized.fill(tensor, part)
+        elif smaller:  # the rows that there are; the others below
+            where = (slice(where[0].start, max(where[0].start, min(where[0].stop, there[0]))), *where[1:])
+            part[: where[0].stop - where[0].start] = from_disk(place, reader.get, where).to(part)
         else:
             part.copy_(from_disk(place, reader.get, where))
+        if is_table and new_tokens is not None:
+            start_new_rows(tensor, reader.get(place.names[0]), new_tokens)
         broken += [] if is_finite(part) else [name]
     if everywhere := sorted({name for names in all_gather_objects(broken, model.mesh) for name in names}):
         raise ModelError(

@@ -10,27 +10,26 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from sft_hydra.config.resume_compat import config_digest, fixed_settings
+from sft_hydra.config.resume_compat import config_digest
 from sft_hydra.data.shards import PackedSet, checksum
 from sft_hydra.errors import CheckpointError, ModelError
 from sft_hydra.files import unreadable
 from sft_hydra.paths import find_checkpoint, read_progress
-from sft_hydra.schema.config import SftConfig
 
 ALL_BYTES = 2 << 30  # of a model's weights: up to here all of them are read
 STRIDE, SAMPLE = 4 << 20, 64 << 10  # of larger ones, so much of every so many bytes of each file
 CHANGED = {"data": "the packed set (content key)", "base": "the weights that training starts from (checksum)"}
 
 
-def origin_of(cfg: SftConfig, packed: PackedSet, base: Path | None) -> dict[str, Any]:
-    """What a checkpoint of this run says of its origin; `base` is the folder of `model.path`."""
-    settings = fixed_settings(cfg)
+def origin_of(settings: dict[str, Any], packed: PackedSet, base: Path | None) -> dict[str, Any]:
+    """The origin that a checkpoint of this run records. `settings`: the fixed settings of the run
+    (config/resume_compat.py); `base`: the folder of `model.path`."""
     folders = [base] if base is not None else []
-    folders += [find_checkpoint(cfg.checkpoint.load)] if cfg.checkpoint.load else []
+    folders += [find_checkpoint(settings["checkpoint.load"])] if settings.get("checkpoint.load") else []
     return {
         "config": {"digest": config_digest(settings), "settings": settings},
         "data": data_key(packed),
-        "base": "+".join(weights_key(folder) for folder in folders) or f"random start, seed {cfg.seed}",
+        "base": "+".join(weights_key(folder) for folder in folders) or f"random start, seed {settings['seed']}",
     }
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -23,20 +24,21 @@ from torch.distributed.tensor import DTensor
 from sft_hydra.checkpoint.load_hf_weights import is_finite
 from sft_hydra.checkpoint.optimizer_state import load_optimizer_state, optimizer_shards
 from sft_hydra.checkpoint.sharded_tensors import ShardFiles, ShardRecord, write_shards
+from sft_hydra.engine.early_stopping import more_is_better
 from sft_hydra.engine.loop import TrainState
 from sft_hydra.engine.optimizer import OptimizerSet
+from sft_hydra.engine.weight_average import EMA
 from sft_hydra.errors import CheckpointError
 from sft_hydra.files import unwritable
 from sft_hydra.models.decoder import DecoderModel
-from sft_hydra.models.lora import is_adapter
+from sft_hydra.models.lora import is_adapter, is_of_base, is_saved_with_adapters
 from sft_hydra.parallel.collectives import all_gather_objects
 from sft_hydra.parallel.dtensor import holds_first_copy, local_shard
 from sft_hydra.paths import CHECKPOINT_FORMAT, COMPLETE, STATE, complete_checkpoints, read_progress, state_digest
-from sft_hydra.planning.topology import rows_per_step
-from sft_hydra.schema.config import SftConfig
+from sft_hydra.planning.recipe import Recipe
+from sft_hydra.schema.config import CheckpointConfig
 
 MODEL, OPTIMIZER = "model", "optimizer"
-SCORES = ("eval/", "chatcore")  # metrics of which more is better; of all others, less
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +57,11 @@ class Snapshot:
 class Saver:
     """Saves into one folder; with `checkpoint.async_save` while training goes on, one checkpoint at a time."""
 
-    def __init__(self, folder: Path, cfg: SftConfig, origin: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, folder: Path, recipe: Recipe, settings: CheckpointConfig, origin: dict[str, Any] | None = None
+    ) -> None:
         """`origin`: what checkpoint/origin.py says of this run; it goes into every checkpoint."""
-        self.folder, self.cfg, self.origin = folder, cfg, origin or {}
+        self.folder, self.recipe, self.settings, self.origin = folder, recipe, settings, origin or {}
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None  # the thread's own
         self._thread: Thread | None = None
         self._error: BaseException | None = None
@@ -68,9 +72,9 @@ class Saver:
     ) -> None:
         """Start to save; what trains on afterwards is not in it. `metrics`, as of now, are what `keep_best` goes by."""
         self.wait()
-        snapshot = snapshot_state(model, optimizer, state, self.cfg, metrics)
+        snapshot = snapshot_state(model, optimizer, state, self.recipe, self.settings, metrics)
         snapshot.progress.update(self.origin)
-        if not self.cfg.checkpoint.async_save:
+        if not self.settings.async_save:
             write_snapshot(self.folder, snapshot, self._group)
             return
         copy = to_cpu(snapshot, self._room)
@@ -98,11 +102,12 @@ def save(
     model: DecoderModel,
     optimizer: OptimizerSet,
     state: TrainState,
-    cfg: SftConfig,
+    recipe: Recipe,
+    settings: CheckpointConfig,
     metrics: dict[str, Any] | None = None,
 ) -> Path:
     """Write `folder/step_<N>` and drop those that `checkpoint.keep_last` and `keep_best` do not keep. Returns its folder."""
-    return write_snapshot(folder, snapshot_state(model, optimizer, state, cfg, metrics), None)
+    return write_snapshot(folder, snapshot_state(model, optimizer, state, recipe, settings, metrics), None)
 
 
 def prunable(folder: Path, keep_last: int, keep_best: str | None) -> list[Path]:
@@ -110,7 +115,7 @@ def prunable(folder: Path, keep_last: int, keep_best: str | None) -> list[Path]:
     steps = complete_checkpoints(folder)
     kept = set(steps[-keep_last:])
     if keep_best is not None:
-        sign = -1 if keep_best.startswith(SCORES) else 1
+        sign = -1 if more_is_better(keep_best) else 1
         values = {step: read_progress(step).get("metrics", {}).get(keep_best) for step in steps}
         rated = [step for step in steps if values[step] is not None]
         kept |= {min(rated, key=lambda step: sign * values[step])} if rated else set()
@@ -121,7 +126,8 @@ def snapshot_state(
     model: DecoderModel,
     optimizer: OptimizerSet,
     state: TrainState,
-    cfg: SftConfig,
+    recipe: Recipe,
+    settings: CheckpointConfig,
     metrics: dict[str, Any] | None = None,
 ) -> Snapshot:
     """What this rank writes; shares the memory of model and optimizer."""
@@ -136,9 +142,9 @@ def snapshot_state(
         step=state.step,
         model=own(_weights(model)),
         optimizer=own(_optimizer_state(model, optimizer)),
-        progress=_progress(model, optimizer, state, cfg) | {"metrics": dict(metrics or {})},
-        keep_last=max(1, cfg.checkpoint.keep_last),
-        keep_best=cfg.checkpoint.keep_best,
+        progress=_progress(model, optimizer, state, recipe) | {"metrics": dict(metrics or {})},
+        keep_last=max(1, settings.keep_last),
+        keep_best=settings.keep_best,
     )
 
 
@@ -234,7 +240,8 @@ def load(checkpoint: Path, model: DecoderModel, optimizer: OptimizerSet | None) 
     """
     progress = read_progress(checkpoint)
     adapters = progress["adapters_only"]
-    targets = {name: tensor for name, tensor in model.state_dict().items() if is_adapter(name) == adapters}
+    belongs = partial(is_saved_with_adapters, model) if adapters else is_of_base
+    targets = {name: tensor for name, tensor in model.state_dict().items() if belongs(name)}
     if not any(all_gather_objects(len(targets), model.mesh)):
         raise CheckpointError(f"{checkpoint} holds LoRA adapters only; the model has none (peft=lora)")
     files = ShardFiles(checkpoint, MODEL)
@@ -250,6 +257,19 @@ def load(checkpoint: Path, model: DecoderModel, optimizer: OptimizerSet | None) 
     return TrainState(**progress["state"])
 
 
+def load_average(checkpoint: Path, model: DecoderModel) -> None:
+    """Set the trained weights to their averages. CheckpointError if the checkpoint holds none."""
+    files = ShardFiles(checkpoint, OPTIMIZER)
+    trained = {f"{name}/{EMA}": p for name, p in model.named_parameters() if p.requires_grad}
+    if missing := [key for key in trained if key not in files.shapes]:
+        raise CheckpointError(
+            f"{checkpoint} holds no average of {missing[0].removesuffix(f'/{EMA}')}: export.ema=true needs a run that was trained "
+            "with train.ema_decay"
+        )
+    for key, parameter in trained.items():
+        files.read_into(key, parameter)
+
+
 def load_optimizer(checkpoint: Path, model: DecoderModel, optimizer: OptimizerSet) -> None:
     """Only its moments; rates are what the config says. CheckpointError if they are another optimizer's."""
     kinds = read_progress(checkpoint)["optimizer"]
@@ -263,7 +283,9 @@ def load_optimizer(checkpoint: Path, model: DecoderModel, optimizer: OptimizerSe
 def _weights(model: DecoderModel) -> dict[str, torch.Tensor]:
     """What of the model is saved: adapters if it has any, else everything."""
     state = model.state_dict()
-    return {name: tensor for name, tensor in state.items() if is_adapter(name)} or state
+    if not any(is_adapter(name) for name in state):
+        return state
+    return {name: tensor for name, tensor in state.items() if is_saved_with_adapters(model, name)}
 
 
 def _optimizer_state(model: DecoderModel, optimizer: OptimizerSet) -> dict[str, torch.Tensor]:
@@ -275,18 +297,18 @@ def _optimizer_state(model: DecoderModel, optimizer: OptimizerSet) -> dict[str, 
     }
 
 
-def _progress(model: DecoderModel, optimizer: OptimizerSet, state: TrainState, cfg: SftConfig) -> dict[str, Any]:
+def _progress(model: DecoderModel, optimizer: OptimizerSet, state: TrainState, recipe: Recipe) -> dict[str, Any]:
     return {
         "format": CHECKPOINT_FORMAT,
         "state": asdict(state),
         "adapters_only": any(is_adapter(name) for name, _ in model.named_parameters()),
         "optimizer": optimizer.kinds,
         "sizes": {
-            "seq_length": cfg.seq_length,
-            "global_batch_size": rows_per_step(cfg),
-            "micro_batch_size": cfg.train.micro_batch_size,
+            "seq_length": recipe.seq_length,
+            "global_batch_size": recipe.rows_per_step,
+            "micro_batch_size": recipe.train.micro_batch_size,
         },
-        "rates": asdict(cfg.optimizer),
+        "rates": asdict(recipe.optimizer),
     }
 
 

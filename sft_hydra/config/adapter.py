@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_hydra.errors import ConfigError
+from sft_hydra.planning.lora_targets import TOKEN_ROWS, adapter_part
 from sft_hydra.schema.config import LoraConfig, SftConfig
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -21,30 +22,34 @@ EXPERTS, INNER = ".experts", ".base_layer"  # PEFT wraps the parameters of a mod
 LAST_EXPERTS, FIRST_EXPERTS = "down_proj", ("gate_up_proj", "up_proj")
 
 READ = ("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern",
-        "base_model_name_or_path", "target_parameters", "bias", "init_lora_weights", "fan_in_fan_out", "task_type")  # fmt: skip
+        "base_model_name_or_path", "target_parameters", "bias", "modules_to_save", "trainable_token_indices", "ensure_weight_tying", "use_dora", "init_lora_weights", "fan_in_fan_out", "task_type")  # fmt: skip
 # Said by the tensors; or about how training began or where it ran; or meant for what else would be refused.
 WITHOUT_EFFECT = (
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "auto_mapping", "peft_version",
-    "revision", "inference_mode", "megatron_core", "qalora_group_size", "runtime_config", "ensure_weight_tying",
+    "revision", "inference_mode", "megatron_core", "qalora_group_size", "runtime_config",
     "eva_config", "lora_ga_config", "corda_config", "loftq_config",
 )  # fmt: skip
+TABLES = {
+    "embed_tokens": ("embed_tokens", "embeddings", "wte", "embed_in", "word_embeddings"),
+    "lm_head": ("lm_head", "embed_out"),
+}  # what modules of transformers call embedding and head
 KEEP_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal")  # other starts change the base's weights too
 WHY = {
-    "use_dora": "DoRA scales whole rows of the weight",
-    "modules_to_save": "whole modules are trained beside the adapters",
     "lora_bias": "B has a bias",
-    "trainable_token_indices": "rows of the embedding are trained",
     "layer_replication": "layers are repeated",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """`layers` are our names of those that have one -> names of their A and B in the file."""
+    """`layers` are our names of those that have one -> `lora_A`, `lora_B` and with DoRA `lora_magnitude_vector` -> its name
+    in the file."""
 
     folder: Path
     fields: dict[str, Any]
-    layers: dict[str, tuple[str, str]]
+    layers: dict[str, dict[str, str]]
+    tables: dict[str, str]  # our names of embedding and head, or of their TOKEN_ROWS, in it -> name in the file
+    token_ids: tuple[int, ...]  # tokens of these rows
 
     @property
     def base(self) -> str | None:
@@ -61,6 +66,9 @@ class Adapter:
         return {
             "dim": int(self.fields["r"]),
             "alpha": float(self.fields["lora_alpha"]),
+            "modules_to_save": [name for name, kinds in TABLES.items() if self._trains(kinds)],
+            "trainable_new_tokens": bool(self.token_ids),
+            "use_dora": bool(self.fields.get("use_dora")),
             "rank_stabilized": bool(self.fields.get("use_rslora")),
             "rank_pattern": {str(key): int(rank) for key, rank in (self.fields.get("rank_pattern") or {}).items()},
             "alpha_pattern": {
@@ -70,6 +78,11 @@ class Adapter:
             "exclude_modules": None,
             "match_all_linear": False,
         }
+
+    def _trains(self, kinds: tuple[str, ...]) -> bool:
+        """Whether a table of this name is there as a whole; a head that is the embedding is not listed beside it."""
+        tied = self.fields.get("ensure_weight_tying") and "lm_head" in kinds
+        return not tied and any(name.endswith(f"{kind}.weight") for name in self.tables for kind in kinds)
 
 
 def is_adapter_folder(path: str) -> bool:
@@ -103,7 +116,20 @@ def read_adapter(path: str) -> Adapter:
             else ""
         )
         raise ConfigError(f"{where}: has no {WEIGHTS}{pickle}")
-    return Adapter(folder, fields, _layers(where, folder, fields))
+    layers, tables = _layers(where, folder, fields)
+    return Adapter(folder, fields, layers, tables, _token_ids(where, fields))
+
+
+def _token_ids(where: str, fields: dict[str, Any]) -> tuple[int, ...]:
+    """Those of `trainable_token_indices`: a list, or one for each table. ConfigError if they differ."""
+    given = fields.get("trainable_token_indices") or []
+    lists = list(given.values()) if isinstance(given, dict) else [given]
+    if any(ids != lists[0] for ids in lists):
+        raise ConfigError(
+            f"{where}: trainable_token_indices in {CONFIG} names other tokens for each table, which is not supported; merge it "
+            "with peft"
+        )
+    return tuple(int(id_) for id_ in lists[0]) if lists else ()
 
 
 def _problems(where: str, fields: dict[str, Any]) -> Iterator[str]:
@@ -136,32 +162,45 @@ def _problems(where: str, fields: dict[str, Any]) -> Iterator[str]:
             yield f"{where}: {key}={json.dumps(value)[:80]} in {CONFIG} is not supported{why}; merge it with peft, or train without it"
 
 
-def _layers(where: str, folder: Path, fields: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    """Our names of the adapted layers -> the names of A and B in the file."""
+def _layers(where: str, folder: Path, fields: dict[str, Any]) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """Our names of the adapted layers -> the parts of each -> names in the file; and of embedding and head -> names there."""
     names = _tensor_names(where, folder / WEIGHTS)
     found: dict[str, dict[str, str]] = {}
     problems = []
+    expected = {"lora_A", "lora_B"} | ({"lora_magnitude_vector"} if fields.get("use_dora") else set())
+    tables = {table: name for name in names if (table := _our_table(name, fields))}
     for name in names:
-        layer, dot, factor = name.removesuffix(".weight").rpartition(".")
-        if not (name.startswith(PREFIX) and dot and factor in ("lora_A", "lora_B") and name.endswith(".weight")):
+        if name in tables.values():
+            continue
+        layer, part = adapter_part(name) or ("", "")
+        if not (name.startswith(PREFIX) and part in expected):
             problems.append(
-                f"{where}: {name} in {WEIGHTS} is neither lora_A nor lora_B of a layer; it is not supported"
+                f"{where}: {name} in {WEIGHTS} is none of {', '.join(sorted(expected))} of a layer; it is not supported"
             )
             continue
-        found.setdefault(layer, {})[factor] = name
+        found.setdefault(layer, {})[part] = name
     problems += [
-        f"{where}: of {layer} there is {' and '.join(factors)} only, in {WEIGHTS}"
-        for layer, factors in found.items()
-        if len(factors) < 2
+        f"{where}: of {layer} there is {' and '.join(sorted(parts))} only, in {WEIGHTS}; "
+        f"{' and '.join(sorted(expected - parts.keys()))} is missing"
+        for layer, parts in found.items()
+        if parts.keys() != expected
     ]
     if problems:
         raise ConfigError(*problems[:20])
     if not found:
         raise ConfigError(f"{where}: {WEIGHTS} holds no adapter")
-    return {
-        _our_layer(layer.removeprefix(PREFIX), found, fields): (factors["lora_A"], factors["lora_B"])
-        for layer, factors in found.items()
-    }
+    layers = {_our_layer(layer.removeprefix(PREFIX), found, fields): parts for layer, parts in found.items()}
+    return layers, tables
+
+
+def _our_table(name: str, fields: dict[str, Any]) -> str | None:
+    """Our name of an embedding or head in the file, or of its rows; None: it is something else, or not said to be trained."""
+    for end, key in ((f".{TOKEN_ROWS}", "trainable_token_indices"), (".weight", "modules_to_save")):
+        module = name.removeprefix(PREFIX).removesuffix(end)
+        known = any(module.rpartition(".")[2] in kinds for kinds in TABLES.values())
+        if known and name == f"{PREFIX}{module}{end}" and fields.get(key):
+            return ("model.embed_tokens" if module.endswith(".embeddings") else module) + end  # Nemotron-H's
+    return None
 
 
 def _our_layer(layer: str, all_layers: dict[str, Any], fields: dict[str, Any]) -> str:
@@ -223,4 +262,22 @@ def adopt_adapter(cfg: SftConfig, typed: list[str]) -> list[str]:
             if cfg.tokenizer.path in (None, "demo") and "tokenizer.path" not in typed:
                 own = (adapter.folder / "tokenizer.json").is_file()
                 cfg.tokenizer.path = str(adapter.folder) if own else None
+    if adapter.token_ids and not (cfg.tokenizer.add_tokens or cfg.tokenizer.add_special_tokens):
+        problems += _adopt_tokens(cfg, adapter)
     return problems
+
+
+def _adopt_tokens(cfg: SftConfig, adapter: Adapter) -> list[str]:
+    """Name the tokens whose rows the adapter holds, by the tokenizer beside it. Returns the problems."""
+    file = adapter.folder / "tokenizer.json"
+    try:
+        added = {token["id"]: token for token in json.loads(file.read_text(encoding="utf-8"))["added_tokens"]}
+        tokens = [added[id_] for id_ in adapter.token_ids]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [
+            f"peft.path={cfg.peft.path if cfg.peft else None}: {CONFIG} trains the tokens {list(adapter.token_ids)[:20]}, which "
+            f"are no added tokens of {file} ({error!r}); save the tokenizer that has them beside the adapter"
+        ]
+    cfg.tokenizer.add_tokens = [token["content"] for token in tokens if not token.get("special")]
+    cfg.tokenizer.add_special_tokens = [token["content"] for token in tokens if token.get("special")]
+    return []

@@ -1,161 +1,101 @@
-"""What other frameworks call our keys: an unknown key that is a peer's name is answered with ours.
+"""What other frameworks call our keys: a flag or key that is a peer's name is answered with the line to write here.
 
 The names are those of Megatron-LM's arguments, Megatron-Bridge and the Nemotron recipes, NeMo RL, nanochat, TRL, Axolotl
-and submitit's launcher, without leading dashes and with `_` for `-`. docs/migration.md explains each.
+and submitit's launcher. They stand in peer_keys.yaml, which explains its notation.
 """
 
-PEER_NAMES: dict[str, str] = {
-    # Nemotron, Megatron-Bridge
-    "hf_model_path": "model.path",
-    "recipe.tensor_model_parallel_size": "parallel.tp",
-    "recipe.pipeline_model_parallel_size": "parallel.pp",
-    "recipe.context_parallel_size": "parallel.cp",
-    "recipe.expert_model_parallel_size": "parallel.ep",
-    "dataset.nano3_packed_sft_dir": "data.packed_dir",
-    "dataset.seq_length": "seq_length",
-    "checkpoint.pretrained_checkpoint": "checkpoint.load",
-    "checkpoint.save_interval": "checkpoint.interval",
-    "model.calculate_per_token_loss": "train.calculate_per_token_loss",
-    "model.seq_length": "seq_length",
-    "train.eval_interval": "eval.every",
-    "scheduler.lr_warmup_iters": "scheduler.warmup_iters",
-    "optimizer.min_lr": "scheduler.min_lr",
-    "optimizer.clip_grad": "train.clip_grad",
-    "pack_size": "seq_length",
-    "blend_path": "data.blend",
-    "sample": "data.sample",
-    "force": "data.force",
-    "max_doc_tokens": "data.max_doc_tokens",
-    "used_in_filter": "data.filters.equals",
-    # Megatron-LM
-    "tensor_model_parallel_size": "parallel.tp",
-    "pipeline_model_parallel_size": "parallel.pp",
-    "context_parallel_size": "parallel.cp",
-    "expert_model_parallel_size": "parallel.ep",
-    "sequence_parallel": "parallel.tp",
-    "micro_batch_size": "train.micro_batch_size",
-    "global_batch_size": "train.global_batch_size",
-    "train_iters": "train.train_iters",
-    "train_samples": "train.train_samples",
-    "lr": "optimizer.lr",
-    "min_lr": "scheduler.min_lr",
-    "lr_decay_style": "scheduler",
-    "lr_decay_iters": "scheduler.decay_iters",
-    "lr_decay_samples": "scheduler.decay_samples",
-    "lr_warmup_iters": "scheduler.warmup_iters",
-    "lr_warmup_samples": "scheduler.warmup_samples",
-    "lr_warmup_fraction": "scheduler.warmup_ratio",
-    "clip_grad": "train.clip_grad",
-    "weight_decay": "optimizer.weight_decay",
-    "adam_beta1": "optimizer.betas",
-    "adam_beta2": "optimizer.betas",
-    "adam_eps": "optimizer.eps",
-    "tokenizer_model": "tokenizer.path",
-    "finetune_hf_dataset": "data.path",
-    "split": "data.split",
-    "eval_interval": "eval.every",
-    "save_interval": "checkpoint.interval",
-    "log_interval": "train.log_interval",
-    "load": "checkpoint.load",
-    "save": "checkpoint.save",
-    "bf16": "train.precision",
-    # nanochat
-    "model_tag": "model.path",
-    "model_step": "checkpoint.load",
-    "load_optimizer": "checkpoint.load_optimizer",
-    "num_iterations": "train.train_iters",
-    "max_seq_len": "seq_length",
-    "device_batch_size": "train.micro_batch_size",
-    "total_batch_size": "train.global_batch_tokens",
-    "init_lr_frac": "optimizer.init_lr_frac",
-    "matrix_lr": "optimizer.matrix_lr",
-    "embedding_lr": "optimizer.embedding_lr",
-    "unembedding_lr": "optimizer.unembedding_lr",
-    "warmup_ratio": "scheduler.warmup_ratio",
-    "warmdown_ratio": "scheduler.decay_ratio",
-    "final_lr_frac": "scheduler.min_lr_frac",
-    "mmlu_epochs": "data.sources.mmlu.epochs",
-    "gsm8k_epochs": "data.sources.gsm8k.epochs",
-    "eval_every": "eval.every",
-    "eval_tokens": "eval.tokens",
-    "chatcore_every": "eval.chatcore_every",
-    "chatcore_max_cat": "eval.chatcore_max_categorical",
-    "chatcore_max_sample": "eval.chatcore_max_generative",
-    "device_type": "device",
-    "run": "name",
-    # NeMo RL
-    "policy.model_name": "model.path",
-    "policy.tokenizer.chat_template": "tokenizer.chat_template",
-    "policy.max_total_sequence_length": "seq_length",
-    "policy.train_global_batch_size": "train.global_batch_size",
-    "policy.train_micro_batch_size": "train.micro_batch_size",
-    "policy.precision": "train.precision",
-    "policy.dtensor_cfg.lora_cfg.enabled": "peft",
-    "policy.megatron_cfg.peft.enabled": "peft",
-    "data.train.data_path": "data.path",
-    "data.validation.data_path": "data.valid_path",
-    "data.train.split_validation_size": "data.split.valid",
-    "data.max_input_seq_length": "seq_length",
-    "tokenizer.name": "tokenizer.path",
-    "tokenizer.custom_template": "tokenizer.chat_template",
-    "peft.lora_A_init": "peft.a_init",
-    "peft.lora_A_init_method": "peft.a_init",
-    "logger.wandb.name": "name",
-    "checkpointing.checkpoint_dir": "checkpoint.save",
-    "checkpointing.save_period": "checkpoint.interval",
-    "checkpointing.keep_top_k": "checkpoint.keep_last",
-    "sft.max_num_steps": "train.train_iters",
-    "sft.max_num_epochs": "train.epochs",
-    "sft.val_period": "eval.every",
-    "sft.seed": "seed",
-    "cluster.num_nodes": "cluster.nodes",
-    # TRL, Axolotl, transformers
-    "roles_to_train": "data.roles_to_train",
-    "model_name_or_path": "model.path",
-    "base_model": "model.path",
-    "dataset_name": "data.path",
-    "datasets": "data.sources",
-    "max_length": "seq_length",
-    "max_seq_length": "seq_length",
-    "sequence_len": "seq_length",
-    "packing": "data.packing",
-    "sample_packing": "data.packing",
-    "learning_rate": "optimizer.lr",
-    "lr_scheduler_type": "scheduler",
-    "lr_scheduler": "scheduler",
-    "warmup_steps": "scheduler.warmup_iters",
-    "max_steps": "train.train_iters",
-    "num_train_epochs": "train.epochs",
-    "num_epochs": "train.epochs",
-    "per_device_train_batch_size": "train.micro_batch_size",
-    "gradient_accumulation_steps": "train.global_batch_size",
-    "max_grad_norm": "train.clip_grad",
-    "gradient_checkpointing": "train.recompute",
-    "eval_steps": "eval.every",
-    "save_steps": "checkpoint.interval",
-    "save_total_limit": "checkpoint.keep_last",
-    "resume_from_checkpoint": "checkpoint.load",
-    "lora_r": "peft.dim",
-    "lora_alpha": "peft.alpha",
-    "lora_dropout": "peft.dropout",
-    "lora_target_modules": "peft.target_modules",
-    "chat_template": "tokenizer.chat_template",
-    "wandb_project": "logger.wandb.project",
-    # hydra-submitit-launcher
-    "hydra.launcher.nodes": "cluster.nodes",
-    "hydra.launcher.gpus_per_node": "cluster.gpus_per_node",
-    "hydra.launcher.tasks_per_node": "cluster.gpus_per_node",
-    "hydra.launcher.partition": "cluster.partition",
-    "hydra.launcher.account": "cluster.account",
-    "hydra.launcher.qos": "cluster.qos",
-    "hydra.launcher.timeout_min": "cluster.time",
-    "hydra.launcher.cpus_per_task": "cluster.cpus_per_task",
-    "hydra.launcher.mem_gb": "cluster.mem",
-    "hydra.launcher.setup": "cluster.setup",
-    "hydra.launcher.array_parallelism": "cluster.max_parallel",
-}
+import re
+from collections.abc import Collection, Mapping
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from sft_hydra.schema.config import SftConfig
+
+UNKNOWN = "..."  # in place of a value that is not known
+_NAMED = re.compile(r"\{(\w*)\}")
 
 
-def our_name(key: str) -> str | None:
-    """Our key for a peer's, written as an override or as a flag."""
-    return PEER_NAMES.get(key.lstrip("-+~").replace("-", "_"))
+class Answer(NamedTuple):
+    """`key`: ours with the same meaning and value, else empty; `line`: what to write, else empty; `why`: there is none, because."""
+
+    key: str = ""
+    line: str = ""
+    why: str = ""
+
+    def __str__(self) -> str:
+        if self.why:
+            return f"nothing to set here: {self.why}"
+        if not self.key:
+            return f"it is written {self.line} here"
+        return f"it is called {self.key} here" + (f": {self.line}" if UNKNOWN not in self.line else "")
+
+
+@cache
+def peer_tables() -> dict[str, dict[str, Any]]:
+    """Peer -> their name -> our entry for it; the peer `any` holds what is the same for several."""
+    table: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("peer_keys.yaml").read_text("utf-8"))
+    return table
+
+
+def peer_answer(key: str, value: str | None = None) -> Answer | None:
+    """For a flag or key of the command line that is not ours; `value` as it was typed. None if no peer has it."""
+    name = key.lstrip("-+~").replace("-", "_")
+    tables = peer_tables()
+    for table in tables.values():
+        if name in table:
+            return _answer(table[name], value, {})
+    if name.partition(".")[0] in SftConfig.__dataclass_fields__:
+        return None  # a misspelt key of ours is more likely than a peer's rare one
+    found = (section_entry(name, table) for table in tables.values())
+    return next((_answer(entry, value, {}) for entry in found if entry is not None), None)
+
+
+def file_answer(
+    peer: str, key: str, value: str | None, beside: Mapping[str, str], ours: Collection[str]
+) -> Answer | None:
+    """For a key of a whole file of this peer; `beside`: the other values of its section, `ours`: all our keys. A value of null is the peer's default,
+    and as unknown as one that is not there."""
+    table = peer_tables()[peer]
+    if key in table:
+        entry = table[key]
+    elif key in ours:
+        entry = key
+    else:
+        entry = section_entry(key, table)
+    if entry is None:
+        return None
+    default = value == "null" and not (isinstance(entry, dict) and "null" in entry)
+    return _answer(entry, None if default else value, beside)
+
+
+def section_entry(key: str, table: Mapping[str, Any]) -> Any:
+    """The entry `<section>.*` of the innermost section that has one."""
+    section = key.rpartition(".")[0]
+    while section and f"{section}.*" not in table:
+        section = section.rpartition(".")[0]
+    return table.get(f"{section}.*")
+
+
+def _answer(entry: Any, value: str | None, beside: Mapping[str, str]) -> Answer:
+    if isinstance(entry, dict):
+        texts = [text for pattern, text in entry.items() if fnmatchcase(str(value).lower(), str(pattern).lower())]
+        entry = texts[0] if texts and value is not None else entry.get("*", next(iter(entry.values())))
+    if entry.startswith("- "):
+        return Answer(why=entry.removeprefix("- "))
+    if "=" not in entry:
+        return Answer(entry, f"{entry}={UNKNOWN if value is None else value}")
+    return Answer(line=_NAMED.sub(lambda name: _filled(name[1], value, beside), entry))
+
+
+def _filled(name: str, value: str | None, beside: Mapping[str, str]) -> str:
+    if name == "rest":
+        try:
+            return f"{1 - float(value or UNKNOWN):.6g}"
+        except ValueError:
+            return UNKNOWN
+    found = beside.get(name) if name else value
+    return UNKNOWN if found is None else found

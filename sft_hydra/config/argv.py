@@ -14,8 +14,14 @@ from sft_hydra.config.typed_text import quote_text
 
 NULLABLE_GROUPS = ("peft", "logger", "experiment")
 VALUE_FLAGS = ("--cfg", "-c", "--package", "-p", "--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd")
+NO_VALUE = ("-m", "--multirun", "-h", "--help", "--hydra-help", "--version", "--resolve", "-sc", "--shell-completion")
+CFG_CHOICES = ("job", "hydra", "all")
 INFO_CHOICES = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
+PEERS_VALUE = re.compile(
+    r"(-r|--run)=|-c=(?!(job|hydra|all)$)"
+)  # flags that Hydra has too, without a value or with others
+_BARE_WORD = re.compile(r"-[\d.][^=]*|[^-~=][^=]*")
 _BARE_NULL = re.compile(r"(?<![\w./'\"-])null(?![\w./'\"-])")
 _CHOICE = re.compile(r"choice\((.*)\)", re.DOTALL)
 _NEW_SOURCE = re.compile(r"\+\+?data\.sources\.(?P<name>[\w-]+)(?P<rest>[.=].*)", re.DOTALL)
@@ -32,7 +38,8 @@ def normalize_argv(argv: Sequence[str]) -> list[str]:
 
 
 def split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(flags with their values, overrides). Hydra refuses a flag that follows the first override."""
+    """(flags with their values, overrides). Hydra refuses a flag that follows the first override. A word after a flag that is no
+    override is the flag's value, `--lr 1e-5` one text `--lr=1e-5`."""
     flags: list[str] = []
     overrides: list[str] = []
     rest = deque(argv)
@@ -40,8 +47,12 @@ def split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         text = rest.popleft()
         if text in ("--info", "-i"):  # its value is optional, and would swallow the first override
             flags.append("--info=" + (rest.popleft() if rest and rest[0] in INFO_CHOICES else "all"))
+        elif text == "-c" and rest and rest[0] not in CFG_CHOICES:  # a peer's: Hydra's own -c shows a config
+            flags.append(f"-c={rest.popleft()}")
         elif text in VALUE_FLAGS and rest:
             flags += [text, rest.popleft()]
+        elif text.startswith("-") and text not in NO_VALUE and rest and _BARE_WORD.fullmatch(rest[0]):
+            flags.append(f"{text}={rest.popleft()}")  # none of Hydra's
         elif text.startswith("-"):
             flags.append(text)
         else:

@@ -18,8 +18,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from sft_hydra.config.aliases import our_name
-from sft_hydra.config.argv import split_flags
+from sft_hydra.config.aliases import peer_answer
+from sft_hydra.config.argv import PEERS_VALUE, split_flags
 from sft_hydra.config.hydra_internals import ConfigLoaderImpl, create_config_search_path, get_args_parser
 from sft_hydra.config.resolve import resolve
 from sft_hydra.config.schema_introspection import declared_type, describe_type, hint, key_problem, leaves, undeclared
@@ -67,14 +67,21 @@ def unknown_flags(arguments: Sequence[str]) -> list[str]:
     known = {option for action in get_args_parser()._actions for option in action.option_strings} - {
         "--experimental-rerun"
     }
-    return [flag for flag in split_flags(arguments)[0] if flag.startswith("-") and flag.split("=")[0] not in known]
+    return [
+        flag
+        for flag in split_flags(arguments)[0]
+        if flag.startswith("-") and (flag.partition("=")[0] not in known or PEERS_VALUE.match(flag))
+    ]
 
 
 def _flag_problem(flag: str) -> str:
     name, _, value = flag.partition("=")
-    ours = our_name(name)
-    example = f"{ours}={value or '...'}" if ours else "optimizer.lr=1e-4"
-    return f"{name}: no such flag; settings are written key=value, here {example}"
+    answer = peer_answer(name, value or None)
+    if answer and answer.why:
+        return f"{name}: no such flag; {answer}"
+    return (
+        f"{name}: no such flag; settings are written key=value, here {answer.line if answer else 'optimizer.lr=1e-4'}"
+    )
 
 
 def _config_loader(folders: Sequence[str]) -> ConfigLoaderImpl:
@@ -205,7 +212,7 @@ def _value_problems(override: Override, composed: DictConfig) -> Iterator[str]:
         return
     for single in _singles(override):
         adds_entry = (single.is_add() or single.is_force_add()) and _is_open(key, composed)
-        if not adds_entry and (problem := key_problem(key, composed)):
+        if not adds_entry and (problem := key_problem(key, composed, str(single.input_line).partition("=")[2])):
             yield problem
             return
         try:

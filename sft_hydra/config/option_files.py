@@ -13,6 +13,7 @@ from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSou
 from omegaconf import OmegaConf
 
 from sft_hydra.config.hydra_internals import FileConfigSource, SourcesRegistry
+from sft_hydra.config.peer_files import refuse_peer_file
 from sft_hydra.config.typed_text import read_yaml
 from sft_hydra.config.values_only import experiment_problems, option_problems
 from sft_hydra.errors import ConfigError
@@ -37,6 +38,8 @@ class OptionFiles(FileConfigSource):
             whole: Any = content
             for part in reversed(package.split(".") if package else []):
                 whole = {part: whole}
+            if group.startswith("experiment"):
+                refuse_peer_file(content, str(file))
             check = experiment_problems if group.startswith("experiment") else option_problems
             if problems := list(check(whole)):
                 raise ConfigError(*(f"{file}: {problem}" for problem in problems))

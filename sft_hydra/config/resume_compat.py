@@ -20,7 +20,7 @@ MAY_CHANGE = (
     "train.cpu_offload", "train.compile", "train.log_interval", "train.num_threads", "data.prepare", "data.force",
     "data.num_workers",
 )  # fmt: skip
-MAY_GROW = ("train.train_iters", "train.epochs", "train.train_samples")
+MAY_GROW = ("train.train_iters", "train.epochs", "train.train_samples", "train.early_stopping.patience")
 READING_RUNNERS = (Runner.generate, Runner.evaluate, Runner.export, Runner.inspect)
 # What a reading runner takes from its own command, always, and where the user wrote it; all else is the run's.
 ALWAYS_OWN = ("runner", "name", "output_dir", "run_dir", "dry_run", "cluster", "parallel", "generate", "inspect")

@@ -7,22 +7,22 @@ import re
 from collections.abc import Callable, Iterator
 from itertools import chain
 
+from sft_hydra.config.adapter import TABLES
+from sft_hydra.config.rules_frozen import frozen_parts, quantized_base
 from sft_hydra.config.serialize import flatten
-from sft_hydra.errors import ConfigError, ModelError
+from sft_hydra.errors import ModelError
 from sft_hydra.planning.architecture import (
     FAMILIES,
-    common_names,
     is_generic,
     is_mixture,
     length_of_fixed_positions,
     read_architecture,
 )
-from sft_hydra.planning.estimate.trained import frozen_parameters
 from sft_hydra.planning.layout import layout_problems, num_experts
 from sft_hydra.planning.topology import possible_layouts, rows_per_step, run_layout
 from sft_hydra.schema.config import Device, ExportFormat, Precision, Runner, SftConfig
 from sft_hydra.schema.data import Packing
-from sft_hydra.schema.optim import AdamW, Muon
+from sft_hydra.schema.optim import AdamW
 from sft_hydra.secret_text import assigns_secret, holds_secret, is_secret_name
 
 Rule = Callable[[SftConfig], Iterator[str]]
@@ -195,7 +195,7 @@ def layout(cfg: SftConfig) -> Iterator[str]:
         return  # model_is_said says so
     plan = run_layout(cfg, architecture)
     problems = list(layout_problems(plan, architecture, cfg.seq_length))
-    rows = rows_per_step(cfg)
+    rows = rows_per_step(cfg.train, cfg.seq_length)
     if cfg.runner is Runner.train and not problems and rows % plan.dp:
         problems = [
             f"train.global_batch_size={rows} is not a multiple of the data-parallel size {plan.dp}; "
@@ -292,37 +292,27 @@ def lora_targets(cfg: SftConfig) -> Iterator[str]:
         yield "peft.match_all_linear=true adapts every linear layer: drop peft.exclude_modules, or match_all_linear"
 
 
-def frozen_parts(cfg: SftConfig) -> Iterator[str]:
-    for key, patterns in (("freeze", cfg.train.freeze), ("trainable", cfg.train.trainable)):
-        if patterns and cfg.peft is not None:
-            yield (
-                f"train.{key}={patterns} is for full fine-tuning; peft=lora freezes the whole base: use "
-                "peft.target_modules or peft.exclude_modules"
-            )
-    if cfg.peft is not None or not (cfg.train.freeze or cfg.train.trainable):
+def added_tokens(cfg: SftConfig) -> Iterator[str]:
+    tokens, peft = [*cfg.tokenizer.add_tokens, *cfg.tokenizer.add_special_tokens], cfg.peft
+    if twice := sorted({token for token in tokens if tokens.count(token) > 1}):
+        yield f"tokenizer.add_tokens and add_special_tokens: {twice} more than once; name each token once"
+    if "" in tokens:
+        yield "tokenizer.add_tokens and add_special_tokens: '' is no token; leave it out"
+    if peft is None:
         return
-    try:
-        architecture = common_names(read_architecture(cfg))
-        if all(architecture.get(key) for key in ("hidden_size", "num_hidden_layers", "model_type")):
-            frozen_parameters({"vocab_size": 1, **architecture}, cfg.train)
-    except ConfigError as error:
-        yield from error.problems
-    except ModelError:
-        return  # model_is_said says so
-    if isinstance(cfg.optimizer, Muon) and (cfg.parallel.pp or 1) > 1:
+    if unknown := [name for name in peft.modules_to_save if name not in TABLES]:
+        yield f"peft.modules_to_save={peft.modules_to_save}: {unknown[0]} is none of {', '.join(TABLES)}"
+    if peft.trainable_new_tokens and not tokens and peft.path is None:
+        yield "peft.trainable_new_tokens=true: there are no new tokens; name them in tokenizer.add_tokens=[...]"
+    if tokens and not peft.trainable_new_tokens and set(peft.modules_to_save) != set(TABLES) and peft.path is None:
         yield (
-            f"parallel.pp={cfg.parallel.pp} with optimizer=muon and a frozen part: a stage may have no matrix to train; "
-            "set parallel.pp=1 or optimizer=adamw"
+            f"tokenizer.add_tokens={tokens[:5]} with peft=lora: an adapter holds no rows for them; use "
+            f"peft.trainable_new_tokens=true, or peft.modules_to_save=[{','.join(TABLES)}]"
         )
-
-
-def quantized_base(cfg: SftConfig) -> Iterator[str]:
-    """Blocks of 64 weights share a scale, and 256 scales another: parts of a weight would be quantized otherwise."""
-    tp = cfg.parallel.tp or 1
-    if cfg.peft is not None and cfg.peft.quantize_base is not None and tp > 1:
+    if peft.trainable_new_tokens and peft.modules_to_save:
         yield (
-            f"parallel.tp={tp} with peft.quantize_base={cfg.peft.quantize_base}: a rank would hold parts of blocks that share "
-            "a scale; set parallel.tp=1 (FSDP, parallel.ep, parallel.pp and parallel.cp split a quantized base exactly)"
+            f"peft.trainable_new_tokens=true and peft.modules_to_save={peft.modules_to_save}: say whether only the new rows "
+            "are trained, or whole tables, not both"
         )
 
 
@@ -369,7 +359,8 @@ def _at_most_one(cfg: SftConfig, section: str, names: tuple[str, ...]) -> Iterat
 RULES: tuple[Rule, ...] = (
     two_betas, known_words, run_name, model_is_set, export_formats, data_is_set, roles_are_known, runner_is_set,
     splits_sum_to_one, length_of_training, batch_size,
-    schedule, layout, foreign_model, fp8, optimizer_state, routers, lora_targets, frozen_parts, quantized_base, optimizer_warm_start, no_secrets,
+    schedule, layout, foreign_model, fp8, optimizer_state, routers, lora_targets, frozen_parts, quantized_base, added_tokens,
+    optimizer_warm_start, no_secrets,
     one_line_each,
 )  # fmt: skip
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from sft_hydra.config.benchmark_files import local_items
 from sft_hydra.config.rules import Rule
 from sft_hydra.errors import DataError
-from sft_hydra.schema.config import CHATCORE_TASKS, Runner, SftConfig
+from sft_hydra.schema.config import CHATCORE_TASKS, EPOCH, Runner, SftConfig
 
 
 def chatcore_is_known(cfg: SftConfig) -> Iterator[str]:
@@ -17,6 +17,33 @@ def chatcore_is_known(cfg: SftConfig) -> Iterator[str]:
         yield f"eval.chatcore_tasks is empty; there are: {', '.join(CHATCORE_TASKS)}"
     elif cfg.eval.chatcore_tasks == ["humaneval"] and not cfg.eval.allow_code:
         yield "eval.chatcore_tasks=[humaneval] needs eval.allow_code=true: it runs code that the model writes"
+
+
+def validations(cfg: SftConfig) -> Iterator[str]:
+    every = cfg.eval.every
+    if isinstance(every, str) and every != EPOCH:
+        yield f"eval.every={every} is neither a number of steps nor {EPOCH}"
+
+
+def early_stopping(cfg: SftConfig) -> Iterator[str]:
+    metric, wanted = cfg.train.early_stopping.metric, cfg.eval
+    if metric is None:
+        return
+    measured = {"val/": bool(wanted.every), "eval/chatcore": bool(wanted.chatcore_every)}
+    kind = next((kind for kind in measured if metric.startswith(kind)), None)
+    if kind is None:
+        yield (
+            f"train.early_stopping.metric={metric} is not measured at intervals of training: use val/loss, val/bpb, "
+            "val/loss/<source>, eval/chatcore or eval/chatcore/<task>"
+        )
+    elif not measured[kind]:
+        key = "eval.every=100 or eval.every=epoch" if kind == "val/" else "eval.chatcore_every=100"
+        yield f"train.early_stopping.metric={metric} is not measured while training; set {key}"
+
+
+def average(cfg: SftConfig) -> Iterator[str]:
+    if cfg.export.ema and cfg.train.ema_decay is None:
+        yield "export.ema=true: there is no average of the weights without train.ema_decay, 0.999 for instance"
 
 
 def tasks_are_there(cfg: SftConfig) -> Iterator[str]:
@@ -56,4 +83,11 @@ def is_path(task: str) -> bool:
     return "/" in task or task.endswith((".yaml", ".yml"))
 
 
-EVAL_RULES: tuple[Rule, ...] = (chatcore_is_known, tasks_are_there, local_items_are_there)
+EVAL_RULES: tuple[Rule, ...] = (
+    validations,
+    early_stopping,
+    average,
+    chatcore_is_known,
+    tasks_are_there,
+    local_items_are_there,
+)

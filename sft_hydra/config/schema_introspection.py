@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from sft_hydra.config.aliases import our_name
+from sft_hydra.config.aliases import peer_answer
 from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.optim import OPTIMIZERS, Optimizer
 
@@ -22,6 +22,7 @@ class UnknownKey(NamedTuple):
     key: str  # as it was written, down to a value
     section: str  # the declared section that does not have ...
     name: str  # ... this
+    value: str | None = None  # as it was typed, if it is known
 
 
 def unknown_keys(node: Any, section: str = "") -> Iterator[UnknownKey]:
@@ -36,8 +37,8 @@ def unknown_keys(node: Any, section: str = "") -> Iterator[UnknownKey]:
             yield from unknown_keys(child, key)
 
 
-def key_problem(key: str, config: DictConfig) -> str | None:
-    """Why `key` cannot be set in this composed config, with a hint; None if it can."""
+def key_problem(key: str, config: DictConfig, value: str | None = None) -> str | None:
+    """Why `key` cannot be set in this composed config, with a hint; None if it can. `value`: as it was typed."""
     node: Any = config
     declared: Any = SftConfig
     section = ""
@@ -47,7 +48,7 @@ def key_problem(key: str, config: DictConfig) -> str | None:
                 return f"{key}: {section} is null here; {_what_brings(section)}"
             known = field_types(OmegaConf.get_type(node))
             if name not in known:
-                return f"{key}: {hint(UnknownKey(key, section, name), known)}"
+                return f"{key}: {hint(UnknownKey(key, section, name, value), known)}"
             declared = known[name]
         elif typing.get_origin(declared) is dict:
             if node is None or name not in node:
@@ -73,10 +74,10 @@ def undeclared(node: Any, section: str = "") -> Iterator[UnknownKey]:
 
 def hint(unknown: UnknownKey, siblings: Collection[str] | None = None) -> str:
     """`unknown key; did you mean ...`: a peer's name first, then siblings, then the same name elsewhere."""
-    key, section, name = unknown
+    key, section, name, value = unknown
     everything = list(dict.fromkeys(all_keys()))
-    if ours := our_name(key):
-        return f"unknown key; it is called {ours} here"
+    if answer := peer_answer(key, value):
+        return f"unknown key; {answer}"
     if section == "optimizer" and (kinds := [kind for kind, cls in OPTIMIZERS.items() if name in field_types(cls)]):
         return f"unknown key; it exists with optimizer={' or '.join(kinds)}"
     if siblings is None:

@@ -13,6 +13,7 @@ from yaml import YAMLError
 
 from sft_hydra.config.argv import option_of_file
 from sft_hydra.config.from_checkpoint import allow_null
+from sft_hydra.config.peer_files import refuse_peer_file
 from sft_hydra.config.typed_text import read_yaml
 from sft_hydra.config.values_only import experiment_problems
 from sft_hydra.errors import ConfigError
@@ -53,6 +54,7 @@ def _read(path: Path) -> dict[Any, Any]:
         raise ConfigError(f"experiment={path}: not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(node, dict):
         raise ConfigError(f"experiment={path}: holds no mapping of keys to values")
+    refuse_peer_file(node, f"experiment={path}")
     if problems := [f"experiment={path}: {problem}" for problem in experiment_problems(node)]:
         raise ConfigError(*problems)
     return node

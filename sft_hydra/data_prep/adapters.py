@@ -20,6 +20,8 @@ from sft_hydra.records import Message
 from sft_hydra.schema.data import SourceConfig
 
 KNOWN_SETS = {"mmlu": mmlu, "gsm8k": gsm8k, "squad": squad, "oasst": oasst}
+MESSAGES, TOOLS = "messages", "tools"  # the columns, unless the source names others
+AUTO = (None, "auto")
 FORMATS = ("auto", "openai", "prompt_completion", "sharegpt", "alpaca", *KNOWN_SETS)
 SYSTEM = ("system", "system_prompt", "system_message", "systemInstruction", "system_instruction")
 PAIRS = (("prompt", "completion"), ("query", "response"), ("prompt", "response"))  # question and answer columns
@@ -51,9 +53,10 @@ def adapt(row: Any, source: SourceConfig) -> Adapted:
         return Adapted(row)
     if not isinstance(row, dict):
         raise RowError("format", f"a row must be an object, not {type(row).__name__}")
-    if source.messages_key in row and COLUMNS.isdisjoint(row) and _is_usual(source):  # most rows, told quickly
-        return Adapted(row[source.messages_key], read=_keys_of(source.messages_key))
-    kind = _format_of(row, source) if source.format == "auto" else source.format
+    messages_key = source.messages_key or MESSAGES
+    if messages_key in row and COLUMNS.isdisjoint(row) and _is_usual(source):  # most rows, told quickly
+        return Adapted(row[messages_key], read=_keys_of(messages_key))
+    kind = _format_of(row, source) if source.format in AUTO else source.format
     read: set[str] = set()
     if kind in KNOWN_SETS:
         messages: Any = KNOWN_SETS[kind](row)
@@ -74,7 +77,7 @@ def adapt(row: Any, source: SourceConfig) -> Adapted:
 
 def _is_usual(source: SourceConfig) -> bool:
     others = source.input_key or source.output_key or source.system_prompt or source.system_key
-    return source.format == "auto" and not others and source.tools_key == "tools"
+    return source.format in AUTO and not others and source.tools_key in (None, TOOLS)
 
 
 @cache
@@ -82,10 +85,10 @@ def _keys_of(messages_key: str) -> set[str]:
     return {messages_key}
 
 
-def _add_columns(row: dict[str, Any], source: SourceConfig, kind: str, found: Adapted) -> None:
+def _add_columns(row: dict[str, Any], source: SourceConfig, kind: str | None, found: Adapted) -> None:
     """What stands beside the messages: flags, tools, a system message, words for the template."""
     columns = COLUMNS.intersection(row)
-    if columns or source.tools_key in row:
+    if columns or (source.tools_key or TOOLS) in row:
         found.tools = _tools(row, source, found.read)
     if columns and columns != {"tools"}:
         found.messages = apply_row_flags(row, found.messages, found.read, kind in ("prompt_completion", "alpaca"))
@@ -111,7 +114,7 @@ def _check_media(row: dict[str, Any], messages: Any) -> None:
 def _format_of(row: dict[str, Any], source: SourceConfig) -> str:
     if source.input_key or source.output_key:
         return "prompt_completion"
-    if source.messages_key in row:
+    if (source.messages_key or MESSAGES) in row:
         return "openai"
     turns = row.get("conversations")
     if isinstance(turns, list):
@@ -125,10 +128,10 @@ def _format_of(row: dict[str, Any], source: SourceConfig) -> str:
     return "openai"
 
 
-def _messages(row: dict[str, Any], source: SourceConfig, kind: str, read: set[str]) -> Any:
-    order = [source.messages_key, "conversations", "contents"]
+def _messages(row: dict[str, Any], source: SourceConfig, kind: str | None, read: set[str]) -> Any:
+    order = [source.messages_key or MESSAGES, "conversations", "contents"]
     if kind == "sharegpt":
-        order = ["conversations", source.messages_key]
+        order = ["conversations", order[0]]
     key = next((name for name in order if name in row), order[0])
     read.add(key)
     messages = row.get(key)
@@ -200,7 +203,7 @@ def _with_reasoning(answer: Message, row: dict[str, Any], read: set[str]) -> Mes
 
 def _tools(row: dict[str, Any], source: SourceConfig, read: set[str]) -> Any:
     found: Any = None
-    for key in dict.fromkeys((source.tools_key, "tools", *tool_definitions.KEYS)):
+    for key in dict.fromkeys((source.tools_key or TOOLS, TOOLS, *tool_definitions.KEYS)):
         if key not in row:
             continue
         if row[key] not in (None, "", [], {}):

@@ -25,6 +25,12 @@ from sft_hydra.errors import ConfigError, DataError
 from sft_hydra.schema.data import DataConfig, SourceConfig
 
 NUMBERS = ("weight", "epochs")  # of an entry of a blend; all else is text
+ONE_OF = (
+    ("prompt", "prompt_file"),
+    ("system_prompt", "system_prompt_file"),
+    ("weight", "epochs"),
+)  # one replaces the other
+TOGETHER = frozenset(name for names in ONE_OF for name in names)
 PRETRAINING = ("text_field",)  # of an entry of a peer's blend: the column of plain text, which chats do not have
 MAX_ROW_BYTES = 32 << 20  # of one row: some eight million tokens
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -54,11 +60,12 @@ def sources_of(data: DataConfig) -> list[Source]:
 
 
 def _completed(source: Source, default: SourceConfig) -> SourceConfig:
-    usual = SourceConfig()
     said = {name: getattr(source.config, name) for name in SourceConfig.__dataclass_fields__}
-    for name, value in said.items():
-        if value == getattr(usual, name):
-            said[name] = getattr(default, name)
+    for names in ONE_OF:
+        if all(said[name] is None for name in names):
+            said |= {name: getattr(default, name) for name in names}
+    said |= {name: getattr(default, name) for name, value in said.items() if value is None and name not in TOGETHER}
+    said = {name: None if value == "" else value for name, value in said.items()}
     for name in ("prompt", "system_prompt"):
         if file := said[f"{name}_file"]:
             try:

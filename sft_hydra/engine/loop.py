@@ -24,9 +24,8 @@ from sft_hydra.errors import NonFiniteLossError
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.parallel.collectives import all_gather_objects, max_over_ranks, sum_over_ranks
 from sft_hydra.parallel.mesh import Mesh
-from sft_hydra.planning.topology import rows_per_step
+from sft_hydra.planning.recipe import Recipe
 from sft_hydra.records import IGNORE_INDEX
-from sft_hydra.schema.config import SftConfig
 
 
 @dataclass(slots=True)
@@ -37,6 +36,8 @@ class TrainState:
     rows_consumed: int = 0
     tokens: int = 0
     trained_tokens: int = 0
+    best_value: float | None = None  # of train.early_stopping.metric
+    measurements_without_gain: int = 0  # of that metric, since the best one
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ def train_loop(
     optimizer: OptimizerSet,
     rows: TrainingRows,
     state: TrainState,
-    cfg: SftConfig,
+    recipe: Recipe,
     total_steps: int,
     *,
     after_step: Callable[[StepResult], None],
@@ -72,25 +73,27 @@ def train_loop(
     """
 
     def local_rows(steps_ahead: int) -> list[int]:
-        micro_batches = assign_rows(rows, rows_of_step(state, cfg, steps_ahead), cfg.train.micro_batch_size, model.mesh)
+        micro_batches = assign_rows(
+            rows, rows_of_step(state, recipe, steps_ahead), recipe.train.micro_batch_size, model.mesh
+        )
         return [number for numbers in micro_batches for number in numbers]
 
-    attach_router_counters(model, cfg)
+    attach_router_counters(model, recipe.train)
     with Prefetcher(rows) as ahead:
         ahead.expect(local_rows(0))
         while state.step < total_steps:
             if state.step + 1 < total_steps:
                 ahead.expect(local_rows(1))
-            result = optimizer_step(model, optimizer, ahead, state, cfg, total_steps)
+            result = optimizer_step(model, optimizer, ahead, state, recipe, total_steps)
             after_step(result)
             if should_stop():
                 return
 
 
-def rows_of_step(state: TrainState, cfg: SftConfig, steps_ahead: int = 0) -> range:
+def rows_of_step(state: TrainState, recipe: Recipe, steps_ahead: int = 0) -> range:
     """Global indices of the packed sequences of the next step (all ranks), or of the step `steps_ahead` after it."""
-    first = state.rows_consumed + steps_ahead * rows_per_step(cfg)
-    return range(first, first + rows_per_step(cfg))
+    first = state.rows_consumed + steps_ahead * recipe.rows_per_step
+    return range(first, first + recipe.rows_per_step)
 
 
 def optimizer_step(
@@ -98,36 +101,36 @@ def optimizer_step(
     optimizer: OptimizerSet,
     rows: TrainingRows,
     state: TrainState,
-    cfg: SftConfig,
+    recipe: Recipe,
     total_steps: int,
 ) -> StepResult:
-    """One update from the next `rows_per_step(cfg)` packed sequences. NonFiniteLossError, before the update, if the loss
+    """One update from the next `recipe.rows_per_step` packed sequences. NonFiniteLossError, before the update, if the loss
     or the gradient norm is not finite."""
     started = time.perf_counter()
-    mesh = model.mesh
-    numbers = rows_of_step(state, cfg)
-    micro_batches = assign_rows(rows, numbers, cfg.train.micro_batch_size, mesh)
-    batches = load_batches(rows, micro_batches, model, cfg)
+    mesh, train = model.mesh, recipe.train
+    numbers = rows_of_step(state, recipe)
+    micro_batches = assign_rows(rows, numbers, train.micro_batch_size, mesh)
+    batches = load_batches(rows, micro_batches, model, recipe.micro_batch_tokens)
     tokens, trained_tokens, trained_sequences = count_all(batches, mesh)
-    count = max(1, trained_tokens if cfg.train.calculate_per_token_loss else trained_sequences)
+    count = max(1, trained_tokens if train.calculate_per_token_loss else trained_sequences)
 
-    seed = dropout_seed(cfg.seed, state.step, mesh)
+    seed = dropout_seed(recipe.seed, state.step, mesh)
     model.train()
     optimizer.zero_grad()
     torch.manual_seed(seed)
-    router_aux_loss = set_balancing_loss(model, batches, cfg)
+    router_aux_loss = set_balancing_loss(model, batches, train.router_aux_loss)
     torch.manual_seed(seed)
     losses, token_losses = forward_backward(model, batches, count)
-    grad_norm = clip_gradients(model, cfg.train.clip_grad)
+    grad_norm = clip_gradients(model, train.clip_grad)
     loss = sum_over_ranks([float(torch.stack(losses).sum())], mesh)[0]
     if not math.isfinite(loss) or not math.isfinite(grad_norm):
         raise _not_finite(losses, micro_batches, mesh)
 
     # the last synchronization with the device: the update runs while the host continues
     sources = source_sums(batches, token_losses, mesh)
-    optimizer.set_rate(lr_factor(state.step, total_steps, cfg))
+    optimizer.set_rate(lr_factor(state.step, total_steps, recipe))
     optimizer.step()
-    update_router_bias(model, cfg.train.router_bias_update_rate)
+    update_router_bias(model, train.router_bias_update_rate)
     state.step += 1
     state.rows_consumed += len(numbers)
     state.tokens += tokens

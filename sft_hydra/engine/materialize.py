@@ -10,15 +10,14 @@ from sft_hydra.parallel.mesh import make_mesh
 from sft_hydra.parallel.parallelize import Options, parallelize
 from sft_hydra.parallel.rendezvous import start_group_of_one
 from sft_hydra.planning.layout import Layout
-from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.config import TrainConfig
 
 
-def materialize_on_mesh(model: DecoderModel, cfg: SftConfig, layout: Layout, device: torch.device) -> None:
+def materialize_on_mesh(model: DecoderModel, train: TrainConfig, layout: Layout, device: torch.device) -> None:
     """Shard a model that is on the meta device over the ranks of `layout` and allocate the local shards, uninitialized.
 
     Sets `model.mesh`, `model.rounds_to` and `model.pipeline`. ConfigError if `train.fp8` is not supported here.
     """
-    train = cfg.train
     if train.fp8:
         check_fp8(device)
         use_fp8(model)
@@ -26,7 +25,7 @@ def materialize_on_mesh(model: DecoderModel, cfg: SftConfig, layout: Layout, dev
         start_group_of_one()  # FSDP moves weights between host and device
     heads = getattr(model.config, "num_attention_heads", 1)  # models without attention come through transformers
     mesh = make_mesh(layout, device, heads=heads // layout.tp)
-    dtype = compute_dtype(cfg, device)
+    dtype = compute_dtype(train.precision, device)
     model.mesh, model.rounds_to = mesh, None if dtype is torch.float32 else dtype
     options = Options(dtype, train.recompute.value, train.compile, train.cpu_offload)
     if layout.pp > 1:

@@ -15,7 +15,6 @@ from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.parallel.mesh import Mesh
 from sft_hydra.parallel.parallelize import reshard
 from sft_hydra.records import PackedRow
-from sft_hydra.schema.config import SftConfig
 
 
 class Rows(Protocol):
@@ -48,13 +47,14 @@ def split_rows(numbers: range, size: int, mesh: Mesh) -> list[range]:
 
 
 def load_batches(
-    rows: Rows, micro_batches: Sequence[Sequence[int]], model: DecoderModel, cfg: SftConfig
+    rows: Rows, micro_batches: Sequence[Sequence[int]], model: DecoderModel, full_tokens: int
 ) -> list[Batch]:
-    """The local shard of each micro-batch, on this rank's device."""
+    """The local shard of each micro-batch, on this rank's device. `full_tokens`: tokens of a full micro-batch, which pipeline
+    stages pad every micro-batch to."""
     mesh, device = model.mesh, model.device
     multiple = mesh.cp.size * mesh.tp.size
     if mesh.pp.size > 1:  # pipeline stages exchange tensors of a fixed size
-        multiple *= -(-cfg.train.micro_batch_size * cfg.seq_length // multiple)
+        multiple *= -(-full_tokens // multiple)
     batches = (make_batch([rows[n] for n in numbers], "cpu", multiple) for numbers in micro_batches)
     return [batch.part(mesh, device) for batch in batches]
 

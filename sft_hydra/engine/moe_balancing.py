@@ -16,16 +16,16 @@ from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.moe import SigmoidRouter, SoftmaxRouter
 from sft_hydra.models.moe_aux_loss import BalancingLoss
 from sft_hydra.parallel.collectives import sum_over_ranks
-from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.config import TrainConfig
 
 
-def attach_router_counters(model: DecoderModel, cfg: SftConfig) -> None:
+def attach_router_counters(model: DecoderModel, train: TrainConfig) -> None:
     """Attach token counters to the routers that the config balances. Called once, before training.
 
     ConfigError with pipeline parallelism, which is not supported.
     """
     model.balances = []
-    if not cfg.train.router_aux_loss and not cfg.train.router_bias_update_rate:
+    if not train.router_aux_loss and not train.router_bias_update_rate:
         return
     if model.pipeline is not None:
         raise ConfigError(
@@ -33,22 +33,22 @@ def attach_router_counters(model: DecoderModel, cfg: SftConfig) -> None:
             "parallel.pp=1"
         )
     for router in model.modules():
-        is_balanced = (isinstance(router, SoftmaxRouter) and cfg.train.router_aux_loss) or (
-            isinstance(router, SigmoidRouter) and cfg.train.router_bias_update_rate
+        is_balanced = (isinstance(router, SoftmaxRouter) and train.router_aux_loss) or (
+            isinstance(router, SigmoidRouter) and train.router_bias_update_rate
         )
         if is_balanced:
             router.balance = BalancingLoss(len(router.weight), model.device)
             model.balances.append(router.balance)
 
 
-def set_balancing_loss(model: DecoderModel, batches: list[Batch], cfg: SftConfig) -> float | None:
-    """Make the next backward passes add the gradient of `train.router_aux_loss` times the balancing loss of `batches` (all
+def set_balancing_loss(model: DecoderModel, batches: list[Batch], factor: float) -> float | None:
+    """Make the next backward passes add the gradient of `factor` (train.router_aux_loss) times the balancing loss of `batches` (all
     micro-batches of a step). Resets the counters. Returns the loss without its factor; None if it is off."""
     balances = model.balances
     for balance in balances:
         balance.reset()
         balance.gradient = None
-    if not cfg.train.router_aux_loss or not balances:
+    if not factor or not balances:
         return None
     forward_only(model, batches)
     experts = len(balances[0].counts)
@@ -58,7 +58,7 @@ def set_balancing_loss(model: DecoderModel, batches: list[Batch], cfg: SftConfig
     *sums, tokens = sum_over_ranks(local, model.mesh)
     shares, means = torch.tensor(sums, dtype=torch.float64).div(tokens).split(experts)
     for balance in balances:
-        balance.gradient = (cfg.train.router_aux_loss * experts / tokens * shares).float().to(model.device)
+        balance.gradient = (factor * experts / tokens * shares).float().to(model.device)
     return float(experts * (shares * means).sum())
 
 

@@ -13,10 +13,12 @@ from torch import nn
 
 from sft_hydra.engine.muon import Muon
 from sft_hydra.engine.precision import orthogonal_dtype
+from sft_hydra.engine.weight_average import EMA, WeightAverage
 from sft_hydra.errors import ConfigError
 from sft_hydra.models.decoder import DecoderModel
+from sft_hydra.planning.lora_targets import TOKEN_ROWS
 from sft_hydra.schema import optim
-from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.config import Precision
 from sft_hydra.schema.optim import AdamW, Optimizer
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ class OptimizerSet:
     def __init__(self, parts: list[torch.optim.Optimizer], eight_bit: "AdamW8bit | None" = None) -> None:
         self.parts = parts if eight_bit is None else [eight_bit, *parts]
         self._eight_bit = eight_bit
+        self.average: WeightAverage | None = None
         self.rounded = 0  # local optimizer-state values that were re-quantized to 8 bit when they were loaded
         self._owner = {p: part for part in self.parts for group in part.param_groups for p in group["params"]}
         for group in self.param_groups():
@@ -59,6 +62,10 @@ class OptimizerSet:
         """All parameters that are updated."""
         return list(self._owner)
 
+    def keep_average(self, decay: float) -> None:
+        """From now on, average the weights over steps."""
+        self.average = WeightAverage(self.parameters(), decay)
+
     def set_rate(self, factor: float) -> None:
         """Set every learning rate to its peak times `factor`."""
         for group in self.param_groups():
@@ -67,44 +74,53 @@ class OptimizerSet:
     def step(self) -> None:
         for part in self.parts:
             part.step()
+        if self.average is not None:
+            self.average.update()
 
     def zero_grad(self) -> None:
         for part in self.parts:
             part.zero_grad(set_to_none=True)
 
     def state_of(self, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
-        """Optimizer state of one parameter; empty before the first step."""
-        return self._owner[parameter].state.get(parameter, {})
+        """Optimizer state of one parameter, empty before the first step, with its average if there is one."""
+        state = self._owner[parameter].state.get(parameter, {})
+        return state if self.average is None else {**state, EMA: self.average.values[parameter]}
 
     def new_moment(self, parameter: nn.Parameter, kind: str) -> torch.Tensor:
         """A zero state tensor (`kind`, as `exp_avg`) for a parameter, sharded as the parameter."""
-        if self._eight_bit is not None and self._owner[parameter] is self._eight_bit:
+        if kind != EMA and self._eight_bit is not None and self._owner[parameter] is self._eight_bit:
             return self._eight_bit.new_moment(parameter, kind)
         return torch.zeros_like(parameter)
 
     def set_state(self, parameter: nn.Parameter, state: dict[str, torch.Tensor]) -> None:
-        """Restore the state that `state_of` returned."""
+        """Restore the state that `state_of` returned; without an average in it, the average is the weights as they are."""
+        average = state.pop(EMA, parameter)
+        if self.average is not None:
+            self.average.start(parameter, average)
         self._owner[parameter].state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
 
 
-def build_optimizer(model: DecoderModel, cfg: SftConfig) -> OptimizerSet:
-    """The optimizer of `cfg.optimizer` over all parameters that require a gradient."""
+def build_optimizer(
+    model: DecoderModel, optimizer: optim.Optimizer, precision: Precision | None = None
+) -> OptimizerSet:
+    """`optimizer` (the config's section) over all parameters that require a gradient; `precision`: train.precision, which Muon
+    computes in."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    optimizer = cfg.optimizer
     if isinstance(optimizer, AdamW) and optimizer.state_bits == 8:
         return _in_eight_bits(named, optimizer, model)
     if not isinstance(optimizer, optim.Muon):
         return OptimizerSet([_adamw([(optimizer.lr, named)], optimizer, model.embedding_name)])
-    embedding = [(name, p) for name, p in named if name == model.embedding_name]
+    embedding = [(name, p) for name, p in named if _is_embedding(name, model.embedding_name)]
     head = [(name, p) for name, p in named if name == model.head_name != model.embedding_name]
-    hidden = [(name, p) for name, p in named if name not in (model.embedding_name, model.head_name)]
+    others = {name for name, _ in (*embedding, *head)}
+    hidden = [(name, p) for name, p in named if name not in others]
     matrices = [p for _, p in hidden if p.ndim == 2]
     stacks = [p for name, p in hidden if _is_stack(name, p)]
     rest = [(name, p) for name, p in hidden if p.ndim != 2 and not _is_stack(name, p)]
     parts: list[torch.optim.Optimizer] = []
     groups = [("hidden matrices", matrices), ("experts' matrices", stacks)]
     if by_muon := [_group(what, parameters) for what, parameters in groups if parameters]:
-        dtype = orthogonal_dtype(cfg, model.device, (matrices + stacks)[0].device)
+        dtype = orthogonal_dtype(precision, model.device, (matrices + stacks)[0].device)
         parts.append(Muon(by_muon, **_muon(optimizer), dtype=dtype))
     if embedding or head or rest:
         embedding_lr = optimizer.lr if optimizer.embedding_lr is None else optimizer.embedding_lr
@@ -117,6 +133,11 @@ def build_optimizer(model: DecoderModel, cfg: SftConfig) -> OptimizerSet:
 def _is_stack(name: str, parameter: nn.Parameter) -> bool:
     """Whether it is (experts, rows, columns), a matrix for every expert (Mamba's convolution has three dimensions too)."""
     return parameter.ndim == 3 and ".experts." in name
+
+
+def _is_embedding(name: str, embedding: str) -> bool:
+    """Whether it is the embedding, or rows of it (or of the head) that are trained alone."""
+    return name == embedding or name.endswith(TOKEN_ROWS)
 
 
 def _group(label: str, parameters: list[nn.Parameter], **options: float) -> dict[str, Any]:
@@ -133,9 +154,9 @@ def _muon(optimizer: optim.Muon) -> dict[str, Any]:
     }
 
 
-def check_state_bits(cfg: SftConfig) -> None:
+def check_state_bits(optimizer: optim.Optimizer) -> None:
     """ConfigError if `optimizer.state_bits=8` and torchao is not installed."""
-    if isinstance(cfg.optimizer, AdamW) and cfg.optimizer.state_bits == 8 and find_spec("torchao") is None:
+    if isinstance(optimizer, AdamW) and optimizer.state_bits == 8 and find_spec("torchao") is None:
         raise ConfigError("optimizer.state_bits=8 needs torchao: pip install 'torchao>=0.18' (the extra `speed`)")
 
 
@@ -148,7 +169,7 @@ def _in_eight_bits(named: Named, optimizer: AdamW, model: DecoderModel) -> Optim
     from sft_hydra.engine.adamw_8bit import AdamW8bit
 
     embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
-    embeddings |= {p for name, p in named if name == model.embedding_name}
+    embeddings |= {p for name, p in named if name == model.embedding_name or name.endswith(TOKEN_ROWS)}
     dense = [(name, p) for name, p in named if p.ndim == 2 and p not in embeddings]
     others = [(name, p) for name, p in named if p.ndim != 2 or p in embeddings]
     rest = [_adamw([(optimizer.lr, others)], optimizer, model.embedding_name)] if others or not dense else []
@@ -165,9 +186,9 @@ def _adamw_options(with_lr: list[tuple[float, Named]], optimizer: Optimizer, emb
     """Separate groups for matrices, which have weight decay, and for vectors and the parameter `embedding`, which do not."""
     groups = []
     for lr, named in with_lr:
-        decayed = [p for name, p in named if p.ndim > 1 and name != embedding]
+        decayed = [p for name, p in named if p.ndim > 1 and not _is_embedding(name, embedding)]
         vectors = [p for name, p in named if p.ndim == 1]
-        plain = vectors + [p for name, p in named if name == embedding]
+        plain = vectors + [p for name, p in named if _is_embedding(name, embedding)]
         no_decay = "vectors" if len(plain) == len(vectors) else "vectors and embedding" if vectors else "embedding"
         for label, parameters, decay in (("matrices", decayed, optimizer.weight_decay), (no_decay, plain, 0.0)):
             if parameters:

@@ -9,29 +9,28 @@ from typing import Any
 from sft_hydra.data.dataset import TrainRows
 from sft_hydra.engine.schedule import decay_steps, total_steps, warmup_steps
 from sft_hydra.planning.architecture import trained_positions
-from sft_hydra.planning.topology import rows_per_step
-from sft_hydra.schema.config import SftConfig
+from sft_hydra.planning.recipe import Recipe
 
 
-def doubts(cfg: SftConfig, architecture: dict[str, Any], rows: TrainRows | None) -> Iterator[str]:
+def doubts(recipe: Recipe, architecture: dict[str, Any], rows: TrainRows | None) -> Iterator[str]:
     """Sentences for people; `rows` are None as long as the data is not prepared."""
-    steps = _steps(cfg, rows)
+    steps = _steps(recipe, rows)
     if steps:
-        yield from _schedule(cfg, steps)
+        yield from _schedule(recipe, steps)
     if rows is not None:
-        yield from _batch(cfg, rows, steps)
-    yield from _length(cfg, architecture, rows)
+        yield from _batch(recipe, rows, steps)
+    yield from _length(recipe, architecture, rows)
 
 
-def _steps(cfg: SftConfig, rows: TrainRows | None) -> int | None:
-    train = cfg.train
+def _steps(recipe: Recipe, rows: TrainRows | None) -> int | None:
+    train = recipe.train
     if rows is None and train.train_samples is None and (train.train_iters is None or train.train_iters < 0):
         return None
-    return total_steps(cfg, rows.rows_per_epoch if rows else 0)
+    return total_steps(recipe.train, recipe.seq_length, rows.rows_per_epoch if rows else 0)
 
 
-def _schedule(cfg: SftConfig, steps: int) -> Iterator[str]:
-    warmup, decay = warmup_steps(cfg, steps), decay_steps(cfg, steps)
+def _schedule(recipe: Recipe, steps: int) -> Iterator[str]:
+    warmup, decay = warmup_steps(recipe, steps), decay_steps(recipe, steps)
     if warmup >= steps and warmup > 1:
         yield (
             f"warm-up takes {warmup:,} steps and training has {steps:,}: the rate never falls, and its peak is reached in "
@@ -44,8 +43,8 @@ def _schedule(cfg: SftConfig, steps: int) -> Iterator[str]:
         )
 
 
-def _batch(cfg: SftConfig, rows: TrainRows, steps: int | None) -> Iterator[str]:
-    batch, there = rows_per_step(cfg), rows.rows_per_epoch
+def _batch(recipe: Recipe, rows: TrainRows, steps: int | None) -> Iterator[str]:
+    batch, there = recipe.rows_per_step, rows.rows_per_epoch
     if steps and batch > there:
         yield (
             f"one step takes {batch:,} rows and an epoch has {there:,}: every row is in each step {batch / there:.3g} times; "
@@ -53,13 +52,13 @@ def _batch(cfg: SftConfig, rows: TrainRows, steps: int | None) -> Iterator[str]:
         )
 
 
-def _length(cfg: SftConfig, architecture: dict[str, Any], rows: TrainRows | None) -> Iterator[str]:
+def _length(recipe: Recipe, architecture: dict[str, Any], rows: TrainRows | None) -> Iterator[str]:
     positions = trained_positions(architecture)
-    if positions is None or cfg.seq_length <= positions:
+    if positions is None or recipe.seq_length <= positions:
         return
     if rows is None:
         yield (
-            f"seq_length={cfg.seq_length} is more than the {positions:,} positions of this model (max_position_embeddings): "
+            f"seq_length={recipe.seq_length} is more than the {positions:,} positions of this model (max_position_embeddings): "
             "a conversation that is longer has positions that the model has never seen"
         )
         return

@@ -7,24 +7,23 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from sft_hydra.schema.config import Precision, SftConfig
+from sft_hydra.schema.config import Precision
 
 WITH_BF16 = ("AVX512", "SVE256")  # instruction sets for which oneDNN, which torch multiplies bf16 with, has kernels
 
 
-def compute_dtype(cfg: SftConfig, device: torch.device) -> torch.dtype:
-    """`train.precision`; if it is null, bf16 on CUDA and fp32 elsewhere."""
-    precision = cfg.train.precision
+def compute_dtype(precision: Precision | None, device: torch.device) -> torch.dtype:
+    """The dtype of `train.precision`; None: bf16 on CUDA and fp32 elsewhere."""
     if precision is None:
         precision = Precision.bf16 if device.type == "cuda" else Precision.fp32
     return torch.bfloat16 if precision is Precision.bf16 else torch.float32
 
 
-def orthogonal_dtype(cfg: SftConfig, device: torch.device, stored_on: torch.device) -> torch.dtype:
+def orthogonal_dtype(precision: Precision | None, device: torch.device, stored_on: torch.device) -> torch.dtype:
     """What Muon computes in, for a model on `device` whose weights lie on `stored_on` between steps (another device with
     `train.cpu_offload`): as the forward pass, but fp32 where products in bf16 are slow."""
     slow = stored_on.type == "cpu" and not cpu_multiplies_bf16()
-    return torch.float32 if slow else compute_dtype(cfg, device)
+    return torch.float32 if slow else compute_dtype(precision, device)
 
 
 def cpu_multiplies_bf16() -> bool:
@@ -33,7 +32,7 @@ def cpu_multiplies_bf16() -> bool:
     return fast and torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
 
 
-def autocast(cfg: SftConfig, device: torch.device) -> AbstractContextManager[None]:
+def autocast(precision: Precision | None, device: torch.device) -> AbstractContextManager[None]:
     """Autocast context for the forward pass of a transformers model with fp32 weights."""
-    dtype = compute_dtype(cfg, device)
+    dtype = compute_dtype(precision, device)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)

@@ -2,14 +2,14 @@
 
 import math
 
+from sft_hydra.planning.recipe import Recipe
 from sft_hydra.planning.topology import rows_per_step
-from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.config import TrainConfig
 from sft_hydra.schema.optim import Scheduler
 
 
-def total_steps(cfg: SftConfig, rows_per_epoch: int) -> int:
+def total_steps(train: TrainConfig, seq_length: int, rows_per_epoch: int) -> int:
     """Optimizer steps of the training run. Without a length in the config: one epoch, rounded up to a full last step."""
-    train = cfg.train
     if train.train_iters is not None and train.train_iters >= 0:
         return train.train_iters
     rows = float(rows_per_epoch)
@@ -17,41 +17,41 @@ def total_steps(cfg: SftConfig, rows_per_epoch: int) -> int:
         rows = train.epochs * rows_per_epoch
     elif train.train_samples is not None:
         rows = train.train_samples
-    return max(1, math.ceil(rows / rows_per_step(cfg)))
+    return max(1, math.ceil(rows / rows_per_step(train, seq_length)))
 
 
-def lr_factor(step: int, total: int, cfg: SftConfig) -> float:
+def lr_factor(step: int, total: int, recipe: Recipe) -> float:
     """Factor on the peak learning rates in step `step` (from 0) of `total`, in [0, 1].
 
     Warmup is linear and ends at the peak; the decay reaches the minimum one step after the last. `wsd` decays by
     1 - sqrt (Hägele et al. 2024).
     """
-    scheduler = cfg.scheduler
-    warmup = warmup_steps(cfg, total)
+    scheduler = recipe.scheduler
+    warmup = warmup_steps(recipe, total)
     if step < warmup:
         return (step + 1) / warmup
     if scheduler.kind == "constant":
         return 1.0
-    decay = decay_steps(cfg, total)
+    decay = decay_steps(recipe, total)
     if decay is None:
         decay = total - warmup
     left = min(
         1.0, (total - step) / max(1, min(decay, total - warmup))
     )  # remaining fraction of the decay phase: 1 until it starts, 0 at the end
-    minimum = _minimum(scheduler, cfg.optimizer.lr * cfg.optimizer.init_lr_frac)
+    minimum = _minimum(scheduler, recipe.optimizer.lr * recipe.optimizer.init_lr_frac)
     return minimum + (1 - minimum) * _shape(scheduler.kind, left)
 
 
-def warmup_steps(cfg: SftConfig, total: int) -> int:
+def warmup_steps(recipe: Recipe, total: int) -> int:
     """Steps of the linear warm-up of a training of `total` steps."""
-    scheduler = cfg.scheduler
-    return _length(scheduler.warmup_iters, scheduler.warmup_samples, scheduler.warmup_ratio, total, cfg) or 0
+    scheduler = recipe.scheduler
+    return _length(scheduler.warmup_iters, scheduler.warmup_samples, scheduler.warmup_ratio, total, recipe) or 0
 
 
-def decay_steps(cfg: SftConfig, total: int) -> int | None:
+def decay_steps(recipe: Recipe, total: int) -> int | None:
     """Steps of the decay as the config gives them; None: all steps after warm-up."""
-    scheduler = cfg.scheduler
-    return _length(scheduler.decay_iters, scheduler.decay_samples, scheduler.decay_ratio, total, cfg)
+    scheduler = recipe.scheduler
+    return _length(scheduler.decay_iters, scheduler.decay_samples, scheduler.decay_ratio, total, recipe)
 
 
 def _shape(kind: str, left: float) -> float:
@@ -63,12 +63,12 @@ def _shape(kind: str, left: float) -> float:
     return left  # warmdown
 
 
-def _length(steps: int | None, samples: int | None, ratio: float | None, total: int, cfg: SftConfig) -> int | None:
+def _length(steps: int | None, samples: int | None, ratio: float | None, total: int, recipe: Recipe) -> int | None:
     """A phase length in steps, from steps, samples (packed sequences) or a ratio of training; None if none is set."""
     if steps is not None:
         return steps
     if samples is not None:
-        return math.ceil(samples / rows_per_step(cfg))
+        return math.ceil(samples / recipe.rows_per_step)
     return None if ratio is None else round(ratio * total)
 
 

@@ -14,9 +14,8 @@ from sft_hydra.engine.microbatches import forward_only, load_batches, split_rows
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.parallel.collectives import sum_over_ranks
 from sft_hydra.parallel.mesh import Mesh
-from sft_hydra.planning.topology import rows_per_step
+from sft_hydra.planning.recipe import Recipe
 from sft_hydra.records import PackedRow
-from sft_hydra.schema.config import SftConfig
 
 SPLIT = "valid"
 
@@ -25,14 +24,16 @@ SPLIT = "valid"
 def validate(
     model: DecoderModel,
     packed: PackedSet,
-    cfg: SftConfig,
+    recipe: Recipe,
+    tokens: int | None = None,
     token_bytes: np.ndarray | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, float]:
     """`val/loss` and `val/loss/<source>` in nats per supervised token; empty if there is no validation split.
 
+    `tokens`: use only as many packed sequences as hold so many tokens (eval.tokens); None: all.
     With `token_bytes` (vocab,), the bytes that each id stands for (0 for control tokens), also `val/bpb`: bits per byte
-    of the trained text. `progress` is told how many rows are done, of how many.
+    of the trained text. `progress` is called with the packed sequences done and in total.
     """
     device, mesh = model.device, model.mesh
     bytes_of = None if token_bytes is None else torch.from_numpy(token_bytes.astype(np.int64)).to(device)
@@ -41,11 +42,13 @@ def validate(
     text_nats, text_bytes = 0.0, 0
     training = model.training
     model.eval()
-    rows = _ValidationRows(packed, cfg.eval.tokens)
-    step = rows_per_step(cfg)
+    rows = _ValidationRows(packed, tokens)
+    step = recipe.rows_per_step
     for first in range(0, len(rows.numbers), step):
         numbers = range(first, min(first + step, len(rows.numbers)))
-        batches = load_batches(rows, split_rows(numbers, cfg.train.micro_batch_size, mesh), model, cfg)
+        batches = load_batches(
+            rows, split_rows(numbers, recipe.train.micro_batch_size, mesh), model, recipe.micro_batch_tokens
+        )
         losses = forward_only(model, batches)
         for source, (total, count) in source_sums(batches, losses, mesh).items():
             sums[source] += total

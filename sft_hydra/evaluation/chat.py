@@ -10,9 +10,9 @@ from typing import Any
 from sft_hydra.chat.render import Renderer
 from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.data_prep.control_tokens import ControlTokenEscaper
+from sft_hydra.evaluation.language_model import Decoding, LanguageModel
 from sft_hydra.evaluation.parse import parse_answer
 from sft_hydra.evaluation.prompts import Execute
-from sft_hydra.evaluation.sample import generate
 from sft_hydra.records import Conversation, Message
 from sft_hydra.schema.config import SftConfig
 
@@ -40,8 +40,8 @@ class Sampling:
 class Chat:
     """One model with its tokenizer and template."""
 
-    def __init__(self, hf_model: Any, tokenizer: ChatTokenizer, cfg: SftConfig) -> None:
-        self.hf_model = hf_model
+    def __init__(self, model: LanguageModel, tokenizer: ChatTokenizer, cfg: SftConfig) -> None:
+        self.model = model
         self.tokenizer = tokenizer
         self.cfg = cfg
         self.renderer = Renderer.of(tokenizer, cfg.data)
@@ -55,17 +55,15 @@ class Chat:
         `after_batch` is called with the number of prompts answered in each batch.
         """
         texts = [self._text(prompt) for prompt in prompts]
-        new_ids = generate(
-            self.hf_model,
-            [self._encode(prompt, text) for prompt, text in zip(prompts, texts, strict=True)],
+        decoding = Decoding(
             max_new_tokens=sampling.max_new_tokens,
             stop_ids=self.tokenizer.end_of_turn_ids,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
-            batch_size=self.cfg.eval.batch_size,
             seed=self.cfg.seed,
-            after_batch=after_batch,
         )
+        ids = [self._encode(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+        new_ids = self.model.generate(ids, range(len(ids)), decoding, after_batch)
         opened = ["<think>" if text.rstrip().endswith("<think>") else "" for text in texts]
         return [start + self.tokenizer.decode(ids) for start, ids in zip(opened, new_ids, strict=True)]
 

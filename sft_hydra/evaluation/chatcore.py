@@ -13,7 +13,6 @@ from sft_hydra.data_prep.benchmark_adapters import LETTERS
 from sft_hydra.errors import DataError
 from sft_hydra.evaluation.chat import Chat, Prompt, Sampling
 from sft_hydra.evaluation.chatcore_tasks import TASKS, Question
-from sft_hydra.evaluation.likelihood import log_likelihoods
 from sft_hydra.evaluation.parse import parse_answer
 from sft_hydra.schema.config import EvalConfig
 
@@ -115,7 +114,7 @@ def _score(
         on_progress(done, total, name)
 
     if categorical:
-        answers = _choose(chat, selected, settings.batch_size, after_batch)
+        answers = _choose(chat, selected, after_batch)
     else:
         answers = _write(chat, selected, settings, after_batch)
     grades = TASKS[name].grade(selected, answers)
@@ -127,7 +126,7 @@ def _score(
     return TaskScore(name, len(kept), len(questions), accuracy, TASKS[name].baseline, categorical, origin, kept)
 
 
-def _choose(chat: Chat, questions: list[Question], batch_size: int, after_batch: Callable[[int], None]) -> list[str]:
+def _choose(chat: Chat, questions: list[Question], after_batch: Callable[[int], None]) -> list[str]:
     """The most likely letter for each question."""
     letters = [chat.tokenizer.encode(letter) for letter in LETTERS[: max(question.choices for question in questions)]]
     if any(len(ids) != 1 for ids in letters):
@@ -139,7 +138,7 @@ def _choose(chat: Chat, questions: list[Question], batch_size: int, after_batch:
     for question in questions:
         prompt = chat.prompt_ids(_prompt(question, thinking=False))
         pairs += [(prompt, ids) for ids in letters[: question.choices]]
-    found = iter(log_likelihoods(chat.hf_model, pairs, batch_size, after_batch))
+    found = iter(chat.model.log_likelihoods(pairs, after_batch))
     values = [[next(found)[0] for _ in range(question.choices)] for question in questions]
     return [LETTERS[of_letters.index(max(of_letters))] for of_letters in values]
 

@@ -14,8 +14,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from sft_hydra.errors import ConfigError, DataError
 from sft_hydra.evaluation.chat import Chat
-from sft_hydra.evaluation.likelihood import log_likelihoods
-from sft_hydra.evaluation.sample import StopTexts, generate
+from sft_hydra.evaluation.language_model import Decoding
 
 KNOWN_SAMPLING = {"until", "max_gen_toks", "do_sample", "temperature", "top_p"}
 MAX_NEW_TOKENS = 256  # default if neither the config nor the task sets it
@@ -33,8 +32,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         self.on_progress = on_progress
         self.shortened = 0
         """Number of prompts truncated on the left to the model's context length."""
-        limit = getattr(chat.hf_model.config.get_text_config(), "max_position_embeddings", None)
-        self.max_length = NO_LIMIT if limit is None else int(limit)
+        self.max_length = chat.model.max_length or NO_LIMIT
 
     @property
     def stop_ids(self) -> list[int]:
@@ -93,9 +91,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
                 )
             self.shortened += len(context) > room
             pairs.append((context[-room:], continuation))
-        return log_likelihoods(
-            self.chat.hf_model, pairs, self.chat.cfg.eval.batch_size, self._counter(len(pairs), "likelihoods")
-        )
+        return self.chat.model.log_likelihoods(pairs, self._counter(len(pairs), "likelihoods"))
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """Log probability in nats of each request's full text, in windows of the context length."""
@@ -144,19 +140,17 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             )
         ids = [self.tok_encode(prompt) for prompt in prompts]
         self.shortened += sum(len(prompt) > room for prompt in ids)
-        new_ids = generate(
-            self.chat.hf_model,
-            [prompt[-room:] for prompt in ids],
+        decoding = Decoding(
             max_new_tokens=max_new_tokens,
             stop_ids=self.stop_ids,
             temperature=settings.get("temperature", 0.0) if settings.get("do_sample") else 0.0,
             top_p=settings.get("top_p", 1.0),
-            batch_size=eval_cfg.batch_size,
             seed=self.chat.cfg.seed,
             # Stop texts apply to the answer only, not to the reasoning before it.
-            stop_texts=None if self.thinking else StopTexts(tuple(until), tokenizer.backend.decode),
-            after_batch=count,
+            stop_texts=() if self.thinking else tuple(until),
         )
+        cut = [prompt[-room:] for prompt in ids]
+        new_ids = self.chat.model.generate(cut, range(len(cut)), decoding, count)
         end = END_OF_THOUGHT if self.thinking else None
         return [postprocess_generated_text(tokenizer.backend.decode(answer), until, end) for answer in new_ids]
 

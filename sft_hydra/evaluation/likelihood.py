@@ -10,13 +10,15 @@ from typing import Any
 
 import torch
 
+from sft_hydra.evaluation.sample import BATCH_TOKENS
+
 LOGITS = 1 << 28  # maximum number of logits in one forward pass: 1 GiB of fp32
 
 Pair = tuple[list[int], list[int]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Input:
+class Input:
     """Model input (all but the last token of a pair), and the pairs that share it."""
 
     ids: list[int]
@@ -27,13 +29,18 @@ class _Input:
 
 @torch.no_grad()
 def log_likelihoods(
-    hf_model: Any, pairs: list[Pair], batch_size: int, after_batch: Callable[[int], None] = lambda done: None
+    hf_model: Any,
+    pairs: list[Pair],
+    batch_size: int,
+    after_batch: Callable[[int], None] = lambda done: None,
+    batch_tokens: int = BATCH_TOKENS,
 ) -> list[tuple[float, bool]]:
     """For each (context, continuation) of token ids, neither empty: (log probability in nats, whether greedy decoding gives
-    the continuation). `after_batch` is called with the number of pairs of each batch."""
+    the continuation). A batch has at most `batch_size` inputs and `batch_tokens` tokens with padding. `after_batch` is called
+    with the number of pairs of each batch."""
     found: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
     vocab_size = hf_model.get_output_embeddings().weight.shape[0]
-    for batch in _batches(_inputs(pairs), batch_size, vocab_size):
+    for batch in _batches(inputs_of(pairs), batch_size, batch_tokens, vocab_size):
         first, longest = min(one.start for one in batch), max(len(one.ids) for one in batch)
         # Padding is on the right, so causal models need no mask for it.
         input_ids = torch.tensor([one.ids + [0] * (longest - len(one.ids)) for one in batch], device=hf_model.device)
@@ -51,26 +58,26 @@ def log_likelihoods(
     return found
 
 
-def _inputs(pairs: list[Pair]) -> list[_Input]:
+def inputs_of(pairs: list[Pair]) -> list[Input]:
     """Distinct inputs, longest first, so that running out of memory shows at the start."""
     same: dict[tuple[int, ...], list[int]] = {}
     for number, (context, continuation) in enumerate(pairs):
         same.setdefault((*context, *continuation[:-1]), []).append(number)
     inputs = [
-        _Input(list(ids), numbers, min(len(pairs[number][0]) for number in numbers) - 1)
-        for ids, numbers in same.items()
+        Input(list(ids), numbers, min(len(pairs[number][0]) for number in numbers) - 1) for ids, numbers in same.items()
     ]
     return sorted(inputs, key=lambda one: len(one.ids), reverse=True)
 
 
-def _batches(inputs: list[_Input], batch_size: int, vocab_size: int) -> Iterator[list[_Input]]:
-    """Consecutive inputs, as many as `batch_size` and the size of the logits allow."""
-    batch: list[_Input] = []
+def _batches(inputs: list[Input], batch_size: int, batch_tokens: int, vocab_size: int) -> Iterator[list[Input]]:
+    """Consecutive inputs, as many as `batch_size`, `batch_tokens` and the size of the logits allow."""
+    batch: list[Input] = []
     first = 0
     for one in inputs:
         reach = min(first, one.start) if batch else one.start
         size = (len(batch) + 1) * (len(batch[0].ids if batch else one.ids) - reach) * vocab_size
-        if batch and (len(batch) == batch_size or size > LOGITS):
+        full = batch and (len(batch) == batch_size or (len(batch) + 1) * len(batch[0].ids) > batch_tokens)
+        if full or (batch and size > LOGITS):
             yield batch
             batch, reach = [], one.start
         batch.append(one)

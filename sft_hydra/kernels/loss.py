@@ -1,7 +1,7 @@
 """Fused lm_head and cross entropy, in chunks of tokens: no (tokens, vocabulary) tensor is materialized. Gradients are
 computed in the forward pass, as in Liger Kernel's fused linear cross entropy (Hsu et al. 2024).
 
-Logits are cast to fp32 before the softmax; sums and the head's gradient are fp32. Only supervised tokens reach the head. A
+The softmax is computed in fp32, in place where its Triton kernel is chosen; sums and the head's gradient are fp32. Only supervised tokens reach the head. A
 frozen head gets no gradient buffer.
 """
 
@@ -10,16 +10,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from sft_hydra.kernels.fused_choice import is_fused
 from sft_hydra.records import IGNORE_INDEX
 
 CHUNK = 1024  # tokens whose logits exist at the same time
+FUSED_CHUNK = 4096  # the same where they exist once, in the compute dtype
 
 
 def linear_cross_entropy(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     targets: torch.Tensor,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     *,
     trained: torch.Tensor | None = None,
     cap: float | None = None,
@@ -34,6 +36,8 @@ def linear_cross_entropy(
         hidden, weight = hidden.detach(), weight.detach()  # the function below would compute gradients regardless
     if trained is None:
         trained = (targets != IGNORE_INDEX).nonzero()[:, 0]
+    if chunk is None:
+        chunk = FUSED_CHUNK if is_fused("cross_entropy", hidden) else CHUNK
     loss_sum, per_token = _LinearCrossEntropy.apply(hidden, weight, targets, trained, chunk, cap)
     return loss_sum, per_token
 
@@ -41,6 +45,28 @@ def linear_cross_entropy(
 def softcapped(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
     """cap * tanh(logits / cap), of the same shape; `logits` unchanged if `cap` is None."""
     return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def _cross_entropy(
+    logits: torch.Tensor, targets: torch.Tensor, cap: float | None, gradient: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross entropy (n,) fp32 of the soft-capped `logits` (n, V), and with `gradient` its gradient for them, in their dtype.
+    The logits are overwritten."""
+    if is_fused("cross_entropy", logits):
+        from sft_hydra.kernels.fused import cross_entropy as triton_cross_entropy
+
+        return triton_cross_entropy.cross_entropy_(logits, targets, cap, gradient), logits
+    labels, capped = targets[:, None], softcapped(logits.float(), cap)
+    log_sum = capped.logsumexp(-1, keepdim=True)
+    losses = (log_sum - capped.gather(1, labels))[:, 0]
+    if not gradient:
+        return losses, logits
+    slope = None if cap is None else 1 - (capped / cap).square()
+    grad = capped.sub_(log_sum).exp_()  # softmax minus one-hot
+    grad.scatter_add_(1, labels, torch.full_like(log_sum, -1.0))
+    if slope is not None:
+        grad *= slope
+    return losses, grad.to(logits.dtype)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -61,24 +87,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         per_token = torch.zeros(len(targets), dtype=torch.float32, device=hidden.device)
         head = weight.to(hidden.dtype)
+        wants = grad_hidden is not None or grad_weight is not None
         for index in trained.split(chunk):
-            inputs, labels = hidden[index], targets[index, None]
-            logits = softcapped(F.linear(inputs, head).float(), cap)
-            log_sum = logits.logsumexp(-1, keepdim=True)
-            per_token[index] = (log_sum - logits.gather(1, labels))[:, 0]
-            if grad_hidden is None and grad_weight is None:
-                continue
-            slope = None if cap is None else 1 - (logits / cap).square()
-            grad = logits.sub_(log_sum).exp_()  # softmax minus one-hot
-            grad.scatter_add_(1, labels, torch.full_like(log_sum, -1.0))
-            if slope is not None:
-                grad *= slope
-            grad = grad.to(hidden.dtype)
+            inputs = hidden[index]
+            per_token[index], grad = _cross_entropy(F.linear(inputs, head), targets[index], cap, wants)
             if grad_hidden is not None:
                 grad_hidden[index] = grad @ head
             if grad_weight is not None:
                 grad_weight += grad.T @ inputs
-            del logits, grad, slope  # free them before the next chunk
+            del grad  # free it before the next chunk
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(per_token)

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from sft_hydra.kernels.fused_choice import is_fused
+
 
 def inverse_of(order: torch.Tensor) -> torch.Tensor:
     """The permutation (N,) that undoes `order` (N,)."""
@@ -19,6 +21,17 @@ def permuted(x: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor, copies
     """(N * copies, ...): the rows of x (N, ...), each repeated `copies` times, in the `order` (N * copies,); `inverse` is
     `inverse_of(order)`."""
     return _Permuted.apply(x, order, inverse, copies)
+
+
+def combined(outputs: torch.Tensor, weights: torch.Tensor, inverse: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """(T, hidden): for each token the sum of its k rows of `outputs` (T * k, hidden), which are in the `order` of `permuted`,
+    times its `weights` (T, k) fp32. Of the dtype of `outputs`, or fp32."""
+    if is_fused("combine", outputs):
+        from sft_hydra.kernels.fused import combine as triton_combine
+
+        return triton_combine.combine(outputs, inverse, weights)
+    by_token = permuted(outputs, inverse, order).unflatten(0, weights.shape)  # (T, k, hidden)
+    return (by_token * weights[..., None]).sum(1)
 
 
 class _Permuted(torch.autograd.Function):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sft_hydra.chat.tokenizer import check_vocabulary, load_tokenizer
+from sft_hydra.chat.tokenizer import grown_vocabulary, load_tokenizer
 from sft_hydra.config.gpus import gpus_here
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.data_prep import prepare
@@ -23,6 +23,7 @@ from sft_hydra.planning.estimate import (
     trainable_parameters,
 )
 from sft_hydra.planning.layout import LONG_ROW, Layout
+from sft_hydra.planning.recipe import recipe_of
 from sft_hydra.planning.topology import rows_per_step
 from sft_hydra.schema.config import ClusterKind, Precision, Runner, SftConfig
 
@@ -78,7 +79,8 @@ def _packed_set(cfg: SftConfig) -> PackedSet | None:
 
 
 def _with_vocabulary(cfg: SftConfig, arch: dict[str, Any]) -> dict[str, Any]:
-    """A random start takes the tokenizer's number of ids, if that is within reach. TokenizerMismatchError if the model has
+    """A random start takes the tokenizer's number of ids, if that is within reach; a model grows by added tokens.
+    TokenizerMismatchError if the model has
     fewer."""
     try:
         tokenizer = load_tokenizer(cfg)
@@ -87,7 +89,7 @@ def _with_vocabulary(cfg: SftConfig, arch: dict[str, Any]) -> dict[str, Any]:
     if cfg.model.path is None and arch and "vocab_size" not in arch:
         return {**arch, "vocab_size": tokenizer.vocab_size}
     if cfg.runner is not Runner.data_prep:
-        check_vocabulary(cfg, arch, tokenizer)
+        return grown_vocabulary(cfg, arch, tokenizer)
     return arch
 
 
@@ -100,7 +102,7 @@ def _model_lines(cfg: SftConfig, arch: dict[str, Any]) -> list[tuple[str, str]]:
     text = f"{cfg.model.name} ({where}), {_count(params.total)} parameters"
     if params.active != params.total:
         text += f", {_count(params.active)} active for one token"
-    trained = trainable_parameters(arch, cfg.peft, cfg.train)
+    trained = trainable_parameters(arch, cfg.peft, cfg.tokenizer.num_new_tokens, cfg.train)
     chosen = "what train.freeze and train.trainable leave" if cfg.train.freeze or cfg.train.trainable else "all"
     how = chosen if cfg.peft is None else f"LoRA dim={cfg.peft.dim} alpha={cfg.peft.alpha:g}"
     if cfg.peft is not None and cfg.peft.quantize_base:
@@ -125,7 +127,7 @@ def _data_lines(cfg: SftConfig, packed: PackedSet | None) -> list[tuple[str, str
 def _work_lines(
     cfg: SftConfig, arch: dict[str, Any], layout: Layout, packed: PackedSet | None
 ) -> list[tuple[str, str]]:
-    rows = rows_per_step(cfg)
+    rows = rows_per_step(cfg.train, cfg.seq_length)
     lines = [
         ("batch", f"{rows} rows = {rows * cfg.seq_length:,} tokens per step, micro-batch {cfg.train.micro_batch_size}")
     ]
@@ -157,7 +159,7 @@ def _planned_steps(cfg: SftConfig, packed: PackedSet | None) -> int | None:
     train = cfg.train
     if packed is None and train.train_samples is None and (train.train_iters is None or train.train_iters < 0):
         return None
-    return total_steps(cfg, train_rows(packed, cfg).rows_per_epoch if packed else 0)
+    return total_steps(cfg.train, cfg.seq_length, train_rows(packed, cfg).rows_per_epoch if packed else 0)
 
 
 def _advice(cfg: SftConfig, arch: dict[str, Any], layout: Layout, packed: PackedSet | None) -> list[str]:
@@ -170,10 +172,12 @@ def _advice(cfg: SftConfig, arch: dict[str, Any], layout: Layout, packed: Packed
             f"train.train_iters keeps steps useful{lora}"
         )
     if cfg.runner is Runner.train:
-        lines += doubts(cfg, arch, train_rows(packed, cfg) if packed else None)
+        lines += doubts(recipe_of(cfg), arch, train_rows(packed, cfg) if packed else None)
     if cfg.runner is Runner.train and packed is not None:
         rows = train_rows(packed, cfg)
-        missed = rows.unreached_sources(total_steps(cfg, rows.rows_per_epoch) * rows_per_step(cfg))
+        missed = rows.unreached_sources(
+            total_steps(cfg.train, cfg.seq_length, rows.rows_per_epoch) * rows_per_step(cfg.train, cfg.seq_length)
+        )
         lines += [missed] if missed else []
     if cfg.seq_length > LONG_ROW and layout.cp == 1 and not is_generic(cfg, arch):
         lines.append(

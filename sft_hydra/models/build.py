@@ -85,12 +85,12 @@ def as_transformers(model: DecoderModel, gathered_dtype: torch.dtype = torch.flo
     """The transformers model with the current weights, in eval mode, for generation. Call again after weights change.
 
     Parameters of the same form on both sides share memory, so a dense model is not copied; LoRA-adapted weights are merged
-    into a copy. With several ranks it is a collective: rank 0 gets a separate model in `gathered_dtype`, the others None.
+    into a copy. With several ranks it is a collective: each gets a separate model in `gathered_dtype`, on its device.
     """
     if model.mesh.layout.world == 1:
         return transformers_model(model.config, merged_state(model))
-    state = {name: tensor.to(gathered_dtype) for name, tensor in merged_tensors(model)}
-    return transformers_model(model.config, state).to(model.device) if state else None
+    state = {name: tensor.to(gathered_dtype) for name, tensor in merged_tensors(model, everywhere=True)}
+    return transformers_model(model.config, state).to(model.device)
 
 
 def transformers_model(config: Any, state: dict[str, torch.Tensor]) -> Any:

@@ -5,22 +5,27 @@ A block is a module with forward(hidden (T, D), Packed) -> (T, D). Families diff
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
 from sft_hydra.kernels.loss import linear_cross_entropy, softcapped
+from sft_hydra.models.generation_cache import GenerationCache
 from sft_hydra.models.layers import Linear, Packed, RMSNorm
 from sft_hydra.models.moe_aux_loss import BalancingLoss
 from sft_hydra.models.quantized_weight import QuantizedWeight
 from sft_hydra.models.rotary import rotary_tables
 from sft_hydra.models.state_dict_map import ignorable
+from sft_hydra.models.token_rows import TokenRows, replaced_rows
+from sft_hydra.parallel.dtensor import full_tensor
 from sft_hydra.parallel.mesh import SINGLE
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 Losses = tuple[torch.Tensor, torch.Tensor]
+Reader = Callable[[torch.Tensor], torch.Tensor]
 
 
 class DecoderModel(nn.Module, ABC):
@@ -41,8 +46,15 @@ class DecoderModel(nn.Module, ABC):
         self.prefix = ""  # that names of all but the head may lack on disk
         self.adapter_scales: dict[str, float] = {}  # of each layer that has an adapter
         self.quantized: dict[str, QuantizedWeight] = {}  # weights of which only bytes are kept, by parameter name
+        self.trained_whole: frozenset[str] = frozenset()  # parameters of the base that are trained beside adapters
+        self.token_ids: tuple[
+            int, ...
+        ] = ()  # tokens of which the rows in embedding and head are trained beside adapters
+        self.head_rows: tuple[TokenRows, ...] = ()  # these rows of the head; a tuple, so that it is no sub-module
         self.balances: list[BalancingLoss] = []  # of routers whose experts are to be used evenly
         self.mesh = SINGLE  # the layout's, once there is one
+        self.cache: GenerationCache | None = None  # while texts are continued
+        self.reader: Reader | None = None  # what `forward` returns of hidden states in place of themselves
         self.pipeline: Any = None  # models/pipeline_stages.py, if the blocks are spread over several stages
 
     @property
@@ -67,7 +79,13 @@ class DecoderModel(nn.Module, ABC):
 
     def is_copy(self, name: str) -> bool:
         """Whether this rank's parameter is a copy of one on another pipeline stage: the embedding as a tied head."""
-        return name == self.embedding_name and self.mesh.pp.rank > 0
+        return name.startswith(self.embedding_name.removesuffix("weight")) and self.mesh.pp.rank > 0
+
+    def used_head(self, weight: torch.Tensor) -> torch.Tensor:
+        """The head that logits are computed with, from `weight`, which is `head_weight`; differentiable."""
+        for rows in self.head_rows:
+            weight = rows.in_weight(weight)
+        return weight
 
     @property
     def tied_head(self) -> str | None:
@@ -96,18 +114,33 @@ class DecoderModel(nn.Module, ABC):
         targets: torch.Tensor | None = None,
         trained: torch.Tensor | None = None,
     ) -> torch.Tensor | Losses:
-        """Hidden states (T, hidden_size) after the final norm; with `targets` (T,) the losses, see `losses`.
+        """Hidden states (T, hidden_size) after the final norm, or what `reader` makes of them; with `targets` (T,) the
+        losses, see `losses`.
 
         `input_ids` (T,); `position_ids` (T,), from 0 in every document; `cu_seqlens` (documents + 1,) int32, the document
         boundaries. With several ranks: ids and targets of the local tokens, positions of the tensor-parallel group's
         tokens, document boundaries of the full sequence.
         """
         hidden = self.hidden_states(input_ids, position_ids, cu_seqlens, max_seqlen)
-        return hidden if targets is None else self.losses(hidden, targets, trained)
+        return self._result(hidden, targets, trained)
+
+    def _result(
+        self, hidden: torch.Tensor, targets: torch.Tensor | None, trained: torch.Tensor | None
+    ) -> torch.Tensor | Losses:
+        if targets is not None:
+            return self.losses(hidden, targets, trained)
+        return hidden if self.reader is None else self.reader(hidden)
 
     def rounded(self, hidden: torch.Tensor) -> torch.Tensor:
         """`hidden` in the compute dtype."""
         return hidden if self.rounds_to is None else hidden.to(self.rounds_to)
+
+    def used_full_head(self) -> torch.Tensor:
+        """`used_head`, unsharded, between steps. A collective: all ranks with a shard must call it."""
+        weight = full_tensor(self.head_weight)
+        for rows in self.head_rows:
+            weight = replaced_rows(weight, rows.ids, full_tensor(rows.trainable_tokens_delta))
+        return weight
 
     def losses(self, hidden: torch.Tensor, targets: torch.Tensor, trained: torch.Tensor | None) -> Losses:
         """The loss summed over supervised tokens (scalar, with gradient) and the loss of each token (T,) (without gradient).
@@ -115,7 +148,7 @@ class DecoderModel(nn.Module, ABC):
         `hidden` (T, D), `targets` (T,), `trained` (N,) the indices of the supervised tokens, computed if None.
         """
         return linear_cross_entropy(
-            self.rounded(hidden), self.head_weight, targets, trained=trained, cap=self.logit_cap
+            self.rounded(hidden), self.used_head(self.head_weight), targets, trained=trained, cap=self.logit_cap
         )
 
     def logits(self, hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
@@ -179,11 +212,10 @@ class FamilyModel(DecoderModel):
         documents = torch.arange(len(cu_seqlens) - 1, dtype=torch.int32, device=cu_seqlens.device)
         tokens = len(position_ids) * self.mesh.cp.size
         seq_idx = documents.repeat_interleave(cu_seqlens.diff(), output_size=tokens)
-        return Packed(cu_seqlens, max_seqlen, seq_idx, rotary)
+        return Packed(cu_seqlens, max_seqlen, seq_idx, rotary, self.cache)
 
     def finish(
         self, hidden: torch.Tensor, targets: torch.Tensor | None, trained: torch.Tensor | None = None
     ) -> torch.Tensor | Losses:
-        """After the last block: hidden states (T, D) after the final norm, or with `targets` the losses."""
-        hidden = self.model.norm(hidden)
-        return hidden if targets is None else self.losses(hidden, targets, trained)
+        """After the last block: what `forward` returns."""
+        return self._result(self.model.norm(hidden), targets, trained)

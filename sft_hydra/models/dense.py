@@ -27,8 +27,9 @@ class DenseBlock(nn.Module):
         self.mlp = mlp
 
     def forward(self, hidden: torch.Tensor, packed: Packed) -> torch.Tensor:
-        hidden = hidden + self.self_attn(self.input_layernorm(hidden), packed)
-        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+        hidden, normed = self.input_layernorm.of_sum(hidden)
+        hidden, normed = self.post_attention_layernorm.of_sum(hidden, self.self_attn(normed, packed))
+        return hidden + self.mlp(normed)
 
 
 def attention_of(config: Any, layer: int) -> Attention:

@@ -4,7 +4,6 @@ Precision: a layer casts its weights to the dtype of its input and returns that 
 in fp32.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +11,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from sft_hydra.errors import ModelError
+from sft_hydra.kernels.activation import Activation, relu2
+from sft_hydra.kernels.norm import add_rms_norm, rms_norm
+from sft_hydra.models.generation_cache import GenerationCache
 from sft_hydra.parallel.dtensor import local_tensor, partial_sum_ranks
-
-Activation = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +25,18 @@ class Packed:
     max_seqlen: int
     seq_idx: torch.Tensor  # (T,) int32, document index of each token
     rotary: tuple[torch.Tensor, torch.Tensor] | None  # cos and sin (T, 1, head_dim) fp32; None: no position embedding
+    cache: GenerationCache | None = None  # of the texts that the tokens continue
 
 
 class Linear(nn.Linear):
     """nn.Linear on the local shard of the weight. If the weight is split by inputs, outputs are partial sums over ranks."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        bias = None if self.bias is None else (local_tensor(self.bias) / partial_sum_ranks(self.weight)).to(x.dtype)
-        return F.linear(x, local_tensor(self.weight).to(x.dtype), bias)
+        return F.linear(x, local_tensor(self.weight).to(x.dtype), self.local_bias(x.dtype))
+
+    def local_bias(self, dtype: torch.dtype) -> torch.Tensor | None:
+        """What this rank adds to its outputs (out,), if the layer has a bias."""
+        return None if self.bias is None else (local_tensor(self.bias) / partial_sum_ranks(self.weight)).to(dtype)
 
 
 class RMSNorm(nn.Module):
@@ -44,12 +48,11 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, self.weight.shape, local_tensor(self.weight).to(x.dtype), self.eps)
+        return rms_norm(x, local_tensor(self.weight), self.eps)
 
-
-def relu2(x: torch.Tensor) -> torch.Tensor:
-    """Squared ReLU (Primer, So et al. 2021)."""
-    return F.relu(x).square()
+    def of_sum(self, x: torch.Tensor, update: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """x + update (x itself if there is none) and its norm: what a residual connection and its next layer take."""
+        return add_rms_norm(x, update, local_tensor(self.weight), self.eps)
 
 
 def gelu_tanh(x: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021) on selected linear layers (models/lora_layers.py); the base model is frozen.
+"""LoRA (Hu et al. 2021) and DoRA on selected linear layers (models/lora_layers.py, dora.py); the base model is frozen.
 
 Selects the target layers (`apply_lora` returns a coverage table; a pattern that matches nothing is an error) and merges
 adapters into weights (`merged_state`).
@@ -14,14 +14,17 @@ from torch import nn
 
 from sft_hydra.errors import ConfigError
 from sft_hydra.models.decoder import DecoderModel
+from sft_hydra.models.dora import DoraLinear, merged_dora
 from sft_hydra.models.layers import Linear
-from sft_hydra.models.lora_layers import Adapter, scale_of
+from sft_hydra.models.lora_layers import Adapter, LoraGroupedLinear, LoraLinear, scale_of
 from sft_hydra.models.moe import GroupedLinear
 from sft_hydra.models.quantized_linear import QuantizedGroupedLinear, QuantizedLinear, whole_tensors, with_adapter
 from sft_hydra.models.seeded_generator import seeded_generator
+from sft_hydra.models.token_rows import replaced_rows
+from sft_hydra.models.token_tables import init_rows, train_tables
 from sft_hydra.parallel.collectives import all_gather_objects
 from sft_hydra.parallel.dtensor import copy_shard_
-from sft_hydra.planning.lora_targets import choose, layer_lora, usual_targets
+from sft_hydra.planning.lora_targets import TOKEN_ROWS, adapter_part, choose, layer_lora, usual_targets
 from sft_hydra.schema.config import LoraConfig
 
 ADAPTABLE = (Linear, nn.Linear, GroupedLinear, QuantizedLinear, QuantizedGroupedLinear)
@@ -37,15 +40,16 @@ class Coverage:
     trainable: int  # parameters of the adapters
 
 
-def apply_lora(model: DecoderModel, lora: LoraConfig, seed: int) -> list[Coverage]:
+def apply_lora(model: DecoderModel, lora: LoraConfig, seed: int, token_ids: tuple[int, ...] = ()) -> list[Coverage]:
     """`add_adapters`, then `init_adapters`, for a model whose weights are loaded. Returns the coverage table."""
-    coverage = add_adapters(model, lora)
+    coverage = add_adapters(model, lora, token_ids)
     init_adapters(model, seed)
     return coverage
 
 
-def add_adapters(model: DecoderModel, lora: LoraConfig) -> list[Coverage]:
-    """Freeze the model and add uninitialized adapters to the selected linear layers, in place.
+def add_adapters(model: DecoderModel, lora: LoraConfig, token_ids: tuple[int, ...] = ()) -> list[Coverage]:
+    """Freeze the model and add uninitialized adapters to the selected linear layers, in place; make what else `lora` asks for
+    trainable, of the tokens `token_ids` where it is new ones.
 
     Returns the coverage table. ConfigError if no layer is selected, or for a pattern without a match.
     """
@@ -64,21 +68,36 @@ def add_adapters(model: DecoderModel, lora: LoraConfig) -> list[Coverage]:
     each = {name: layer_lora(lora, name) for name in chosen}
     model.adapter_scales = {name: scale_of(own) for name, own in each.items()}
     model.requires_grad_(False)
+    train_tables(model, lora, token_ids)
     for name in chosen:
         parent, _, leaf = name.rpartition(".")
-        model.get_submodule(parent).register_module(leaf, with_adapter(layers[name], each[name]))
-    return _coverage(layers, {name: own.dim for name, own in each.items()})
+        model.get_submodule(parent).register_module(leaf, _adapted(layers[name], each[name]))
+    tables = [name for name, p in model.named_parameters() if p.requires_grad and adapted_table(model, name)]
+    sizes = {name: model.get_parameter(name).numel() for name in tables}
+    return [*_coverage(layers, each), *(Coverage(name, 1, 1, size) for name, size in sizes.items())]
+
+
+def _adapted(layer: nn.Linear | GroupedLinear, lora: LoraConfig) -> nn.Module:
+    if isinstance(layer, QuantizedLinear | QuantizedGroupedLinear):
+        return with_adapter(layer, lora)
+    if isinstance(layer, GroupedLinear):
+        return LoraGroupedLinear(layer, lora)
+    return DoraLinear(layer, lora) if lora.use_dora else LoraLinear(layer, lora)
 
 
 @torch.no_grad()
 def init_adapters(model: DecoderModel, seed: int) -> None:
-    """Initialize adapters so that they do not change the model: A is drawn from (seed, its name), B is zero."""
+    """Initialize adapters, and rows of new tokens, so that they do not change the model: A is drawn from (seed, its name), B is zero;
+    DoRA's magnitudes are the norms of the weights. The weights must be loaded."""
+    init_rows(model)
     for name, module in model.named_modules():
         if isinstance(module, Adapter):
             copy_shard_(
                 module.lora_A, _initial_a(module.lora_A.shape, module.a_init, seeded_generator(seed, f"{name}.lora_A"))
             )
             module.lora_B.zero_()
+        if isinstance(module, DoraLinear):
+            module.init_magnitude()
 
 
 def _initial_a(shape: torch.Size, kind: str, generator: torch.Generator) -> torch.Tensor:
@@ -93,22 +112,23 @@ def _initial_a(shape: torch.Size, kind: str, generator: torch.Generator) -> torc
     return values.normal_(0.0, 1 / shape[0], generator=generator)
 
 
-def _coverage(layers: dict[str, nn.Linear | GroupedLinear], dims: dict[str, int]) -> list[Coverage]:
+def _coverage(layers: dict[str, nn.Linear | GroupedLinear], chosen: dict[str, LoraConfig]) -> list[Coverage]:
     kinds: dict[str, list[str]] = {}
     for name in layers:
         kinds.setdefault(re.sub(r"\.\d+(?=\.)", ".*", name), []).append(name)
     table = []
     for kind, names in kinds.items():
-        adapted = [name for name in names if name in dims]
-        trainable = sum(dims[name] * _features(layers[name]) for name in adapted)
+        adapted = [name for name in names if name in chosen]
+        trainable = sum(_trainable(layers[name], chosen[name]) for name in adapted)
         table.append(Coverage(kind, len(adapted), len(names), trainable))
     return table
 
 
-def _features(layer: nn.Linear | GroupedLinear) -> int:
-    """Input plus output features, summed over experts."""
+def _trainable(layer: nn.Linear | GroupedLinear, lora: LoraConfig) -> int:
+    """Parameters of a layer's adapters, of all experts."""
     count = layer.num_experts if isinstance(layer, GroupedLinear) else 1
-    return count * (layer.in_features + layer.out_features)
+    magnitudes = layer.out_features if lora.use_dora else 0
+    return count * (lora.dim * (layer.in_features + layer.out_features) + magnitudes)
 
 
 @dataclass(slots=True)
@@ -144,25 +164,35 @@ def merge_rounding(model: DecoderModel, dtype: torch.dtype) -> MergeRounding | N
 
 
 @torch.no_grad()
-def merged_tensors(model: DecoderModel, rounding: MergeRounding | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+def merged_tensors(
+    model: DecoderModel, rounding: MergeRounding | None = None, *, everywhere: bool = False
+) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, full tensor) of the model with adapters merged, one at a time: adapted weights are copies, others share memory
     with the model; quantized weights are dequantized, and `rounding` counts what their merged ones lose. With several ranks a
-    collective, see `full_tensors`: rank 0 gets the tensors, all must iterate."""
+    collective, see `full_tensors`: rank 0 gets the tensors, all must iterate; `everywhere`: every rank gets them."""
     state = model.state_dict()
-    adapters = (name for names in all_gather_objects([n for n in state if is_adapter(n)], model.mesh) for name in names)
-    adapted = {name.rpartition(".")[0] for name in adapters}
+    of_ranks = all_gather_objects([name for name in state if is_adapter(name)], model.mesh)
+    parts_of: dict[str, set[str]] = {}
+    for name in (name for names in of_ranks for name in names):
+        layer, part = adapter_part(name) or ("", "")
+        parts_of.setdefault(layer, {"weight"}).add(part)
     waiting: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in whole_tensors(model):
-        layer, _, leaf = name.rpartition(".")
-        if layer not in adapted or leaf == "bias":
+    for name, tensor in whole_tensors(model, everywhere=everywhere):
+        layer, leaf = adapter_part(name) or name.rpartition(".")[::2]
+        if leaf not in parts_of.get(layer, ()):
             yield name, tensor
             continue
         parts = waiting.setdefault(layer, {})
         parts[leaf] = tensor
-        if len(parts) == 3:
-            merged = f"{layer}.weight"
-            counted = rounding if merged in model.quantized else None
-            yield merged, _merged(**waiting.pop(layer), scale=model.adapter_scales[layer], rounding=counted)
+        if parts.keys() == parts_of[layer]:
+            del waiting[layer]
+            if TOKEN_ROWS in parts:
+                yield f"{layer}.weight", replaced_rows(parts["weight"], model.token_ids, parts[TOKEN_ROWS])
+                continue
+            scale = model.adapter_scales[layer]
+            if rounding is not None and f"{layer}.weight" in model.quantized:
+                rounding.add(parts["weight"].float(), scale * (parts["lora_B"] @ parts["lora_A"]))
+            yield f"{layer}.weight", merged_weight(**parts, scale=scale)
 
 
 def merged_state(model: DecoderModel) -> dict[str, torch.Tensor]:
@@ -170,16 +200,35 @@ def merged_state(model: DecoderModel) -> dict[str, torch.Tensor]:
     return dict(merged_tensors(model))
 
 
-def _merged(
-    weight: torch.Tensor, lora_A: torch.Tensor, lora_B: torch.Tensor, scale: float, rounding: MergeRounding | None
+def merged_weight(
+    weight: torch.Tensor,
+    lora_A: torch.Tensor,
+    lora_B: torch.Tensor,
+    scale: float,
+    lora_magnitude_vector: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """weight + scale * B A as a new tensor of the weight's dtype; computed in fp32."""
-    base, update = weight.float(), scale * (lora_B @ lora_A)
-    if rounding is not None:
-        rounding.add(base, update)
-    return (base + update).to(weight.dtype)
+    """weight + scale * B A, with DoRA its rows scaled to the magnitudes, as a new tensor of the weight's dtype; computed in
+    fp32."""
+    if lora_magnitude_vector is not None:
+        return merged_dora(weight, lora_A, lora_B, scale, lora_magnitude_vector)
+    return (weight.float() + scale * (lora_B @ lora_A)).to(weight.dtype)
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a parameter of this name belongs to an adapter."""
-    return name.rpartition(".")[2].startswith("lora_")
+    """Whether a parameter of this name belongs to an adapter, and not to the base."""
+    return adapter_part(name) is not None
+
+
+def is_of_base(name: str) -> bool:
+    """Whether a parameter of this name belongs to the base."""
+    return adapter_part(name) is None
+
+
+def adapted_table(model: DecoderModel, name: str) -> bool:
+    """Whether a parameter is an embedding or head that is trained beside adapters, or its trained rows."""
+    return name in model.trained_whole or name.endswith(TOKEN_ROWS)
+
+
+def is_saved_with_adapters(model: DecoderModel, name: str) -> bool:
+    """Whether a parameter of this name is saved where adapters are saved without their base."""
+    return is_adapter(name) or name in model.trained_whole

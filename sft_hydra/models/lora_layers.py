@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sft_hydra.kernels.grouped import grouped_linear
+from sft_hydra.kernels.lora import lora_linear
 from sft_hydra.models.layers import Linear
 from sft_hydra.models.moe import GroupedLinear
 from sft_hydra.parallel.dtensor import local_tensor
@@ -37,8 +38,8 @@ class Adapter(nn.Module):
     def update(self, x: torch.Tensor, product: Product) -> torch.Tensor:
         """The adapter's contribution (T, out) to the layer's output; `product(x, matrix)` is x @ matrix.T."""
         dropped = F.dropout(x, self.dropout, self.training) if self.dropout_first else x
-        inner = product(dropped, local_tensor(self.lora_A).to(x.dtype))
-        update = product(inner, local_tensor(self.lora_B).to(x.dtype)) * self.scale
+        inner = product(dropped, local_tensor(self.lora_A).to(x.dtype)) * self.scale
+        update = product(inner, local_tensor(self.lora_B).to(x.dtype))
         return update if self.dropout_first else F.dropout(update, self.dropout, self.training)
 
 
@@ -53,7 +54,12 @@ class LoraLinear(Linear, Adapter):
         self.add_factors(base.weight, lora)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x) + self.update(x, F.linear)
+        weight, a, b = (local_tensor(p).to(x.dtype) for p in (self.weight, self.lora_A, self.lora_B))
+        bias = self.local_bias(x.dtype)
+        drops = self.training and self.dropout > 0
+        if drops and not self.dropout_first:
+            return F.linear(x, weight, bias) + self.update(x, F.linear)
+        return lora_linear(x, weight, bias, a, b, self.scale, F.dropout(x, self.dropout) if drops else None)
 
 
 class LoraGroupedLinear(GroupedLinear, Adapter):

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sft_hydra.kernels.norm import gated_norm
 from sft_hydra.kernels.ssd import causal_conv_silu, ssd
 from sft_hydra.models.layers import Linear, Packed
 from sft_hydra.parallel.collectives import gather_tokens, heads_to_tokens, sum_to_tokens, tokens_to_heads
@@ -48,9 +49,7 @@ class GroupNorm(nn.Module):
 
     def forward(self, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         """`y` and `z` (T, G, size / G) -> (T, size) of y's dtype."""
-        gated = y.float() * F.silu(z.float())
-        gated = gated * torch.rsqrt(gated.pow(2).mean(-1, keepdim=True) + self.eps)
-        return (gated.flatten(1) * local_tensor(self.weight).to(y.dtype)).to(y.dtype)
+        return gated_norm(y, z, local_tensor(self.weight), self.eps)
 
 
 class Mamba(ShardedModule):
@@ -118,6 +117,8 @@ class Mamba(ShardedModule):
         skip: torch.Tensor,
         packed: Packed,
     ) -> torch.Tensor:
+        if packed.cache is not None:
+            return packed.cache.scan(self, values, steps, decay, b, c, skip, packed.seq_idx, self.chunk)
         return ssd(values, steps, decay, b, c, skip, packed.seq_idx, self.chunk)
 
     def _convolved(self, mixed: torch.Tensor, groups: int, copies: int, packed: Packed) -> torch.Tensor:
@@ -125,6 +126,8 @@ class Mamba(ShardedModule):
         weight, bias = local_tensor(self.conv1d.weight)[:, 0].to(mixed.dtype), self.conv1d.bias
         weight = self._local_channels(weight, groups, copies)
         bias = None if bias is None else self._local_channels(local_tensor(bias).to(mixed.dtype), groups, copies)
+        if packed.cache is not None:
+            return packed.cache.convolve(self, mixed.flatten(1), weight, bias, packed.seq_idx).view(mixed.shape)
         return causal_conv_silu(mixed.flatten(1), weight, bias, packed.seq_idx).view(mixed.shape)
 
     def _local_channels(self, channels: torch.Tensor, groups: int, copies: int) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import torch
 
+from sft_hydra.kernels.activation import gated
 from sft_hydra.models.layers import Linear, activation
 from sft_hydra.parallel.collectives import gather_tokens, sum_to_tokens
 from sft_hydra.parallel.sharded_module import ShardedModule
@@ -24,5 +25,5 @@ class MLP(ShardedModule):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = gather_tokens(x, self.mesh.tp)
         inner = self.up_proj(x)
-        inner = self.act(inner) if self.gate_proj is None else self.act(self.gate_proj(x)) * inner
+        inner = self.act(inner) if self.gate_proj is None else gated(self.act, self.gate_proj(x), inner)
         return sum_to_tokens(self.down_proj(inner), self.mesh.tp)

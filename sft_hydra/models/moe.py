@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sft_hydra.kernels.activation import gated_halves
 from sft_hydra.kernels.grouped import grouped_linear
-from sft_hydra.kernels.permute import inverse_of, permuted
+from sft_hydra.kernels.permute import combined, inverse_of, permuted
 from sft_hydra.models.layers import activation
 from sft_hydra.models.moe_aux_loss import BalancingLoss, counts_of_sorted
 from sft_hydra.parallel.collectives import exchange_counts, exchange_rows
@@ -99,8 +100,7 @@ class Experts(ShardedModule):
         counts = counts_of_sorted(chosen, self.num_experts)
         inverse = inverse_of(order)
         outputs = self._dispatch(permuted(x, order, inverse, experts.shape[1]), counts)
-        by_token = permuted(outputs, inverse, order).unflatten(0, experts.shape)  # (T, k, hidden)
-        return (by_token * weights[..., None]).sum(1).to(x.dtype)
+        return combined(outputs, weights, inverse, order).to(x.dtype)
 
     def _dispatch(self, x: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         """Expert outputs (N, hidden) for x (N, hidden) sorted by expert, `counts` (E,) rows each; all-to-all if ep > 1."""
@@ -121,8 +121,7 @@ class Experts(ShardedModule):
 
     def _compute(self, x: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         if self.gate_up_proj is not None:
-            gate, up = self.gate_up_proj(x, counts).chunk(2, dim=-1)
-            x = self.act(gate) * up
+            x = gated_halves(self.act, self.gate_up_proj(x, counts))
         elif self.up_proj is not None:
             x = self.act(self.up_proj(x, counts))
         return self.down_proj(x, counts)

@@ -19,17 +19,48 @@ LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "in_proj", "up_proj", "d
 
 
 class HybridBlock(nn.Module):
-    """One pre-norm mixer with residual connection. `packed_mixer`: the mixer uses other tokens and takes `Packed`."""
+    """One pre-norm mixer with residual connection.
 
-    def __init__(self, hidden_size: int, norm_eps: float, mixer: nn.Module, *, packed_mixer: bool) -> None:
+    There is a class with a `forward` of its own for each kind of mixer: torch.compile counts the graphs of a function, and
+    runs it uncompiled beyond a limit, which a forward shared by all kinds would reach.
+    """
+
+    def __init__(self, hidden_size: int, norm_eps: float, mixer: nn.Module) -> None:
         super().__init__()
         self.norm = RMSNorm(hidden_size, norm_eps)
         self.mixer = mixer
-        self.packed_mixer = packed_mixer
+
+
+class MambaBlock(HybridBlock):
+    """A block of Mamba-2."""
 
     def forward(self, hidden: torch.Tensor, packed: Packed) -> torch.Tensor:
-        normed = self.norm(hidden)
-        return hidden + (self.mixer(normed, packed) if self.packed_mixer else self.mixer(normed))
+        hidden, normed = self.norm.of_sum(hidden)
+        return hidden + self.mixer(normed, packed)
+
+
+class AttentionBlock(HybridBlock):
+    """A block of attention."""
+
+    def forward(self, hidden: torch.Tensor, packed: Packed) -> torch.Tensor:
+        hidden, normed = self.norm.of_sum(hidden)
+        return hidden + self.mixer(normed, packed)
+
+
+class MoEBlock(HybridBlock):
+    """A block with a mixture of experts."""
+
+    def forward(self, hidden: torch.Tensor, packed: Packed) -> torch.Tensor:
+        hidden, normed = self.norm.of_sum(hidden)
+        return hidden + self.mixer(normed)
+
+
+class MLPBlock(HybridBlock):
+    """A block with a plain feed-forward layer."""
+
+    def forward(self, hidden: torch.Tensor, packed: Packed) -> torch.Tensor:
+        hidden, normed = self.norm.of_sum(hidden)
+        return hidden + self.mixer(normed)
 
 
 def nemotron_h_model(config: Any) -> FamilyModel:
@@ -43,24 +74,21 @@ def nemotron_h_model(config: Any) -> FamilyModel:
         )
     if problems:
         raise ModelError(*problems)
-    blocks: list[nn.Module] = []
-    for kind in config.layers_block_type:
-        packed = kind in ("linear_attention", "full_attention")
-        blocks.append(
-            HybridBlock(config.hidden_size, config.layer_norm_epsilon, _mixer(config, kind), packed_mixer=packed)
-        )
+    blocks = [_block(config, kind) for kind in config.layers_block_type]
     return FamilyModel(config, blocks, norm_eps=config.layer_norm_epsilon, rotary=False, lora_targets=LORA_TARGETS)
 
 
-def _mixer(config: Any, kind: str) -> nn.Module:
-    size = config.hidden_size
+def _block(config: Any, kind: str) -> nn.Module:
+    size, eps = config.hidden_size, config.layer_norm_epsilon
     if kind == "linear_attention":
-        return _mamba(config)
+        return MambaBlock(size, eps, _mamba(config))
     if kind == "full_attention":
-        return Attention(size, config.num_attention_heads, config.num_key_value_heads, config.head_dim)
+        heads = config.num_attention_heads, config.num_key_value_heads
+        return AttentionBlock(size, eps, Attention(size, *heads, config.head_dim))
     if kind == "moe":
-        return _moe(config)
-    return MLP(size, config.intermediate_size, config.mlp_hidden_act, gated=False, bias=config.mlp_bias)
+        return MoEBlock(size, eps, _moe(config))
+    mlp = MLP(size, config.intermediate_size, config.mlp_hidden_act, gated=False, bias=config.mlp_bias)
+    return MLPBlock(size, eps, mlp)
 
 
 def _mamba(config: Any) -> Mamba:

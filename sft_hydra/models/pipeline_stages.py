@@ -101,6 +101,26 @@ class Pipeline:
         """On ranks of the last stage: for each micro-batch the losses, or hidden states (t, D) after the final norm."""
         return self._run(Pass(batches, targets), backward=False).results
 
+    def relay(self, batch: MicroBatch) -> Any | None:
+        """One micro-batch of any number of tokens through all stages, without a schedule: on ranks of the last stage what the
+        model returns without targets, on others None."""
+        mesh = self.model.mesh
+        group, total = mesh.pp.handle, mesh.pp.size * len(self.stages)
+        assert group is not None
+        before, after = (dist.get_global_rank(group, (mesh.pp.rank + step) % mesh.pp.size) for step in (-1, 1))
+        width, dtype = self.model.config.hidden_size, self.model.rounds_to or next(self.model.parameters()).dtype
+        hidden = torch.empty(len(batch.input_ids), width, dtype=dtype, device=self.model.device)
+        results: dict[int, Any] = {}
+        for number, stage in zip(stages_of_rank(mesh, len(self.stages)), self.stages, strict=True):
+            if number:
+                dist.recv(hidden, before, group)
+            stage.now = Pass([batch], targets=False)
+            out = stage(hidden, torch.zeros(1, dtype=torch.int64))
+            if number < total - 1:
+                dist.send(out.contiguous(), after, group)
+            results |= stage.now.results
+        return results.get(0)
+
     def _run(self, now: Pass, *, backward: bool) -> Pass:
         size, device = self.model.mesh.pp.size, self.model.device
         number = -(-len(now.batches) // size) * size  # the interleaved schedule needs a multiple of the stages
@@ -121,17 +141,17 @@ class Pipeline:
         ends = {0: pp.size - 1, pp.size - 1: 0}
         if not self.tied or pp.rank not in ends:
             return
-        weight = self.model.model.embed_tokens.weight
-        if weight.grad is None:  # frozen
-            return
-        local, _ = local_shard(weight.grad)
-        received = torch.empty_like(local)
         assert pp.handle is not None
         other = dist.get_global_rank(pp.handle, ends[pp.rank])
-        swap = [dist.P2POp(dist.isend, local, other, pp.handle), dist.P2POp(dist.irecv, received, other, pp.handle)]
-        for work in dist.batch_isend_irecv(swap):
-            work.wait()
-        local += received
+        for weight in self.model.model.embed_tokens.parameters():  # with the trained rows of new tokens
+            if weight.grad is None:  # frozen
+                continue
+            local, _ = local_shard(weight.grad)
+            received = torch.empty_like(local)
+            swap = [dist.P2POp(dist.isend, local, other, pp.handle), dist.P2POp(dist.irecv, received, other, pp.handle)]
+            for work in dist.batch_isend_irecv(swap):
+                work.wait()
+            local += received
 
 
 def split_into_stages(model: FamilyModel, per_rank: int) -> list[Stage]:

@@ -14,7 +14,7 @@ from torch import nn
 from sft_hydra.kernels.grouped import grouped_linear
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.layers import Linear
-from sft_hydra.models.lora_layers import Adapter, LoraGroupedLinear, LoraLinear
+from sft_hydra.models.lora_layers import Adapter
 from sft_hydra.models.moe import GroupedLinear
 from sft_hydra.models.quantized_weight import QuantizedWeight
 from sft_hydra.models.state_dict_map import disk_rows
@@ -109,18 +109,16 @@ class QuantizedLoraGroupedLinear(QuantizedGroupedLinear, Adapter):
 @torch.compiler.disable  # bitsandbytes' CPU kernels cannot be traced
 def quantized_product(layer: Quantized, x: torch.Tensor, counts: torch.Tensor | None = None) -> torch.Tensor:
     """The layer's output without its adapter: (T, out) for x (T, in); of experts, `counts` (E,) rows each."""
-    bias = None if isinstance(layer, QuantizedGroupedLinear) or layer.bias is None else local_tensor(layer.bias).to(x)
+    bias = None if isinstance(layer, QuantizedGroupedLinear) else layer.local_bias(x.dtype)
     product: torch.Tensor = _FrozenProduct.apply(x, local_tensor(layer.weight), layer.code, bias, counts)
     return product
 
 
-def with_adapter(layer: nn.Linear | GroupedLinear, lora: LoraConfig) -> nn.Module:
+def with_adapter(layer: Quantized, lora: LoraConfig) -> nn.Module:
     """The layer with an uninitialized adapter."""
     if isinstance(layer, QuantizedGroupedLinear):
         return QuantizedLoraGroupedLinear(layer, lora)
-    if isinstance(layer, QuantizedLinear):
-        return QuantizedLoraLinear(layer, lora)
-    return LoraGroupedLinear(layer, lora) if isinstance(layer, GroupedLinear) else LoraLinear(layer, lora)
+    return QuantizedLoraLinear(layer, lora)
 
 
 def quantize_linears(model: DecoderModel, kind: str) -> None:
@@ -141,8 +139,8 @@ def quantize_linears(model: DecoderModel, kind: str) -> None:
         model.get_submodule(parent).register_module(leaf, quantized)
 
 
-def whole_tensors(model: DecoderModel) -> Iterator[tuple[str, torch.Tensor]]:
+def whole_tensors(model: DecoderModel, *, everywhere: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, full tensor) of the model's state as `full_tensors` gathers it, quantized weights dequantized one by one."""
-    for name, tensor in full_tensors(model.state_dict(), model.mesh):
+    for name, tensor in full_tensors(model.state_dict(), model.mesh, everywhere=everywhere):
         code = model.quantized.get(name)
         yield name, tensor if code is None else code.unpack(tensor)

@@ -1,4 +1,4 @@
-"""Rotary position embedding (RoPE, Su et al. 2021). Scaled frequencies (linear, llama3, YaRN: Peng et al. 2023) come from
+"""Angles of the rotary position embedding (RoPE, Su et al. 2021). Scaled frequencies (linear, llama3, YaRN: Peng et al. 2023) come from
 transformers' implementation."""
 
 from typing import Any
@@ -34,10 +34,3 @@ def rotary_tables(config: Any, position_ids: torch.Tensor) -> tuple[torch.Tensor
     angles = position_ids[:, None].float() * frequencies
     angles = torch.cat([angles, angles], dim=-1)[:, None]
     return angles.cos() * factor, angles.sin() * factor
-
-
-def rotate(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """x (T, heads, head_dim) rotated by its position; dimension i pairs with i + head_dim / 2, as in Hugging Face."""
-    cos, sin = rotary
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)

@@ -8,9 +8,10 @@ all-gather keys and values.
 import torch
 
 from sft_hydra.kernels.attention import attend
+from sft_hydra.kernels.rotary import norm_rotate
 from sft_hydra.models.layers import Linear, Packed, RMSNorm
-from sft_hydra.models.rotary import rotate
 from sft_hydra.parallel.collectives import gather_tokens, heads_to_tokens, sum_to_tokens, tokens_to_heads
+from sft_hydra.parallel.dtensor import local_tensor
 from sft_hydra.parallel.mesh import Mesh
 from sft_hydra.parallel.sharded_module import ShardedModule
 
@@ -56,10 +57,7 @@ class Attention(ShardedModule):
     def forward(self, x: torch.Tensor, packed: Packed) -> torch.Tensor:
         x = gather_tokens(x, self.mesh.tp)
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        if packed.rotary is not None:
-            q, k = rotate(q, packed.rotary), rotate(k, packed.rotary)
+        q, k = _positioned(q, self.q_norm, packed), _positioned(k, self.k_norm, packed)
         k, v = self._kv_heads_of_queries(k), self._kv_heads_of_queries(v)
         out = self._attend_row(q.to(v.dtype), k.to(v.dtype), v, packed)
         return sum_to_tokens(self.o_proj(out.flatten(1)), self.mesh.tp)
@@ -81,6 +79,15 @@ class Attention(ShardedModule):
         q, k, v = (tokens_to_heads(x, swap) for x in (q, k, v))
         first = others.rank * len(q)
         k, v = gather_tokens(k, others), gather_tokens(v, others)
-        scale = self.head_dim**-0.5
-        out = attend(q, k, v, packed.cu_seqlens, packed.max_seqlen, scale, self.window, first_query=first)
+        texts = (packed.cu_seqlens, packed.max_seqlen, self.head_dim**-0.5, self.window)
+        if packed.cache is not None:
+            out = packed.cache.attend(self, q, k, v, *texts, first_query=first)
+        else:
+            out = attend(q, k, v, *texts, first_query=first)
         return heads_to_tokens(out, swap)
+
+
+def _positioned(x: torch.Tensor, norm: RMSNorm | None, packed: Packed) -> torch.Tensor:
+    """Queries or keys (T, heads, d), normalized if the family does so, and rotated by their position."""
+    weight, eps = (None, 0.0) if norm is None else (local_tensor(norm.weight), norm.eps)
+    return norm_rotate(x, weight, eps, packed.rotary)

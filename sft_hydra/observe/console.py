@@ -122,7 +122,7 @@ class Work:
     def __init__(self, console: Console, progress: Progress, task: object, name: str) -> None:
         self._console, self._progress, self._task, self._name = console, progress, task, name
         self._started = self._last = time.monotonic()
-        self._figures = ""
+        self._figures = self._shown = ""
 
     def update(self, completed: float, total: float | None, figures: str) -> None:
         """Show the new state; without a terminal as a line, at most every QUIET_SECONDS."""
@@ -160,7 +160,11 @@ class Work:
     def _say(self, figures: str) -> None:
         self._last = time.monotonic()
         seconds = self._last - self._started
-        self._console.say(f"{self._name}: {figures}" if figures else f"{self._name}: {seconds:.0f} s so far")
+        news = [figures] if figures else []
+        if figures == self._shown:  # without news, at least the time
+            news.append(f"{seconds:.0f} s so far")
+        self._shown = figures
+        self._console.say(f"{self._name}: {', '.join(news)}")
 
 
 def counted(work: Work, unit: str) -> Callable[[int, int], None]:

@@ -1,6 +1,7 @@
 """Activation checkpointing, full or selective: which activations a block keeps and which it recomputes in the backward
 pass."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -21,16 +22,21 @@ EXPENSIVE_OPS = {
     "_scaled_dot_product_cudnn_attention",
     "_varlen_attn",
     "_flash_attn_varlen_forward",
+    "lora_linear",  # two products and a small one
 }
 
 
 def checkpoint_activations(block: nn.Module, kind: str) -> None:
     """Make a block keep its input only (`full`), its input and the outputs of expensive operations (`selective`) or all
     activations (`none`)."""
-    if kind == "none":
-        return
+    if kind != "none":
+        block.forward = checkpointed(block.forward, kind)  # type: ignore[method-assign]
+
+
+def checkpointed(function: Callable[..., Any], kind: str) -> Callable[..., Any]:
+    """`function` with activation checkpointing, `selective` or `full`."""
     how = {"context_fn": _save_expensive} if kind == "selective" else {}
-    block.forward = partial(checkpoint, block.forward, use_reentrant=False, **how)  # type: ignore[method-assign]
+    return partial(checkpoint, function, use_reentrant=False, **how)
 
 
 def _save_expensive() -> tuple["_ExpensiveOnly", "_ExpensiveOnly"]:

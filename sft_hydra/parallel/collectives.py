@@ -152,13 +152,33 @@ def barrier() -> None:
         dist.all_reduce(torch.zeros(1))
 
 
+class ObjectExchange:
+    """Objects between the first rank and the others, on the CPU. Each may take as long as it needs before it calls."""
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self._group = group
+
+    def broadcast(self, value: Any) -> Any:
+        """The first rank's `value`, on every rank."""
+        values = [value]
+        dist.broadcast_object_list(values, 0, group=self._group, device=torch.device("cpu"))
+        return values[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """On the first rank the `value` of each rank, in order of rank; on the others an empty list."""
+        first = dist.get_rank() == 0
+        values: list[Any] = [None] * self._group.size() if first else []
+        dist.gather_object(value, values if first else None, 0, group=self._group)
+        return values
+
+
 @contextmanager
-def rank0_long_task() -> Iterator[None]:
-    """A body in which rank 0 works for longer than the collective timeout; the other ranks wait at its end."""
-    group = dist.new_group(backend="gloo", timeout=LONG_TASK_TIMEOUT) if dist.is_initialized() else None
-    yield
-    if group is not None:
-        dist.all_reduce(torch.zeros(1), group=group)
+def object_exchange() -> Iterator[ObjectExchange]:
+    """An exchange of all ranks in the body, with a collective timeout of a day."""
+    group = dist.new_group(backend="gloo", timeout=LONG_TASK_TIMEOUT)
+    try:
+        yield ObjectExchange(group)
+    finally:
         dist.destroy_process_group(group)
 
 

@@ -6,6 +6,7 @@ DTensor is used for storage, plain tensors for compute: only these functions dea
 import logging
 
 import torch
+import torch.distributed as dist
 from torch.distributed.tensor import DTensor, Partial, Replicate
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -30,6 +31,14 @@ def partial_sum_ranks(weight: torch.Tensor) -> int:
     if not isinstance(weight, DTensor):
         return 1
     return weight.device_mesh.size() if any(place.is_shard(1) for place in weight.placements) else 1
+
+
+def sum_over_split_inputs(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The sum of `values` over the ranks that split the input dimension of `weight`; without gradient."""
+    if partial_sum_ranks(weight) > 1:
+        assert isinstance(weight, DTensor)
+        dist.all_reduce(values, group=weight.device_mesh.get_group())
+    return values
 
 
 def local_shard(parameter: torch.Tensor) -> tuple[torch.Tensor, tuple[slice, ...]]:

@@ -1,8 +1,9 @@
 """Applies the parallel layout to a model, in this order:
 
 1. split: mixer weights become DTensors over the tensor- or expert-parallel ranks (storage only; compute uses plain tensors)
-2. activation checkpointing: blocks recompute activations in the backward pass (activation_checkpointing.py)
-3. torch.compile: each block by itself
+2. torch.compile: each block by itself (compiled_blocks.py)
+3. activation checkpointing: blocks recompute activations in the backward pass (activation_checkpointing.py); that of compiled
+   blocks is part of 2
 4. FSDP2 (ZeRO-3, Rajbhandari et al. 2020): parameters are sharded over the ranks that share their gradient and all-gathered
    block by block; gradients are reduce-scattered as sums
 
@@ -20,6 +21,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from sft_hydra.parallel.activation_checkpointing import checkpoint_activations
+from sft_hydra.parallel.compiled_blocks import compile_block
 from sft_hydra.parallel.mesh import Mesh
 from sft_hydra.parallel.sharded_module import KeepFp32, ShardedModule
 
@@ -43,10 +45,7 @@ def parallelize(roots: Sequence[nn.Module], blocks: Sequence[nn.Module], mesh: M
         mixer.join(mesh)
         _split(mixer, mesh)
     for block in blocks:
-        checkpoint_activations(block, options.recompute)
-    if options.compile:
-        for block in blocks:
-            _compile(block)
+        (compile_block if options.compile else checkpoint_activations)(block, options.recompute)
     if mesh.dense_mesh is not None:
         _shard(roots, blocks, mesh, options)
 
@@ -57,15 +56,6 @@ def reshard(roots: Sequence[nn.Module]) -> None:
         for module in root.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
-
-
-def _compile(block: nn.Module) -> None:
-    """torch.compile a block. Batches vary in length and number of documents: sizes become symbolic when they first vary."""
-    for module in block.modules():
-        if isinstance(module, ShardedModule):
-            for name in module.opaque:
-                setattr(module, name, torch.compiler.disable(getattr(module, name)))
-    block.compile()
 
 
 def _split(mixer: ShardedModule, mesh: Mesh) -> None:
@@ -100,14 +90,20 @@ def _shard(roots: Iterable[nn.Module], blocks: Iterable[nn.Module], mesh: Mesh, 
     rounded = exact
     if options.dtype != torch.float32:
         rounded = MixedPrecisionPolicy(options.dtype, torch.float32, cast_forward_inputs=False)
-    shared: dict[str, Any] = {"reshard_after_forward": mesh.pp.size == 1}
+    shared: dict[str, Any] = {}
     if options.cpu_offload:
         shared["offload_policy"] = CPUOffloadPolicy(
             pin_memory=mesh.dense_mesh is not None and mesh.dense_mesh.device_type == "cuda"
         )
 
-    def unit(module: nn.Module, ranks: DeviceMesh | None, policy: MixedPrecisionPolicy = rounded) -> None:
-        sharded = fully_shard(module, mesh=ranks, mp_policy=policy, **shared)
+    def unit(
+        module: nn.Module,
+        ranks: DeviceMesh | None,
+        policy: MixedPrecisionPolicy = rounded,
+        *,
+        reshard: bool = mesh.pp.size == 1,
+    ) -> None:
+        sharded = fully_shard(module, mesh=ranks, mp_policy=policy, reshard_after_forward=reshard, **shared)
         assert isinstance(sharded, FSDPModule)
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)
@@ -127,4 +123,4 @@ def _shard(roots: Iterable[nn.Module], blocks: Iterable[nn.Module], mesh: Mesh, 
         visit(block, mesh.dense_mesh)
         unit(block, mesh.dense_mesh)
     for root in roots:
-        unit(root, mesh.dense_mesh)
+        unit(root, mesh.dense_mesh, reshard=False)

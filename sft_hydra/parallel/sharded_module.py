@@ -5,6 +5,7 @@ from typing import Literal
 from torch import nn
 
 from sft_hydra.parallel.mesh import SINGLE, Mesh
+from sft_hydra.planning.lora_targets import adapter_part
 
 
 class ShardedModule(nn.Module):
@@ -28,7 +29,7 @@ class ShardedModule(nn.Module):
 
     def split_dim(self, parameter: str) -> int | None:
         """The dimension in which a parameter (dotted name) is split; None if it is replicated."""
-        child, _, leaf = parameter.rpartition(".")
+        child, leaf = adapter_part(parameter) or parameter.rpartition(".")[::2]
         names = {parameter, child}
         if names & set(self.columns):
             return None if leaf == "lora_A" and self.over == "tp" else 0

@@ -72,11 +72,14 @@ def read_architecture(cfg: SftConfig) -> dict[str, Any]:
 
 
 def _with_usual_names(fields: dict[str, Any]) -> dict[str, Any]:
-    """The same, beside fields that transformers 5 renamed the names that they have in published files."""
+    """The same, beside fields that transformers 5 renamed the names that they have in published files, and beside the
+    `attention_head_dim` of Nemotron-H 8B, Nano 9B v2 and Nano 4B the later name of it."""
     kinds = fields.get("layers_block_type")
     if fields["model_type"] == "nemotron_h" and "hybrid_override_pattern" not in fields and isinstance(kinds, list):
         pattern = "".join(HYBRID_KINDS.get(kind, "?") for kind in kinds)
         fields = {**fields, "hybrid_override_pattern": pattern, "num_hidden_layers": len(kinds)}
+    if fields["model_type"] == "nemotron_h" and "attention_head_dim" in fields:
+        fields = {"head_dim": fields["attention_head_dim"], **fields}
     if "num_local_experts" in fields:
         fields = {"num_experts": fields["num_local_experts"], **fields}
     return fields

@@ -12,7 +12,7 @@ from sft_hydra.planning.cost_model import step_seconds
 from sft_hydra.planning.estimate import GIB, estimate_memory
 from sft_hydra.planning.layout import Layout
 from sft_hydra.planning.topology import possible_layouts, ranks_of_runner, rows_per_step, run_layout
-from sft_hydra.schema.config import Precision, Runner, SftConfig
+from sft_hydra.schema.config import Precision, SftConfig
 
 USABLE = 0.92  # share of GPU memory for training: the rest is for the driver and fragmentation
 TINY_VOCABULARY = 1024  # placeholder where a random initialization takes the size from the tokenizer
@@ -41,7 +41,7 @@ class Choice:
 
 def with_auto_parallel(cfg: SftConfig) -> SftConfig:
     """The config with every null size of `parallel` filled in. A dry run is left unchanged: it shows how they are chosen."""
-    if cfg.dry_run or cfg.runner is not Runner.train or ranks_of_runner(cfg) == (1, 1):
+    if cfg.dry_run or ranks_of_runner(cfg) == (1, 1):
         return cfg
     return with_layout(cfg, choose(cfg, read_architecture(cfg))[0])
 
@@ -61,7 +61,7 @@ def choose(cfg: SftConfig, architecture: dict[str, Any]) -> tuple[Layout, list[C
         return run_layout(cfg, architecture), []
     sizes["vocab_size"] = sizes.get("vocab_size") or TINY_VOCABULARY
     precision = cfg.train.precision or (Precision.fp32 if cfg.model.path is None else Precision.bf16)
-    room, rows = USABLE * cfg.cluster.gpu_memory_gib * GIB, rows_per_step(cfg)
+    room, rows = USABLE * cfg.cluster.gpu_memory_gib * GIB, rows_per_step(cfg.train, cfg.seq_length)
     candidates = []
     for layout in possible_layouts(cfg, architecture):
         memory = estimate_memory(cfg, sizes, layout, precision).total

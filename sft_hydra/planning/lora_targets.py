@@ -15,6 +15,8 @@ ALIASES = {
     "linear_fc1": ("gate_proj", "up_proj", "gate_up_proj", "fc1", "c_fc", "dense_h_to_4h"),
     "linear_fc2": ("down_proj", "fc2", "c_proj", "dense_4h_to_h"),
 }
+TOKEN_ROWS = "token_adapter.trainable_tokens_delta"  # beside an embedding or head of which some rows are trained
+PART = re.compile(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector|token_adapter\.trainable_tokens_delta)(?:\.weight)?")
 EXPERTS = ".experts."  # in names of what belongs to routed experts: adapted only where a pattern asks for it
 
 Value = TypeVar("Value", int, float)
@@ -23,6 +25,13 @@ Value = TypeVar("Value", int, float)
 def usual_targets(names: Sequence[str], kinds: Sequence[str]) -> list[str]:
     """Layers that are adapted where nothing is said: those of these kinds, but of routed experts none."""
     return [name for name in names if EXPERTS not in name and name.rpartition(".")[2] in kinds]
+
+
+def adapter_part(name: str) -> tuple[str, str] | None:
+    """(layer, `lora_A`, `lora_B`, `lora_magnitude_vector` or TOKEN_ROWS) of an adapter's tensor, in a model or in PEFT's
+    file; None: the name is of something else."""
+    found = PART.fullmatch(name)
+    return (found[1], found[2]) if found else None
 
 
 def layer_lora(lora: LoraConfig, name: str) -> LoraConfig:
@@ -39,7 +48,17 @@ def _of_layer(patterns: dict[str, Value], name: str, usual: Value) -> Value:
 
 def choose(names: list[str], lora: LoraConfig, usual: list[str]) -> list[str]:
     """Which of these linear layers get an adapter; `usual` are those where nothing is said. ConfigError for patterns that
-    match none of them."""
+    match none of them, and for DoRA on routed experts."""
+    chosen = _chosen(names, lora, usual)
+    if lora.use_dora and any(EXPERTS in name for name in chosen):
+        raise ConfigError(
+            "peft.use_dora=true: routed experts can have LoRA adapters only, as in the peft library; leave them out of the "
+            "targets (peft.exclude_modules=['*.experts.*']), or use peft.use_dora=false"
+        )
+    return chosen
+
+
+def _chosen(names: list[str], lora: LoraConfig, usual: list[str]) -> list[str]:
     if lora.match_all_linear:
         return names
     if lora.target_modules and lora.exclude_modules:

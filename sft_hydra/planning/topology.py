@@ -9,9 +9,10 @@ from typing import Any
 
 from sft_hydra.planning.architecture import is_generic
 from sft_hydra.planning.layout import Layout, layout_problems, num_experts, plan_layout
-from sft_hydra.schema.config import ClusterKind, Runner, SftConfig
+from sft_hydra.schema.config import ClusterKind, Runner, SftConfig, TrainConfig
 
 SLURM_GPUS_PER_NODE = 8  # default of cluster.gpus_per_node on Slurm
+MODEL_RUNNERS = (Runner.train, Runner.evaluate, Runner.generate, Runner.export)
 DEFAULT_ROWS = 8  # default of train.global_batch_size
 
 
@@ -23,8 +24,10 @@ def ranks_per_node(cfg: SftConfig) -> int:
 
 
 def ranks_of_runner(cfg: SftConfig) -> tuple[int, int]:
-    """(nodes, ranks per node) of the runner: training uses all of the cluster, other runners one rank."""
-    return (cfg.cluster.nodes, ranks_per_node(cfg)) if cfg.runner is Runner.train else (1, 1)
+    """(nodes, ranks per node) of the runner: all of the cluster where a model is used, else one rank. So is a conversation at
+    the terminal, which ranks of one machine do not have."""
+    alone = cfg.runner not in MODEL_RUNNERS or (cfg.runner is Runner.generate and cfg.generate.interactive)
+    return (1, 1) if alone else (cfg.cluster.nodes, ranks_per_node(cfg))
 
 
 def run_layout(cfg: SftConfig, architecture: dict[str, Any]) -> Layout:
@@ -65,7 +68,9 @@ def possible_layouts(cfg: SftConfig, architecture: dict[str, Any]) -> Iterator[L
         if world % (tp * pp * cp):
             continue
         layout = Layout(nodes, ranks, tp, pp, cp, ep, requested.dp_replicate, requested.vp)
-        if rows_per_step(cfg) % layout.dp == 0 and not any(layout_problems(layout, architecture, cfg.seq_length)):
+        if rows_per_step(cfg.train, cfg.seq_length) % layout.dp == 0 and not any(
+            layout_problems(layout, architecture, cfg.seq_length)
+        ):
             yield layout
 
 
@@ -74,8 +79,8 @@ def _divisors(number: int) -> list[int]:
     return sorted({*small, *(number // size for size in small)})
 
 
-def rows_per_step(cfg: SftConfig) -> int:
+def rows_per_step(train: TrainConfig, seq_length: int) -> int:
     """Packed sequences of one optimizer step, over all ranks (the global batch size)."""
-    if cfg.train.global_batch_tokens is not None:
-        return max(1, cfg.train.global_batch_tokens // cfg.seq_length)
-    return cfg.train.global_batch_size or DEFAULT_ROWS
+    if train.global_batch_tokens is not None:
+        return max(1, train.global_batch_tokens // seq_length)
+    return train.global_batch_size or DEFAULT_ROWS

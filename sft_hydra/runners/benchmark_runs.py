@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sft_hydra.engine.precision import autocast
 from sft_hydra.evaluation.chat import Chat
 from sft_hydra.evaluation.chatcore import ChatCore, run_chatcore
 from sft_hydra.evaluation.harness import HarnessResult, Score, run_harness
@@ -26,7 +25,7 @@ Entry = dict[str, Any]  # what evaluation.json keeps of a moment
 def chatcore(chat: Chat, cfg: SftConfig, console: Console, folder: Path, brief: bool = False) -> tuple[Scores, Entry]:
     """`eval/chatcore`, `eval/chatcore/<task>`, and the entry `chatcore`. StoppedError after a signal to stop. `brief`: a line
     in place of the table."""
-    with console.work("ChatCORE") as work, autocast(cfg, chat.hf_model.device):
+    with console.work("ChatCORE") as work:
         result = run_chatcore(chat, cfg.eval, _progress(work.update))
     for score in result.scores:
         _write_answers(folder / f"chatcore_{score.task}.jsonl", [asdict(answer) for answer in score.answers])
@@ -55,7 +54,7 @@ def chatcore(chat: Chat, cfg: SftConfig, console: Console, folder: Path, brief: 
 
 def harness(chat: Chat, cfg: SftConfig, console: Console, folder: Path) -> tuple[Scores, Entry]:
     """`eval/<task>/<metric>` of `eval.tasks`, and the entry `benchmarks`."""
-    with console.work("tasks") as work, autocast(cfg, chat.hf_model.device):
+    with console.work("tasks") as work:
         result = run_harness(chat, cfg, _progress(work.update), console.note)
     for task, answers in result.answers.items():
         _write_answers(folder / f"{_file_name(task)}.jsonl", answers)

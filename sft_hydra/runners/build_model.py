@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from sft_hydra.chat.tokenizer import ChatTokenizer, check_vocabulary
+from sft_hydra.chat.tokenizer import ChatTokenizer, grown_vocabulary
 from sft_hydra.checkpoint import state as checkpoints
 from sft_hydra.checkpoint.adapter import load_adapter
 from sft_hydra.checkpoint.load_hf_weights import load_weights, local_folder
@@ -30,8 +30,9 @@ from sft_hydra.models.quantized_weight import check_bitsandbytes
 from sft_hydra.paths import find_checkpoint, read_progress
 from sft_hydra.planning.architecture import read_architecture
 from sft_hydra.planning.layout import Layout
+from sft_hydra.planning.topology import ranks_of_runner, run_layout
 from sft_hydra.process.rank import this_rank
-from sft_hydra.schema.config import Device, SftConfig
+from sft_hydra.schema.config import Device, Runner, SftConfig
 from sft_hydra.schema.data import Packing
 
 
@@ -75,30 +76,39 @@ def start_machine(cfg: SftConfig) -> torch.device:
     return torch.device("cuda", rank.local_rank)
 
 
-def new_model(cfg: SftConfig, tokenizer: ChatTokenizer, device: torch.device, layout: Layout | None = None) -> RunModel:
+def new_model(
+    cfg: SftConfig,
+    tokenizer: ChatTokenizer,
+    device: torch.device,
+    layout: Layout | None = None,
+    *,
+    is_trained: bool = True,
+) -> RunModel:
     """The model as training starts with it, laid out over the ranks (None: there is only this one): weights from
-    `checkpoint.load`, `model.path` or a random start, then LoRA."""
+    `checkpoint.load`, `model.path` or a random start, then LoRA. Without `is_trained`, all weights are kept in the precision
+    that they are used in."""
     architecture = model_architecture(cfg, tokenizer)
     if problems := list(foreign_model(cfg)):  # of a model on the hub, nothing was known when the config was checked
         raise ConfigError(*problems)
     # Trained weights are fp32 masters; a frozen base is kept in the precision it is used in.
-    dtype = torch.float32 if cfg.peft is None else compute_dtype(cfg, device)
+    masters = cfg.peft is None and is_trained
+    dtype = torch.float32 if masters else compute_dtype(cfg.train.precision, device)
     packed = cfg.data.packing is not Packing.none
     model = build_model(architecture, "meta", dtype, generic=cfg.model.generic, packed=packed)
     _check_length(model, cfg.seq_length)
     if cfg.peft is not None and cfg.peft.quantize_base is not None:
         check_bitsandbytes(cfg.peft.quantize_base)
         quantize_linears(model, cfg.peft.quantize_base)
-    coverage = add_adapters(model, cfg.peft) if cfg.peft is not None else []
+    coverage = add_adapters(model, cfg.peft, tokenizer.new_tokens.ids) if cfg.peft is not None else []
     if cfg.train.freeze or cfg.train.trainable:
         coverage = freeze_parameters(model, cfg.train.freeze, cfg.train.trainable)
     sizes = [
         (model.quantized[name].shape.numel() if name in model.quantized else p.numel(), p.requires_grad)
         for name, p in model.named_parameters()
     ]
-    materialize_on_mesh(model, cfg, layout or Layout(), device)
+    materialize_on_mesh(model, cfg.train, layout or Layout(), device)
     if cfg.model.path is not None:
-        load_weights(model, cfg.model.path, cfg.model.revision)
+        load_weights(model, cfg.model.path, cfg.model.revision, tokenizer.new_tokens)
         origin = cfg.model.path
     else:
         init_weights(model, cfg.seed, cfg.model.init_std)
@@ -118,7 +128,7 @@ def new_model(cfg: SftConfig, tokenizer: ChatTokenizer, device: torch.device, la
         origin = str(step)
     if isinstance(model, GenericModel) and packed:
         check_contamination(model)
-    parameters, trained = sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
+    parameters, trained = sum(size for size, _ in sizes), sum(size for size, grows in sizes if grows)
     return RunModel(model, origin, parameters, trained, coverage)
 
 
@@ -136,13 +146,13 @@ def model_architecture(cfg: SftConfig, tokenizer: ChatTokenizer) -> dict[str, An
     architecture = read_architecture(cfg)
     if cfg.model.path is None:
         architecture = {"vocab_size": tokenizer.vocab_size, **architecture}
-    check_vocabulary(cfg, architecture, tokenizer)
-    return architecture
+    return grown_vocabulary(cfg, architecture, tokenizer)
 
 
 def trained_model(cfg: SftConfig, tokenizer: ChatTokenizer, device: torch.device) -> RunModel:
-    """The model to evaluate, export or talk to: the run's latest checkpoint if it has one, else as training would start.
-    ConfigError if that is a random start."""
+    """The model to evaluate, export or talk to, laid out as for training if there are several ranks: the run's latest
+    checkpoint if it has one, else as training would start. Only to be exported, its weights are fp32 masters. ConfigError if
+    it is a random start."""
     step = checkpoints.latest(checkpoint_folder(cfg))
     if step is None and cfg.model.path is None and cfg.checkpoint.load is None:
         raise ConfigError(
@@ -150,7 +160,8 @@ def trained_model(cfg: SftConfig, tokenizer: ChatTokenizer, device: torch.device
             "checkpoint.load names weights; train first (the same command without runner=), or give the name=... of a "
             "run that has been trained"
         )
-    built = new_model(cfg, tokenizer, device)
+    layout = None if ranks_of_runner(cfg) == (1, 1) else run_layout(cfg, model_architecture(cfg, tokenizer))
+    built = new_model(cfg, tokenizer, device, layout, is_trained=cfg.runner is Runner.export)
     if step is not None:
         checkpoints.load(step, built.model, None)
         built.origin = str(step)

@@ -11,22 +11,24 @@ from typing import Any
 
 from sft_hydra.chat.token_bytes import token_bytes
 from sft_hydra.chat.tokenizer import ChatTokenizer, load_tokenizer
-from sft_hydra.engine.precision import compute_dtype
 from sft_hydra.engine.validate import validate
 from sft_hydra.evaluation.chat import Chat, Prompt, Sampling
 from sft_hydra.evaluation.exact_match import ExactMatchResult, load_items, run_exact_match
 from sft_hydra.evaluation.harness import check_tasks
 from sft_hydra.evaluation.prompts import DEMO, load_tools
 from sft_hydra.files import exists, read_object
-from sft_hydra.models.build import as_transformers
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.observe.console import Console, Work, counted
 from sft_hydra.observe.run_report import write_report
 from sft_hydra.observe.transcript import as_text
-from sft_hydra.parallel.collectives import rank0_long_task
+from sft_hydra.parallel.collectives import rank0_first
+from sft_hydra.parallel.rendezvous import start_process_group
 from sft_hydra.paths import RunPaths
+from sft_hydra.planning.recipe import recipe_of
+from sft_hydra.process.rank import this_rank
 from sft_hydra.process.signals import StoppedError
 from sft_hydra.runners import benchmark_runs
+from sft_hydra.runners.answering import chat_over_ranks
 from sft_hydra.runners.build_model import start_machine, trained_model
 from sft_hydra.runners.data_prep import prepared_set
 from sft_hydra.schema.config import SftConfig
@@ -41,22 +43,26 @@ def run(cfg: SftConfig) -> dict[str, float]:
     paths = RunPaths(Path(cfg.run_dir))
     if _harness_tasks(cfg):
         check_tasks(cfg.eval)  # before the work
-    with Console(paths.log) as console:
-        packed = prepared_set(cfg, console)
-        with console.work("loading the tokenizer"):
-            tokenizer = load_tokenizer(cfg)
+    device, first = start_machine(cfg), this_rank().rank == 0
+    start_process_group(device, cfg.cluster.start_timeout)
+    with Console(paths.log, speak=first) as console:
+        with rank0_first():
+            packed = prepared_set(cfg, console)
+            with console.work("loading the tokenizer"):
+                tokenizer = load_tokenizer(cfg)
         with console.work("loading the model"):
-            built = trained_model(cfg, tokenizer, start_machine(cfg))
+            built = trained_model(cfg, tokenizer, device)
         console.say(f"model      {built.origin}")
         with console.work("validation") as work:
             sizes = token_bytes(tokenizer, built.model.config.vocab_size)
-            scores = validate(built.model, packed, cfg, sizes, counted(work, "rows"))
+            scores = validate(built.model, packed, recipe_of(cfg), cfg.eval.tokens, sizes, counted(work, "rows"))
         if scores:
             console.table("validation", ["", "loss"], [(name, f"{value:.4f}") for name, value in scores.items()])
-        _keep(paths.evaluation, "evaluate", {"model": built.origin, **scores})
+        if first:
+            _keep(paths.evaluation, "evaluate", {"model": built.origin, **scores})
         scores |= evaluate_model(built.model, cfg, tokenizer, console, paths=paths, when="evaluate")
         scores |= _evaluate_tasks(built.model, cfg, tokenizer, console, paths)
-        if paths.metrics.is_file():  # of a training: its page shows what was found
+        if first and paths.metrics.is_file():  # of a training: its page shows what was found
             write_report(paths)
         return scores
 
@@ -66,16 +72,25 @@ def evaluate_model(
 ) -> dict[str, float]:
     """Exact match and answers to `eval.samples`, as far as the config asks for them; shown, and kept under `when`.
 
-    Returns `eval/exact_match` and `eval/exact_match/<task>`; empty without exact match. Of several ranks the first does it.
+    Returns `eval/exact_match` and `eval/exact_match/<task>`; empty without exact match, and on other
+    ranks than the first, which all must call. After a signal to stop, what is not done is left.
     """
     asked = cfg.eval.exact_match.path
     if asked is None and not cfg.eval.samples:
         return {}
-    theirs = as_transformers(model, compute_dtype(cfg, model.device))
-    if theirs is None:
-        return {}
-    chat = Chat(theirs, tokenizer, cfg)
     scores: dict[str, float] = {}
+    with chat_over_ranks(model, cfg, tokenizer) as chat:
+        if chat is None:
+            return scores
+        try:
+            scores |= _answered(chat, cfg, console, paths, when)
+        except StoppedError:
+            console.say("the evaluation is left: a signal to stop came")
+    return scores
+
+
+def _answered(chat: Chat, cfg: SftConfig, console: Console, paths: RunPaths, when: str) -> dict[str, float]:
+    asked, scores = cfg.eval.exact_match.path, {}
     if asked is not None:
         with console.work("exact match") as work:
             result = _exact_match(chat, cfg, asked, work)
@@ -95,14 +110,13 @@ def evaluate_model(
 def evaluate_chatcore(
     model: DecoderModel, cfg: SftConfig, tokenizer: ChatTokenizer, console: Console, *, paths: RunPaths, when: str
 ) -> dict[str, float]:
-    """ChatCORE while training; `before` and `after` it is kept as an entry, too. Of several ranks, which all must call, the
-    first does it and the others wait for as long as it takes. Empty for these, and after a signal to stop."""
-    theirs = as_transformers(model, compute_dtype(cfg, model.device))
-    with rank0_long_task():
-        if theirs is None:
+    """ChatCORE while training; `before` and `after` it is kept as an entry, too. All ranks must call it and answer; the
+    scores are the first's. Empty for the others, and after a signal to stop."""
+    with chat_over_ranks(model, cfg, tokenizer) as chat:
+        if chat is None:
             return {}
         try:
-            chat, brief = Chat(theirs, tokenizer, cfg), when == "training"
+            brief = when == "training"
             scores, entry = benchmark_runs.chatcore(chat, cfg, console, paths.answers / when, brief)
         except StoppedError:
             console.say("ChatCORE is left: a signal to stop came")
@@ -118,17 +132,20 @@ def _evaluate_tasks(
     """`eval.tasks`, as far as they are asked for."""
     if not cfg.eval.tasks:
         return {}
-    chat, folder = Chat(as_transformers(model), tokenizer, cfg), paths.answers / "evaluate"
+    folder = paths.answers / "evaluate"
     scores: dict[str, float] = {}
-    for asked, ask in (
-        ("chatcore" in cfg.eval.tasks, benchmark_runs.chatcore),
-        (_harness_tasks(cfg), benchmark_runs.harness),
-    ):
-        if asked:
-            found, entry = ask(chat, cfg, console, folder)
-            scores |= found
-            _keep(paths.evaluation, "evaluate", entry)
-    console.say(f"answers    {folder}")
+    with chat_over_ranks(model, cfg, tokenizer) as chat:
+        if chat is None:
+            return scores
+        for asked, ask in (
+            ("chatcore" in cfg.eval.tasks, benchmark_runs.chatcore),
+            (_harness_tasks(cfg), benchmark_runs.harness),
+        ):
+            if asked:
+                found, entry = ask(chat, cfg, console, folder)
+                scores |= found
+                _keep(paths.evaluation, "evaluate", entry)
+        console.say(f"answers    {folder}")
     return scores
 
 

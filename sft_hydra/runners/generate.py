@@ -6,11 +6,13 @@ from sft_hydra.chat.tokenizer import load_tokenizer
 from sft_hydra.errors import ConfigError, DataError
 from sft_hydra.evaluation.chat import Chat, Prompt, Sampling
 from sft_hydra.evaluation.prompts import Tools, load_tools, read_prompts
-from sft_hydra.models.build import as_transformers
 from sft_hydra.observe.console import Console
 from sft_hydra.observe.transcript import show
+from sft_hydra.parallel.rendezvous import start_process_group
 from sft_hydra.paths import RunPaths
+from sft_hydra.process.rank import this_rank
 from sft_hydra.records import Message
+from sft_hydra.runners.answering import chat_over_ranks
 from sft_hydra.runners.build_model import start_machine, trained_model
 from sft_hydra.schema.config import SftConfig
 
@@ -32,20 +34,24 @@ def run(cfg: SftConfig) -> None:
         ]
     if not prompts and not wanted.interactive:
         raise DataError(f"generate.prompt_file={wanted.prompt_file} holds no prompt")
-    with Console(RunPaths(Path(cfg.run_dir)).log) as console:
+    device = start_machine(cfg)
+    start_process_group(device, cfg.cluster.start_timeout)
+    with Console(RunPaths(Path(cfg.run_dir)).log, speak=this_rank().rank == 0) as console:
         with console.work("loading the tokenizer"):
             tokenizer = load_tokenizer(cfg)
         with console.work("loading the model"):
-            built = trained_model(cfg, tokenizer, start_machine(cfg))
-            chat = Chat(as_transformers(built.model), tokenizer, cfg)
+            built = trained_model(cfg, tokenizer, device)
         console.say(f"model      {built.origin}")
-        with console.work(f"answering {len(prompts)} prompts"):
-            talks = chat.converse(prompts, tools.execute, _sampling(cfg))
-        for prompt, talk in zip(prompts, talks, strict=True):
-            console.say(f"\n> {prompt.messages[-1]['content']}", style="bold cyan")
-            show(console, talk)
-        if wanted.interactive:
-            _talk(console, chat, cfg, tools)
+        with chat_over_ranks(built.model, cfg, tokenizer) as chat:
+            if chat is None:  # this rank has answered what the first asked
+                return
+            with console.work(f"answering {len(prompts)} prompts"):
+                talks = chat.converse(prompts, tools.execute, _sampling(cfg))
+            for prompt, talk in zip(prompts, talks, strict=True):
+                console.say(f"\n> {prompt.messages[-1]['content']}", style="bold cyan")
+                show(console, talk)
+            if wanted.interactive:
+                _talk(console, chat, cfg, tools)
 
 
 def _talk(console: Console, chat: Chat, cfg: SftConfig, tools: Tools) -> None:

@@ -27,7 +27,7 @@ def explain_oom(cfg: SftConfig, architecture: dict[str, Any], device: torch.devi
 
 
 def _what_helps(cfg: SftConfig, architecture: dict[str, Any], device: torch.device, said: str) -> list[str]:
-    precision = Precision.bf16 if compute_dtype(cfg, device) is torch.bfloat16 else Precision.fp32
+    precision = Precision.bf16 if compute_dtype(cfg.train.precision, device) is torch.bfloat16 else Precision.fp32
     needed = estimate_memory(cfg, architecture, run_layout(cfg, architecture), precision).total / GIB
     helps = [
         f"{change} would save about {saved / GIB:.2f} GiB" for change, saved in savings(cfg, architecture, precision)

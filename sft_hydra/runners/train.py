@@ -4,7 +4,7 @@ Owns the order of things. What a run writes beside its checkpoints: metrics.json
 summary.json, hf/ and report.html.
 """
 
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,26 +19,27 @@ from sft_hydra.checkpoint import state as checkpoints
 from sft_hydra.checkpoint.hf_export import ExportReport
 from sft_hydra.checkpoint.load_hf_weights import local_folder
 from sft_hydra.checkpoint.origin import check_origin, origin_of
-from sft_hydra.config.resume_compat import checkpoint_folder
+from sft_hydra.config.resume_compat import checkpoint_folder, fixed_settings
 from sft_hydra.data.dataset import TrainRows
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.data_prep.blend import train_rows
 from sft_hydra.data_prep.owning import in_use
+from sft_hydra.engine.early_stopping import is_over, observe
 from sft_hydra.engine.loop import StepResult, TrainState, train_loop
 from sft_hydra.engine.optimizer import OptimizerSet, build_optimizer, check_state_bits
 from sft_hydra.engine.outlook import doubts
 from sft_hydra.engine.schedule import total_steps
 from sft_hydra.engine.validate import validate
-from sft_hydra.errors import ConfigError
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.observe.console import Console, Steps, counted
 from sft_hydra.observe.metrics import MetricsFile, read_metrics
 from sft_hydra.observe.run_report import write_report
 from sft_hydra.observe.trackers import Trackers
-from sft_hydra.parallel.collectives import rank0_first, sum_over_ranks
+from sft_hydra.parallel.collectives import all_gather_objects, rank0_first, sum_over_ranks
 from sft_hydra.parallel.rendezvous import start_process_group, stop_requested
 from sft_hydra.paths import RunPaths, find_checkpoint, read_progress
 from sft_hydra.planning.estimate import GIB, PEAK_FLOPS, flops_per_token
+from sft_hydra.planning.recipe import recipe_of
 from sft_hydra.planning.topology import rows_per_step, run_layout
 from sft_hydra.process.rank import this_rank
 from sft_hydra.process.signals import StoppedError, finish_step_on_interrupt
@@ -46,11 +47,12 @@ from sft_hydra.runners.build_model import RunModel, model_architecture, new_mode
 from sft_hydra.runners.data_prep import prepared_set
 from sft_hydra.runners.evaluate import evaluate_chatcore, evaluate_model, read_kept
 from sft_hydra.runners.hub_upload import check_upload, upload_export
+from sft_hydra.runners.measured import check_metrics
 from sft_hydra.runners.oom import explain_oom
 from sft_hydra.runners.summary import Clock, say_next_steps, write_summary
 from sft_hydra.runners.tracking import data_artifact, model_artifact, no_trackers, open_trackers, tracker_ids
 from sft_hydra.runners.write_export import export_model, say_mended
-from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.config import EPOCH, EarlyStoppingConfig, SftConfig
 
 
 @dataclass(slots=True)
@@ -74,6 +76,8 @@ class TrainingContext:
     """Of every metric, its last value."""
     validated: int | None = None
     """Step of the last validation."""
+    measured_at: dict[str, int] = field(default_factory=dict)
+    """Of every metric, the step of that value."""
     last_chatcore_step: int | None = None
     """Step of the last ChatCORE."""
     origin: dict[str, Any] = field(default_factory=dict)
@@ -85,7 +89,7 @@ class TrainingContext:
 
     @property
     def steps(self) -> int:
-        return total_steps(self.cfg, self.rows.rows_per_epoch)
+        return total_steps(self.cfg.train, self.cfg.seq_length, self.rows.rows_per_epoch)
 
     def record(self, values: dict[str, Any]) -> None:
         """One line of metrics.jsonl, and the same for the trackers."""
@@ -93,13 +97,14 @@ class TrainingContext:
         self.metrics.write(line)
         self.trackers.log(line)
         self.latest |= values
+        self.measured_at |= dict.fromkeys(values, self.state.step)
 
 
 def run(cfg: SftConfig) -> None:
     """Prepare what is missing, train to the end (or on from where it stopped), evaluate, export, report."""
     assert cfg.run_dir is not None
     check_upload(cfg)
-    check_state_bits(cfg)
+    check_state_bits(cfg.optimizer)
     paths, clock = RunPaths(Path(cfg.run_dir)), Clock()
     rank, device = this_rank(), start_machine(cfg)
     start_process_group(device, cfg.cluster.start_timeout)
@@ -113,15 +118,15 @@ def run(cfg: SftConfig) -> None:
             packed = prepared_set(cfg, console)
             stack.enter_context(in_use(packed.folder))
             rows = train_rows(packed, cfg)
-        steps = total_steps(cfg, rows.rows_per_epoch)
-        if missed := rows.unreached_sources(steps * rows_per_step(cfg)):
+        steps = total_steps(cfg.train, cfg.seq_length, rows.rows_per_epoch)
+        if missed := rows.unreached_sources(steps * rows_per_step(cfg.train, cfg.seq_length)):
             console.say(missed, style="yellow")
-        for doubt in doubts(cfg, architecture, rows):
+        for doubt in doubts(recipe_of(cfg), architecture, rows):
             console.say(doubt, style="yellow")
         last = checkpoints.latest(checkpoint_folder(cfg))
         origin = _origin(cfg, packed, last) if rank.rank == 0 else {}
-        if last is not None and _is_finished(paths, last, steps):
-            console.say(f"{paths.root}: finished, all {steps} steps are done (train.train_iters or name=... goes on)")
+        if last is not None and _is_finished(paths, last, steps, cfg.train.early_stopping):
+            console.say(f"{paths.root}: finished, all steps are done (train.train_iters or name=... goes on)")
             return
         with explain_oom(cfg, model_architecture(cfg, tokenizer), device):
             with clock("build model"):
@@ -145,7 +150,9 @@ def _train(training: TrainingContext, clock: Clock) -> ExportReport | None:
             _evaluate(training, "before")
     with clock("train"), finish_step_on_interrupt():
         _fit(training)
-    if state.step < training.steps:
+    if is_over(state, cfg.train.early_stopping) and state.step < training.steps:
+        training.console.say(_why_over(state, training))
+    elif state.step < training.steps:
         text = f"stopped at step {state.step} of {training.steps}; the same command goes on from here"
         training.console.note(text)
         raise StoppedError(text)
@@ -153,7 +160,8 @@ def _train(training: TrainingContext, clock: Clock) -> ExportReport | None:
         _evaluate(training, "after")
     if not cfg.export.auto:
         return None
-    with clock("export"):
+    average = training.optimizer.average if cfg.export.ema else None
+    with clock("export"), nullcontext() if average is None else average.applied():
         exported = export_model(training.model, cfg, training.tokenizer, training.console)
     training.trackers.made(model_artifact(cfg, training.packed, training.built.origin, state.step, exported))
     return exported
@@ -170,15 +178,16 @@ def _read_run_files(paths: RunPaths) -> None:
 def _origin(cfg: SftConfig, packed: PackedSet, last: Path | None) -> dict[str, Any]:
     """What this run is made from. CheckpointError if its last checkpoint was made from something else."""
     base = None if cfg.model.path is None else local_folder(cfg.model.path, cfg.model.revision)
-    origin = origin_of(cfg, packed, base)
+    origin = origin_of(fixed_settings(cfg), packed, base)
     if last is not None:
         check_origin(last, origin)
     return origin
 
 
-def _is_finished(paths: RunPaths, last: Path, steps: int) -> bool:
-    """All steps are done and what follows them is written (the summary comes last but the report)."""
-    if read_progress(last)["state"]["step"] < steps:
+def _is_finished(paths: RunPaths, last: Path, steps: int, settings: EarlyStoppingConfig) -> bool:
+    """All steps are done, or those before an early stop, and what follows them is written (the summary comes last but the report)."""
+    state = TrainState(**read_progress(last)["state"])
+    if state.step < steps and not is_over(state, settings):
         paths.summary.unlink(missing_ok=True)  # training grew: the summary is of a shorter one
         return False
     return paths.summary.is_file() and paths.report.is_file()
@@ -196,14 +205,16 @@ def _build(
 ) -> TrainingContext:
     """The model where it will train, laid out over the ranks, its optimizer, and where training stands."""
     layout = run_layout(cfg, model_architecture(cfg, tokenizer))
-    _check_best(cfg, packed)
+    check_metrics(cfg, packed)
     resume_step = read_progress(last)["state"]["step"] if last is not None else 0
     first = this_rank().rank == 0
     trackers = open_trackers(cfg, paths, console, resume_step) if first else no_trackers()
     trackers.used(data_artifact(cfg, packed))
     with console.work("loading the model"):
         built = new_model(cfg, tokenizer, device, layout)
-    optimizer = build_optimizer(built.model, cfg)
+    optimizer = build_optimizer(built.model, cfg.optimizer, cfg.train.precision)
+    if cfg.train.ema_decay is not None:
+        optimizer.keep_average(cfg.train.ema_decay)
     state = TrainState()
     origin = built.origin
     if last is not None:
@@ -237,29 +248,19 @@ def _build(
     )
 
 
-def _check_best(cfg: SftConfig, packed: PackedSet) -> None:
-    """ConfigError if `checkpoint.keep_best` is a metric that training does not measure."""
-    known = ["loss", *(f"loss/{source}" for source in packed.sources)]
-    if packed.num_rows("valid"):
-        known += ["val/loss", "val/bpb", *(f"val/loss/{source}" for source in packed.sources)]
-    if cfg.eval.chatcore_every:
-        known += ["eval/chatcore", *(f"eval/chatcore/{task}" for task in cfg.eval.chatcore_tasks)]
-    best = cfg.checkpoint.keep_best
-    if best is not None and best not in known:
-        raise ConfigError(f"checkpoint.keep_best={best} is not measured while training; there are: {', '.join(known)}")
-
-
 def _fit(training: TrainingContext) -> None:
     """The loop, with what happens between its steps: metrics, validation, checkpoints. One more if a signal stops it."""
     cfg, state = training.cfg, training.state
-    saver = checkpoints.Saver(checkpoint_folder(cfg), cfg, training.origin)
+    if is_over(state, cfg.train.early_stopping):  # resumed after it
+        return
+    saver = checkpoints.Saver(checkpoint_folder(cfg), recipe_of(cfg), cfg.checkpoint, training.origin)
     with training.console.steps(training.steps, state.step, cfg.train.log_interval) as progress:
 
         def after_step(result: StepResult) -> None:
             _record(training, result, progress)
             last = result.step == training.steps
             saves = last or _is_due(cfg, result.step)
-            if not last and cfg.eval.every and result.step % cfg.eval.every == 0:
+            if not last and _validation_is_due(training):
                 _validate(training)
             if not last and cfg.eval.chatcore_every and result.step % cfg.eval.chatcore_every == 0:
                 _run_chatcore(training, "training")
@@ -267,6 +268,7 @@ def _fit(training: TrainingContext) -> None:
                 _validate(training)
             if saves and (cfg.checkpoint.keep_best or "").startswith("eval/chatcore"):
                 _run_chatcore(training, "after" if last else "training")
+            _watch(training)
             if saves:
                 with training.console.work(f"saving step {result.step}"):
                     saver.save(training.model, training.optimizer, state, training.latest)
@@ -276,14 +278,41 @@ def _fit(training: TrainingContext) -> None:
             training.optimizer,
             training.rows,
             state,
-            cfg,
+            recipe_of(cfg),
             training.steps,
             after_step=after_step,
-            should_stop=stop_requested,
+            should_stop=lambda: stop_requested() or is_over(state, cfg.train.early_stopping),
         )
         if state.step < training.steps and not _is_due(cfg, state.step):
             saver.save(training.model, training.optimizer, state, training.latest)
         saver.wait()
+
+
+def _validation_is_due(training: TrainingContext) -> bool:
+    """Whether one follows this step, by `eval.every`."""
+    every, state, rows = training.cfg.eval.every, training.state, training.rows.rows_per_epoch
+    if isinstance(every, int):
+        return every > 0 and state.step % every == 0
+    before = state.rows_consumed - rows_per_step(training.cfg.train, training.cfg.seq_length)
+    return every == EPOCH and state.rows_consumed // rows > before // rows
+
+
+def _watch(training: TrainingContext) -> None:
+    """Note the metric of early stopping, if this step has measured it. All ranks take the first one's value."""
+    settings, step = training.cfg.train.early_stopping, training.state.step
+    if settings.metric is None or step not in (training.validated, training.last_chatcore_step):
+        return
+    measured = training.latest.get(settings.metric) if training.measured_at.get(settings.metric) == step else None
+    if (value := all_gather_objects(measured, training.model.mesh)[0]) is not None:
+        observe(training.state, value, settings)
+
+
+def _why_over(state: TrainState, training: TrainingContext) -> str:
+    settings = training.cfg.train.early_stopping
+    return (
+        f"stopped early after step {state.step} of {training.steps}: {settings.metric} has not improved on {state.best_value:.4f} "
+        f"in {state.measurements_without_gain} measurements"
+    )
 
 
 def _is_due(cfg: SftConfig, step: int) -> bool:
@@ -303,7 +332,7 @@ def _record(training: TrainingContext, result: StepResult, progress: Steps) -> N
         "trained_tokens": result.trained_tokens,
         "tokens_per_second": round(speed, 1),
         "trained_tokens_per_second": round(result.trained_tokens / result.seconds, 1),
-        "total_tokens_per_second": round(rows_per_step(cfg) * cfg.seq_length / result.seconds, 1),
+        "total_tokens_per_second": round(rows_per_step(cfg.train, cfg.seq_length) * cfg.seq_length / result.seconds, 1),
         "seconds": round(result.seconds, 4),
         "mfu": _mfu(training, speed),
         "memory_gib": _memory(training.model.device),
@@ -335,8 +364,9 @@ def _validate(training: TrainingContext) -> None:
     if training.validated == training.state.step:
         return
     training.validated = training.state.step
+    recipe, tokens = recipe_of(training.cfg), training.cfg.eval.tokens
     with training.console.work("validation") as work:
-        losses = validate(training.model, training.packed, training.cfg, training.token_bytes, counted(work, "rows"))
+        losses = validate(training.model, training.packed, recipe, tokens, training.token_bytes, counted(work, "rows"))
     if losses:
         training.record(losses)
         training.console.say(f"step {training.state.step}: validation loss {losses['val/loss']:.4f}")

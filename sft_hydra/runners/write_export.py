@@ -6,18 +6,26 @@ from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.checkpoint import state as checkpoints
 from sft_hydra.checkpoint.export_megatron import export_megatron
 from sft_hydra.checkpoint.hf_config import generation_config
-from sft_hydra.checkpoint.hf_export import ExportReport, export
+from sft_hydra.checkpoint.hf_export import ExportReport, ExportSettings, export
 from sft_hydra.config.resume_compat import checkpoint_folder
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.observe.console import Console
 from sft_hydra.paths import RunPaths, read_progress
+from sft_hydra.planning.recipe import recipe_of
 from sft_hydra.schema.config import ExportFormat, SftConfig
+from sft_hydra.schema.data import Packing
 
 
 def say_mended(cfg: SftConfig, tokenizer: ChatTokenizer, console: Console) -> None:
     """What exports will have otherwise than the source model. ModelError if its generation config cannot be read."""
-    for note in generation_config(cfg, tokenizer)[1]:
+    for note in generation_config(cfg.model, tokenizer)[1]:
         console.say(note, style="yellow")
+
+
+def export_settings(cfg: SftConfig) -> ExportSettings:
+    """The part of the config that a Hugging Face export needs."""
+    packed, tokens = cfg.data.packing is not Packing.none, recipe_of(cfg).micro_batch_tokens
+    return ExportSettings(cfg.model, cfg.peft, cfg.export.merge, cfg.train.precision, packed, tokens)
 
 
 def export_model(model: DecoderModel, cfg: SftConfig, tokenizer: ChatTokenizer, console: Console) -> ExportReport:
@@ -42,7 +50,7 @@ def _export_megatron(
     last = checkpoints.latest(checkpoint_folder(cfg))
     step = read_progress(last)["state"]["step"] if last is not None else 0
     with console.work("exporting for Megatron"):
-        report = export_megatron(model, cfg, tokenizer, folder, step)
+        report = export_megatron(model, cfg.model, cfg.train.precision, tokenizer, folder, step)
     console.say(
         f"export     {report.folder}: Megatron checkpoint of step {step}, {report.tensors} tensors in {report.dtype}, read back bit "
         "for bit"
@@ -57,7 +65,7 @@ def _export_hf(model: DecoderModel, cfg: SftConfig, tokenizer: ChatTokenizer, co
     assert cfg.run_dir is not None
     folder = Path(cfg.export.path) if cfg.export.path else RunPaths(Path(cfg.run_dir)).export
     with console.work("exporting") as work:
-        report = export(model, cfg, tokenizer, folder, work.stage)
+        report = export(model, export_settings(cfg), tokenizer, folder, work.stage)
     console.say(
         f"export     {report.folder}: {report.kind}, {report.tensors} tensors in {report.dtype}; loaded back, its logits "
         f"differ from the live model's by at most {report.max_diff:.1e}"

@@ -50,6 +50,9 @@ class ClusterKind(Enum):
     slurm = "slurm"
 
 
+EPOCH = "epoch"  # value of eval.every
+
+
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
     name: str = MISSING
@@ -91,6 +94,12 @@ class LoraConfig:
     quantize_base: str | None = None
     """What the frozen weights of linear layers are kept in: `nf4` (4 bits, double quantization; `peft=qlora` sets it),
     `int8` (8 bits, a scale for each row), null: the precision that is computed in. Without tensor parallelism."""
+    modules_to_save: list[str] = field(default_factory=list)
+    """Trained in full beside the adapters: `embed_tokens`, `lm_head`. Where the head is the embedding, either means both."""
+    trainable_new_tokens: bool = False
+    """Train the rows of `tokenizer.add_tokens` and `add_special_tokens` in embedding and head, and no other row of them."""
+    use_dora: bool = False
+    """DoRA: also train the length of each row of the adapted weights. Not for routed experts."""
     rank_stabilized: bool = False
     """Scale by `alpha / sqrt(dim)`."""
     rank_pattern: dict[str, int] = number({}, 1, 100_000)
@@ -165,6 +174,17 @@ class ClusterConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class EarlyStoppingConfig:
+    metric: str | None = None
+    """Metric of validation or ChatCORE, `val/loss` for instance: training ends early once it no longer improves. Of scores
+    (`eval/...`) more is better, of all else less. null: never."""
+    patience: int = number(3, 1, STEPS)
+    """Measurements in a row without improvement after which training ends."""
+    min_delta: float = number(0.0, 0, 1e9)
+    """What counts as improvement: more than this."""
+
+
+@dataclass(kw_only=True, slots=True)
 class TrainConfig:
     train_iters: int | None = number(None, -1, STEPS)
     """Optimizer steps; -1 = one epoch. At most one of train_iters, epochs, train_samples; none of them: one epoch."""
@@ -204,6 +224,10 @@ class TrainConfig:
     """Keep weights, gradients and optimizer state in the host's memory; blocks travel to the device when they are needed."""
     compile: bool = False
     """torch.compile each block by itself."""
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
+    ema_decay: float | None = number(None, 0, 1, below=True)
+    """Keep an exponential moving average of the trained weights, which a step moves by 1 - ema_decay toward them; it costs
+    4 bytes per trained weight. `export.ema` exports it. null: none."""
     log_interval: int = number(10, 1, STEPS)
     """Steps between two lines on a console that is not a terminal. metrics.jsonl has every step."""
     num_threads: int | None = number(None, 1, 100_000)
@@ -241,12 +265,18 @@ class ExactMatchConfig:
 
 @dataclass(kw_only=True, slots=True)
 class EvalConfig:
-    every: int | None = number(200, 0, STEPS)
-    """Steps between two validations, which also come before and after training; null: only before and after; 0: never."""
+    every: int | str | None = number(200, 0, STEPS)
+    """Steps between two validations, which also come before and after training; `epoch`: at the end of each epoch; null: only
+    before and after; 0: never."""
     tokens: int | None = number(None, 1, MANY)
     """Tokens of the validation split that are used, always the same ones; null: all."""
     batch_size: int = number(128, 1, 10_000_000)
-    """Sequences generated, or scored, together."""
+    """Sequences generated, or scored, together on a rank."""
+    batch_tokens: int = number(131_072, 1, MANY)
+    """Most tokens of such a batch, with padding and the longest answers: it limits the memory of the KV cache."""
+    sharded: bool | None = None
+    """Over several ranks: true: the model answers as it is laid out for training; false: every rank answers with a copy of the
+    whole model; null: with copies where they fit in memory."""
     tasks: list[str] = field(default_factory=list)
     """Of `runner=evaluate`: tasks of the lm-evaluation-harness by name (`mmlu`, `gsm8k`, ...), `spelling_bee`, task files or
     folders of them (YAML), and `chatcore`."""
@@ -314,6 +344,8 @@ class ExportConfig:
     """Several of them; null: only `format`."""
     path: str | None = None
     """Folder; null: `hf/` or `megatron/` in the run's folder. Of two formats the other lies beside it, `<path>_megatron`."""
+    ema: bool = False
+    """Export the moving average of the weights (`train.ema_decay`) in place of the last ones."""
     merge: bool = False
     """LoRA: write the merged model instead of the adapter."""
     push_to: str | None = None

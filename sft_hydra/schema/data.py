@@ -57,10 +57,21 @@ class TokenizerConfig:
     """`default` (the tokenizer's own), null (contents as they are, one after the other), a path, or the template itself."""
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     """Handed to the template."""
+    add_tokens: list[str] = field(default_factory=list)
+    """Tokens that the tokenizer gets beside its own, for words that a person may write. Embedding and head grow where they have
+    no row for one; its rows start as the mean of all others."""
+    add_special_tokens: list[str] = field(default_factory=list)
+    """The same for control tokens, which decoding may leave out."""
+
+    @property
+    def num_new_tokens(self) -> int:
+        return len(self.add_tokens) + len(self.add_special_tokens)
 
 
 @dataclass(kw_only=True, slots=True)
 class SourceConfig:
+    """In `data.sources`, null is what `data.default` has, and `''` is none whatever it has."""
+
     path: str | None = None
     """File, folder or glob (.jsonl, .json, .parquet, also .gz and .zst), a folder of `save_to_disk`, a hub id, `demo:<part>`,
     `builtin:simple_spelling` or `builtin:spelling_bee`."""
@@ -72,11 +83,13 @@ class SourceConfig:
     """Split of a hub data set; null: `train`, or all of them where there is no such split."""
     subset: str | None = None
     """Part of a hub data set: a configuration, a split, a folder or the stem of a file (`chat_if` for `data/chat_if.jsonl`)."""
-    format: str = "auto"
-    """`auto`, `openai`, `prompt_completion`, `sharegpt`, `alpaca`, or the schema of a known set: `mmlu`, `gsm8k`, `squad`,
-    `oasst`."""
-    messages_key: str = "messages"
-    tools_key: str = "tools"
+    format: str | None = None
+    """null (or `auto`): what the keys of a row show; else `openai`, `prompt_completion`, `sharegpt`, `alpaca`, or the schema of a
+    known set: `mmlu`, `gsm8k`, `squad`, `oasst`."""
+    messages_key: str | None = None
+    """null: `messages`."""
+    tools_key: str | None = None
+    """null: `tools`."""
     system_key: str | None = None
     input_key: str | None = None
     output_key: str | None = None
@@ -153,7 +166,7 @@ class DataConfig:
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     """Named sources."""
     default: SourceConfig = field(default_factory=SourceConfig)
-    """What every source says that does not say otherwise."""
+    """What every source has that does not set it itself."""
     packed_dir: str | None = None
     """Where the packed set goes or is; null: `<output_dir>/data/<content key>`."""
     trust_foreign: bool = False

@@ -64,7 +64,8 @@ def outside(section: Any, prefix: str = "") -> Iterator[tuple[Any, str, str]]:
             continue
         allowed: Range = declared.metadata[RANGE]
         values = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [value]
-        for wrong in (one for one in values if not allowed.holds(one)):
+        numbers = (one for one in values if not isinstance(one, str))  # a word that stands for a number
+        for wrong in (one for one in numbers if not allowed.holds(one)):
             yield section, declared.name, f"{key}={_show(wrong)} must be {allowed.describe()}"
 
 

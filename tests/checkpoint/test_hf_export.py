@@ -20,6 +20,7 @@ from sft_hydra.engine.batch import make_batch
 from sft_hydra.errors import CheckpointError, ModelError
 from sft_hydra.models.build import as_transformers, build_model, use_published_limits
 from sft_hydra.models.lora import apply_lora
+from sft_hydra.runners.write_export import export_settings
 from sft_hydra.schema.config import LoraConfig, Precision
 
 
@@ -48,7 +49,7 @@ def adapted(lora, architecture="qwen3"):
 @pytest.mark.parametrize("family", ["qwen3", "qwen2", "llama3_rope", "mistral_window", "qwen3_moe", "nano", "super"])
 def test_reloaded_equals_live(make_cfg, tokenizer, row, tmp_path, family):
     model = make_model(ARCHITECTURES[family])
-    report = export(model, make_cfg(), tokenizer, tmp_path / "hf")
+    report = export(model, export_settings(make_cfg()), tokenizer, tmp_path / "hf")
     live = logits_of(model, make_batch([row], "cpu"))
 
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
@@ -66,7 +67,7 @@ def test_reloaded_equals_live(make_cfg, tokenizer, row, tmp_path, family):
 @pytest.mark.parametrize("family", ["qwen3_moe", "super"])
 def test_names_and_shapes_are_those_that_transformers_writes(make_cfg, tokenizer, tmp_path, family):
     model = make_model(ARCHITECTURES[family])
-    export(model, make_cfg(), tokenizer, tmp_path / "ours")
+    export(model, export_settings(make_cfg()), tokenizer, tmp_path / "ours")
     as_transformers(model).save_pretrained(tmp_path / "theirs")
     ours, theirs = (load_file(tmp_path / side / "model.safetensors") for side in ("ours", "theirs"))
     assert ours.keys() == theirs.keys()
@@ -74,14 +75,14 @@ def test_names_and_shapes_are_those_that_transformers_writes(make_cfg, tokenizer
 
 
 def test_heads_for_further_tokens_travel_from_source_to_export(make_cfg, tokenizer, tmp_path):
-    export(make_model(ARCHITECTURES["super"]), make_cfg(), tokenizer, tmp_path / "source")
+    export(make_model(ARCHITECTURES["super"]), export_settings(make_cfg()), tokenizer, tmp_path / "source")
     file = tmp_path / "source" / "model.safetensors"
     save_file(load_file(file) | {"mtp.layers.0.norm.weight": torch.arange(4.0)}, file)
     cfg = make_cfg()
     cfg.model.path = str(tmp_path / "source")
     model = build_model(ARCHITECTURES["super"], "cpu", torch.float32)
     load_weights(model, cfg.model.path)
-    export(model, cfg, tokenizer, tmp_path / "hf")
+    export(model, export_settings(cfg), tokenizer, tmp_path / "hf")
     exported = load_file(tmp_path / "hf" / "model.safetensors")
     assert torch.equal(exported["mtp.layers.0.norm.weight"], torch.arange(4.0))
 
@@ -90,7 +91,7 @@ def test_sharded_files_are_written_and_read(make_cfg, tokenizer, row, tmp_path, 
     monkeypatch.setattr(hf_shards, "SHARD_BYTES", 20_000)
     model = make_model(ARCHITECTURES["qwen2"])
     live = logits_of(model, make_batch([row], "cpu"))
-    export(model, make_cfg(), tokenizer, tmp_path / "hf")
+    export(model, export_settings(make_cfg()), tokenizer, tmp_path / "hf")
     assert len(list((tmp_path / "hf").glob("model-*.safetensors"))) > 2
     assert relative(alone(AutoModelForCausalLM.from_pretrained(tmp_path / "hf"), [row])[0], live) < 1e-5
     ours = build_model(ARCHITECTURES["qwen2"], "cpu", torch.float32)
@@ -99,7 +100,7 @@ def test_sharded_files_are_written_and_read(make_cfg, tokenizer, row, tmp_path, 
 
 
 def test_tokenizer_and_stop_ids_travel_with_the_model(make_cfg, tokenizer, tmp_path):
-    export(make_model(ARCHITECTURES["qwen3"]), make_cfg(), tokenizer, tmp_path / "hf")
+    export(make_model(ARCHITECTURES["qwen3"]), export_settings(make_cfg()), tokenizer, tmp_path / "hf")
     theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")
     assert theirs.chat_template == tokenizer.template
     assert theirs("some text", add_special_tokens=False).input_ids == tokenizer.encode("some text")
@@ -110,7 +111,7 @@ def test_tokenizer_and_stop_ids_travel_with_the_model(make_cfg, tokenizer, tmp_p
 
 def test_bf16_source_stays_bf16(make_cfg, tokenizer, tmp_path):
     model = make_model(ARCHITECTURES["qwen3"] | {"dtype": "bfloat16"})
-    report = export(model, make_cfg(), tokenizer, tmp_path / "hf")
+    report = export(model, export_settings(make_cfg()), tokenizer, tmp_path / "hf")
     assert report.dtype == "bfloat16"
     assert {t.dtype for t in load_file(tmp_path / "hf" / "model.safetensors").values()} == {torch.bfloat16}
     assert as_transformers(model).dtype == torch.float32
@@ -122,6 +123,7 @@ def test_bf16_source_stays_bf16(make_cfg, tokenizer, tmp_path):
         ("qwen3", LoraConfig(dim=4, alpha=8.0)),
         ("qwen3", LoraConfig(dim=4, alpha=6.0, rank_stabilized=True)),
         ("nano", LoraConfig(dim=4)),
+        ("nano", LoraConfig(dim=4, use_dora=True, target_modules=["in_proj", "linear_qkv"])),
         ("nano", LoraConfig(dim=4, target_modules=["in_proj", "linear_qkv"])),
         ("nano", LoraConfig(dim=4, target_modules=["q_proj", "up_proj", "down_proj"])),
         ("qwen3_moe", LoraConfig(dim=4, alpha=6.0, target_modules=["linear_qkv", "*.experts.*"])),
@@ -129,7 +131,7 @@ def test_bf16_source_stays_bf16(make_cfg, tokenizer, tmp_path):
 )
 def test_adapter_loads_in_peft_with_equal_logits(make_cfg, tokenizer, row, tmp_path, family, lora):
     model = adapted(lora, family)
-    report = export(model, make_cfg(peft=lora), tokenizer, tmp_path / "hf")
+    report = export(model, export_settings(make_cfg(peft=lora)), tokenizer, tmp_path / "hf")
     assert report.kind == "adapter"
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "hf" / "base")
     use_published_limits(base)
@@ -150,7 +152,7 @@ def test_rounding_is_told_apart_from_what_is_none(make_cfg, tokenizer, tmp_path,
     cfg = make_cfg(peft=lora, train={"precision": Precision.bf16})
     cfg.model.path = str(tmp_path / "base")
     cfg.export.merge = merge
-    report = export(model, cfg, tokenizer, tmp_path / "hf")
+    report = export(model, export_settings(cfg), tokenizer, tmp_path / "hf")
     assert report.kind == ("model" if merge else "adapter")
     assert 1e-3 < report.max_diff <= report.allowed_diff
     assert report.alike_diff < 1e-5
@@ -160,7 +162,7 @@ def test_rounding_is_told_apart_from_what_is_none(make_cfg, tokenizer, tmp_path,
 
 def test_adapters_that_peft_refuses_are_written_with_a_note(make_cfg, tokenizer, tmp_path):
     lora = LoraConfig(dim=4, target_modules=["out_proj"])
-    report = export(adapted(lora, "nano"), make_cfg(peft=lora), tokenizer, tmp_path / "hf")
+    report = export(adapted(lora, "nano"), export_settings(make_cfg(peft=lora)), tokenizer, tmp_path / "hf")
     assert "export.merge=true" in report.note
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "hf" / "base")
     with pytest.raises(ValueError, match="out_proj"):
@@ -172,7 +174,7 @@ def test_merged_export_equals_the_adapted_model(make_cfg, tokenizer, row, tmp_pa
     model = adapted(lora)
     cfg = make_cfg(peft=lora)
     cfg.export.merge = True
-    report = export(model, cfg, tokenizer, tmp_path / "hf")
+    report = export(model, export_settings(cfg), tokenizer, tmp_path / "hf")
     assert report.kind == "model"
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     assert relative(alone(theirs, [row])[0], logits_of(model, make_batch([row], "cpu"))) < 1e-5
@@ -181,21 +183,21 @@ def test_merged_export_equals_the_adapted_model(make_cfg, tokenizer, row, tmp_pa
 def test_an_export_that_disagrees_is_refused_and_not_named(make_cfg, tokenizer, tmp_path, monkeypatch):
     wrong = oracle_of(make_model(ARCHITECTURES["qwen3"], seed=1)).state_dict()
     monkeypatch.setattr(
-        exporting, "merged_tensors", lambda model, rounding: ((k, wrong[k]) for k in model.state_dict())
+        exporting, "merged_tensors", lambda model, rounding=None: ((k, wrong[k]) for k in model.state_dict())
     )
     with pytest.raises(CheckpointError, match="does not agree"):
-        export(make_model(ARCHITECTURES["qwen3"]), make_cfg(), tokenizer, tmp_path / "hf")
+        export(make_model(ARCHITECTURES["qwen3"]), export_settings(make_cfg()), tokenizer, tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
 
 
 def test_an_export_replaces_an_export_but_nothing_else(make_cfg, tokenizer, tmp_path):
     model = make_model(ARCHITECTURES["qwen3"])
-    export(model, make_cfg(), tokenizer, tmp_path / "hf")
-    export(model, make_cfg(), tokenizer, tmp_path / "hf")
+    export(model, export_settings(make_cfg()), tokenizer, tmp_path / "hf")
+    export(model, export_settings(make_cfg()), tokenizer, tmp_path / "hf")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("do not lose me")
     with pytest.raises(CheckpointError, match="not an export"):
-        export(model, make_cfg(), tokenizer, tmp_path / "mine")
+        export(model, export_settings(make_cfg()), tokenizer, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").is_file()
 
 
@@ -206,7 +208,7 @@ def test_an_export_never_replaces_a_model_from_elsewhere_nor_a_file(make_cfg, to
     before = (tmp_path / "theirs" / "model.safetensors").read_bytes()
     for taken in ("theirs", "chats.jsonl"):
         with pytest.raises(CheckpointError, match="not an export"):
-            export(model, make_cfg(), tokenizer, tmp_path / taken)
+            export(model, export_settings(make_cfg()), tokenizer, tmp_path / taken)
     assert (tmp_path / "theirs" / "model.safetensors").read_bytes() == before
 
 
@@ -244,7 +246,7 @@ def test_a_generation_config_that_contradicts_itself_is_mended(make_cfg, tokeniz
     (tmp_path / "generation_config.json").write_text(json.dumps(source))
     cfg = make_cfg()
     cfg.model.path = str(tmp_path)
-    mended, notes = generation_config(cfg, tokenizer)
+    mended, notes = generation_config(cfg.model, tokenizer)
     mended.save_pretrained(tmp_path / "hf")
     fields = json.loads((tmp_path / "hf" / "generation_config.json").read_text())
     assert fields.items() >= written.items()
@@ -265,7 +267,7 @@ def test_generation_fields_of_an_old_config_json_move_out_of_it(make_cfg, tokeni
     (tmp_path / "base" / "config.json").write_text(json.dumps(architecture))
     cfg = make_cfg()
     cfg.model.path = str(tmp_path / "base")
-    export(model, cfg, tokenizer, tmp_path / "hf")
+    export(model, export_settings(cfg), tokenizer, tmp_path / "hf")
     assert "temperature" not in json.loads((tmp_path / "hf" / "config.json").read_text())
     assert GenerationConfig.from_pretrained(tmp_path / "hf").temperature == 0.6
 
@@ -277,13 +279,13 @@ def test_an_adapter_names_its_base_for_any_working_directory(make_cfg, tokenizer
     cfg = make_cfg(peft=lora)
     for path, base in (("base", tmp_path / "base"), (None, tmp_path / "hf" / "base")):
         cfg.model.path = path
-        export(adapted(lora), cfg, tokenizer, Path("hf"))
+        export(adapted(lora), export_settings(cfg), tokenizer, Path("hf"))
         named = json.loads((tmp_path / "hf" / "adapter_config.json").read_text())["base_model_name_or_path"]
         assert named == str(base)
 
 
 def test_missing_left_over_and_misshapen_weights_are_all_named(make_cfg, tokenizer, tmp_path):
-    export(make_model(ARCHITECTURES["qwen3"]), make_cfg(), tokenizer, tmp_path / "hf")
+    export(make_model(ARCHITECTURES["qwen3"]), export_settings(make_cfg()), tokenizer, tmp_path / "hf")
     file = tmp_path / "hf" / "model.safetensors"
     tensors = load_file(file)
     tensors["model.layers.7.surplus"] = tensors.pop("model.norm.weight")

@@ -12,6 +12,7 @@ from sft_hydra.engine.loop import TrainState, train_loop
 from sft_hydra.engine.optimizer import build_optimizer
 from sft_hydra.errors import CheckpointError
 from sft_hydra.models.lora import apply_lora
+from sft_hydra.planning.recipe import recipe_of
 from sft_hydra.schema.config import LoraConfig
 
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "vocab_size": 128}
@@ -29,13 +30,13 @@ def start(cfg, bits):
     model = make_model(ARCHITECTURES["qwen2"] | WIDE)
     if cfg.peft is not None:
         apply_lora(model, cfg.peft, cfg.seed)
-    return model, build_optimizer(model, cfg)
+    return model, build_optimizer(model, cfg.optimizer, cfg.train.precision)
 
 
 def train(model, optimizer, state, cfg, until):
     losses = []
     train_loop(
-        model, optimizer, ROWS, state, cfg, STEPS,
+        model, optimizer, ROWS, state, recipe_of(cfg), STEPS,
         after_step=lambda result: losses.append(result.loss), should_stop=lambda: state.step == until,
     )  # fmt: skip
     return losses
@@ -46,7 +47,7 @@ def begin(cfg, bits, folder):
     model, optimizer = start(cfg, bits)
     state = TrainState()
     train(model, optimizer, state, cfg, SAVED_AFTER)
-    save(folder, model, optimizer, state, cfg)
+    save(folder, model, optimizer, state, recipe_of(cfg), cfg.checkpoint)
     return train(model, optimizer, state, cfg, STEPS), model, optimizer
 
 

@@ -16,6 +16,8 @@ from sft_hydra.chat.tokenizer import ChatTokenizer, load_tokenizer
 from sft_hydra.checkpoint.hf_config import with_old_names
 from sft_hydra.checkpoint.hf_export import export, live_logits, probe_ids
 from sft_hydra.models.build import read_config
+from sft_hydra.planning.recipe import recipe_of
+from sft_hydra.runners.write_export import export_settings
 
 OURS = ("qwen3", "qwen2", "llama", "llama3_rope", "yarn", "linear_rope", "mistral_window", "qwen3_moe")
 OTHERS = {
@@ -87,8 +89,8 @@ def test_transformers_4_computes_and_renders_the_same(make_cfg, tmp_path):
     live, folders = {}, {}
     for name, model in models.items():
         folder = tmp_path / name
-        export(model, cfg, tokenizer, folder)
-        live[str(folder)], folders[str(folder)] = live_logits(model, cfg), name
+        export(model, export_settings(cfg), tokenizer, folder)
+        live[str(folder)], folders[str(folder)] = live_logits(model, recipe_of(cfg).micro_batch_tokens), name
     asked = {
         "models": list(live),
         "tokenizers": [str(tmp_path / "qwen3")],

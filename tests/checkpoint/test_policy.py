@@ -15,6 +15,7 @@ from sft_hydra.engine.loop import TrainState, optimizer_step
 from sft_hydra.engine.optimizer import build_optimizer
 from sft_hydra.errors import ConfigError, UserError
 from sft_hydra.observe.metrics import read_metrics
+from sft_hydra.planning.recipe import recipe_of
 
 SMALL = [
     "data.sample=40", "data.num_workers=1", "data.split={train:0.8,valid:0.2,test:0.0}", "eval.exact_match.path=null",
@@ -33,11 +34,11 @@ def test_the_best_is_kept_beside_the_newest(make_cfg, tmp_path, metric, best):
     cfg = make_cfg()
     cfg.checkpoint.keep_best, cfg.checkpoint.keep_last = metric, 2
     model = make_model(ARCHITECTURES["qwen3"])
-    moments = build_optimizer(model, cfg)
+    moments = build_optimizer(model, cfg.optimizer, cfg.train.precision)
     losses = {1: 5.0, 2: 3.0, 3: 9.0, 4: 4.0, 5: 3.0, 6: 8.0, 7: 7.0}
     for step, value in losses.items():
         measured = {"val/loss": value, "eval/exact_match": value} | ({"loss": 1.0} if step == 1 else {})
-        save(tmp_path, model, moments, TrainState(step=step), cfg, measured)
+        save(tmp_path, model, moments, TrainState(step=step), recipe_of(cfg), cfg.checkpoint, measured)
     assert names(tmp_path) == [best, "step_6", "step_7"]
 
 
@@ -110,16 +111,16 @@ def test_a_warm_start_takes_moments_but_no_rates(make_cfg, tmp_path, kind):
     rows = [make_row([5 + i % 7, 20, 3], seed=i) for i in range(20)]
     cfg = make_cfg(kind)
     model = make_model(ARCHITECTURES["qwen3"])
-    moments = build_optimizer(model, cfg)
+    moments = build_optimizer(model, cfg.optimizer, cfg.train.precision)
     state = TrainState()
     for _ in range(3):
-        optimizer_step(model, moments, rows, state, cfg, 8)
-    checkpoint = save(tmp_path, model, moments, state, cfg)
+        optimizer_step(model, moments, rows, state, recipe_of(cfg), 8)
+    checkpoint = save(tmp_path, model, moments, state, recipe_of(cfg), cfg.checkpoint)
 
     cfg.optimizer.lr = 7e-4
     second = make_model(ARCHITECTURES["qwen3"], seed=1)
     load(checkpoint, second, None)
-    warm = build_optimizer(second, cfg)
+    warm = build_optimizer(second, cfg.optimizer, cfg.train.precision)
     load_optimizer(checkpoint, second, warm)
     for theirs, ours in zip(model.parameters(), second.parameters(), strict=True):
         saved_state, loaded = moments.state_of(theirs), warm.state_of(ours)

@@ -19,6 +19,8 @@ from sft_hydra.engine.optimizer import build_optimizer
 from sft_hydra.errors import ModelError
 from sft_hydra.models.build import as_transformers
 from sft_hydra.planning.layout import Layout
+from sft_hydra.planning.recipe import recipe_of
+from sft_hydra.runners.write_export import export_settings
 from sft_hydra.schema.config import LoraConfig
 
 LORA = LoraConfig(dim=4, alpha=8.0, quantize_base="nf4")
@@ -32,7 +34,7 @@ def train(model, optimizer, state, cfg, until):
         optimizer,
         ROWS,
         state,
-        cfg,
+        recipe_of(cfg),
         8,
         after_step=lambda result: losses.append(result.loss),
         should_stop=lambda: state.step == until,
@@ -43,11 +45,11 @@ def train(model, optimizer, state, cfg, until):
 def test_resumed_equals_straight_and_the_checkpoint_holds_adapters_alone(make_cfg, tmp_path):
     folder, cfg = saved(ARCHITECTURES["qwen3"], tmp_path / "base"), make_cfg(peft=LORA)
     first, second = quantized(folder, "nf4", LORA), quantized(folder, "nf4", LORA)
-    optimizer, state = build_optimizer(first, cfg), TrainState()
+    optimizer, state = build_optimizer(first, cfg.optimizer, cfg.train.precision), TrainState()
     begun = train(first, optimizer, state, cfg, 3)
-    save(tmp_path / "checkpoints", first, optimizer, state, cfg)
+    save(tmp_path / "checkpoints", first, optimizer, state, recipe_of(cfg), cfg.checkpoint)
     straight = begun + train(first, optimizer, state, cfg, 8)
-    optimizer = build_optimizer(second, cfg)
+    optimizer = build_optimizer(second, cfg.optimizer, cfg.train.precision)
     state = load(latest(tmp_path / "checkpoints"), second, optimizer)
     assert begun + train(second, optimizer, state, cfg, 8) == straight
     assert straight[-1] < straight[0]
@@ -58,7 +60,8 @@ def test_resumed_equals_straight_and_the_checkpoint_holds_adapters_alone(make_cf
 def test_a_checkpoint_of_full_fine_tuning_is_quantized_as_the_same_folder_is(make_cfg, tmp_path):
     folder, cfg = saved(ARCHITECTURES["nano"], tmp_path / "base"), make_cfg()
     full = make_model(ARCHITECTURES["nano"])
-    save(tmp_path / "checkpoints", full, build_optimizer(full, cfg), TrainState(), cfg)
+    optimizer = build_optimizer(full, cfg.optimizer, cfg.train.precision)
+    save(tmp_path / "checkpoints", full, optimizer, TrainState(), recipe_of(cfg), cfg.checkpoint)
     expected = quantized(folder, "nf4", LORA).state_dict()
     model = quantized(saved(ARCHITECTURES["nano"] | {"num_hidden_layers": 5}, tmp_path / "other"), "nf4", LORA)
     with torch.no_grad():
@@ -93,19 +96,21 @@ def test_the_adapter_and_the_merged_model_compute_what_was_trained(make_cfg, tmp
     cfg, row = make_cfg(peft=LORA), make_row([9, 25, 14])
     model, tokenizer = quantized(folder, "nf4", LORA), load_tokenizer(make_cfg())
     live = logits_of(model, make_batch([row], "cpu"))
-    adapter = export(model, cfg, tokenizer, tmp_path / "adapter")  # after a random start: its base beside it
+    adapter = export(
+        model, export_settings(cfg), tokenizer, tmp_path / "adapter"
+    )  # after a random start: its base beside it
     assert adapter.note is None
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "adapter" / "base")
     theirs = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     if family == "qwen3":  # transformers limits time steps of a hybrid
         assert relative(alone(theirs, [row])[0], live) < 1e-5
     cfg.model.path = str(folder)
-    export(model, cfg, tokenizer, tmp_path / "on_source")
+    export(model, export_settings(cfg), tokenizer, tmp_path / "on_source")
     assert json.loads((tmp_path / "on_source/adapter_config.json").read_text())["base_model_name_or_path"] == str(
         folder
     )
     cfg.export.merge = True
-    merged = export(model, cfg, tokenizer, tmp_path / "merged")
+    merged = export(model, export_settings(cfg), tokenizer, tmp_path / "merged")
     assert "weights dequantized from nf4, which are not the source's; rounding to float32 lost" in merged.note
     if family == "qwen3":
         reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
@@ -118,6 +123,6 @@ def test_rounding_of_a_merge_is_counted(make_cfg, tmp_path):
     cfg.model.path, cfg.export.merge = str(folder), True
     model = quantized(folder, "nf4", LORA)
     model.config.dtype = torch.bfloat16
-    note = export(model, cfg, load_tokenizer(make_cfg()), tmp_path / "merged").note
+    note = export(model, export_settings(cfg), load_tokenizer(make_cfg()), tmp_path / "merged").note
     share = float(note.split("bfloat16 lost ")[1].split(" %")[0])
     assert 0.01 < share < 10

@@ -16,6 +16,7 @@ from sft_hydra.engine.optimizer import build_optimizer
 from sft_hydra.errors import CheckpointError
 from sft_hydra.models.lora import apply_lora
 from sft_hydra.paths import find_checkpoint
+from sft_hydra.planning.recipe import recipe_of
 from sft_hydra.schema.config import LoraConfig
 
 
@@ -28,7 +29,7 @@ def start(cfg, architecture="qwen3"):
     model = make_model(ARCHITECTURES[architecture])
     if cfg.peft is not None:
         apply_lora(model, cfg.peft, cfg.seed)
-    return model, build_optimizer(model, cfg), TrainState()
+    return model, build_optimizer(model, cfg.optimizer, cfg.train.precision), TrainState()
 
 
 def train(model, optimizer, state, cfg, rows, until):
@@ -38,7 +39,7 @@ def train(model, optimizer, state, cfg, rows, until):
         optimizer,
         rows,
         state,
-        cfg,
+        recipe_of(cfg),
         8,
         after_step=lambda result: losses.append((result.loss, result.lr)),
         should_stop=lambda: state.step == until,
@@ -47,7 +48,7 @@ def train(model, optimizer, state, cfg, rows, until):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("peft", [None, LoraConfig(dim=4, dropout=0.1)], ids=["full", "lora"])
+@pytest.mark.parametrize("peft", [None, LoraConfig(dim=4, dropout=0.1, use_dora=True)], ids=["full", "lora"])
 def test_resumed_equals_straight(make_cfg, rows, tmp_path, optimizer, peft):
     cfg = make_cfg(optimizer, peft=peft)
     model, moments, state = start(cfg)
@@ -55,7 +56,7 @@ def test_resumed_equals_straight(make_cfg, rows, tmp_path, optimizer, peft):
 
     first, moments, state = start(cfg)
     begun = train(first, moments, state, cfg, rows, 3)
-    save(tmp_path, first, moments, state, cfg)
+    save(tmp_path, first, moments, state, recipe_of(cfg), cfg.checkpoint)
     second, moments, _ = start(cfg)
     state = load(latest(tmp_path), second, moments)
     resumed = begun + train(second, moments, state, cfg, rows, 8)
@@ -69,7 +70,7 @@ def test_lora_saves_adapters_only(make_cfg, rows, tmp_path):
     cfg = make_cfg(peft=LoraConfig(dim=4))
     model, moments, state = start(cfg)
     train(model, moments, state, cfg, rows, 1)
-    checkpoint = save(tmp_path, model, moments, state, cfg)
+    checkpoint = save(tmp_path, model, moments, state, recipe_of(cfg), cfg.checkpoint)
     adapters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert (checkpoint / "model-00000.safetensors").stat().st_size < 4 * adapters + 12_000
     with pytest.raises(CheckpointError, match="adapters only"):
@@ -82,7 +83,7 @@ def test_keeps_the_newest_and_finds_what_the_user_means(make_cfg, tmp_path):
     folder = tmp_path / "run" / "checkpoints"
     for step in (2, 10, 9, 11):
         state.step = step
-        save(folder, model, moments, state, cfg)
+        save(folder, model, moments, state, recipe_of(cfg), cfg.checkpoint)
     assert sorted(path.name for path in folder.iterdir()) == ["step_10", "step_11"]
     found = [find_checkpoint(path) for path in (tmp_path / "run", folder, folder / "step_11")]
     assert found == [folder / "step_11"] * 3
@@ -95,7 +96,7 @@ def test_keeps_the_newest_and_finds_what_the_user_means(make_cfg, tmp_path):
 def test_a_checkpoint_of_another_model_is_refused_with_names_and_shapes(make_cfg, tmp_path):
     cfg = make_cfg()
     model, moments, state = start(cfg)
-    checkpoint = save(tmp_path, model, moments, state, cfg)
+    checkpoint = save(tmp_path, model, moments, state, recipe_of(cfg), cfg.checkpoint)
     with pytest.raises(CheckpointError, match=r"q_proj.bias") as caught:
         load(checkpoint, make_model(ARCHITECTURES["qwen2"]), None)
     assert len(caught.value.problems) > 1
@@ -107,7 +108,7 @@ def test_a_checkpoint_of_another_model_is_refused_with_names_and_shapes(make_cfg
 def test_a_whole_model_fills_the_base_of_an_adapted_one(make_cfg, tmp_path):
     cfg = make_cfg()
     whole, moments, state = start(cfg)
-    checkpoint = save(tmp_path, whole, moments, state, cfg)
+    checkpoint = save(tmp_path, whole, moments, state, recipe_of(cfg), cfg.checkpoint)
     cfg.peft = LoraConfig(dim=4)
     adapted = make_model(ARCHITECTURES["qwen3"], seed=1)
     apply_lora(adapted, cfg.peft, cfg.seed)
@@ -120,10 +121,10 @@ def test_the_state_of_another_optimizer_is_refused(make_cfg, rows, tmp_path):
     cfg = make_cfg()
     model, moments, state = start(cfg)
     train(model, moments, state, cfg, rows, 1)
-    checkpoint = save(tmp_path, model, moments, state, cfg)
+    checkpoint = save(tmp_path, model, moments, state, recipe_of(cfg), cfg.checkpoint)
     cfg = make_cfg("muon")
     with pytest.raises(CheckpointError, match=r"state of AdamW, this run's optimizer is Muon\+AdamW"):
-        load(checkpoint, model, build_optimizer(model, cfg))
+        load(checkpoint, model, build_optimizer(model, cfg.optimizer, cfg.train.precision))
 
 
 @pytest.mark.parametrize("killed_in", ["write_shards", "_flush", "_remove"])
@@ -137,11 +138,12 @@ def test_a_save_that_is_killed_never_becomes_the_latest(tmp_path, repo, killed_i
         from sft_hydra.schema.config import SftConfig
         from sft_hydra.engine.loop import TrainState
         from sft_hydra.engine.optimizer import build_optimizer
+        from sft_hydra.planning.recipe import recipe_of
         cfg, model = SftConfig(), make_model(ARCHITECTURES["qwen3"])
-        optimizer = build_optimizer(model, cfg)
-        state.save(Path(sys.argv[1]), model, optimizer, TrainState(step=1), cfg)
+        optimizer = build_optimizer(model, cfg.optimizer, cfg.train.precision)
+        state.save(Path(sys.argv[1]), model, optimizer, TrainState(step=1), recipe_of(cfg), cfg.checkpoint)
         state.{killed_in} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-        state.save(Path(sys.argv[1]), model, optimizer, TrainState(step=2), cfg)
+        state.save(Path(sys.argv[1]), model, optimizer, TrainState(step=2), recipe_of(cfg), cfg.checkpoint)
     """)
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=os.environ, check=False)
     assert done.returncode == -signal.SIGKILL

@@ -15,6 +15,7 @@ from sft_hydra.checkpoint.state import load, save
 from sft_hydra.engine.loop import TrainState
 from sft_hydra.engine.optimizer import build_optimizer
 from sft_hydra.errors import CheckpointError, ModelError
+from sft_hydra.planning.recipe import recipe_of
 
 NAME = "model.layers.1.mlp.up_proj.weight"
 
@@ -52,7 +53,14 @@ def test_a_checkpoint_with_numbers_that_are_not_finite_is_refused(tmp_path: Path
     cfg, model = make_cfg(), make_model(ARCHITECTURES["qwen3"])
     with torch.no_grad():
         model.get_parameter(NAME)[0, 0] = float("nan")
-    step = save(tmp_path, model, build_optimizer(model, cfg), TrainState(step=1), cfg)
+    step = save(
+        tmp_path,
+        model,
+        build_optimizer(model, cfg.optimizer, cfg.train.precision),
+        TrainState(step=1),
+        recipe_of(cfg),
+        cfg.checkpoint,
+    )
     with pytest.raises(CheckpointError, match=rf"1 tensors have numbers that are not finite: {NAME}"):
         load(step, make_model(ARCHITECTURES["qwen3"]), None)
 

@@ -16,7 +16,7 @@ CASES = [
     (["+unknown.key=1"], "unknown.key: unknown key; the top level has: runner, name,"),
     (["trian.epochs=2"], "trian.epochs: unknown key; did you mean train.epochs?"),
     (["lerning_rate=1"], "lerning_rate: unknown key"),
-    (["hf_model_path=x"], "hf_model_path: unknown key; it is called model.path here"),
+    (["hf_model_path=x"], "hf_model_path: unknown key; it is called model.path here: model.path=x"),
     (["+policy.model_name=x"], "policy.model_name: unknown key; it is called model.path here"),
     (["recipe.tensor_model_parallel_size=8"], "it is called parallel.tp here"),
     (["optimizer=adamw", "optimizer.matrix_lr=1"], "optimizer.matrix_lr: unknown key; it exists with optimizer=muon"),
@@ -65,7 +65,7 @@ def test_refusal(argv: list[str], expected: str, problems: Problems) -> None:
 def test_all_problems_at_once(problems: Problems) -> None:
     found = problems(
         "model=qwen4", "optimizer.lrr=1", "trian.epochs=2", "seq_length=8k", "train.train_iters=2e3", "hf_model_path=x",
-        "+train.lrr=3", "peft.dim=8", "parallel.tp=3", "data.split.train=0.5", "--lr", "foo",
+        "+train.lrr=3", "peft.dim=8", "parallel.tp=3", "data.split.train=0.5", "--lr", "1e-5", "foo",
     )  # fmt: skip
     starts = ("--lr", "foo", "model=qwen4", "optimizer.lrr", "trian.epochs", "seq_length=8k", "train.train_iters",
               "hf_model_path", "train.lrr", "peft.dim", "data.split", "parallel.tp")  # fmt: skip

@@ -145,12 +145,34 @@ def test_prompts_from_files_and_shared_defaults(tmp_path: Path) -> None:
         user("Solve: 1+1\n"),
         assistant("2"),
     ]
-    data.default.prompt_file = None
-    (_, second) = sources_of(data)
     assert to_conversation(row, second.config, "s", "s:1").messages[1] == user("Now 1+1!")
     data.default.prompt_file = "missing.txt"
     with pytest.raises(ConfigError, match=r"prompt_file=missing\.txt cannot be read"):
         sources_of(data)
+
+
+def test_a_source_goes_back_to_the_usual_value(tmp_path: Path) -> None:
+    """Written out it wins over the default, and an empty text is none."""
+    path = str(write_jsonl(tmp_path / "rows.jsonl", [{"messages": FIRST}]))
+    written = SourceConfig(
+        path=path, messages_key="messages", tools_key="tools", format="auto", system_prompt="", epochs=2
+    )
+    data = DataConfig(
+        sources={"written": written, "left": SourceConfig(path=path)},
+        default=SourceConfig(
+            messages_key="turns", tools_key="functions", format="sharegpt", system_prompt="Hi.", weight=2
+        ),
+    )
+    back, left = (source.config for source in sources_of(data))
+    assert (back.messages_key, back.tools_key, back.format, back.system_prompt) == ("messages", "tools", "auto", None)
+    assert (back.weight, back.epochs) == (None, 2)
+    assert (left.messages_key, left.tools_key, left.format, left.system_prompt) == (
+        "turns",
+        "functions",
+        "sharegpt",
+        "Hi.",
+    )
+    assert left.weight == 2
 
 
 def test_spelling_is_made_here_and_right(tmp_path: Path) -> None:

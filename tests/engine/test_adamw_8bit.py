@@ -11,6 +11,7 @@ from sft_hydra.engine.loop import TrainState, train_loop
 from sft_hydra.engine.optimizer import build_optimizer, check_state_bits
 from sft_hydra.errors import ConfigError
 from sft_hydra.models.lora import apply_lora
+from sft_hydra.planning.recipe import recipe_of
 from sft_hydra.schema.config import LoraConfig
 from sft_hydra.schema.optim import AdamW
 
@@ -32,7 +33,7 @@ def train(make_cfg, bits, family="qwen3", lora=None, steps=STEPS, device="cpu"):
     if lora is not None:
         apply_lora(model, lora, 0)
     model.to(device)
-    optimizer = build_optimizer(model, cfg)
+    optimizer = build_optimizer(model, cfg.optimizer, cfg.train.precision)
     rows = [make_row([5 + i % 7, 20, 3], seed=i % 16, vocab=200) for i in range(4 * steps)]
     before = [p.detach().clone() for p in model.parameters()]
     losses, moves = [], []
@@ -43,7 +44,9 @@ def train(make_cfg, bits, family="qwen3", lora=None, steps=STEPS, device="cpu"):
             moves.append(float((parameter.detach() - old).abs().max()) / result.lr)
             old.copy_(parameter.detach())
 
-    train_loop(model, optimizer, rows, TrainState(), cfg, steps, after_step=after_step, should_stop=lambda: False)
+    train_loop(
+        model, optimizer, rows, TrainState(), recipe_of(cfg), steps, after_step=after_step, should_stop=lambda: False
+    )
     return losses, max(moves), model, optimizer
 
 
@@ -98,7 +101,7 @@ def test_groups_are_told(make_cfg, torchao):
     cfg = make_cfg()
     cfg.optimizer.state_bits = 8
     model = make_model(ARCHITECTURES["qwen3_moe"])
-    optimizer = build_optimizer(model, cfg)
+    optimizer = build_optimizer(model, cfg.optimizer, cfg.train.precision)
     told = optimizer.describe().split("; ")
     assert [text.split(",")[0] for text in told] == [
         "AdamW8bit on matrices", "AdamW on matrices", "AdamW on vectors and embedding"
@@ -110,7 +113,7 @@ def test_groups_are_told(make_cfg, torchao):
 def test_without_torchao_it_is_refused_by_name(make_cfg, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao", None)
     cfg = make_cfg()
-    check_state_bits(cfg)
+    check_state_bits(cfg.optimizer)
     cfg.optimizer.state_bits = 8
     with pytest.raises(ConfigError, match=r"optimizer\.state_bits=8 needs torchao: pip install 'torchao"):
-        check_state_bits(cfg)
+        check_state_bits(cfg.optimizer)

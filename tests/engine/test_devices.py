@@ -15,6 +15,7 @@ from sft_hydra.models.lora import add_adapters, init_adapters
 from sft_hydra.parallel.dtensor import copy_shard_
 from sft_hydra.parallel.rendezvous import stop_process_group
 from sft_hydra.planning.layout import Layout
+from sft_hydra.planning.recipe import recipe_of
 from sft_hydra.schema.config import LoraConfig, Precision, Recompute
 
 SIZES = {"hidden_size": 64, "head_dim": 16, "intermediate_size": 128}  # in multiples of what kernels take
@@ -38,7 +39,7 @@ def losses(
     model = build_model(architecture, "meta", torch.float32 if lora is None else frozen)
     if lora is not None:
         add_adapters(model, lora)
-    materialize_on_mesh(model, cfg, Layout(), torch.device(device))
+    materialize_on_mesh(model, cfg.train, Layout(), torch.device(device))
     values = make_model(architecture).state_dict()
     with torch.no_grad():
         for name, tensor in model.state_dict(keep_vars=True).items():
@@ -48,7 +49,7 @@ def losses(
     rows = [make_row([5 + i, 20, 3, 1 + 2 * i, 40], seed=i % 4) for i in range(4 * STEPS)]
     found: list[float] = []
     train_loop(
-        model, build_optimizer(model, cfg), rows, TrainState(), cfg, STEPS,  # type: ignore[arg-type]
+        model, build_optimizer(model, cfg.optimizer, cfg.train.precision), rows, TrainState(), recipe_of(cfg), STEPS,  # type: ignore[arg-type]
         after_step=lambda result: found.append(result.loss), should_stop=lambda: False,
     )  # fmt: skip
     assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)

@@ -10,6 +10,7 @@ from sft_hydra.engine.loop import TrainState, train_loop
 from sft_hydra.engine.microbatches import forward_loss
 from sft_hydra.engine.optimizer import build_optimizer
 from sft_hydra.errors import ConfigError
+from sft_hydra.planning.recipe import recipe_of
 
 WIDE = ARCHITECTURES["qwen3"] | {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
 
@@ -29,7 +30,7 @@ def losses(make_cfg, fp8, steps, device="cpu", **train):
     rows = [make_row([5 + i, 20, 3, 1 + 2 * i], seed=i % 4) for i in range(4 * steps)]
     found = []
     train_loop(
-        model, build_optimizer(model, cfg), rows, TrainState(), cfg, steps,
+        model, build_optimizer(model, cfg.optimizer, cfg.train.precision), rows, TrainState(), recipe_of(cfg), steps,
         after_step=lambda result: found.append(result.loss), should_stop=lambda: False,
     )  # fmt: skip
     return found

@@ -62,20 +62,22 @@ def test_in_fp32_it_is_the_polynomial_of_the_singular_values(shape: tuple[int, i
 def test_products_in_bf16_are_left_to_devices_that_are_fast_at_them() -> None:
     usual, fp32, bf16 = (SftConfig() for _ in range(3))
     fp32.train.precision, bf16.train.precision = Precision.fp32, Precision.bf16
-    assert orthogonal_dtype(usual, CUDA, CUDA) is torch.bfloat16
-    assert orthogonal_dtype(fp32, CUDA, CUDA) is torch.float32
-    assert orthogonal_dtype(usual, CPU, CPU) is torch.float32
-    assert orthogonal_dtype(fp32, CPU, CPU) is torch.float32
-    assert (orthogonal_dtype(bf16, CPU, CPU) is torch.bfloat16) == cpu_multiplies_bf16()
-    assert (orthogonal_dtype(usual, CUDA, CPU) is torch.bfloat16) == cpu_multiplies_bf16()  # train.cpu_offload
+    assert orthogonal_dtype(usual.train.precision, CUDA, CUDA) is torch.bfloat16
+    assert orthogonal_dtype(fp32.train.precision, CUDA, CUDA) is torch.float32
+    assert orthogonal_dtype(usual.train.precision, CPU, CPU) is torch.float32
+    assert orthogonal_dtype(fp32.train.precision, CPU, CPU) is torch.float32
+    assert (orthogonal_dtype(bf16.train.precision, CPU, CPU) is torch.bfloat16) == cpu_multiplies_bf16()
+    assert (
+        orthogonal_dtype(usual.train.precision, CUDA, CPU) is torch.bfloat16
+    ) == cpu_multiplies_bf16()  # train.cpu_offload
     with torch.backends.mkldnn.flags(enabled=False):  # the library that multiplies bf16 on a CPU
-        assert orthogonal_dtype(bf16, CPU, CPU) is torch.float32
+        assert orthogonal_dtype(bf16.train.precision, CPU, CPU) is torch.float32
 
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "nano"])
 def test_muon_takes_the_experts_and_leaves_the_convolution(make_cfg, family: str) -> None:
     model = make_model(ARCHITECTURES[family])
-    optimizer = build_optimizer(model, make_cfg("muon"))
+    optimizer = build_optimizer(model, make_cfg("muon").optimizer)
     assert optimizer.kinds == ["Muon", "AdamW"]
     names = {parameter: name for name, parameter in model.named_parameters()}
     muon, adamw = optimizer.parts
@@ -88,7 +90,7 @@ def test_muon_takes_the_experts_and_leaves_the_convolution(make_cfg, family: str
 
 def test_groups_are_told(make_cfg) -> None:
     model = make_model(ARCHITECTURES["qwen3_moe"])
-    told = build_optimizer(model, make_cfg("muon")).describe().split("; ")
+    told = build_optimizer(model, make_cfg("muon").optimizer).describe().split("; ")
     assert [text.split(",")[0] for text in told] == [
         "Muon on hidden matrices",
         "Muon on experts' matrices",

@@ -3,13 +3,14 @@
 import pytest
 
 from sft_hydra.engine.schedule import lr_factor, total_steps
+from sft_hydra.planning.recipe import recipe_of
 from sft_hydra.planning.topology import rows_per_step
 from sft_hydra.schema.optim import Scheduler
 
 
 def factors(cfg, total, **fields):
     cfg.scheduler = Scheduler(**fields)
-    return [lr_factor(step, total, cfg) for step in range(total)]
+    return [lr_factor(step, total, recipe_of(cfg)) for step in range(total)]
 
 
 def test_warm_up_is_linear_and_reaches_the_peak(make_cfg):
@@ -48,19 +49,19 @@ def test_a_single_step_is_taken_at_the_peak(make_cfg):
 
 def test_lengths(make_cfg):
     cfg = make_cfg()
-    assert total_steps(cfg, 100) == 8
+    assert total_steps(cfg.train, cfg.seq_length, 100) == 8
     cfg.train.train_iters = -1
-    assert total_steps(cfg, 101) == 26
+    assert total_steps(cfg.train, cfg.seq_length, 101) == 26
     cfg.train.train_iters, cfg.train.epochs = None, 2.5
-    assert total_steps(cfg, 100) == 63
+    assert total_steps(cfg.train, cfg.seq_length, 100) == 63
     cfg.train.epochs, cfg.train.train_samples = None, 12
-    assert total_steps(cfg, 100) == 3
+    assert total_steps(cfg.train, cfg.seq_length, 100) == 3
 
 
 def test_rows_per_step(make_cfg):
     cfg = make_cfg(seq_length=256)
-    assert rows_per_step(cfg) == 4
+    assert rows_per_step(cfg.train, cfg.seq_length) == 4
     cfg.train.global_batch_size, cfg.train.global_batch_tokens = None, 1024
-    assert rows_per_step(cfg) == 4
+    assert rows_per_step(cfg.train, cfg.seq_length) == 4
     cfg.train.global_batch_tokens = None
-    assert rows_per_step(cfg) == 8
+    assert rows_per_step(cfg.train, cfg.seq_length) == 8

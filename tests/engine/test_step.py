@@ -9,6 +9,7 @@ from sft_hydra.engine.loop import TrainState, optimizer_step, train_loop
 from sft_hydra.engine.optimizer import build_optimizer
 from sft_hydra.engine.schedule import lr_factor
 from sft_hydra.errors import DataError, NonFiniteLossError
+from sft_hydra.planning.recipe import recipe_of
 
 
 @pytest.fixture
@@ -23,10 +24,12 @@ def rows():
 def run(cfg, rows, steps, architecture="qwen3"):
     """Results of `steps` steps, and the model after them."""
     model = make_model(ARCHITECTURES[architecture])
-    optimizer = build_optimizer(model, cfg)
+    optimizer = build_optimizer(model, cfg.optimizer, cfg.train.precision)
     state = TrainState()
     results = []
-    train_loop(model, optimizer, rows, state, cfg, steps, after_step=results.append, should_stop=lambda: False)
+    train_loop(
+        model, optimizer, rows, state, recipe_of(cfg), steps, after_step=results.append, should_stop=lambda: False
+    )
     return results, model
 
 
@@ -62,11 +65,11 @@ def test_ten_steps_equal_a_plain_transformers_loop(make_cfg, rows, per_token):
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(oracle.parameters(), 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = 1e-2 * lr_factor(step, 10, cfg)
+            group["lr"] = 1e-2 * lr_factor(step, 10, recipe_of(cfg))
         optimizer.step()
         assert result.loss == pytest.approx(loss.item(), rel=1e-4)
         assert result.grad_norm == pytest.approx(norm.item(), rel=1e-3)
-        assert result.lr == pytest.approx(1e-2 * lr_factor(step, 10, cfg))
+        assert result.lr == pytest.approx(1e-2 * lr_factor(step, 10, recipe_of(cfg)))
     trained = dict(oracle.named_parameters())
     for name, parameter in model.named_parameters():
         assert relative(parameter, trained[name]) < 1e-3, name
@@ -75,7 +78,9 @@ def test_ten_steps_equal_a_plain_transformers_loop(make_cfg, rows, per_token):
 def test_source_losses_are_means_over_the_sources_tokens(make_cfg, rows):
     model = make_model(ARCHITECTURES["qwen3"])
     cfg = make_cfg()
-    result = optimizer_step(model, build_optimizer(model, cfg), rows, TrainState(), cfg, 8)
+    result = optimizer_step(
+        model, build_optimizer(model, cfg.optimizer, cfg.train.precision), rows, TrainState(), recipe_of(cfg), 8
+    )
     counts = np.zeros(2)
     for row in rows[:4]:
         lengths = np.diff(row.seq_start_id, append=len(row.input_ids))
@@ -97,7 +102,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_rows(ma
     cfg = make_cfg()
     state = TrainState()
     with pytest.raises(NonFiniteLossError, match=r"packed sequences 1 of the train split;"):
-        optimizer_step(model, build_optimizer(model, cfg), rows, state, cfg, 8)
+        optimizer_step(
+            model, build_optimizer(model, cfg.optimizer, cfg.train.precision), rows, state, recipe_of(cfg), 8
+        )
     assert state == TrainState()
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
@@ -107,7 +114,9 @@ def test_a_mask_that_crosses_a_border_is_refused(make_cfg, rows):
     model = make_model(ARCHITECTURES["qwen3"])
     cfg = make_cfg()
     with pytest.raises(DataError, match="after the end of a conversation"):
-        optimizer_step(model, build_optimizer(model, cfg), rows, TrainState(), cfg, 8)
+        optimizer_step(
+            model, build_optimizer(model, cfg.optimizer, cfg.train.precision), rows, TrainState(), recipe_of(cfg), 8
+        )
 
 
 def test_should_stop_ends_after_the_step_it_was_asked_in(make_cfg, rows):
@@ -117,10 +126,10 @@ def test_should_stop_ends_after_the_step_it_was_asked_in(make_cfg, rows):
     done = []
     train_loop(
         model,
-        build_optimizer(model, cfg),
+        build_optimizer(model, cfg.optimizer, cfg.train.precision),
         rows,
         state,
-        cfg,
+        recipe_of(cfg),
         8,
         after_step=done.append,
         should_stop=lambda: state.step == 2,
@@ -132,7 +141,7 @@ def test_should_stop_ends_after_the_step_it_was_asked_in(make_cfg, rows):
 def test_muon_learns_and_adamw_keeps_embeddings_and_vectors(make_cfg, rows):
     cfg = make_cfg("muon")
     model = make_model(ARCHITECTURES["qwen3_biased"])
-    muon, adamw = build_optimizer(model, cfg).parts
+    muon, adamw = build_optimizer(model, cfg.optimizer, cfg.train.precision).parts
     names = {parameter: name for name, parameter in model.named_parameters()}
     by_muon = {names[p] for group in muon.param_groups for p in group["params"]}
     by_adamw = {names[p] for group in adamw.param_groups for p in group["params"]}

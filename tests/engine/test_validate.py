@@ -13,6 +13,7 @@ from sft_hydra.data_prep.prepare import prepare
 from sft_hydra.engine.batch import make_batch
 from sft_hydra.engine.microbatches import forward_loss
 from sft_hydra.engine.validate import validate, validation_rows
+from sft_hydra.planning.recipe import recipe_of
 from sft_hydra.schema.data import DataConfig, SourceConfig, SplitConfig
 
 
@@ -52,7 +53,7 @@ def model(cfg):
 
 
 def test_losses_are_means_over_trained_tokens(cfg, packed, model):
-    results = validate(model, packed, cfg)
+    results = validate(model, packed, recipe_of(cfg), cfg.eval.tokens)
     sums, counts = np.zeros(2), np.zeros(2)
     with torch.no_grad():
         for i in range(packed.num_rows("valid")):
@@ -70,11 +71,13 @@ def test_losses_are_means_over_trained_tokens(cfg, packed, model):
 
 def test_bits_per_byte_leave_control_tokens_out(cfg, packed, model):
     one_byte_each = np.ones(model.config.vocab_size)
-    results = validate(model, packed, cfg, one_byte_each)
+    results = validate(model, packed, recipe_of(cfg), cfg.eval.tokens, one_byte_each)
     assert results["val/bpb"] == pytest.approx(results["val/loss"] / math.log(2), rel=1e-6)
     text = one_byte_each * 4
     text[load_tokenizer(cfg).end_of_turn_ids] = 0
-    assert validate(model, packed, cfg, text)["val/bpb"] != pytest.approx(results["val/bpb"] / 4, rel=1e-3)
+    assert validate(model, packed, recipe_of(cfg), cfg.eval.tokens, text)["val/bpb"] != pytest.approx(
+        results["val/bpb"] / 4, rel=1e-3
+    )
 
 
 def test_a_limit_in_tokens_takes_the_same_rows_every_time(cfg, packed):
@@ -87,4 +90,4 @@ def test_a_limit_in_tokens_takes_the_same_rows_every_time(cfg, packed):
 
 def test_without_a_validation_split_there_is_no_loss(cfg, model):
     cfg.data.split = SplitConfig(train=1.0, valid=0.0, test=0.0)
-    assert validate(model, prepare(cfg, lambda *_: None), cfg) == {}
+    assert validate(model, prepare(cfg, lambda *_: None), recipe_of(cfg), cfg.eval.tokens) == {}

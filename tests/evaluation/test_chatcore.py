@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from support.answering import chat_with
 
 from sft_hydra.chat.tokenizer import ChatTokenizer, load_tokenizer
 from sft_hydra.data_prep import spelling
 from sft_hydra.errors import DataError
 from sft_hydra.evaluation.benchmarks import BENCHMARKS, read_benchmark
-from sft_hydra.evaluation.chat import Chat, Prompt
+from sft_hydra.evaluation.chat import Prompt
 from sft_hydra.evaluation.chatcore import ChatCore, TaskScore, run_chatcore
 from sft_hydra.evaluation.chatcore_tasks import TASKS, Question
 from sft_hydra.models.build import as_transformers, build_model
@@ -35,7 +36,7 @@ def model() -> tuple[Any, ChatTokenizer]:
 
 def asked(model: tuple[Any, ChatTokenizer], **wanted: Any) -> ChatCore:
     cfg = SftConfig(eval=EvalConfig(batch_size=16, max_new_tokens=4, **wanted))
-    return run_chatcore(Chat(*model, cfg), cfg.eval, lambda done, total, task: None)
+    return run_chatcore(chat_with(*model, cfg), cfg.eval, lambda done, total, task: None)
 
 
 def score(task: str, accuracy: float, baseline: float) -> TaskScore:
@@ -58,11 +59,11 @@ def test_a_choice_is_the_letter_with_the_largest_logit(model: tuple[Any, ChatTok
     result = asked(model, chatcore_tasks=["mmlu"], data_dir=folder, chatcore_max_categorical=20)
     (mmlu,) = result.scores
     assert (mmlu.items, mmlu.of, mmlu.origin) == (20, 1531, "mmlu_val.jsonl")
-    chat = Chat(*model, SftConfig())
+    chat = chat_with(*model, SftConfig())
     letters = [chat.tokenizer.encode(letter)[0] for letter in "ABCD"]
     for answer in mmlu.answers:
         ids = chat.prompt_ids(Prompt([{"role": "user", "content": answer.question}]))
-        logits = chat.hf_model(torch.tensor([ids])).logits[0, -1, letters]
+        logits = model[0](torch.tensor([ids])).logits[0, -1, letters]
         assert answer.answer == "ABCD"[int(logits.argmax())]
         assert answer.right == (answer.answer == answer.expected)
     assert mmlu.accuracy == sum(answer.right for answer in mmlu.answers) / 20

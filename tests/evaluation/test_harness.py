@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from support.answering import chat_with
 
 from sft_hydra.chat.tokenizer import ChatTokenizer, load_tokenizer
 from sft_hydra.errors import ConfigError, DataError
-from sft_hydra.evaluation.chat import Chat
 from sft_hydra.evaluation.harness import HarnessResult, run_harness
 from sft_hydra.models.build import as_transformers, build_model
 from sft_hydra.models.init_weights import init_weights
@@ -54,7 +54,7 @@ def asked(**wanted: Any) -> SftConfig:
 
 
 def run(model: tuple[Any, ChatTokenizer], cfg: SftConfig) -> HarnessResult:
-    return run_harness(Chat(*model, cfg), cfg, lambda done, total, what: None, lambda text: None)
+    return run_harness(chat_with(*model, cfg), cfg, lambda done, total, what: None, lambda text: None)
 
 
 def their_samples(folder: Path, items: int, wanted: EvalConfig) -> list[dict[str, Any]]:
@@ -174,7 +174,7 @@ def test_bare_text_and_a_template_ask_differently(small: tuple[Any, ChatTokenize
     bare, chat = (run(small, asked(tasks=[task], chat_template=chosen)).answers["fruit"][0] for chosen in (False, True))
     assert bare["question"] == "Which is number 0?"
     assert bare["choices"][1] == " stone"
-    assert chat["question"] == Chat(*small, SftConfig()).renderer.prompt_text(
+    assert chat["question"] == chat_with(*small, SftConfig()).renderer.prompt_text(
         [{"role": "user", "content": "Which is number 0?"}]
     )
 
@@ -239,7 +239,7 @@ def test_chats_are_rendered_as_transformers_renders_them(
     folder = str(shared / "assets/tokenizers/qwen3")
     ours = load_tokenizer(SftConfig(tokenizer=TokenizerConfig(path=folder)))
     theirs = AutoTokenizer.from_pretrained(folder)
-    model = HarnessModel(Chat(small[0], ours, SftConfig()), thinking=thinking, on_progress=lambda *_: None)
+    model = HarnessModel(chat_with(small[0], ours, SftConfig()), thinking=thinking, on_progress=lambda *_: None)
     chat = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "1 + 1?"},

@@ -15,6 +15,10 @@ CHOICES = {
     "all": LoraConfig(match_all_linear=True, dim=4),
     "attention": LoraConfig(target_modules=["linear_qkv", "linear_proj"]),
     "all but": LoraConfig(exclude_modules=["q_proj"], dim=3),
+    "dora": LoraConfig(target_modules=["linear_qkv", "linear_proj"], use_dora=True),
+    "tables": LoraConfig(modules_to_save=["embed_tokens", "lm_head"]),
+    "head": LoraConfig(modules_to_save=["lm_head"]),
+    "rows": LoraConfig(trainable_new_tokens=True),
     "patterns": LoraConfig(target_modules=["q_proj", "v_proj"], dim=8, rank_pattern={"v_proj": 5}),
     "feed-forward": LoraConfig(target_modules=["linear_fc1", "linear_fc2"], dim=2),
 }
@@ -25,9 +29,9 @@ CHOICES = {
 def test_adapters_are_counted_as_they_are_made(family, choice):
     model = build_model(ARCHITECTURES[family], "meta", torch.float32)
     lora = CHOICES[choice]
-    made = sum(row.trainable for row in add_adapters(model, lora))
+    made = sum(row.trainable for row in add_adapters(model, lora, (1, 2, 3)))
     assert (
-        trainable_parameters(ARCHITECTURES[family], lora)
+        trainable_parameters(ARCHITECTURES[family], lora, new_tokens=3)
         == made
         == sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     )

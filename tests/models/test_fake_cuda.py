@@ -3,7 +3,6 @@ dtypes and strides meet the checks of the real operators, and nothing may ask th
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.fake_cuda import build, has_compiler
 
 SUPPORT = Path(__file__).parent.parent / "support"
 ATTENTION = {"qwen3": 3, "mistral_window": 3, "qwen3_moe": 3, "nano": 1, "super": 1}  # layers of each kind
@@ -21,12 +21,9 @@ MIXTURES = {"qwen3_moe": 2, "nano": 2, "super": 1}
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, bool], dict[str, Any]]:
     if torch.backends.cuda.is_built():
         pytest.skip("this torch has CUDA devices of its own")
-    if shutil.which("g++") is None:
+    if not has_compiler():
         pytest.skip("needs g++")
-    library, home = tmp_path_factory.mktemp("fake") / "fake_cuda.so", Path(torch.__file__).parent
-    compiler = ["g++", "-std=c++20", "-fPIC", "-shared", f"-I{home / 'include'}", str(SUPPORT / "fake_cuda.cpp")]
-    libraries = [f"-L{home / 'lib'}", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{home / 'lib'}"]
-    subprocess.run([*compiler, "-o", str(library), *libraries], check=True)
+    library = build(tmp_path_factory.mktemp("fake"))
     done = subprocess.run(
         [sys.executable, str(SUPPORT / "on_fake_cuda.py"), str(library)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(SUPPORT.parent), *sys.path])},

@@ -17,6 +17,7 @@ from sft_hydra.errors import CheckpointError, ConfigError
 from sft_hydra.models.freeze import freeze_parameters
 from sft_hydra.models.hf.check_contamination import check_contamination
 from sft_hydra.planning.estimate import trainable_parameters
+from sft_hydra.planning.recipe import recipe_of
 from sft_hydra.schema.config import TrainConfig
 
 ROWS = [make_row([8, 1, 30], seed=4)]
@@ -83,7 +84,7 @@ def test_the_table_counts_what_is_trained_as_the_plan_does() -> None:
         table = freeze_parameters(model, train.freeze, train.trainable)
         counted = sum(p.numel() for p in model.parameters() if p.requires_grad)
         assert sum(row.trainable for row in table) == counted
-        assert trainable_parameters(ARCHITECTURES[family], None, train) == pytest.approx(counted, rel=0.01)
+        assert trainable_parameters(ARCHITECTURES[family], None, train=train) == pytest.approx(counted, rel=0.01)
         rows = {row.kind: (row.adapted, row.total) for row in table}
         assert rows["model.embed_tokens.weight"] == (0, 1)
         assert (2, 3) in rows.values() if family == "qwen3" else (0, 1) in rows.values()
@@ -93,20 +94,20 @@ def test_a_checkpoint_holds_the_whole_model_and_refuses_another_choice(tmp_path:
     cfg = make_cfg()
     model = make_model(ARCHITECTURES["qwen3"])
     freeze_parameters(model, ["embed_tokens"], None)
-    optimizer = build_optimizer(model, cfg)
+    optimizer = build_optimizer(model, cfg.optimizer, cfg.train.precision)
     loss, _ = forward_loss(model, make_batch(ROWS, "cpu"))
     loss.backward()
     optimizer.step()
-    save(tmp_path, model, optimizer, TrainState(step=1), cfg)
+    save(tmp_path, model, optimizer, TrainState(step=1), recipe_of(cfg), cfg.checkpoint)
     step = latest(tmp_path)
     assert step is not None
     again = make_model(ARCHITECTURES["qwen3"], seed=3)
     freeze_parameters(again, ["embed_tokens"], None)
-    load(step, again, build_optimizer(again, cfg))
+    load(step, again, build_optimizer(again, cfg.optimizer, cfg.train.precision))
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in again.state_dict().items())
     whole = make_model(ARCHITECTURES["qwen3"])
     with pytest.raises(CheckpointError, match=r"other parameters than those that are trained now: model.embed_tokens"):
-        load(step, whole, build_optimizer(whole, cfg))
+        load(step, whole, build_optimizer(whole, cfg.optimizer, cfg.train.precision))
 
 
 def test_models_of_transformers_are_frozen_by_their_own_names() -> None:

@@ -27,6 +27,7 @@ def adapters(model):
 
 
 def on_disk(model, name, tensor):
+    name = name.removesuffix(".weight")
     rows = disk_rows(model.config, name)
     return tensor if rows is None else rows_to_disk(tensor, rows)
 
@@ -36,6 +37,7 @@ def randomise(model):
     with torch.no_grad():
         for parameter in adapters(model).values():
             parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+            parameter += 0.5 * (parameter.ndim == 1)  # magnitudes are lengths
 
 
 def targets(lora):
@@ -48,17 +50,21 @@ def targets(lora):
     ("family", "targets"),
     [("qwen3", ALL), ("qwen2", ALL), ("nano", ["q_proj", "k_proj", "v_proj", "o_proj", "in_proj"])],
 )
-@pytest.mark.parametrize("rank_stabilized", [False, True])
-def test_gradients_equal_the_peft_librarys(family, targets, rank_stabilized):
+@pytest.mark.parametrize(
+    "options", [{}, {"use_rslora": True}, {"use_dora": True}], ids=lambda options: [*options, ""][0]
+)
+def test_gradients_equal_the_peft_librarys(family, targets, options):
     model = make_model(ARCHITECTURES[family])
-    oracle = get_peft_model(
-        oracle_of(model), PeftConfig(r=4, lora_alpha=6, target_modules=targets, use_rslora=rank_stabilized)
-    )
-    lora = LoraConfig(dim=4, alpha=6.0, rank_stabilized=rank_stabilized, target_modules=targets)
+    oracle = get_peft_model(oracle_of(model), PeftConfig(r=4, lora_alpha=6, target_modules=targets, **options))
+    ours = {"rank_stabilized" if key == "use_rslora" else key: value for key, value in options.items()}
+    lora = LoraConfig(dim=4, alpha=6.0, target_modules=targets, **ours)
     apply_lora(model, lora, seed=0)
     randomise(model)
     theirs = dict(oracle.named_parameters())
-    pairs = {n: (p, theirs[f"base_model.model.{n}.default.weight"]) for n, p in adapters(model).items()}
+    pairs = {
+        n: (p, theirs[f"base_model.model.{n.removesuffix('.weight')}.default.weight"])
+        for n, p in adapters(model).items()
+    }
     with torch.no_grad():
         for name, (mine, other) in pairs.items():
             other.copy_(on_disk(model, name, mine))
@@ -69,7 +75,7 @@ def test_gradients_equal_the_peft_librarys(family, targets, rank_stabilized):
     expected.backward()
     assert relative(loss, expected) < 1e-6
     for name, (mine, other) in pairs.items():
-        assert relative(on_disk(model, name, mine.grad), other.grad) < 1e-5, name
+        assert relative(on_disk(model, name, mine.grad), other.grad) < 3e-5, name
     assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
 
 
@@ -106,6 +112,37 @@ def test_gradients_of_routed_experts_equal_the_peft_librarys(family, targets, pa
     assert relative(alone(as_transformers(model), rows)[0], logits_of(model, make_batch(rows, "cpu"))) < 1e-5
 
 
+def test_dora_starts_from_the_base_with_dropout_as_in_the_peft_library():
+    """Magnitudes at the start are peft's; with dropout the outputs are, too, as both draw the same numbers."""
+    model = make_model(ARCHITECTURES["qwen2"])
+    row = make_batch([make_row([20, 13])], "cpu")
+    plain = logits_of(model, row)
+    oracle = get_peft_model(
+        oracle_of(model), PeftConfig(r=4, lora_alpha=6, lora_dropout=0.3, target_modules=["q_proj"], use_dora=True)
+    )
+    apply_lora(model, LoraConfig(dim=4, alpha=6.0, dropout=0.3, target_modules=["q_proj"], use_dora=True), seed=0)
+    assert relative(logits_of(model.eval(), row), plain) < 1e-6
+    name = "layers.1.self_attn.q_proj"
+    layer, other = model.get_submodule(f"model.{name}"), oracle.get_submodule(f"base_model.model.model.{name}")
+    assert relative(layer.lora_magnitude_vector.weight, other.lora_magnitude_vector["default"].weight) < 1e-6
+    with torch.no_grad():
+        for matrix in (layer.lora_A, layer.lora_B):
+            torch.nn.init.normal_(matrix, std=0.3)
+        other.lora_A["default"].weight.copy_(layer.lora_A)
+        other.lora_B["default"].weight.copy_(layer.lora_B)
+    x, outputs = torch.randn(50, 32), []
+    for module in (layer, other):
+        torch.manual_seed(3)
+        outputs.append(module.train()(x))
+    assert relative(*outputs) < 1e-6
+    assert not torch.equal(outputs[0], layer.eval()(x))
+
+
+def test_dora_on_routed_experts_is_refused():
+    with pytest.raises(ConfigError, match=r"use_dora=true: routed experts"):
+        apply_lora(make_model(ARCHITECTURES["nano"]), LoraConfig(use_dora=True, match_all_linear=True), seed=0)
+
+
 def test_routed_experts_are_adapted_where_a_pattern_asks_for_it():
     def adapted(lora):
         model = make_model(ARCHITECTURES["nano"])
@@ -121,9 +158,10 @@ def test_routed_experts_are_adapted_where_a_pattern_asks_for_it():
     assert not routed & adapted(LoraConfig(exclude_modules=["*.experts.*"]))
 
 
-def test_merged_equals_unmerged_and_leaves_the_model_alone():
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_merged_equals_unmerged_and_leaves_the_model_alone(use_dora):
     model = make_model(ARCHITECTURES["llama"])
-    apply_lora(model, LoraConfig(dim=4), seed=0)
+    apply_lora(model, LoraConfig(dim=4, use_dora=use_dora), seed=0)
     randomise(model)
     row = make_row([20, 13])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -11,6 +11,7 @@ from sft_hydra.engine.loop import TrainState, train_loop
 from sft_hydra.engine.optimizer import build_optimizer
 from sft_hydra.parallel.dtensor import full_tensor, local_shard
 from sft_hydra.planning.layout import Layout
+from sft_hydra.planning.recipe import recipe_of
 from sft_hydra.schema.config import LoraConfig
 
 SAVED_AFTER, STEPS = 2, 4
@@ -29,9 +30,9 @@ def train(case, layout, folder, *, bits, resume, async_save=False):
     cfg.optimizer.state_bits = bits
     cfg.checkpoint.async_save = async_save
     model = placed_model(case, cfg, layout)
-    optimizer = build_optimizer(model, cfg)
+    optimizer = build_optimizer(model, cfg.optimizer, cfg.train.precision)
     state = load(latest(folder), model, optimizer) if resume else TrainState()
-    saver = Saver(folder, cfg)
+    saver = Saver(folder, recipe_of(cfg), cfg.checkpoint)
     losses = []
 
     def after_step(result):
@@ -39,7 +40,16 @@ def train(case, layout, folder, *, bits, resume, async_save=False):
         if result.step == SAVED_AFTER:
             saver.save(model, optimizer, state)
 
-    train_loop(model, optimizer, training_rows(), state, cfg, STEPS, after_step=after_step, should_stop=lambda: False)
+    train_loop(
+        model,
+        optimizer,
+        training_rows(),
+        state,
+        recipe_of(cfg),
+        STEPS,
+        after_step=after_step,
+        should_stop=lambda: False,
+    )
     saver.wait()
     weights, moments = {}, {}
     for name, parameter in model.named_parameters():

@@ -10,7 +10,7 @@ from support.ranks import run_ranks
 from support.training import Case, make_cfg, placed_model
 from transformers import AutoModelForCausalLM
 
-from sft_hydra.chat.tokenizer import load_tokenizer
+from sft_hydra.chat.tokenizer import NewTokens, load_tokenizer
 from sft_hydra.checkpoint.hf_export import export
 from sft_hydra.checkpoint.load_hf_weights import load_weights
 from sft_hydra.engine.materialize import materialize_on_mesh
@@ -19,6 +19,7 @@ from sft_hydra.models.init_weights import init_weights
 from sft_hydra.models.lora import add_adapters, init_adapters
 from sft_hydra.parallel.dtensor import full_tensor, local_shard
 from sft_hydra.planning.layout import Layout
+from sft_hydra.runners.write_export import export_settings
 from sft_hydra.schema.config import LoraConfig
 
 LAYOUTS = [
@@ -40,7 +41,7 @@ def write(case, layout, folder):
     cfg = make_cfg(case)
     cfg.export.merge = case.lora is not None and folder.name == "merged"
     model = placed_model(case, cfg, layout)
-    report = export(model, cfg, load_tokenizer(cfg), folder)
+    report = export(model, export_settings(cfg), load_tokenizer(cfg), folder)
     return report, {name: full_tensor(tensor) for name, tensor in model.state_dict().items()}
 
 
@@ -66,7 +67,7 @@ def test_exports_what_one_process_exports(tmp_path, family, world, sizes):
 @pytest.mark.parametrize("kind", ["adapter", "merged"])
 @pytest.mark.parametrize(("world", "sizes"), [LAYOUTS[0], LAYOUTS[2]])
 def test_exports_adapters_as_one_process_does(tmp_path, kind, world, sizes):
-    case = Case("nano", lora=LoraConfig(dim=4))
+    case = Case("nano", lora=LoraConfig(dim=4, use_dora=True))
     for name, layout in (("one", Layout()), ("many", Layout(gpus_per_node=world, **sizes))):
         if layout.world == 1:
             write(case, layout, tmp_path / name / kind)
@@ -82,7 +83,7 @@ def stream(architecture, layout, folder):
     """Load from files, and say how many numbers this rank holds."""
     cfg = make_cfg(Case())
     model = build_model(architecture, "meta", torch.float32)
-    materialize_on_mesh(model, cfg, layout, torch.device("cpu"))
+    materialize_on_mesh(model, cfg.train, layout, torch.device("cpu"))
     load_weights(model, str(folder))
     part = sum(local_shard(parameter)[0].numel() for parameter in model.parameters())
     return part, {name: full_tensor(tensor) for name, tensor in model.state_dict().items()}
@@ -101,11 +102,27 @@ def test_weights_stream_in_by_slices(tmp_path, world, sizes):
     assert largest < 1.5 * total / (world / sizes.get("dp_replicate", 1))
 
 
+def stream_grown(architecture, layout, folder):
+    model = build_model(architecture, "meta", torch.float32)
+    materialize_on_mesh(model, make_cfg(Case()).train, layout, torch.device("cpu"))
+    load_weights(model, str(folder), new_tokens=NewTokens((3, 95, 97, 98), 95))
+    return {name: full_tensor(tensor) for name, tensor in model.state_dict().items()}
+
+
+def test_tables_grow_alike_under_any_layout(tmp_path):
+    write(Case("llama"), Layout(), tmp_path / "hf")
+    architecture = json.loads((tmp_path / "hf" / "config.json").read_text()) | {"vocab_size": 99}
+    whole = stream_grown(architecture, Layout(), tmp_path / "hf")
+    loaded = everywhere(run_ranks(3, stream_grown, architecture, Layout(gpus_per_node=3), tmp_path / "hf"))
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in whole.items())
+    assert len(loaded["lm_head.weight"]) == 99
+
+
 def start(architecture, layout):
-    cfg = make_cfg(Case(lora=LoraConfig(dim=4)))
+    cfg = make_cfg(Case(lora=LoraConfig(dim=4, use_dora=True)))
     model = build_model(architecture, "meta", torch.float32)
     add_adapters(model, cfg.peft)
-    materialize_on_mesh(model, cfg, layout, torch.device("cpu"))
+    materialize_on_mesh(model, cfg.train, layout, torch.device("cpu"))
     init_weights(model, seed=3, std=0.1)
     init_adapters(model, seed=3)
     return {name: full_tensor(tensor) for name, tensor in model.state_dict().items()}
@@ -122,14 +139,12 @@ def test_a_random_start_does_not_depend_on_the_layout(family):
 
 
 def generation_model(case, layout):
-    theirs = as_transformers(placed_model(case, make_cfg(case), layout))
-    return None if theirs is None else theirs.state_dict()
+    return as_transformers(placed_model(case, make_cfg(case), layout)).state_dict()
 
 
-def test_the_first_rank_gets_the_model_to_generate_with():
-    case = Case("nano", lora=LoraConfig(dim=4))
+def test_every_rank_gets_the_model_to_generate_with():
+    case = Case("nano", lora=LoraConfig(dim=4, use_dora=True))
     expected = generation_model(case, Layout())
-    first, *others = run_ranks(4, generation_model, case, Layout(gpus_per_node=4, pp=2, ep=2))
-    assert all(other is None for other in others)
-    assert first.keys() == expected.keys()
-    assert all(relative(first[name], tensor) < 1e-6 for name, tensor in expected.items())
+    for found in run_ranks(4, generation_model, case, Layout(gpus_per_node=4, pp=2, ep=2)):
+        assert found.keys() == expected.keys()
+        assert all(relative(found[name], tensor) < 1e-6 for name, tensor in expected.items())

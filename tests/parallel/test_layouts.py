@@ -71,10 +71,13 @@ def interleaved(shapes):
 
 MOE_SIX = [(world, sizes) for world, sizes in EXPERTS if 6 % sizes.get("ep", 1) == 0]
 LORA = LoraConfig(dim=4, alpha=8.0)
+DORA = dataclasses.replace(LORA, use_dora=True)
 EXPERTS_LORA = dataclasses.replace(LORA, target_modules=["q_proj", "*.experts.*"])
 QLORA = dataclasses.replace(LORA, quantize_base="nf4")
 EXPERTS_QLORA = dataclasses.replace(EXPERTS_LORA, quantize_base="nf4")
 WITHOUT_TP = [(2, {}), (2, {"cp": 2}), (2, {"pp": 2}), (4, {"dp_replicate": 2}), (3, {})]
+ROWS_LORA = dataclasses.replace(LORA, trainable_new_tokens=True)
+TABLES_LORA = dataclasses.replace(LORA, modules_to_save=["embed_tokens", "lm_head"])
 CASES = {
     "qwen3": (Case("qwen3"), DENSE),
     "llama": (Case("llama"), DENSE),
@@ -85,6 +88,19 @@ CASES = {
     "super": (Case("super"), EXPERTS + DENSE[:4] + STAGES_OF_EXPERTS),
     "empty experts": (Case("nano", lonely=True), [EXPERTS[0], (4, {"ep": 4}), (8, {"ep": 8})]),
     "lora": (Case("qwen3", lora=LORA), DENSE),
+    "dora": (Case("llama", lora=DORA), [(4, {"tp": 2}), (2, {}), (2, {"tp": 2}), (2, {"pp": 2}), (4, {"tp": 4})]),
+    "dora recompute": (Case("qwen3", lora=DORA, train={"recompute": Recompute.selective}), [(2, {}), (2, {"tp": 2})]),
+    "dora nano": (
+        Case("nano", lora=dataclasses.replace(DORA, target_modules=["in_proj", "out_proj", "q_proj"])),
+        EXPERTS[:3],
+    ),
+    "new tokens": (
+        Case("qwen3", lora=ROWS_LORA, token_ids=(90, 3, 17)),
+        [(4, {"pp": 2, "tp": 2}), (4, {}), (2, {"tp": 2})],
+    ),
+    "new tokens untied": (Case("llama", lora=ROWS_LORA, token_ids=(90, 3, 17)), [(4, {"tp": 2}), (2, {"pp": 2})]),
+    "whole tables": (Case("llama", lora=TABLES_LORA), [(4, {"tp": 2}), (2, {"pp": 2})]),
+    "whole tables tied": (Case("qwen3", lora=TABLES_LORA), [(4, {"tp": 2}), (2, {"pp": 2})]),
     "lora biased": (Case("llama", lora=LORA), DENSE[:6]),
     "lora nano": (Case("nano", lora=LORA), EXPERTS),
     "lora experts": (Case("nano", lora=EXPERTS_LORA), EXPERTS + DENSE[:4]),
@@ -132,6 +148,8 @@ QUICK = [
     "nano",
     "super",
     "lora",
+    "dora",
+    "new tokens",
     "odd heads",
     "more ranks than rows",
     "recompute",

@@ -8,6 +8,7 @@ from support.training import Case, make_cfg, placed_model, train, training_rows
 from sft_hydra.engine.loop import TrainState, optimizer_step
 from sft_hydra.engine.optimizer import build_optimizer
 from sft_hydra.planning.layout import Layout
+from sft_hydra.planning.recipe import recipe_of
 from sft_hydra.schema.config import LoraConfig, Precision
 
 BF16 = {"precision": Precision.bf16}
@@ -34,8 +35,8 @@ def dtypes(case, layout):
 
     for name, leaf in WATCHED.items():
         model.get_submodule(name).register_forward_pre_hook(watch(name, leaf))
-    optimizer = build_optimizer(model, cfg)
-    optimizer_step(model, optimizer, training_rows(), TrainState(), cfg, 3)
+    optimizer = build_optimizer(model, cfg.optimizer, cfg.train.precision)
+    optimizer_step(model, optimizer, training_rows(), TrainState(), recipe_of(cfg), 3)
     stored = {p.dtype for p in model.parameters() if p.requires_grad} | {
         p.grad.dtype for p in model.parameters() if p.requires_grad
     }

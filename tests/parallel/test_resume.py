@@ -13,6 +13,7 @@ from sft_hydra.engine.loop import TrainState, train_loop
 from sft_hydra.engine.optimizer import build_optimizer
 from sft_hydra.parallel.dtensor import full_tensor
 from sft_hydra.planning.layout import Layout
+from sft_hydra.planning.recipe import recipe_of
 from sft_hydra.schema.config import LoraConfig
 
 SAVED_AFTER, STEPS = 2, 4
@@ -32,9 +33,9 @@ def train(case, layout, folder, *, resume, until, async_save):
     cfg = make_cfg(case)
     cfg.checkpoint.async_save = async_save
     model = placed_model(case, cfg, layout)
-    optimizer = build_optimizer(model, cfg)
+    optimizer = build_optimizer(model, cfg.optimizer, cfg.train.precision)
     state = load(latest(folder), model, optimizer) if resume else TrainState()
-    saver = Saver(folder, cfg)
+    saver = Saver(folder, recipe_of(cfg), cfg.checkpoint)
     losses = []
 
     def after_step(result):
@@ -47,7 +48,7 @@ def train(case, layout, folder, *, resume, until, async_save):
         optimizer,
         training_rows(),
         state,
-        cfg,
+        recipe_of(cfg),
         STEPS,
         after_step=after_step,
         should_stop=lambda: state.step == until,

@@ -16,6 +16,7 @@ from sft_hydra.engine.optimizer import build_optimizer
 from sft_hydra.models.moe import SigmoidRouter
 from sft_hydra.models.state_dict_map import to_disk
 from sft_hydra.planning.layout import Layout
+from sft_hydra.planning.recipe import recipe_of
 from sft_hydra.records import IGNORE_INDEX
 from sft_hydra.schema.config import Recompute
 
@@ -84,13 +85,13 @@ def test_validation_between_steps_counts_for_nothing():
     def biases(*, validates):
         cfg, rows, state = make_cfg(replace(BIAS, steps=2)), training_rows(), TrainState()
         model = placed_model(BIAS, cfg, Layout())
-        others = load_batches(rows, [range(20, 30)], model, cfg)
+        others = load_batches(rows, [range(20, 30)], model, recipe_of(cfg).micro_batch_tokens)
         train_loop(
             model,
-            build_optimizer(model, cfg),
+            build_optimizer(model, cfg.optimizer, cfg.train.precision),
             rows,
             state,
-            cfg,
+            recipe_of(cfg),
             2,
             after_step=lambda _: forward_only(model, others) if validates else None,
             should_stop=lambda: False,

@@ -5,6 +5,8 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 SHORT = [
     "train.train_iters=4",
@@ -19,14 +21,20 @@ SHORT = [
 ]
 
 
+def command(folder, name, *overrides):
+    """What the command said."""
+    whole = [sys.executable, "-m", "sft_hydra", f"output_dir={folder}", f"name={name}", *overrides]
+    done = subprocess.run(whole, capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 def train(folder, name, *overrides):
     """Losses by step, validation losses by step, and what the command said."""
-    command = [sys.executable, "-m", "sft_hydra", f"output_dir={folder}", f"name={name}", *SHORT, *overrides]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
-    assert done.returncode == 0, done.stdout + done.stderr
+    said = command(folder, name, *SHORT, *overrides)
     lines = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
     losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
-    return losses, {line["step"]: line["val/loss"] for line in lines if "val/loss" in line}, done.stdout
+    return losses, {line["step"]: line["val/loss"] for line in lines if "val/loss" in line}, said
 
 
 def chatcore(run):
@@ -57,6 +65,41 @@ def test_two_ranks_train_validate_evaluate_and_export_like_one(tmp_path):
     assert {"before", "after"} <= json.loads((run / "evaluation.json").read_text()).keys()
     assert (run / "hf" / "model.safetensors").is_file()
     assert (run / "report.html").is_file()
+    again = ["runner=evaluate", "cluster.gpus_per_node=2", "eval.sharded=true", "eval.tasks=[chatcore]"]
+    command(tmp_path, "two", *again)
+    kept = json.loads((run / "evaluation.json").read_text())
+    assert kept["evaluate"]["tasks"] == kept["after"]["tasks"]
+    assert kept["evaluate"]["chatcore"]["value"] == pytest.approx(kept["after"]["chatcore"]["value"])
+    assert kept["evaluate"]["val/loss"] == pytest.approx(two[1][4], rel=1e-5)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("sharded", "settings"), [("true", ["generate.temperature=1.3", "generate.top_p=0.9"]), ("false", [])]
+)
+def test_four_ranks_with_their_experts_generate_what_one_does(tmp_path, sharded, settings):
+    train(tmp_path, "run", "model=tiny_nemotron_h", "eval.exact_match.path=null", "export.auto=false")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("".join(f"Spell the word {word}.\n" for word in ("tea", "coffee", "water", "milk", "juice")))
+    asked = ["runner=generate", f"generate.prompt_file={prompts}", "generate.max_new_tokens=12"]
+    four = ["cluster.gpus_per_node=4", "parallel.ep=4", f"eval.sharded={sharded}"]
+    one, many = (command(tmp_path, "run", *asked, *settings, *ranks) for ranks in ([], four))
+    assert answers(many) == answers(one)
+    assert len(answers(one)) >= 10
+
+
+@pytest.mark.distributed
+def test_two_ranks_export_what_one_does(tmp_path):
+    train(tmp_path, "run", "eval.exact_match.path=null", "export.auto=false")
+    for name, ranks in (("one", []), ("two", ["cluster.gpus_per_node=2"])):
+        command(tmp_path, "run", "runner=export", f"export.path={tmp_path / name}", *ranks)
+    one, many = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert all(torch.equal(many[name], tensor) for name, tensor in one.items())
+
+
+def answers(said):
+    """What is said from the first prompt on."""
+    return said[said.index("\n> ") :].splitlines()
 
 
 @pytest.mark.distributed

@@ -12,6 +12,7 @@ from sft_hydra.errors import NonFiniteLossError
 from sft_hydra.parallel.dtensor import copy_shard_, full_tensor
 from sft_hydra.parallel.mesh import Group, Mesh
 from sft_hydra.planning.layout import Layout
+from sft_hydra.planning.recipe import recipe_of
 
 POISON = 96  # a token of two rows
 
@@ -32,7 +33,9 @@ def poisoned_step(layout):
         copy_shard_(model.model.embed_tokens.weight, embedding)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     with pytest.raises(NonFiniteLossError) as caught:
-        optimizer_step(model, build_optimizer(model, cfg), rows, TrainState(), cfg, 3)
+        optimizer_step(
+            model, build_optimizer(model, cfg.optimizer, cfg.train.precision), rows, TrainState(), recipe_of(cfg), 3
+        )
     unchanged = [bool((a == b).all()) for a, b in zip(before, model.parameters(), strict=True)]
     return str(caught.value), all(unchanged)
 

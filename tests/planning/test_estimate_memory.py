@@ -77,6 +77,14 @@ MORE = {
     "experts, bf16": Case(MIXTURE, 2048, train=BF16),
     "dense, LoRA": Case(DENSE, 2048, lora=LoraConfig()),
     "dense, LoRA, bf16": Case(DENSE, lora=LoraConfig(), train=BF16),
+    "dense, DoRA": Case(DENSE, 2048, lora=LoraConfig(use_dora=True)),
+    "dense, DoRA, selective": Case(DENSE, 2048, lora=LoraConfig(use_dora=True), train=SELECTIVE),
+    "hybrid, DoRA, bf16": Case(HYBRID, 2048, lora=LoraConfig(use_dora=True), train=BF16),
+    "dense, LoRA and head": Case(DENSE, lora=LoraConfig(modules_to_save=["embed_tokens"])),
+    "experts, LoRA and tables, FSDP2": Case(
+        MIXTURE, lora=LoraConfig(modules_to_save=["embed_tokens", "lm_head"]), ranks=2
+    ),
+    "dense, LoRA and head, bf16": Case(DENSE, lora=LoraConfig(modules_to_save=["embed_tokens"]), train=BF16),
     "dense, recompute": Case(DENSE, 4096, train=AGAIN),
     "dense, one micro-batch": Case(DENSE, 2048, train={"global_batch_size": 1}),
     "dense, two rows at once": Case(DENSE, train={"global_batch_size": 4, "micro_batch_size": 2}),

@@ -68,6 +68,7 @@ def soak(steps: int, folder: Path) -> None:
     from sft_hydra.data_prep.prepare import prepare
     from sft_hydra.engine.loop import StepResult, TrainState, train_loop
     from sft_hydra.engine.optimizer import build_optimizer
+    from sft_hydra.planning.recipe import recipe_of
 
     torch.set_num_threads(1)
     cfg = data_cfg(folder, rows=write_jsonl(folder / "rows.jsonl", [question(number) for number in range(20_000)]))
@@ -76,8 +77,8 @@ def soak(steps: int, folder: Path) -> None:
     packed = prepare(cfg)
     sizes = {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16, "vocab_size": 768}
     model = make_model(ARCHITECTURES["qwen3"] | sizes)
-    optimizer, state = build_optimizer(model, cfg), TrainState()
-    saver = Saver(folder / "checkpoints", cfg)
+    optimizer, state = build_optimizer(model, cfg.optimizer, cfg.train.precision), TrainState()
+    saver = Saver(folder / "checkpoints", recipe_of(cfg), cfg.checkpoint)
     seen: list[tuple[int, int, int]] = []
 
     def after_step(result: StepResult) -> None:
@@ -91,7 +92,14 @@ def soak(steps: int, folder: Path) -> None:
 
     began = time.monotonic()
     train_loop(
-        model, optimizer, train_rows(packed, cfg), state, cfg, steps, after_step=after_step, should_stop=lambda: False
+        model,
+        optimizer,
+        train_rows(packed, cfg),
+        state,
+        recipe_of(cfg),
+        steps,
+        after_step=after_step,
+        should_stop=lambda: False,
     )
     saver.wait()
     print(f"{steps:,} steps, {steps // 100} checkpoints: {time.monotonic() - began:.0f} s")

@@ -16,6 +16,7 @@ from sft_hydra.checkpoint.state import Saver, latest, load
 from sft_hydra.engine.loop import TrainState, train_loop
 from sft_hydra.engine.optimizer import build_optimizer
 from sft_hydra.planning.layout import Layout
+from sft_hydra.planning.recipe import recipe_of
 
 STEPS = 8
 SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 16, "vocab_size": 97}
@@ -29,11 +30,11 @@ def attempt(folder: Path, world: int, steps: int, saves: bool) -> list[tuple[int
     case = Case("qwen3", steps=STEPS, architecture=SMALL)
     cfg = make_cfg(case)
     model = placed_model(case, cfg, Layout(gpus_per_node=world))
-    optimizer = build_optimizer(model, cfg)
+    optimizer = build_optimizer(model, cfg.optimizer, cfg.train.precision)
     found = latest(folder)
     state = load(found, model, optimizer) if found else TrainState()
     until = min(STEPS, state.step + steps)
-    saver = Saver(folder, cfg)
+    saver = Saver(folder, recipe_of(cfg), cfg.checkpoint)
     losses: list[tuple[int, float]] = []
 
     def after_step(result: Any) -> None:
@@ -47,7 +48,7 @@ def attempt(folder: Path, world: int, steps: int, saves: bool) -> list[tuple[int
             optimizer,
             training_rows(),
             state,
-            cfg,
+            recipe_of(cfg),
             STEPS,
             after_step=after_step,
             should_stop=lambda: state.step == until,

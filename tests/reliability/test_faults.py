@@ -28,6 +28,8 @@ from sft_hydra.data_prep.prepare import open_existing, prepare
 from sft_hydra.engine.loop import TrainState
 from sft_hydra.engine.optimizer import build_optimizer
 from sft_hydra.errors import CheckpointError, DataError, UserError
+from sft_hydra.planning.recipe import recipe_of
+from sft_hydra.runners.write_export import export_settings
 from sft_hydra.schema.config import SftConfig
 
 STEPS, INTERVAL = 12, 2
@@ -103,7 +105,7 @@ def test_a_training_killed_at_any_moment_ends_as_if_nothing_had_been(tmp_path: P
 
 def _export(folder: Path) -> None:
     cfg = make_cfg()
-    export(make_model(ARCHITECTURES["qwen3"]), cfg, load_tokenizer(cfg), folder)
+    export(make_model(ARCHITECTURES["qwen3"]), export_settings(cfg), load_tokenizer(cfg), folder)
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(50, marks=MANY)])
@@ -142,7 +144,7 @@ def checkpoint(tmp_path: Path) -> Path:
 def loaded(checkpoint: Path) -> dict[str, torch.Tensor]:
     """All that a resume takes from a checkpoint."""
     model = make_model(SMALLEST, seed=4)
-    optimizer = build_optimizer(model, make_cfg())
+    optimizer = build_optimizer(model, make_cfg().optimizer)
     state = load(checkpoint, model, optimizer)
     found = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
@@ -189,12 +191,12 @@ def test_torn_and_missing_files_of_a_checkpoint_are_told(checkpoint: Path) -> No
 
 def test_a_full_disk_leaves_the_checkpoint_before(checkpoint: Path) -> None:
     cfg, model = make_cfg(), make_model(SMALLEST)
-    optimizer = build_optimizer(model, cfg)
+    optimizer = build_optimizer(model, cfg.optimizer, cfg.train.precision)
     folder = checkpoint.parent
     with full_disk(4000), pytest.raises(CheckpointError, match="Is the disk full"):
-        save(folder, model, optimizer, TrainState(step=3), cfg)
+        save(folder, model, optimizer, TrainState(step=3), recipe_of(cfg), cfg.checkpoint)
     assert latest(folder) == checkpoint
-    save(folder, model, optimizer, TrainState(step=3), cfg)
+    save(folder, model, optimizer, TrainState(step=3), recipe_of(cfg), cfg.checkpoint)
     assert latest(folder) == folder / "step_3"
 
 

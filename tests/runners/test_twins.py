@@ -14,12 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
 from support.packed import DENSE, HYBRID, make_model
 
 from sft_hydra.chat.tokenizer import BUNDLED
 from sft_hydra.cli import command
 from sft_hydra.models.build import as_transformers
 from sft_hydra.observe.metrics import read_metrics
+from sft_hydra.paths import conf_dir
 
 VOCABULARY = 1024
 NEMOTRON = HYBRID | {
@@ -87,6 +91,38 @@ def sources(*names: str, file: str = "chats.jsonl") -> list[str]:
 )
 def test_nano3(cluster: list[str], folders: dict[str, Path], chats: None) -> None:
     trains("experiment=nano3", f"model.path={folders['nemotron']}", *sources(*NVIDIA), TWO_STEPS, *LOCAL, *cluster)
+
+
+@pytest.mark.parametrize(
+    ("option", "pattern", "heads"), [("nano_4b", "M-M*-", ()), ("lightning", "MEM*E", ("eh_proj", "enorm", "norm"))]
+)
+def test_smaller_and_later_hybrids(
+    option: str, pattern: str, heads: tuple[str, ...], tmp_path: Path, chats: None
+) -> None:
+    """Of the option's shape in small: loaded from what transformers writes, with the older name of the heads' size, trained and
+    exported, with the tensors of multi-token prediction as they were."""
+    arch = yaml.safe_load((conf_dir() / f"model/{option}.yaml").read_text())["architecture"]
+    small = {key: value for key, value in (NEMOTRON | {"head_dim": 24}).items() if key in arch or "expert" not in key}
+    source = tmp_path / "source"
+    as_transformers(
+        make_model(arch | small | {"hybrid_override_pattern": pattern, "num_hidden_layers": 5})
+    ).save_pretrained(source)
+    for file in BUNDLED.iterdir():
+        shutil.copy(file, source)
+    config = json.loads((source / "config.json").read_text())
+    config["attention_head_dim"] = config.pop("head_dim")
+    (source / "config.json").write_text(json.dumps(config))
+    mtp = {f"mtp.layers.0.{name}.weight": torch.arange(6.0) for name in heads}
+    before = load_file(source / "model.safetensors") | mtp
+    save_file(before, source / "model.safetensors", metadata={"format": "pt"})
+    trains(
+        f"model={option}", f"model.path={source}", "data=jsonl", "data.path=chats.jsonl", "seq_length=128", TWO_STEPS, FEW_ROWS,
+        "optimizer.lr=1e-3",
+    )  # fmt: skip
+    after = load_file(Path("outputs/twin/hf/model.safetensors"))
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in mtp.items())
+    assert not all(torch.equal(after[name].float(), before[name].float()) for name in before)
 
 
 def test_nano3_lora(folders: dict[str, Path], chats: None) -> None:

@@ -37,8 +37,9 @@ def cluster(repo: Path, folder: Path, **settings: str) -> Iterator[Path]:
 
 
 def _free_ports() -> int:
-    """The first of a block of ports that nobody listens on."""
-    for first in range(17000, 30000, 20):
+    """The first of a block of ports that nobody listens on; each worker of pytest-xdist looks in its own range."""
+    start = 17000 + 2000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    for first in range(start, start + 2000, 20):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", first)):
                 return first

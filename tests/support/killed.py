@@ -17,6 +17,7 @@ from support.packed import ARCHITECTURES, RowList, make_model, make_row
 from sft_hydra.checkpoint.state import Saver, latest, load
 from sft_hydra.engine.loop import StepResult, TrainState, train_loop
 from sft_hydra.engine.optimizer import build_optimizer
+from sft_hydra.planning.recipe import recipe_of
 
 SMALLEST = ARCHITECTURES["qwen3"] | {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16}
 
@@ -28,10 +29,10 @@ def run_on(folder: Path, steps: int, interval: int) -> None:
     cfg = make_cfg()
     cfg.train.train_iters = steps
     model = make_model(SMALLEST)
-    optimizer = build_optimizer(model, cfg)
+    optimizer = build_optimizer(model, cfg.optimizer, cfg.train.precision)
     found = latest(folder)
     state = load(found, model, optimizer) if found else TrainState()
-    began, saver = state.step, Saver(folder, cfg)
+    began, saver = state.step, Saver(folder, recipe_of(cfg), cfg.checkpoint)
     with open(folder / "losses.jsonl", "ab", buffering=0) as log:
 
         def after_step(result: StepResult) -> None:
@@ -40,7 +41,9 @@ def run_on(folder: Path, steps: int, interval: int) -> None:
                 saver.save(model, optimizer, state)
 
         rows = RowList(make_row([5 + i % 7, 20, 3], seed=i) for i in range(60))
-        train_loop(model, optimizer, rows, state, cfg, steps, after_step=after_step, should_stop=lambda: False)
+        train_loop(
+            model, optimizer, rows, state, recipe_of(cfg), steps, after_step=after_step, should_stop=lambda: False
+        )
         saver.wait()
 
 

@@ -163,7 +163,9 @@ def run(rank: int, what: str, family: str, tp: int, folder: str, result: str) ->
         dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
     from megatron.core import dist_checkpointing, parallel_state
     from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+    from megatron.core.transformer.moe import moe_utils
 
+    moe_utils.te_general_gemm = None  # 0.16.1 does not define it where Transformer Engine is not installed
     parallel_state.initialize_model_parallel(tensor_model_parallel_size=tp)
     type(get_cuda_rng_tracker()).fork = lambda *_: nullcontext()  # its random states are a GPU's
     torch.manual_seed(7)

@@ -18,6 +18,7 @@ from sft_hydra.models.freeze import freeze_parameters
 from sft_hydra.models.init_weights import init_weights
 from sft_hydra.models.lora import add_adapters, init_adapters
 from sft_hydra.models.quantized_linear import quantize_linears
+from sft_hydra.planning.recipe import recipe_of
 from sft_hydra.planning.topology import run_layout
 from sft_hydra.schema.config import SftConfig
 
@@ -51,19 +52,21 @@ def training_peak(cfg: SftConfig) -> int:
         row.loss_mask[:-1] = 1
 
     def work() -> None:
-        model = build_model(architecture, "meta", torch.float32 if cfg.peft is None else compute_dtype(cfg, device))
+        model = build_model(
+            architecture, "meta", torch.float32 if cfg.peft is None else compute_dtype(cfg.train.precision, device)
+        )
         if cfg.peft is not None and cfg.peft.quantize_base is not None:
             quantize_linears(model, cfg.peft.quantize_base)
         if cfg.peft is not None:
             add_adapters(model, cfg.peft)
         if cfg.train.freeze or cfg.train.trainable:
             freeze_parameters(model, cfg.train.freeze, cfg.train.trainable)
-        materialize_on_mesh(model, cfg, run_layout(cfg, architecture), device)
+        materialize_on_mesh(model, cfg.train, run_layout(cfg, architecture), device)
         init_weights(model, 0, 0.02)
         if cfg.peft is not None:
             init_adapters(model, 0)
-        optimizer, state = build_optimizer(model, cfg), TrainState()
+        optimizer, state = build_optimizer(model, cfg.optimizer, cfg.train.precision), TrainState()
         for _ in range(2):  # moments are there from the second on
-            optimizer_step(model, optimizer, rows, state, cfg, 2)
+            optimizer_step(model, optimizer, rows, state, recipe_of(cfg), 2)
 
     return peak_bytes(work)

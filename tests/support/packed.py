@@ -144,7 +144,7 @@ def make_model(architecture: dict[str, Any], seed: int = 0) -> DecoderModel:
 
 def logits_of(model: DecoderModel, batch: Batch) -> torch.Tensor:
     hidden = model(batch.input_ids, batch.position_ids, batch.cu_seqlens, batch.max_seqlen)
-    return model.logits(hidden, model.head_weight)
+    return model.logits(hidden, model.used_full_head())
 
 
 def alone(oracle: Any, rows: list[PackedRow]) -> tuple[torch.Tensor, torch.Tensor]:

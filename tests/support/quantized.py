@@ -15,7 +15,7 @@ from sft_hydra.models.lora import add_adapters
 from sft_hydra.models.quantized_linear import quantize_linears
 from sft_hydra.parallel.dtensor import copy_shard_, full_tensor
 from sft_hydra.planning.layout import Layout
-from sft_hydra.schema.config import LoraConfig, SftConfig
+from sft_hydra.schema.config import LoraConfig, TrainConfig
 
 
 def saved(architecture: dict[str, Any], folder: Path) -> Path:
@@ -30,7 +30,7 @@ def quantized(folder: Path, kind: str, lora: LoraConfig | None = None, layout: L
     quantize_linears(model, kind)
     if lora is not None:
         add_adapters(model, lora)
-    materialize_on_mesh(model, SftConfig(peft=lora), layout or Layout(), torch.device("cpu"))
+    materialize_on_mesh(model, TrainConfig(), layout or Layout(), torch.device("cpu"))
     generator = torch.Generator().manual_seed(9)
     with torch.no_grad():
         for parameter in model.parameters():

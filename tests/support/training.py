@@ -19,6 +19,7 @@ from sft_hydra.models.lora import add_adapters
 from sft_hydra.models.quantized_linear import quantize_linears
 from sft_hydra.parallel.dtensor import copy_shard_, full_tensor, local_shard
 from sft_hydra.planning.layout import Layout
+from sft_hydra.planning.recipe import recipe_of
 from sft_hydra.schema.config import LoraConfig, ModelConfig, SftConfig
 from sft_hydra.schema.optim import OPTIMIZERS, Scheduler
 
@@ -39,6 +40,7 @@ class Case:
     lonely: bool = False  # every token goes to the first two experts
     optimizer: str = "adamw"
     weights: torch.dtype | None = None  # None: see below
+    token_ids: tuple[int, ...] = ()  # new tokens
 
     @property
     def dtype(self) -> torch.dtype:
@@ -89,10 +91,10 @@ def placed_model(case: Case, cfg: SftConfig, layout: Layout) -> DecoderModel:
         whole = make_model(architecture)
     model = build_model(architecture, "meta", torch.float32)
     if case.lora is not None:
-        add_adapters(whole, case.lora)
+        add_adapters(whole, case.lora, case.token_ids)
         if case.lora.quantize_base:
             quantize_linears(model, case.lora.quantize_base)
-        add_adapters(model, case.lora)
+        add_adapters(model, case.lora, case.token_ids)
         generator = torch.Generator().manual_seed(5)
         with torch.no_grad():
             for parameter in whole.parameters():
@@ -105,7 +107,7 @@ def placed_model(case: Case, cfg: SftConfig, layout: Layout) -> DecoderModel:
             correction.copy_(torch.tensor([9.0, 9.0] + [0.0] * (len(correction) - 2)))
     whole.to(case.dtype)
     model.to(case.dtype)
-    materialize_on_mesh(model, cfg, layout, torch.device("cpu"))
+    materialize_on_mesh(model, cfg.train, layout, torch.device("cpu"))
     values = whole.state_dict()
     for name, tensor in model.state_dict(keep_vars=True).items():
         if quantized := model.quantized.get(name):
@@ -128,10 +130,10 @@ def train(case: Case, layout: Layout) -> Outcome:
 
     train_loop(
         model,
-        build_optimizer(model, cfg),
+        build_optimizer(model, cfg.optimizer, cfg.train.precision),
         training_rows(),
         state,
-        cfg,
+        recipe_of(cfg),
         case.steps,
         after_step=after_step,
         should_stop=lambda: False,

@@ -19,6 +19,7 @@ class Keeping:
     width: int  # bytes per element in the compute dtype
     full: bool  # full fine-tuning
     lora: int  # LoRA rank, 0 without LoRA
+    dora: bool
     on_cpu: bool
     tp: int  # tensor-parallel size
     quantized: float | None = None  # bytes of a frozen weight of a linear layer; None: `width`
@@ -26,7 +27,19 @@ class Keeping:
 
 def kept_by_mixer(s: Sizes, mixer: str, how: Keeping) -> int:
     """Bytes per token saved by one mixer (`attention`, `mamba`, `mlp`, `moe`) with its norm and its input hidden states."""
-    return {"attention": _attention, "mamba": _mamba, "mlp": _mlp, "moe": _moe}[mixer](s, how)
+    kept = {"attention": _attention, "mamba": _mamba, "mlp": _mlp, "moe": _moe}[mixer](s, how)
+    return kept + (how.width * _outputs(s, mixer, how) if how.dora else 0)
+
+
+def _outputs(s: Sizes, mixer: str, how: Keeping) -> int:
+    """Outputs of a mixer's layers that DoRA adapts where nothing else is asked for: each is kept before it is scaled."""
+    out = s.hidden * how.tp
+    if mixer == "attention":
+        return s.q + 2 * s.kv + out
+    if mixer == "mamba":
+        return s.mamba_in
+    inner = s.inner if mixer == "mlp" else s.shared_inner
+    return inner * (2 if s.gated else 1) + out if inner else 0
 
 
 def kept_under_selective(s: Sizes, mixer: str, how: Keeping) -> int:

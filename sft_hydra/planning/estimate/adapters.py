@@ -9,12 +9,23 @@ from typing import Any
 from sft_hydra.errors import ConfigError
 from sft_hydra.planning.architecture import FAMILIES
 from sft_hydra.planning.estimate.sizes import Sizes, sizes_of
-from sft_hydra.planning.lora_targets import choose, layer_lora, usual_targets
+from sft_hydra.planning.lora_targets import EXPERTS, choose, layer_lora, usual_targets
 from sft_hydra.schema.config import LoraConfig
 
 USUAL_DENSE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 USUAL_HYBRID = ("q_proj", "k_proj", "v_proj", "o_proj", "in_proj", "up_proj", "down_proj")
-Layer = tuple[str, int]  # name, inputs and outputs of all its matrices: parameters for each unit of the rank
+Layer = tuple[str, int, int]  # name, inputs, outputs
+
+
+def table_parameters(arch: dict[str, Any], lora: LoraConfig, new_tokens: int) -> tuple[int, int]:
+    """Parameters that LoRA trains of (embedding, head), as whole tables or as rows of new tokens; of a tied head none."""
+    s = sizes_of(arch)
+    if lora.trainable_new_tokens:
+        return new_tokens * s.hidden, 0 if s.tied else new_tokens * s.hidden
+    table, asked = s.vocab * s.hidden, set(lora.modules_to_save)
+    if s.tied:
+        return table if asked else 0, 0
+    return table if "embed_tokens" in asked else 0, table if "lm_head" in asked else 0
 
 
 def adapters_by_block(arch: dict[str, Any], lora: LoraConfig | None) -> list[int]:
@@ -24,7 +35,7 @@ def adapters_by_block(arch: dict[str, Any], lora: LoraConfig | None) -> list[int
         return [0] * len(s.blocks)
     hybrid = arch.get("model_type") == "nemotron_h"
     blocks = [list(_layers(s, mixers, f"model.layers.{i}", hybrid)) for i, mixers in enumerate(s.blocks)]
-    names = [name for block in blocks for name, _ in block]
+    names = [name for block in blocks for name, *_ in block]
     usual = usual_targets(names, USUAL_HYBRID if hybrid else USUAL_DENSE)
     try:
         chosen = set(choose(names, lora, usual))
@@ -32,35 +43,45 @@ def adapters_by_block(arch: dict[str, Any], lora: LoraConfig | None) -> list[int
         if arch.get("model_type") in FAMILIES:
             raise
         chosen = set(usual)  # its layers have names of their own
-    return [sum(size * layer_lora(lora, name).dim for name, size in block if name in chosen) for block in blocks]
+    return [sum(_parameters(s, layer, lora) for layer in block if layer[0] in chosen) for block in blocks]
+
+
+def _parameters(s: Sizes, layer: Layer, lora: LoraConfig) -> int:
+    name, inputs, outputs = layer
+    count = s.experts if EXPERTS in name else 1
+    return count * (layer_lora(lora, name).dim * (inputs + outputs) + (outputs if lora.use_dora else 0))
 
 
 def _layers(s: Sizes, mixers: tuple[str, ...], block: str, hybrid: bool) -> Iterator[Layer]:
     for mixer in mixers:
         place = f"{block}.mixer" if hybrid else f"{block}.self_attn" if mixer == "attention" else f"{block}.mlp"
-        for name, size in {"attention": _attention, "mamba": _mamba, "mlp": _mlp, "moe": _moe}[mixer](s):
-            yield f"{place}.{name}", size
+        for name, inputs, outputs in {"attention": _attention, "mamba": _mamba, "mlp": _mlp, "moe": _moe}[mixer](s):
+            yield f"{place}.{name}", inputs, outputs
 
 
 def _attention(s: Sizes) -> Iterator[Layer]:
-    yield from (("q_proj", s.hidden + s.q), ("o_proj", s.q + s.hidden))
-    yield from ((kind, s.hidden + s.kv) for kind in ("k_proj", "v_proj"))
+    yield from (("q_proj", s.hidden, s.q), ("o_proj", s.q, s.hidden))
+    yield from ((kind, s.hidden, s.kv) for kind in ("k_proj", "v_proj"))
 
 
 def _mamba(s: Sizes) -> Iterator[Layer]:
-    yield from (("in_proj", s.hidden + s.mamba_in), ("out_proj", s.mamba_inner + s.hidden))
+    yield from (("in_proj", s.hidden, s.mamba_in), ("out_proj", s.mamba_inner, s.hidden))
 
 
 def _mlp(s: Sizes) -> Iterator[Layer]:
-    kinds = ("gate_proj", "up_proj", "down_proj") if s.gated else ("up_proj", "down_proj")
-    yield from ((kind, s.hidden + s.inner) for kind in kinds)
+    yield from ((kind, s.hidden, s.inner) for kind in (("gate_proj", "up_proj") if s.gated else ("up_proj",)))
+    yield "down_proj", s.inner, s.hidden
 
 
 def _moe(s: Sizes) -> Iterator[Layer]:
-    first, width = ("gate_up_proj", 2 * s.expert_inner) if s.gated else ("up_proj", s.expert_inner)
-    yield f"experts.{first}", s.experts * (s.latent + width)
-    yield "experts.down_proj", s.experts * (s.expert_inner + s.latent)
+    yield (
+        ("experts.gate_up_proj", s.latent, 2 * s.expert_inner)
+        if s.gated
+        else ("experts.up_proj", s.latent, s.expert_inner)
+    )
+    yield "experts.down_proj", s.expert_inner, s.latent
     if s.shared_inner:
-        yield from ((f"shared_experts.{kind}", s.hidden + s.shared_inner) for kind in ("up_proj", "down_proj"))
+        yield "shared_experts.up_proj", s.hidden, s.shared_inner
+        yield "shared_experts.down_proj", s.shared_inner, s.hidden
     if s.latent != s.hidden:
-        yield from ((f"{kind}_latent_proj", s.hidden + s.latent) for kind in ("fc1", "fc2"))
+        yield from (("fc1_latent_proj", s.hidden, s.latent), ("fc2_latent_proj", s.latent, s.hidden))

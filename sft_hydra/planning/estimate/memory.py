@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sft_hydra.planning.estimate.activations import FP32, Keeping, kept_by_mixer, kept_under_selective, norm
-from sft_hydra.planning.estimate.adapters import adapters_by_block
+from sft_hydra.planning.estimate.adapters import adapters_by_block, table_parameters
 from sft_hydra.planning.estimate.parameters import (
     expert_parameters,
     largest_linear,
@@ -79,17 +79,15 @@ class _Stage:
     in_flight: int  # micro-batches whose activations are there at one time
     adapters: int  # parameters of LoRA
     frozen: Frozen  # in full fine-tuning; of this stage's blocks
+    trained_tables: int = 0  # parameters of embedding and head that are trained beside LoRA
+    trained_rows: int = 0  # the same of rows of them, which are stored beside their table
+    trained_head: bool = False  # the head, or rows of it, is trained beside LoRA
 
     @property
     def tables(self) -> int:
         """Parameters of embedding and head."""
         count = self.first + self.last - (self.first and self.last and self.sizes.tied)
         return count * self.sizes.vocab * self.sizes.hidden
-
-    @property
-    def trained_head(self) -> bool:
-        """Whether the head is here and gets a gradient in full fine-tuning."""
-        return self.last and not self.frozen.head
 
     @property
     def not_trained(self) -> int:
@@ -104,14 +102,14 @@ def _stages(arch: dict[str, Any], layout: Layout, cfg: SftConfig) -> list[_Stage
     s, adapters = sizes_of(arch), adapters_by_block(arch, cfg.peft)
     frozen = frozen_parameters(arch, cfg.train)
     if layout.pp == 1:
-        return [_Stage(s, True, True, 1, sum(adapters), frozen)]
+        return [_with_tables(_Stage(s, True, True, 1, sum(adapters), frozen), arch, cfg)]
     costs = [
         float(sum(mixer_parameters(s, m) + (s.chosen * expert_parameters(s) if m == "moe" else 0) for m in mixers))
         for mixers in s.blocks
     ]
     costs[-1] += s.vocab * s.hidden
     shares = partition_layers(costs, layout.pp)
-    return [
+    stages = [
         _Stage(
             replace(s, blocks=tuple(s.blocks[i] for i in share)),
             first=number == 0,
@@ -122,6 +120,21 @@ def _stages(arch: dict[str, Any], layout: Layout, cfg: SftConfig) -> list[_Stage
         )
         for number, share in enumerate(shares)
     ]
+    return [_with_tables(stage, arch, cfg) for stage in stages]
+
+
+def _with_tables(stage: _Stage, arch: dict[str, Any], cfg: SftConfig) -> _Stage:
+    """The stage, with what of its embedding and head is trained beside LoRA."""
+    lora = cfg.peft
+    if lora is None:
+        return stage
+    embedding, head = table_parameters(arch, lora, cfg.tokenizer.num_new_tokens)
+    tied = stage.sizes.tied
+    own = embedding * (stage.first or (tied and stage.last)) + head * stage.last
+    trained_head = stage.last and bool(embedding if tied else head)
+    if lora.trainable_new_tokens:
+        return replace(stage, trained_head=trained_head, trained_rows=own)
+    return replace(stage, trained_head=trained_head, trained_tables=own)
 
 
 def _of_stage(cfg: SftConfig, stage: _Stage, layout: Layout, how: Keeping) -> Memory:
@@ -134,11 +147,14 @@ def _of_stage(cfg: SftConfig, stage: _Stage, layout: Layout, how: Keeping) -> Me
     block += _dequantized(cfg, stage, layout, how)
     tokens = cfg.seq_length * train.micro_batch_size // (layout.cp * layout.tp)
     kept, again = (tokens * size for size in _kept(stage, layout, how, train.recompute))
-    logits = _logits(s, tokens, layout, how) if stage.last else 0
-    earlier = gradients if -(-rows_per_step(cfg) // (layout.dp * train.micro_batch_size)) > 1 else 0
+    logits = _logits(stage, tokens, layout, how) if stage.last else 0
+    earlier = (
+        gradients if -(-rows_per_step(cfg.train, cfg.seq_length) // (layout.dp * train.micro_batch_size)) > 1 else 0
+    )
     if layout.pp > 1 and how.full:  # summed over ranks in the last micro-batch only
         earlier = FP32 * (sum(_block(s, mixers, layout) for mixers in s.blocks) + stage.tables)
-    head = FP32 * s.vocab * s.hidden if how.full and stage.trained_head else 0
+    whole = how.full and stage.last and not stage.frozen.head
+    head = FP32 * s.vocab * s.hidden if whole or stage.trained_head else 0
     rounded = copies if layout.world == 1 else 0  # casts by layers, freed as gradients are computed
     tables = head * (2 if s.tied else earlier > 0)  # gradients of embedding and lm_head at the end
     peaks = (
@@ -164,6 +180,7 @@ def _keeping(cfg: SftConfig, layout: Layout, precision: Precision) -> Keeping:
         width=width,
         full=full,
         lora=0 if cfg.peft is None else cfg.peft.dim,
+        dora=cfg.peft is not None and cfg.peft.use_dora,
         on_cpu=cfg.device is Device.cpu,
         tp=layout.tp,
         quantized=QUANTIZED_BYTES.get(cfg.peft.quantize_base or "") if cfg.peft is not None else None,
@@ -175,9 +192,10 @@ def _stored(stage: _Stage, layout: Layout, how: Keeping) -> tuple[int, int]:
     local = (sum(_block(stage.sizes, mixers) for mixers in stage.sizes.blocks) + stage.tables) // layout.shards
     if how.full:
         return FP32 * local, local - stage.not_trained // layout.shards
-    adapters = stage.adapters // layout.shards
+    trained = (stage.adapters + stage.trained_tables + stage.trained_rows) // layout.shards
+    frozen = local - stage.trained_tables // layout.shards
     saved = _saved_by_quantizing(stage.sizes, stage.sizes.blocks, how) // layout.shards
-    return how.width * local - saved + FP32 * adapters, adapters
+    return how.width * frozen - saved + FP32 * trained, trained
 
 
 def _saved_by_quantizing(s: Sizes, blocks: tuple[tuple[str, ...], ...], how: Keeping, ep: int = 1) -> int:
@@ -230,7 +248,13 @@ def _computed_with(stage: _Stage, layout: Layout, how: Keeping, recompute: Recom
 
 
 def _optimizer(cfg: SftConfig, stage: _Stage, layout: Layout, trainable: int) -> int:
-    """Bytes of optimizer state: two moments with AdamW, in fp32 or 8 bit (see engine/optimizer.py); one with Muon."""
+    """Bytes of optimizer state: two moments with AdamW, in fp32 or 8 bit (see engine/optimizer.py); one with Muon. The average
+    of the weights counts as another."""
+    average = 0 if cfg.train.ema_decay is None else FP32 * trainable
+    return average + _moments(cfg, stage, layout, trainable)
+
+
+def _moments(cfg: SftConfig, stage: _Stage, layout: Layout, trainable: int) -> int:
     if isinstance(cfg.optimizer, AdamW) and cfg.optimizer.state_bits == 8:
         in_fp32 = 0 if cfg.peft is not None else min(trainable, _embedding_and_experts(stage) // layout.shards)
         return 2 * FP32 * in_fp32 + int(2 * EIGHT_BITS * (trainable - in_fp32))
@@ -273,11 +297,12 @@ def _kept(stage: _Stage, layout: Layout, how: Keeping, recompute: Recompute) -> 
     return stage.in_flight * (kept + rotary) + last, again
 
 
-def _logits(s: Sizes, tokens: int, layout: Layout, how: Keeping) -> int:
+def _logits(stage: _Stage, tokens: int, layout: Layout, how: Keeping) -> int:
+    s = stage.sizes
     chunk = min(tokens, HEAD_CHUNK_TOKENS)
     table = s.vocab * s.hidden
-    copy = how.width * table if _rounds(layout, how) else 0
-    return FP32 * 2 * chunk * s.vocab + (FP32 * table if how.full else 0) + copy
+    copy = how.width * table if _rounds(layout, how) or stage.trained_head else 0
+    return FP32 * 2 * chunk * s.vocab + (FP32 * table if how.full or stage.trained_head else 0) + copy
 
 
 def savings(cfg: SftConfig, arch: dict[str, Any], precision: Precision) -> list[tuple[str, int]]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sft_hydra.planning.estimate.adapters import adapters_by_block
+from sft_hydra.planning.estimate.adapters import adapters_by_block, table_parameters
 from sft_hydra.planning.estimate.sizes import Sizes, sizes_of
 from sft_hydra.planning.estimate.trained import frozen_parameters
 from sft_hydra.schema.config import LoraConfig, TrainConfig
@@ -79,10 +79,13 @@ def expert_parameters(s: Sizes) -> int:
     return (3 if s.gated else 2) * s.latent * s.expert_inner
 
 
-def trainable_parameters(arch: dict[str, Any], peft: LoraConfig | None, train: TrainConfig | None = None) -> int:
-    """All but those that `train` freezes, or those of the adapters on the layers that `peft` chooses."""
+def trainable_parameters(
+    arch: dict[str, Any], peft: LoraConfig | None, new_tokens: int = 0, train: TrainConfig | None = None
+) -> int:
+    """All but those that `train` freezes; or those of the adapters on the layers that `peft` chooses, and of embedding and head
+    beside them."""
     if peft is not None:
-        return sum(adapters_by_block(arch, peft))
+        return sum(adapters_by_block(arch, peft)) + sum(table_parameters(arch, peft, new_tokens))
     params = count_parameters(arch)
     if train is None:
         return params.total

@@ -1,0 +1,26 @@
+"""Which metrics a training measures, and that those which the config goes by are among them."""
+
+from sft_hydra.data.shards import PackedSet
+from sft_hydra.errors import ConfigError
+from sft_hydra.schema.config import SftConfig
+
+
+def check_metrics(cfg: SftConfig, packed: PackedSet) -> None:
+    """ConfigError if `checkpoint.keep_best` or `train.early_stopping.metric` is a metric that training does not measure."""
+    evaluated = []
+    if packed.num_rows("valid"):
+        evaluated += ["val/loss", "val/bpb", *(f"val/loss/{source}" for source in packed.sources)]
+    if cfg.eval.chatcore_every:
+        evaluated += ["eval/chatcore", *(f"eval/chatcore/{task}" for task in cfg.eval.chatcore_tasks)]
+    of_steps = ["loss", *(f"loss/{source}" for source in packed.sources)]
+    wanted = {
+        "checkpoint.keep_best": (cfg.checkpoint.keep_best, of_steps + evaluated),
+        "train.early_stopping.metric": (cfg.train.early_stopping.metric, evaluated),
+    }
+    problems = [
+        f"{key}={metric} is not measured while training; there are: {', '.join(known)}"
+        for key, (metric, known) in wanted.items()
+        if metric is not None and metric not in known
+    ]
+    if problems:
+        raise ConfigError(*problems)
