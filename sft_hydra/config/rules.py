@@ -20,7 +20,7 @@ from sft_hydra.planning.architecture import (
 )
 from sft_hydra.planning.layout import layout_problems, num_experts
 from sft_hydra.planning.topology import possible_layouts, rows_per_step, run_layout
-from sft_hydra.schema.config import Device, ExportFormat, Precision, Runner, SftConfig
+from sft_hydra.schema.config import Device, ExportFormat, Precision, Recompute, Runner, SftConfig
 from sft_hydra.schema.data import Packing
 from sft_hydra.schema.optim import AdamW
 from sft_hydra.secret_text import assigns_secret, holds_secret, is_secret_name
@@ -275,8 +275,11 @@ def routers(cfg: SftConfig) -> Iterator[str]:
             continue
         if architecture.get("model_type") != family or not num_experts(architecture):
             yield f"train.{key}={value:g} is for mixtures of experts with {kind} routers ({family}), which this model is not"
-        elif run_layout(cfg, architecture).pp > 1:
-            yield f"train.{key}={value:g} does not go with pipeline stages; set parallel.pp=1"
+        elif cfg.train.recompute is not Recompute.none and run_layout(cfg, architecture).pp > 1:
+            yield (
+                f"train.{key}={value:g} with pipeline stages and train.recompute={cfg.train.recompute.value}: routers would count "
+                "tokens of another micro-batch when they compute again; set train.recompute=none or parallel.pp=1"
+            )
     if cfg.train.router_bias_update_rate and cfg.peft is not None:
         yield "train.router_bias_update_rate trains the base, which peft=lora freezes; drop one of them"
 

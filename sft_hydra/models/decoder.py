@@ -131,6 +131,12 @@ class DecoderModel(nn.Module, ABC):
             return self.losses(hidden, targets, trained)
         return hidden if self.reader is None else self.reader(hidden)
 
+    def observe_batch(self, batch: Any, *, repeated: bool = False) -> None:
+        """Tell the routers whose experts are balanced how many tokens of the coming pass over a micro-batch they count: all
+        but padding; none if it is a repetition."""
+        for balance in self.balances:
+            balance.real = 0 if repeated else batch.num_real(self.mesh)
+
     def rounded(self, hidden: torch.Tensor) -> torch.Tensor:
         """`hidden` in the compute dtype."""
         return hidden if self.rounds_to is None else hidden.to(self.rounds_to)

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from sft_hydra.models.decoder import FamilyModel
-from sft_hydra.models.moe import MoE
+from sft_hydra.models.moe import MoE, SigmoidRouter, SoftmaxRouter
 from sft_hydra.models.quantized_linear import QuantizedGroupedLinear, QuantizedLinear
 from sft_hydra.parallel.dtensor import local_shard
 from sft_hydra.parallel.pipeline import make_schedule, stages_of_rank
@@ -54,13 +54,16 @@ class Stage(nn.Module):
         self.norm = model.model.norm if last else None
         self.lm_head = model.lm_head if last else None
         self.embed, self.packed, self.finish = model.embed, model.packed, model.finish
+        self.observe_batch = model.observe_batch
         self.now: Pass
+        self.seen: set[int] = set()  # micro-batches that have been here in this pass
 
     def forward(self, hidden: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """Hidden states (t, D), or the loss (1,) on the last stage. `hidden` (t, D) is the previous stage's output (unused
         on the first stage); `index` (1,) is the micro-batch index."""
         number = int(index)
         batch = self.now.batches[min(number, len(self.now.batches) - 1)]  # extra passes repeat the last micro-batch
+        self._observe(number, batch)
         packed = self.packed(batch.position_ids, batch.cu_seqlens, batch.max_seqlen)
         if self.first:
             hidden = self.embed(batch.input_ids)
@@ -69,6 +72,16 @@ class Stage(nn.Module):
         for block in self.blocks:
             hidden = block(hidden, packed)
         return self._result(number, hidden, batch) if self.last else hidden
+
+    def _observe(self, number: int, batch: MicroBatch) -> None:
+        """Have this stage's routers count the tokens of a micro-batch once. torch's schedule runs the first one twice, to learn
+        the shapes of outputs, and repeats the last one where the number of micro-batches does not fit."""
+        if number in self.seen:
+            for module in self.modules():
+                if isinstance(module, SoftmaxRouter | SigmoidRouter) and module.balance is not None:
+                    module.balance.reset()
+        self.seen = {number} if number in self.seen else self.seen | {number}
+        self.observe_batch(batch, repeated=number >= len(self.now.batches))
 
     def _result(self, number: int, hidden: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
         """Store the output for a micro-batch; returns its part of the loss (1,)."""
@@ -128,7 +141,7 @@ class Pipeline:
             self._schedules[number] = make_schedule(self.stages, self.model.mesh, device, number)
         schedule = self._schedules[number]
         for stage in self.stages:
-            stage.now = now
+            stage.now, stage.seen = now, set()
         index = torch.arange(number)  # on the CPU: reading it does not synchronize with the device
         inputs = (torch.zeros(number, device=device),) if self.stages[0].first else ()
         last: dict[str, Any] = {"target": index, "losses": []} if self.stages[-1].last else {}

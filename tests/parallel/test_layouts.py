@@ -119,8 +119,18 @@ CASES = {
     "frozen but first": (Case("qwen3", train={"trainable": ["*.layers.0.mlp"]}), [(2, {"pp": 2}), (2, {})]),
     "frozen experts": (Case("nano", train={"freeze": ["*.experts.*", "gate", "norm"]}), [*EXPERTS[:3], (2, {"pp": 2})]),
     "frozen recompute": (Case("qwen3", train={"freeze": ["layers.0"], "recompute": Recompute.full}), [(2, {})]),
-    "balancing loss": (Case("qwen3_moe", train={"router_aux_loss": 0.5}), [(4, {"cp": 2, "ep": 2}), *MOE_SIX, (3, {})]),
-    "moving bias": (Case("nano", train={"router_bias_update_rate": 0.02}), [(4, {"cp": 2, "ep": 4}), *EXPERTS[:8]]),
+    "balancing loss": (
+        Case("qwen3_moe", train={"router_aux_loss": 0.5}),
+        [(4, {"cp": 2, "ep": 2}), *MOE_SIX, (3, {}), (2, {"pp": 2}), (4, {"pp": 2, "ep": 2})],
+    ),
+    "moving bias": (
+        Case("nano", train={"router_bias_update_rate": 0.02}),
+        [(4, {"cp": 2, "ep": 4}), *EXPERTS[:8], (2, {"pp": 2}), (4, {"pp": 2, "ep": 2})],
+    ),
+    "moving bias of three rows": (
+        Case("nano", train={"router_bias_update_rate": 0.02, "global_batch_size": 3}),
+        [(2, {"pp": 2})],
+    ),
     "pipeline": (Case("qwen3"), STAGES),
     "pipeline untied": (Case("llama"), STAGES[:3]),
     "pipeline moe": (Case("qwen3_moe", architecture={"num_hidden_layers": 4}), STAGES_OF_EXPERTS[2:3]),
