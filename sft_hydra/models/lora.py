@@ -63,7 +63,8 @@ def add_adapters(model: DecoderModel, lora: LoraConfig, token_ids: tuple[int, ..
     if not chosen:
         raise ConfigError(
             f"peft: no layer of this model can have a LoRA adapter (model_type {model.config.model_type}, {len(layers)} "
-            "linear layers besides lm_head); use peft=null"
+            "linear layers besides lm_head); adapters go on linear layers, of which GPT-2's Conv1D, with its weights transposed, is "
+            "none; use peft=null, with train.freeze to train a part"
         )
     each = {name: layer_lora(lora, name) for name in chosen}
     model.adapter_scales = {name: scale_of(own) for name, own in each.items()}

@@ -123,6 +123,10 @@ CASES = {
         Case("qwen3_moe", train={"router_aux_loss": 0.5}),
         [(4, {"cp": 2, "ep": 2}), *MOE_SIX, (3, {}), (2, {"pp": 2}), (4, {"pp": 2, "ep": 2})],
     ),
+    "balancing loss interleaved": (
+        Case("qwen3_moe", architecture={"num_hidden_layers": 4}, train={"router_aux_loss": 0.5}),
+        interleaved([(2, {"pp": 2})]),
+    ),
     "moving bias": (
         Case("nano", train={"router_bias_update_rate": 0.02}),
         [(4, {"cp": 2, "ep": 4}), *EXPERTS[:8], (2, {"pp": 2}), (4, {"pp": 2, "ep": 2})],
