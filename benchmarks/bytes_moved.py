@@ -1,4 +1,5 @@
-"""Bytes that operations read and write and kernels that they launch, of one micro-batch, counted without a GPU.
+"""Bytes that operations read and write and kernels that they launch, of the second micro-batch of a step, counted without a
+GPU.
 
     python benchmarks/bytes_moved.py [--case qwen3_0_6b_full] [--operators]
 
@@ -12,7 +13,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,9 +32,11 @@ from torch._subclasses import FakeTensorMode
 from train_step_cases import Case, cases, make_cfg
 
 from sft_hydra.engine.batch import Batch, make_batch
+from sft_hydra.engine.microbatches import forward_loss
 from sft_hydra.models.build import build_model
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.lora import add_adapters
+from sft_hydra.models.weight_copies import kept_copies
 from sft_hydra.parallel.parallelize import Options, parallelize
 
 # torch without CUDA composes these of smaller operations; with a kernel registered for CUDA they are one, as on a GPU
@@ -69,16 +72,23 @@ def count(case: Case, recompute: str) -> dict[str, Moved]:
     model = make_model(case, recompute)
     row = make_row(LENGTHS, vocab=model.config.vocab_size)
     batch = make_batch([row] * case.micro, "cpu")
-    with FakeTensorMode(allow_non_fake_inputs=True), BytesMoved() as counter:
+    with FakeTensorMode(allow_non_fake_inputs=True), kept_copies(model) if recompute == "none" else nullcontext():
         model.to_empty(device="cuda")
         batch = on_device(batch)
+        forward_loss(model, batch)[0].backward()
+        counter = counted(model, batch)
+    return counter.moved
+
+
+def counted(model: DecoderModel, batch: Batch) -> BytesMoved:
+    with BytesMoved() as counter:
         counter.phase = "forward"
         with head_counted(model, counter):
             boundaries = batch.cu_seqlens, batch.max_seqlen
             losses = model(batch.input_ids, batch.position_ids, *boundaries, batch.targets, batch.trained)
         counter.phase = "backward"
         losses[0].backward()
-    return counter.moved
+    return counter
 
 
 def make_model(case: Case, recompute: str) -> DecoderModel:

@@ -60,8 +60,12 @@ def published(name: str) -> dict[str, Any]:
 
 def cases() -> dict[str, Case]:
     vocab = {"vocab_size": 151936}
-    nano = published("nano3") | {"hybrid_override_pattern": "MEMEM*EM", "num_hidden_layers": 8}
+    # With all 128 experts weights and their optimizer's state alone are 71 GiB.
+    nano = published("nano3") | {"hybrid_override_pattern": "MEMEM*EM", "num_hidden_layers": 8, "n_routed_experts": 64}
     return {
+        "rehearsal": Case(
+            TINY | {"hidden_size": 64, "num_hidden_layers": 1, "vocab_size": 512}, 128, 2, 1, "cpu", peers=()
+        ),
         "tiny": Case(TINY | vocab, 1024, 2, 1, "cpu"),
         "tiny_small_vocab": Case(TINY, 2048, 2, 1, "cpu", demo_tokenizer=True),
         "qwen3_0_6b_full": Case(published("qwen3_0_6b"), 4096, 8, 4, "cuda"),

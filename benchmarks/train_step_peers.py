@@ -5,6 +5,7 @@ run `train()` in a thread of their own, which waits after each step until it is 
 """
 
 import copy
+import gc
 import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -17,6 +18,7 @@ from train_step_cases import Case, lengths, make_cfg
 from sft_hydra.engine.loop import TrainState, optimizer_step
 from sft_hydra.engine.materialize import materialize_on_mesh
 from sft_hydra.engine.optimizer import build_optimizer
+from sft_hydra.kernels.library_choice import FLASH_ATTN, is_used
 from sft_hydra.models.build import build_model, merged_state, transformers_model
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.init_weights import init_weights
@@ -54,6 +56,7 @@ class Ours:
 
     def close(self) -> None:
         del self.model, self.optimizer
+        gc.collect()  # blocks refer to themselves
 
 
 def our_model(case: Case) -> DecoderModel:
@@ -132,6 +135,7 @@ class TrainerParty:
         self.stopping = True
         self.go.release()
         self.thread.join()
+        gc.collect()
 
 
 def trl_party(case: Case, rows: list[PackedRow]) -> Party:
@@ -213,7 +217,7 @@ def their_model(case: Case) -> Any:
     model = our_model(case)
     state = {name: tensor.detach().clone() for name, tensor in merged_state(model).items()}
     theirs = transformers_model(copy.deepcopy(model.config), state).to(case.device)
-    flash = case.device == "cuda" and find_spec("flash_attn") is not None
+    flash = case.device == "cuda" and is_used(FLASH_ATTN)
     theirs.set_attn_implementation("flash_attention_2" if flash else "sdpa")
     theirs.config.use_cache = False
     return theirs.requires_grad_(True).train()

@@ -4,7 +4,7 @@
 
     run_folder = train(compose("model=qwen3_0_6b", "peft=lora", "data=jsonl", "data.path=chats.jsonl"))
 
-Everything else in the package may change without notice. Every error that a user can put right is a
+Everything else in the package may change without notice. Every error that the user can fix is a
 `sft_hydra.errors.UserError`, whose `describe()` is what the command line prints. Importing this loads no torch.
 """
 
@@ -35,18 +35,18 @@ def compose(*overrides: str) -> SftConfig:
 
 
 def plan(cfg: SftConfig) -> str:
-    """The text that `dry_run=true` prints: data, layout, memory of a rank, steps. Starts and writes nothing."""
+    """The text that `dry_run=true` prints: data, layout, memory per rank, steps. Starts and writes nothing."""
     return describe(cfg)
 
 
 def prepare(cfg: SftConfig) -> PackedSet:
-    """The packed set that `cfg` asks for: found, or made now. Raises MissingPackedDataError with `data.prepare=never`."""
+    """The packed set of `cfg`: an existing one, or prepared now. MissingPackedDataError with `data.prepare=never`."""
     return open_or_prepare(cfg)
 
 
 def train(cfg: SftConfig) -> Path:
-    """Train on this machine to the end, or on from the last checkpoint; returns the run's folder. One rank runs in this
-    process; several run in processes of their own. Raises UserError, with `cluster=slurm` ConfigError."""
+    """Train on this machine to the end, resuming from the last checkpoint; returns the run's folder. A single rank runs in this
+    process, several in child processes. UserError; ConfigError with `cluster=slurm`."""
     return _run(replace(cfg, runner=Runner.train))
 
 
@@ -58,17 +58,19 @@ def export(cfg: SftConfig) -> Path:
 
 def load_packed(folder: Path | str) -> PackedSet:
     """The packed set in a folder. `row(split, index)` is one packed row in numpy, `num_rows(split)` their number,
-    `metadata` what is known of its sources. Raises MissingPackedDataError or DataError."""
+    `metadata` describes the sources. MissingPackedDataError or DataError."""
     return PackedSet.open(folder)
 
 
 def _run(cfg: SftConfig) -> Path:
     if cfg.cluster.kind is ClusterKind.slurm:
         raise ConfigError(
-            "cluster=slurm: jobs are submitted by the command line, python -m sft_hydra cluster=slurm ..."
+            "cluster=slurm is not supported in Python; submit the job on the command line: python -m sft_hydra cluster=slurm ..."
         )
     if cfg.cluster.nodes > 1:
-        raise ConfigError(f"cluster.nodes={cfg.cluster.nodes}: a Python program trains on this machine alone")
+        raise ConfigError(
+            f"cluster.nodes={cfg.cluster.nodes} is not supported in Python, which trains on this machine only; set cluster.nodes=1"
+        )
     root = Path(str(cfg.run_dir))
     if ranks_of_runner(cfg) == (1, 1):
         with begin(cfg):

@@ -1,6 +1,6 @@
-"""From argv to a run: compose (Hydra), resolve (rules), then plan it or run it. `python -m sft_hydra` starts here.
+"""The command line `python -m sft_hydra`: composes the config (Hydra), resolves it (rules), then plans or starts the run.
 
-Imports no torch: a wrong command is refused, and a job is submitted, before that second is spent.
+Does not import torch, so that errors are reported and jobs submitted without that delay.
 """
 
 import shutil
@@ -24,7 +24,7 @@ from sft_hydra.worker import exit_code, run_rank
 
 
 def main() -> None:
-    """Exit codes: 0 done, 2 the user can put it right (all problems are listed), 1 anything else."""
+    """Exit codes: 0 success, 2 an error that the user can fix (all problems are listed), 1 any other error."""
     outlive_terminal()
     try:
         several = this_rank().world_size > 1
@@ -33,14 +33,14 @@ def main() -> None:
         sys.exit(2)
     if several:
         sys.exit(
-            "Start this command once; it starts the ranks itself (cluster.gpus_per_node=...). What starts each rank "
-            "by itself, as torchrun does, takes a resolved config: torchrun -m sft_hydra.worker <resolved.yaml>"
+            "Start this command once; it starts the ranks (cluster.gpus_per_node=...). To start ranks with torchrun, use a "
+            "resolved config: torchrun -m sft_hydra.worker <resolved.yaml>"
         )
     sys.exit(exit_code(lambda: command(sys.argv[1:])))
 
 
 def command(argv: Sequence[str]) -> int:
-    """The exit code, unless an error says it."""
+    """Run a command line; returns its exit code. UserError for errors that the user can fix."""
     if "--version" in argv:
         print(f"sft_hydra {__version__}")
         return 0
@@ -48,15 +48,15 @@ def command(argv: Sequence[str]) -> int:
         complete(argv)
         return 0
     composed = compose(argv)
-    if composed is None:  # Hydra has answered (--help, --cfg job), or our launcher has run a sweep
+    if composed is None:  # Hydra printed its output (--help, --cfg job), or our launcher ran a sweep
         return 0
     cfg = resolve(composed.config, composed.overrides, launcher=composed.launcher)
     if cfg.dry_run:
-        from sft_hydra.launch.dry_run import describe  # only here: a run does not need it
+        from sft_hydra.launch.dry_run import describe  # lazy: only for dry runs
 
         print(describe(cfg))
         return 0
-    if shutil.which("squeue") is not None:  # a job that waits holds no lock yet
+    if shutil.which("squeue") is not None:  # a pending job does not hold a lock
         refuse_busy([Path(str(cfg.run_dir))])
     if ranks_of_runner(cfg) != (1, 1):
         return run_here(with_auto_parallel(cfg))

@@ -1,7 +1,7 @@
-"""Reading small files that an earlier process wrote and anything may have happened to since: a crash, an editor, a full disk.
+"""Reads small files of earlier processes, which may be damaged by a crash, an editor or a full disk.
 
-Owns that whatever is wrong with such a file is an error that names it, and never a traceback. What is not there at all is
-`exists(path)` false; a dangling link or a folder of that name is there, and an error.
+Any problem with such a file is a UserError with its path, never a traceback. A missing file is `exists(path)` false; a
+dangling link or a folder with that name exists and is an error.
 
 Owner of: a damaged file of a run is named.
 """
@@ -14,17 +14,17 @@ from typing import Any
 
 from sft_hydra.errors import ConfigError, UserError
 
-AWAY = "take it away"
+AWAY = "delete it"
 FULL = {ENOSPC: "the disk is full", EDQUOT: "the disk quota is used up", EFBIG: "the limit of file sizes is reached"}
 
 
 def exists(path: Path) -> bool:
-    """Whether anything has this name, be it a link that leads nowhere."""
+    """Whether the path exists; true for a dangling link."""
     return os.path.lexists(path)
 
 
 def read_text(path: Path, *, error: type[UserError] = ConfigError, fix: str = AWAY) -> str:
-    """The text of a UTF-8 file. Raises `error` with the file's name and `fix`, what a person can do."""
+    """The text of a UTF-8 file. Raises `error` with the path and `fix`, what the user can do."""
     try:
         return path.read_bytes().decode("utf-8")
     except (OSError, ValueError) as problem:
@@ -39,27 +39,27 @@ def read_object(path: Path, *, error: type[UserError] = ConfigError, fix: str = 
     except (ValueError, RecursionError) as problem:
         raise unreadable(path, problem, error, fix) from None
     if not isinstance(found, dict):
-        raise unreadable(path, "it holds no JSON object", error, fix)
+        raise unreadable(path, "not a JSON object", error, fix)
     return found
 
 
 def unreadable(path: Path, problem: object, error: type[UserError] = ConfigError, fix: str = AWAY) -> UserError:
-    """The error to raise for a file that is not what was written."""
+    """The error to raise for a damaged file."""
     return error(f"{path}: cannot be read ({_why(path, problem)}); {fix}")
 
 
 def unwritable(problem: object) -> str:
-    """Why something could not be written, in brackets; asks about a full disk only where the system says so."""
+    """Why a file could not be written, in brackets, with a hint if the disk is full."""
     code = problem.errno if isinstance(problem, OSError) else None
     for number, words in FULL.items():
-        if code == number or f"(os error {number})" in str(problem):  # safetensors tells the number in its text
+        if code == number or f"(os error {number})" in str(problem):  # safetensors has the number in its message
             return f"({words}: {problem}). Is the disk full?"
     return f"({problem})."
 
 
 def _why(path: Path, problem: object) -> str:
     if isinstance(problem, FileNotFoundError) and path.is_symlink():
-        return f"a link to {os.readlink(path)}, which is not there"
+        return f"a link to {os.readlink(path)}, which does not exist"
     if isinstance(problem, UnicodeDecodeError):
         return f"not UTF-8 at byte {problem.start}"
     if isinstance(problem, OSError):

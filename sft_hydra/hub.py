@@ -36,14 +36,14 @@ def folder_of(key: str, path: str, patterns: list[str], *, revision: str | None,
 
 @cache
 def reach_hub() -> bool:
-    """Whether the hub's host can be looked up, asked once in a process. If it cannot, the hub libraries read their caches alone
-    from now on: on a machine without a network each request would be tried again for half a minute."""
+    """Whether the hub's host name resolves, checked once per process. If not, the hub libraries use only their caches from then
+    on: without a network they would retry each request for half a minute."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         return False
     if getproxies():
-        return True  # the proxy looks it up
+        return True  # the proxy resolves it
     endpoint = urlsplit(constants.ENDPOINT)
     try:
         socket.getaddrinfo(endpoint.hostname, endpoint.port or endpoint.scheme)

@@ -1,7 +1,7 @@
-"""Locks on files: who may write a folder, for as long as its process lives.
+"""File locks: which process may write a folder, for as long as it lives.
 
-A lock belongs to an open file, so a killed process lets go by itself, and no process that it starts holds it unless the file
-is handed over. On a file system without locks everybody gets them.
+A lock belongs to an open file, so that a killed process releases it, and child processes hold it only if they inherit the
+file. On a file system without locks, every attempt succeeds.
 """
 
 import fcntl
@@ -17,32 +17,34 @@ class BusyError(Exception):
 
 
 class Lock:
-    """An open file that can be locked. OSError if it can be neither opened nor made."""
+    """An open file that can be locked. OSError if it can be neither opened nor created."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
     def close(self) -> None:
+        """Close the file, which releases the lock."""
         os.close(self.descriptor)
 
     def try_exclusive(self) -> bool:
-        """Whether nobody else has it, in any way."""
+        """Try to lock it exclusively; false if another process holds any lock on it."""
         return self._try(fcntl.LOCK_EX)
 
     def try_shared(self) -> bool:
-        """Whether nobody has it exclusively."""
+        """Try to lock it shared; false if another process holds it exclusively."""
         return self._try(fcntl.LOCK_SH)
 
     def release(self) -> None:
+        """Release the lock; the file stays open."""
         self._try(fcntl.LOCK_UN)
 
     def read(self) -> str:
-        """What its holder has written into it."""
+        """The text that its holder has written to the file."""
         return os.pread(self.descriptor, 1 << 16, 0).decode("utf-8", "replace")
 
     def write(self, text: str) -> None:
-        """For those who come while it is held."""
+        """Write a text for processes that find it locked."""
         os.ftruncate(self.descriptor, 0)
         os.pwrite(self.descriptor, text.encode(), 0)
 
@@ -50,13 +52,13 @@ class Lock:
         try:
             fcntl.flock(self.descriptor, kind | fcntl.LOCK_NB)
         except OSError as problem:
-            return problem.errno not in (EAGAIN, EACCES)  # else the file system has no locks
+            return problem.errno not in (EAGAIN, EACCES)  # otherwise the file system has no locks
         return True
 
 
 @contextmanager
 def locked(path: Path, *, shared: bool = False) -> Iterator[Lock]:
-    """Holds the lock on this file, which is made if it is not there. BusyError if another process has it."""
+    """Context that holds the lock on this file, created if missing. BusyError if another process holds it."""
     lock = Lock(path)
     try:
         if not (lock.try_shared() if shared else lock.try_exclusive()):

@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).resolve().parent
 COMPLETE, STATE = "COMPLETE", "state.json"  # in every checkpoint: the marker of a complete one, and training progress
 CHECKPOINT_FORMAT = 1
 STEP = re.compile(r"step_(0|[1-9][0-9]*)")
-WITHOUT = "without its folder, the same command goes on from the checkpoint before"
+WITHOUT = "delete its folder to resume from the previous checkpoint"
 
 
 def conf_dir() -> Path:
@@ -36,14 +36,14 @@ def data_root(output_dir: str) -> Path:
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """`step_<N>` in it that are whole, oldest first. What has another name, as a copy made by hand, is none of them.
-    CheckpointError if the mark of one cannot be read."""
+    """Complete checkpoints `step_<N>` in a folder, oldest first; folders with other names are ignored. CheckpointError if a
+    COMPLETE file cannot be read."""
     steps = [(int(found[1]), path) for path in folder.glob("step_*") if (found := STEP.fullmatch(path.name))]
     return [path for _, path in sorted(steps) if is_complete(path)]
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether it is marked; an empty mark, as a crash may leave it, marks nothing."""
+    """Whether it has a COMPLETE file that is not empty (a crash may leave an empty one)."""
     mark = checkpoint / COMPLETE
     return exists(mark) and bool(read_text(mark, error=CheckpointError, fix=WITHOUT).strip())
 
@@ -69,16 +69,14 @@ def state_digest(checkpoint: Path) -> str:
 
 
 def read_progress(checkpoint: Path) -> dict[str, Any]:
-    """What `state.json` says: `state` (as TrainState), `adapters_only`, `optimizer`, the `sizes` and `rates` in use, the
-    `metrics` of that moment, and where it comes from: `config`, `data`, `base`."""
+    """The content of `state.json`: `state` (as TrainState), `adapters_only`, `optimizer`, the `sizes` and learning `rates`, the
+    `metrics` at that step, and its origin: `config`, `data`, `base`. CheckpointError if it is damaged."""
     file, mark = checkpoint / STATE, checkpoint / COMPLETE
     progress = read_object(file, error=CheckpointError, fix=WITHOUT)
     if exists(mark):
         written = read_text(mark, error=CheckpointError, fix=WITHOUT).strip()
         if written and written != state_digest(checkpoint):
-            raise CheckpointError(
-                f"{file} is not what was written: its checksum differs from that in {mark}; {WITHOUT}"
-            )
+            raise CheckpointError(f"{file} is corrupt: its checksum differs from that in {mark}; {WITHOUT}")
     if progress.get("format") != CHECKPOINT_FORMAT:
         raise CheckpointError(
             f"{checkpoint} has format {progress.get('format')}; this version reads format {CHECKPOINT_FORMAT}"
@@ -89,15 +87,15 @@ def read_progress(checkpoint: Path) -> dict[str, Any]:
 
 
 def _problem(checkpoint: Path, progress: dict[str, Any]) -> str | None:
-    """What is wrong with a checkpoint's progress, beyond its checksum."""
+    """What is wrong with the content of a checkpoint's state.json; None if nothing is."""
     state = progress.get("state")
     kinds = {"config": dict, "sizes": dict, "rates": dict, "metrics": dict, "optimizer": list, "adapters_only": bool}
     wrong = [key for key, kind in kinds.items() if not isinstance(progress.get(key, kind()), kind)]
     if wrong or not isinstance(state, dict) or not isinstance(state.get("step"), int):
-        return f"its {', '.join(wrong) or 'state'} is not what is written there"
+        return f"invalid {', '.join(wrong) or 'state'}"
     found = STEP.fullmatch(checkpoint.name)
     if found and int(found[1]) != state["step"]:
-        return f"it is of step {state['step']}, its folder is named {checkpoint.name}: give the folder its own name"
+        return f"it is of step {state['step']}, but its folder is named {checkpoint.name}; rename the folder"
     return None
 
 

@@ -16,7 +16,7 @@ class Conversation:
     """One validated chat example: OpenAI messages with tool arguments as objects.
 
     `origin` is `file:line` and follows the row into rejects and reports; `source` is the name in `data.sources`.
-    `template_kwargs`: what the row itself hands to the chat template; `unread`: keys of the row that nobody read.
+    `template_kwargs`: variables of the row for the chat template; `unread`: keys of the row that were not used.
     """
 
     messages: list[Message]

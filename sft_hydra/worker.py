@@ -1,5 +1,5 @@
 """`python -m sft_hydra.worker <resolved.yaml>`: runs one rank of a resolved config, without Hydra. Started by srun, torchrun,
-our launchers and jobs of sweeps. cli.py runs the only rank of a local run with `run_rank` in its process."""
+our launchers and jobs of sweeps. cli.py runs a single local rank in its own process with `run_rank`."""
 
 import importlib
 import math
@@ -10,15 +10,17 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from sft_hydra.config import serialize
-from sft_hydra.config.run_folder import held
+from sft_hydra.config.run_folder import lock_folders
 from sft_hydra.errors import ConfigError, UserError
 from sft_hydra.observe.console import Console
 from sft_hydra.observe.terminal import outlive_terminal
 from sft_hydra.paths import RunPaths
 from sft_hydra.planning.topology import ranks_of_runner
 from sft_hydra.process import signals
+from sft_hydra.process.allocator import use_expandable_segments
 from sft_hydra.process.lifeline import live_with_parent, locks_handed_over
 from sft_hydra.process.rank import rank_output, this_rank
+from sft_hydra.process.third_party_logs import quiet_third_party_logs
 from sft_hydra.schema.config import SftConfig
 
 
@@ -28,21 +30,21 @@ def main() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     if code and "RANK" in os.environ:
-        os._exit(code)  # taking a process group down with dead neighbours can hang
+        os._exit(code)  # destroying a process group with dead ranks can hang
     sys.exit(code)
 
 
 def exit_code(command: Callable[[], int]) -> int:
-    """Run a command that returns an exit code: 0 done, 2 the user can put it right (all problems are listed), 1 anything
-    else. A bug keeps its traceback; of several ranks, the first that fails has told it."""
+    """Run a command and return its exit code: 0 success, 2 an error that the user can fix (all problems are listed), 1 any other
+    error, with a traceback. With several ranks, the first that fails reports the error."""
     try:
         rank = this_rank()
-    except UserError as error:  # it is not known which rank this is
-        return _told(error)
+    except UserError as error:  # the rank is unknown
+        return _report(error)
     try:
         return command()
     except UserError as error:
-        return _told(error) if rank.world_size == 1 else 2  # else the rank has told
+        return _report(error) if rank.world_size == 1 else 2  # otherwise the rank has reported it
     except signals.StoppedError as stopped:
         if rank.rank == 0:
             print(stopped, file=sys.stderr)
@@ -60,7 +62,7 @@ def exit_code(command: Callable[[], int]) -> int:
         return 1
 
 
-def _told(error: UserError) -> int:
+def _report(error: UserError) -> int:
     print(error.describe(), file=sys.stderr)
     return 2
 
@@ -75,6 +77,8 @@ def run_rank(cfg: SftConfig) -> None:
             f"{started} ranks were started, but cluster.nodes={cfg.cluster.nodes} and cluster.gpus_per_node="
             f"{cfg.cluster.gpus_per_node} of this run need {expected} for runner={cfg.runner.value}; start {expected} ranks"
         )
+    use_expandable_segments()
+    quiet_third_party_logs()
     with signals.listening():
         with Console(speak=rank.rank == 0) as console, console.work("importing torch and transformers"):
             runner = importlib.import_module(f"sft_hydra.runners.{cfg.runner.value}")
@@ -82,7 +86,7 @@ def run_rank(cfg: SftConfig) -> None:
             runner.run(cfg)
         except signals.StoppedError:
             if rank.rank == 0:
-                RunPaths(Path(cfg.run_dir)).stopped.touch()  # the batch script looks for it
+                RunPaths(Path(cfg.run_dir)).stopped.touch()  # the batch script checks for it
             raise
 
 
@@ -95,7 +99,7 @@ def _command() -> int:
     output = rank_output(rank, RunPaths(config.parent)) if rank.world_size > 1 else nullcontext()
     with output:
         cfg = serialize.load(config)
-        with held(cfg) if rank.rank == 0 and not locks_handed_over() else nullcontext():
+        with lock_folders(cfg) if rank.rank == 0 and not locks_handed_over() else nullcontext():
             run_rank(cfg)
     return 0
 

@@ -1,9 +1,22 @@
 """Fixtures for all tests."""
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, open_dict
+from support.chats import data_cfg, question, write_jsonl
+
+from sft_hydra.cli import command
+from sft_hydra.config.argv import experiment_files, normalize_argv
+from sft_hydra.config.option_files import option_files_read
+from sft_hydra.config.resolve import resolve
+from sft_hydra.config.store import register
+from sft_hydra.errors import UserError
+from sft_hydra.paths import conf_dir
+from sft_hydra.schema.config import SftConfig
 
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on the CPU; read when triton is imported
@@ -30,3 +43,61 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def repo() -> Path:
     return REPO
+
+
+@pytest.fixture
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def composed() -> Iterator[Callable[..., DictConfig]]:
+    """composed(*argv): what Hydra makes of a command line, with its `hydra` node."""
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"), option_files_read():
+
+        def run(*argv: str) -> DictConfig:
+            register(experiment_files(argv))
+            return compose("config", overrides=normalize_argv(argv), return_hydra_config=True)
+
+        yield run
+
+
+@pytest.fixture
+def resolved(composed: Callable[..., DictConfig], empty_folder: Path) -> Callable[..., SftConfig]:
+    """resolved(*argv): the SftConfig of a command line; raises ConfigError."""
+
+    def run(*argv: str) -> SftConfig:
+        config = composed(*argv)
+        launcher = str(config.hydra.runtime.choices["hydra/launcher"])
+        overrides = list(config.hydra.overrides.task)
+        with open_dict(config):
+            del config["hydra"]
+        return resolve(config, overrides, launcher=launcher)
+
+    return run
+
+
+@pytest.fixture
+def problems(empty_folder: Path) -> Callable[..., list[str]]:
+    """problems(*argv): what a command is refused for; it has written nothing."""
+
+    def run(*argv: str) -> list[str]:
+        before = sorted(empty_folder.rglob("*"))
+        with pytest.raises(UserError) as refusal:
+            command(argv)
+        assert sorted(empty_folder.rglob("*")) == before
+        return refusal.value.problems
+
+    return run
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Callable[..., SftConfig]:
+    """`questions(100)`: the config of one source of so many different rows."""
+
+    def make(count: int, name: str = "questions") -> SftConfig:
+        path = write_jsonl(tmp_path / f"{name}.jsonl", [question(number) for number in range(count)])
+        return data_cfg(tmp_path / "out", **{name: path})
+
+    return make

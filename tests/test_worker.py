@@ -29,7 +29,7 @@ def test_ctrl_c_saves_after_the_step_and_the_same_command_goes_on(tmp_path: Path
         output, _ = process.communicate(timeout=30)
         assert process.returncode == 1
         last = steps(run)[-1]
-        assert output.splitlines()[-1] == f"stopped at step {last} of 2000; the same command goes on from here"
+        assert output.splitlines()[-1] == f"stopped at step {last} of 2000; rerun the same command to resume"
         assert (run / "checkpoints" / f"step_{last}").is_dir(), attempt
     assert steps(run) == list(range(1, last + 1))
 

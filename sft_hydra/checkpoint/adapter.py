@@ -1,10 +1,12 @@
 """LoRA adapters in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`.
 
-Owns the difference between our adapters and PEFT's: rows of some layers lie in another order, and adapters of all routed
-experts of a layer, three-dimensional here, are two-dimensional there and adapt a parameter instead of a module.
+Converts between our adapters and PEFT's: rows of some layers are in another order, and adapters of all routed experts of a
+layer are three-dimensional here, but in PEFT two-dimensional and attached to a parameter instead of a module.
 """
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from sft_hydra.config.adapter import CONFIG, PREFIX, WEIGHTS, read_adapter
 from sft_hydra.errors import ModelError
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.lora import merged_weight
-from sft_hydra.models.lora_layers import Adapter, scale_of
+from sft_hydra.models.lora_layers import Adapter, joined, scale_of
 from sft_hydra.models.state_dict_map import disk_rows, rows_from_disk, rows_to_disk
 from sft_hydra.parallel.collectives import all_gather_objects
 from sft_hydra.parallel.dtensor import copy_shard_
@@ -37,6 +39,8 @@ def write_adapter(
     trained beside them: `token_ids` where that is rows. Returns the number of tensors."""
     parts = {name: found for name in adapters if (found := adapter_part(name)) and found[1] != TOKEN_ROWS}
     named = {found: adapters[name] for name, found in parts.items()}
+    if any(part == "lora_A_start" for _, part in named):
+        named, lora = _as_plain_lora(named, lora)
     layers = {layer for layer, _ in named}
     tensors = tables_to_peft(config, adapters)
     for (layer, part), tensor in named.items():
@@ -49,7 +53,9 @@ def write_adapter(
         "base_model_name_or_path": base,
         "r": lora.dim,
         "lora_alpha": lora.alpha,
-        "lora_dropout": 0.0 if parameters else lora.dropout,  # PEFT has none on parameters, and serving has none at all
+        "lora_dropout": 0.0
+        if parameters
+        else lora.dropout,  # PEFT does not support dropout on parameters; serving never uses it
         "use_dora": lora.use_dora,
         "use_rslora": lora.rank_stabilized,
         "rank_pattern": lora.rank_pattern,
@@ -63,6 +69,25 @@ def write_adapter(
     }
     (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n")
     return len(tensors)
+
+
+def _as_plain_lora(
+    named: dict[tuple[str, str], torch.Tensor], lora: LoraConfig
+) -> tuple[dict[tuple[str, str], torch.Tensor], LoraConfig]:
+    """Adapters that start from the weight, as LoRA of twice the rank on the unchanged base: their product less that of their
+    first values."""
+    plain = {key: tensor for key, tensor in named.items() if not key[1].endswith("_start")}
+    for layer in {layer for layer, _ in named}:
+        a, b, *start = (named[layer, part] for part in ("lora_A", "lora_B", "lora_A_start", "lora_B_start"))
+        plain[layer, "lora_A"], plain[layer, "lora_B"] = joined(a, b, *start)
+    grows = math.sqrt(2) if lora.rank_stabilized else 2  # so that the scale stays
+    return plain, replace(
+        lora,
+        dim=2 * lora.dim,
+        alpha=grows * lora.alpha,
+        rank_pattern={key: 2 * rank for key, rank in lora.rank_pattern.items()},
+        alpha_pattern={key: grows * alpha for key, alpha in lora.alpha_pattern.items()},
+    )
 
 
 def _peft_name(layer: str, part: str, layers: set[str]) -> str:
@@ -91,9 +116,9 @@ def _from_peft(config: Any, name: str, factor: torch.Tensor, experts: int) -> to
 
 
 def limits(config: Any, adapters: Tensors) -> str | None:
-    """What of adapters, named as ours, the peft library cannot load; None: it loads them all."""
+    """A note for the user if the peft library cannot load these adapters (with our names); else None."""
     if config.model_type == "nemotron_h" and any(".out_proj." in name for name in adapters):
-        return "the peft library refuses adapters on Mamba's out_proj; export.merge=true writes the merged model"
+        return "the peft library does not load adapters on Mamba's out_proj; export.merge=true writes the merged model"
     return None
 
 
@@ -115,13 +140,13 @@ def merge_adapter(config: Any, folder: Path, base: Tensors) -> Tensors:
 
 @torch.no_grad()
 def load_adapter(model: DecoderModel, path: str) -> None:
-    """Fill the adapters of a model that has them where the folder `path` does. ModelError for what does not fit."""
+    """Load the adapter in the folder `path` into a model with adapters on the same layers. ModelError if layers or shapes differ."""
     adapter = read_adapter(path)
     factors = _factors(adapter.folder)
     modules = {name: module for name, module in model.named_modules() if isinstance(module, Adapter)}
     there = {name for names in all_gather_objects(list(modules), model.mesh) for name in names}
     problems = [
-        f"{path}: {layer} is adapted, which this model does not have" for layer in adapter.layers.keys() - there
+        f"{path}: {layer} is adapted, but this model has no such layer" for layer in adapter.layers.keys() - there
     ]
     for layer, module in modules.items():
         weight: torch.Tensor = module.weight  # type: ignore[assignment]
@@ -134,7 +159,7 @@ def load_adapter(model: DecoderModel, path: str) -> None:
                 value = _from_peft(model.config, f"{layer}.{kind}", value, len(weight))
             if value.shape != parameter.shape:
                 problems.append(
-                    f"{path}: {name} is {tuple(shape)}, this model makes {layer}.{kind} {tuple(parameter.shape)}"
+                    f"{path}: {name} has shape {tuple(shape)}, but {layer}.{kind} of this model has {tuple(parameter.shape)}"
                 )
                 continue
             copy_shard_(parameter, value)
@@ -144,7 +169,7 @@ def load_adapter(model: DecoderModel, path: str) -> None:
 
 
 def _fits_experts(value: torch.Tensor, parameter: torch.Tensor) -> bool:
-    """Whether a matrix of the file can be cut into those of the experts; of other layers it always can."""
+    """Whether a matrix of the file can be split into those of the experts; always true for other layers."""
     return parameter.ndim < 3 or value.numel() == parameter.numel()
 
 

@@ -1,4 +1,4 @@
-"""A trained model as a Megatron checkpoint: `export_megatron`.
+"""Exports a trained model as a Megatron checkpoint: `export_megatron`.
 
     <folder>/latest_checkpointed_iteration.txt, latest_train_state.pt
     <folder>/iter_<step>/     .metadata, __0_<n>.distcp, common.pt, metadata.json, run_config.yaml, train_state.pt;
@@ -12,6 +12,7 @@ so Bridge takes the model from a recipe and these weights as `checkpoint.pretrai
 
 import shutil
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ import yaml
 
 from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.checkpoint.hf_export import ExportReport
-from sft_hydra.checkpoint.load_hf_weights import carried_names, local_folder
+from sft_hydra.checkpoint.load_hf_weights import carried_tensors, local_folder
 from sft_hydra.checkpoint.megatron import write_megatron
 from sft_hydra.checkpoint.torch_dist import MADE_BY
 from sft_hydra.engine.precision import compute_dtype
@@ -29,6 +30,7 @@ from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.lora import merge_rounding, merged_tensors
 from sft_hydra.models.state_dict_map import to_disk
 from sft_hydra.parallel.collectives import all_gather_objects
+from sft_hydra.planning.architecture import is_hub_id
 from sft_hydra.schema.config import ModelConfig, Precision
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -44,10 +46,11 @@ def export_megatron(
     folder: Path,
     step: int,
 ) -> ExportReport:
-    """Write `folder` (replacing an earlier export of ours), adapters merged. Of several ranks all must call it; the first
-    writes. CheckpointError if a tensor has no place in Megatron's checkpoints or is read back changed."""
+    """Write `folder` (replacing an earlier export of ours), adapters merged. All ranks must call it; the first writes.
+    `source`: the config's model section; `step`: number of the iteration folder. CheckpointError if a tensor has no
+    counterpart in Megatron's checkpoints or differs when read back."""
     if folder.is_file() or (folder.exists() and any(folder.iterdir()) and not any(folder.glob(f"iter_*/{MADE_BY}"))):
-        raise CheckpointError(f"export.path: {folder} exists and is not an export of ours; give another folder")
+        raise CheckpointError(f"export.path: {folder} exists and was not written by an export; choose another folder")
     dtype = model.config.dtype or compute_dtype(precision, model.device)
     rounding = merge_rounding(model, dtype)
     tensors, report = merged_tensors(model, rounding), None
@@ -55,17 +58,17 @@ def export_megatron(
         building = folder.with_name(folder.name + ".tmp")
         shutil.rmtree(building, ignore_errors=True)
         checkpoint = building / f"iter_{step:07d}"
-        count = write_megatron(model.config, _on_disk(model, tensors, dtype), checkpoint, step)
+        others = carried_tensors(model.config, local_folder(source.path, source.revision)) if source.path else iter(())
+        count = write_megatron(model.config, chain(_on_disk(model, tensors, dtype), others), checkpoint, step)
         model.config.save_pretrained(checkpoint)
         tokenizer.save_files(checkpoint)
         _write_bridge_files(building, checkpoint, step, source.path)
         shutil.rmtree(folder, ignore_errors=True)
         building.rename(folder)
-        notes = [_note(model, source), None if rounding is None else rounding.describe()]
-        note = "; ".join(text for text in notes if text) or None
+        note = None if rounding is None else rounding.describe()
         report = ExportReport(folder, "megatron", count, str(dtype).removeprefix("torch."), 0.0, 0.0, note=note)
     for _ in tensors:
-        pass  # the other ranks give what they hold
+        pass  # gathering is collective: the other ranks send their shards
     return next(answer for answer in all_gather_objects(report, model.mesh) if answer is not None)
 
 
@@ -82,7 +85,7 @@ def _write_bridge_files(folder: Path, checkpoint: Path, step: int, source: str |
         "model": {
             "tensor_model_parallel_size": 1,
             "pipeline_model_parallel_size": 1,
-            **({"hf_model_id": source} if source else {}),
+            **({"hf_model_id": source} if source and is_hub_id(source) else {}),
         },
         "checkpoint": {"save_optim": False, "save_rng": False, "fully_parallel_save": False},
     }
@@ -95,14 +98,3 @@ def _on_disk(
     for ours, whole in tensors:
         for name, tensor in to_disk(model.config, {ours: whole}):
             yield name, tensor.to(torch.float32 if name.rpartition(".")[2] in KEEP_FP32 else dtype)
-
-
-def _note(model: DecoderModel, source: ModelConfig) -> str | None:
-    if source.path is None:
-        return None
-    left = len(carried_names(model.config, local_folder(source.path, source.revision)))
-    return (
-        f"{left} tensors of multi-token prediction of {source.path} are not in it (its Hugging Face export has them)"
-        if left
-        else None
-    )

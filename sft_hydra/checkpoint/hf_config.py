@@ -1,6 +1,6 @@
-"""config.json and generation_config.json of an export: what transformers 4 and 5 and servers each read right.
+"""Writes config.json and generation_config.json of an export so that transformers 4, transformers 5 and servers read them.
 
-transformers 5 renamed fields: one that a reader does not know is the default to it, silently. So both names are written.
+transformers 5 renamed fields, and a reader silently uses the default for a field it does not know, so both names are written.
 """
 
 import copy
@@ -19,7 +19,7 @@ from sft_hydra.schema.config import ModelConfig
 
 GENERATION_FILE = "generation_config.json"
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-FIRST = ("do_sample", "num_beams")  # on which depends what else may be set
+FIRST = ("do_sample", "num_beams")  # fields that others depend on
 IN_OLD_CONFIGS = ("repetition_penalty", "max_length", "min_length", "no_repeat_ngram_size", "length_penalty")
 NEOX = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
 ROPE_OF_FAMILY = {
@@ -33,12 +33,12 @@ SCALING_OF_FAMILY: dict[str, dict[str, tuple[str, ...]]] = {
     "phi3": {"longrope": ("short_factor", "long_factor")},
     "olmo": OLMO,
     "olmo2": OLMO,
-}  # the kinds that these know in transformers 4, and all that it takes of each beside `type`
+}  # RoPE types that transformers 4 supports for these families, with their fields besides `type`
 HYBRID = ("num_hidden_layers", "hybrid_override_pattern", "mtp_hybrid_override_pattern")  # of Nemotron-H
 
 
 def write_config(config: Any, dtype: torch.dtype, tokenizer: ChatTokenizer, folder: Path) -> None:
-    """`config.json` of weights that are written in `dtype`, with the tokenizer's special ids."""
+    """Write `config.json` for weights in `dtype`, with the tokenizer's special ids."""
     config = copy.deepcopy(config)
     config.architectures = [transformers_class(config).__name__]
     config.dtype = dtype
@@ -51,7 +51,7 @@ def write_config(config: Any, dtype: torch.dtype, tokenizer: ChatTokenizer, fold
 
 
 def with_old_names(config: Any) -> dict[str, Any]:
-    """Fields of a config.json as transformers 5 writes them, beside each renamed one the name that it had before."""
+    """Fields of a config.json as transformers 5 writes them, plus the old name of each renamed field."""
     fields = json.loads(config.to_json_string(use_diff=True))
     if "dtype" in fields:
         fields["torch_dtype"] = fields["dtype"]
@@ -65,7 +65,7 @@ def with_old_names(config: Any) -> dict[str, Any]:
 
 
 def _old_rope(fields: dict[str, Any]) -> dict[str, Any]:
-    """What older readers take rotary positions from."""
+    """RoPE fields for transformers 4."""
     rope = fields.get("rope_parameters")
     if not rope:
         return {}
@@ -91,8 +91,8 @@ def _old_rope(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def generation_config(source: ModelConfig, tokenizer: ChatTokenizer) -> tuple[Any, list[str]]:
-    """(the source model's, with the ids that end a turn first among those that end generation; what was changed in it, a
-    line each). Fields that contradict each other, which transformers refuses to write, are left out."""
+    """(the source model's generation config, with end-of-turn ids first in eos_token_id; a line per change for the user).
+    Contradictory fields, which transformers does not write, are removed. ModelError if the source file cannot be read."""
     from transformers import GenerationConfig
 
     fields, file = _source_fields(source)
@@ -101,7 +101,7 @@ def generation_config(source: ModelConfig, tokenizer: ChatTokenizer) -> tuple[An
     sampling = [key for key in SAMPLING if key in fields]
     if "do_sample" not in fields and sampling and _contradicts(GenerationConfig(), fields, sampling):
         fields["do_sample"] = True
-        notes.append(f"{file}: do_sample=true is added, without which {', '.join(sampling)} would have no effect")
+        notes.append(f"{file}: added do_sample=true; {', '.join(sampling)} would have no effect without it")
     mended = GenerationConfig()
     for key in sorted(fields, key=lambda name: name not in FIRST):
         if key in ("transformers_version", "pad_token_id", "bos_token_id", "eos_token_id"):
@@ -110,7 +110,7 @@ def generation_config(source: ModelConfig, tokenizer: ChatTokenizer) -> tuple[An
         setattr(mended, key, fields[key])
         if problem := _problem(mended):
             mended = before
-            notes.append(f"{file}: {key}={fields[key]} is left out of exports ({problem})")
+            notes.append(f"{file}: {key}={fields[key]} is not written to exports ({problem})")
     eos = fields.get("eos_token_id")
     known = eos if isinstance(eos, list) else [eos]
     stops = [*tokenizer.end_of_turn_ids, tokenizer.eos_id, *known]
@@ -120,7 +120,7 @@ def generation_config(source: ModelConfig, tokenizer: ChatTokenizer) -> tuple[An
 
 
 def _source_fields(source: ModelConfig) -> tuple[dict[str, Any], str]:
-    """Of the source model's file, else of its config.json, where older models have them; and where that is."""
+    """(generation fields, file): from generation_config.json of the source model, else from config.json, as in older models."""
     if source.path is None:
         return {}, ""
     folder = local_folder(source.path, source.revision)
@@ -130,9 +130,9 @@ def _source_fields(source: ModelConfig) -> tuple[dict[str, Any], str]:
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{file}: cannot be read ({error}); take it away, or mend it") from error
+        raise ModelError(f"{file}: cannot be read ({error}); fix or delete it") from error
     if not isinstance(fields, dict):
-        raise ModelError(f"{file}: holds no JSON object; take it away, or mend it")
+        raise ModelError(f"{file}: is not a JSON object; fix or delete it")
     if file.name == "config.json":
         fields = {key: value for key, value in fields.items() if key in (*FIRST, *SAMPLING, *IN_OLD_CONFIGS)}
     return fields, str(file)
@@ -145,7 +145,7 @@ def _contradicts(empty: Any, fields: dict[str, Any], keys: list[str]) -> bool:
 
 
 def _problem(config: Any) -> str | None:
-    """Why transformers would refuse to write this generation config; None: it would not."""
+    """The reason why transformers would not write this generation config; None if it would."""
     try:
         config.validate(strict=True)
     except (ValueError, TypeError, AttributeError) as error:

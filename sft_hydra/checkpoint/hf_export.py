@@ -1,7 +1,7 @@
-"""A trained model as a Hugging Face folder that transformers loads as it is.
+"""Exports a trained model as a Hugging Face folder that transformers loads unchanged.
 
-Owns the promise of an export: it is loaded back from disk by transformers, and its logits are those of the live model,
-before it gets its name.
+Before an export gets its final name, transformers loads it from disk, and its logits are compared with those of the live
+model.
 
 Owner of: an export computes what was trained.
 """
@@ -35,7 +35,7 @@ from sft_hydra.schema.config import LoraConfig, ModelConfig, Precision
 Tensors = Iterator[tuple[str, torch.Tensor]]
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest logit
-ALIKE = 1e-3  # of the largest logit: what two implementations in fp32 with equal weights may differ by
+ALIKE = 1e-3  # of the largest logit: tolerance between two fp32 implementations with equal weights
 PROBE_TOKENS = 64
 GROWN = (
     "the base needs a row for every new token: peft's AutoPeftModelForCausalLM adds them; before PeftModel, call "
@@ -57,16 +57,16 @@ class ExportSettings:
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """What was written and how well it agrees with the live model."""
+    """What was written and how closely its logits match the live model."""
 
     folder: Path
     kind: str  # `model` or `adapter`
     tensors: int
     dtype: str
-    max_diff: float  # between logits of the export and of the live model
+    max_diff: float  # largest difference between logits of the export and of the live model
     allowed_diff: float
     alike_diff: float | None = (
-        None  # the same with the live model's weights rounded alike and computed in fp32; None: no rounding
+        None  # the same, with the live model's weights rounded like the export and computed in fp32; None: nothing was rounded
     )
     rounding: str = ""  # what of the live model was rounded
     note: str | None = None  # what the user should know before using it
@@ -81,12 +81,11 @@ def export(
 ) -> ExportReport:
     """Write `folder` (replacing an earlier export). LoRA: the adapter, or the merged model with `export.merge`.
 
-    An adapter whose base exists nowhere else (a random start) gets it as `folder/base`. CheckpointError if the export
-    does not agree with the live model. Of several ranks all must call it; the first writes. `progress` is told what is
-    done now.
+    If the base of an adapter was randomly initialized, it is written to `folder/base`. CheckpointError if the logits do not
+    match the live model. All ranks must call it; the first writes. `progress` is called with the current stage.
     """
     if folder.is_file() or (folder.exists() and any(folder.iterdir()) and not is_export(folder)):
-        raise CheckpointError(f"export.path: {folder} exists and is not an export of ours; give another folder")
+        raise CheckpointError(f"export.path: {folder} exists and was not written by an export; choose another folder")
     live = live_logits(model, settings.micro_batch_tokens)
     adapter = settings.peft is not None and not settings.merge
     rounding = None if adapter else merge_rounding(model, export_dtype(model.config, settings.precision))
@@ -96,7 +95,7 @@ def export(
         building = folder.with_name(folder.name + ".tmp")
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
-        # over several ranks the live model computes as it trains, alone in the precision that its weights are kept in
+        # on several ranks the live model computes in the training dtype, on one rank in the dtype of its weights
         as_trained = model.mesh.dense_mesh is not None or settings.peft is not None
         computed = compute_dtype(settings.precision, model.device) if as_trained else torch.float32
         writer = _Writer(
@@ -108,7 +107,7 @@ def export(
         shutil.rmtree(folder, ignore_errors=True)
         building.rename(folder)
     for _ in tensors:
-        pass  # the other ranks give what they hold
+        pass  # gathering is collective: the other ranks send their shards
     return next(answer for answer in all_gather_objects(report, model.mesh) if answer is not None)
 
 
@@ -141,13 +140,13 @@ def export_dtype(config: Any, precision: Precision | None) -> torch.dtype:
 
 
 def probe_ids(config: Any) -> torch.Tensor:
-    """A fixed text of random ids."""
+    """The probe: fixed random ids, (PROBE_TOKENS,)."""
     return torch.randint(0, config.vocab_size, (PROBE_TOKENS,), generator=torch.Generator().manual_seed(0))
 
 
 @dataclass(frozen=True, slots=True)
 class _Writer:
-    """Writes into `building`, which becomes `folder`; `live` are the logits that the export must have."""
+    """Writes into `building`, which becomes `folder`; `live`: logits of the live model, (PROBE_TOKENS, vocab)."""
 
     config: Any
     settings: ExportSettings
@@ -165,9 +164,9 @@ class _Writer:
         dtype = export_dtype(self.config, self.settings.precision)
         alike = self._alike(dtype)
         count = self._write(alike.keeping(tensors) if alike else tensors, dtype, self.building)
-        self.progress("loading it back with transformers, to compare logits")
+        self.progress("loading the export with transformers to compare logits")
         rounded = alike.logits(self.settings.micro_batch_tokens) if alike else None
-        del alike  # two copies of a model need not be there at one time
+        del alike  # not two copies of the model at once
         reloaded = AutoModelForCausalLM.from_pretrained(self.building, dtype=torch.float32)
         return self._report(reloaded, "model", count, dtype, rounded)
 
@@ -184,7 +183,7 @@ class _Writer:
             self.config, adapters | whole, self.settings.peft, base, self.building, self.tokenizer.new_tokens.ids
         )
         self.tokenizer.save_files(self.building)
-        self.progress("loading it back, to compare logits")
+        self.progress("loading the export to compare logits")
         rounded = None
         if alike := self._alike(dtype, adapters=True):
             for _ in alike.keeping(iter({**state, **adapters}.items())):
@@ -198,14 +197,14 @@ class _Writer:
         return replace(report, note="; ".join(note for note in notes if note) or None)
 
     def _base(self) -> str:
-        """Where the adapter's base is, for readers in any working directory: a folder by its absolute path."""
+        """The adapter's base model: a hub id or an absolute path, so that it does not depend on the working directory."""
         path = self.settings.source.path
         if path is None:
             return str(self.folder.absolute() / "base")
         return str(Path(path).expanduser().resolve()) if Path(path).expanduser().is_dir() else path
 
     def _alike(self, dtype: torch.dtype, *, adapters: bool = False) -> "_Alike | None":
-        """Where something was rounded, the live model in fp32 with weights that are rounded as the export's."""
+        """If the export or the live model rounds: an fp32 model for weights rounded like the export's; else None."""
         if dtype == self.computed == torch.float32:
             return None
         generic, packed = self.settings.source.generic, self.settings.packed
@@ -216,7 +215,7 @@ class _Writer:
         return _Alike(model, dtype)
 
     def _write(self, tensors: Tensors, dtype: torch.dtype, folder: Path) -> int:
-        """Weights, configs and tokenizer. Returns the number of tensors."""
+        """Write weights, configs and tokenizer. Returns the number of tensors."""
         folder.mkdir(exist_ok=True)
         count = write_tensors(self._on_disk(tensors, dtype), folder)
         write_config(self.config, dtype, self.tokenizer, folder)
@@ -225,7 +224,7 @@ class _Writer:
         return count
 
     def _on_disk(self, tensors: Tensors, dtype: torch.dtype) -> Tensors:
-        """Every tensor of the export by its name on disk, with those of the source model that are not trained here."""
+        """Every tensor of the export with its name on disk, including those of the source model that are not trained."""
         written = 0
         for ours, whole in tensors:
             for name, tensor in to_disk(self.config, {ours: whole}):
@@ -241,7 +240,7 @@ class _Writer:
     def _report(
         self, reloaded: Any, kind: str, tensors: int, dtype: torch.dtype, rounded: torch.Tensor | None
     ) -> ExportReport:
-        """Compare logits with the live model's, and with those of the same model `rounded` alike; CheckpointError if they
+        """Compare logits with the live model's and, if weights were rounded, with the `rounded` ones. CheckpointError if they
         differ by more than rounding explains."""
         use_published_limits(reloaded)
         device = next(reloaded.parameters()).device
@@ -252,31 +251,32 @@ class _Writer:
         alike = None if rounded is None else float((rounded - exported).abs().max())
         what = _rounding(dtype, self.computed)
         if alike is not None and not alike <= ALIKE * largest:
-            raise self._disagrees(f"{alike:.2e} with weights rounded alike and all in fp32, {ALIKE * largest:.2e}")
+            raise self._disagrees(f"{alike:.2e} with equally rounded weights in fp32; allowed is {ALIKE * largest:.2e}")
         if not max_diff <= allowed:
-            raise self._disagrees(f"{max_diff:.2e}, {what or 'another order of sums'} allows {allowed:.2e}")
+            raise self._disagrees(f"{max_diff:.2e}; allowed is {allowed:.2e} ({what or 'order of summation'})")
         return ExportReport(self.folder, kind, tensors, _name(dtype), max_diff, allowed, alike, what)
 
     def _disagrees(self, figures: str) -> CheckpointError:
         return CheckpointError(
-            f"{self.folder}: the export does not agree with the trained model: logits differ by {figures}. It was left as "
+            f"{self.folder}: the export does not match the trained model: logits differ by {figures}. It is kept as "
             f"{self.folder.name}.tmp"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class _Alike:
-    """Our model in fp32, to be filled with weights that are rounded to `dtype`; of adapters nothing is."""
+    """An fp32 model that is filled with weights rounded to `dtype`; adapters are not rounded."""
 
     model: DecoderModel
     dtype: torch.dtype
 
     def rounded(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor as the export stores it, in fp32."""
         kept = is_adapter(name) or name.rpartition(".")[2] in KEEP_FP32
         return tensor.float() if kept else tensor.to(self.dtype).float()
 
     def keeping(self, tensors: Tensors) -> Tensors:
-        """The same tensors, of which the model takes its own."""
+        """Pass the tensors through, loading each into the model."""
         own = self.model.state_dict()
         for name, tensor in tensors:
             own[name].copy_(self.rounded(name, tensor))
@@ -284,6 +284,7 @@ class _Alike:
 
     @torch.no_grad()
     def logits(self, full_tokens: int) -> torch.Tensor | None:
+        """As `live_logits`."""
         return live_logits(self.model, full_tokens)
 
 

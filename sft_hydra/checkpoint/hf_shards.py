@@ -1,4 +1,4 @@
-"""Tensors as the safetensors files of a Hugging Face folder, one file at a time in memory."""
+"""Writes the safetensors files of a Hugging Face folder, with one file at a time in memory."""
 
 import json
 from collections.abc import Iterable
@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 from sft_hydra.config.weight_files import INDEX, SINGLE
 
 SHARD_BYTES = 5 * 10**9
-METADATA = {"format": "pt", "made_by": "sft_hydra"}  # of every file: what we may replace
+METADATA = {"format": "pt", "made_by": "sft_hydra"}  # in every file that we write; such files may be replaced
 
 
 def write_tensors(tensors: Iterable[tuple[str, torch.Tensor]], folder: Path) -> int:
-    """Write `tensors` in files of at most SHARD_BYTES (a larger tensor has its own), with an index if it takes several.
+    """Write `tensors` to files of at most SHARD_BYTES (a larger tensor gets its own file), with an index for several files.
 
     Returns the number of tensors.
     """
@@ -44,7 +44,7 @@ def write_tensors(tensors: Iterable[tuple[str, torch.Tensor]], folder: Path) -> 
 
 
 def is_export(folder: Path) -> bool:
-    """Whether a folder holds weights that we wrote, and not a model from elsewhere."""
+    """Whether the weights in a folder were written by `write_tensors`."""
     for file in folder.glob("*.safetensors"):
         try:
             with safe_open(file, framework="pt") as opened:
@@ -55,7 +55,7 @@ def is_export(folder: Path) -> bool:
 
 
 def _part(i: int) -> str:
-    return f"part-{i}.safetensors"  # until their number is known
+    return f"part-{i}.safetensors"  # until the number of files is known
 
 
 def _write(tensors: dict[str, torch.Tensor], file: Path) -> list[str]:

@@ -1,8 +1,7 @@
-"""Weights of a Hugging Face folder, or of a Megatron checkpoint, into a model that is already where it will train, tensor by
-tensor.
+"""Loads the weights of a Hugging Face folder or a Megatron checkpoint into a sharded model, tensor by tensor.
 
-Every rank reads only the rows that it holds, of a weight that it quantizes all, one weight at a time: the whole model is
-never in the memory of one.
+Every rank reads only the rows of its shard, and a weight that it quantizes in full, one at a time: no rank ever holds the full
+model in memory.
 """
 
 import json
@@ -21,6 +20,7 @@ from sft_hydra.errors import ModelError
 from sft_hydra.hub import folder_of
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.lora import is_adapter
+from sft_hydra.models.megatron_names import mtp_names
 from sft_hydra.models.state_dict_map import carried, from_disk, hf_name, shape_on_disk, stored
 from sft_hydra.parallel.collectives import all_gather_objects
 from sft_hydra.parallel.dtensor import local_shard
@@ -28,7 +28,7 @@ from sft_hydra.planning.megatron_checkpoint import torch_dist_folder
 
 FLOATING = ("F64", "F32", "F16", "BF16")
 
-ROWS = 8192  # of a table that is compared piece by piece
+ROWS = 8192  # rows compared at once
 
 
 def local_folder(path: str, revision: str | None = None) -> Path:
@@ -40,8 +40,8 @@ def local_folder(path: str, revision: str | None = None) -> Path:
 def load_weights(
     model: DecoderModel, path: str, revision: str | None = None, new_tokens: NewTokens | None = None
 ) -> None:
-    """Fill the model from safetensors or a torch_dist checkpoint; with `new_tokens` its embedding and head may have more rows
-    than the files. ModelError lists all names that are missing, left over or of another shape."""
+    """Load a model from safetensors or a torch_dist checkpoint; with `new_tokens` its embedding and head may have more rows than
+    the files. ModelError lists all tensors that are missing, unexpected or of another shape."""
     folder = local_folder(path, revision)
     base = {name: tensor for name, tensor in model.state_dict().items() if not is_adapter(name)}
     shapes = {name: model.quantized[name].shape if name in model.quantized else t.shape for name, t in base.items()}
@@ -51,7 +51,7 @@ def load_weights(
     reader: _Reader | MegatronWeights
     if checkpoint := torch_dist_folder(folder):
         reader = MegatronWeights(checkpoint, model.config)
-        present, left_over = reader.present(needed), reader.left_over(needed)
+        present, left_over = reader.present(needed), reader.left_over({*needed, *mtp_names(model.config)})
     else:
         files = _tensor_files(folder)
         prefix = "" if any(name.startswith(model.prefix) for name in files) else model.prefix
@@ -59,7 +59,7 @@ def load_weights(
         reader, present = _Reader(files, prefix), set(files)
         left_over = sorted(name for name in present - needed if not model.ignores(name))
     problems = [f"{folder}: {name} is missing" for name in sorted(needed - present)]
-    problems += [f"{folder}: {name} has no place in this model" for name in left_over]
+    problems += [f"{folder}: {name} is not part of this model" for name in left_over]
     if problems:
         raise ModelError(*_shown(problems))
     if isinstance(reader, _Reader):
@@ -71,7 +71,7 @@ def load_weights(
         is_table = new_tokens is not None and name in (model.embedding_name, model.head_name)
         smaller = is_table and there[0] < tensor.shape[0] and there[1:] == tensor.shape[1:]
         if there != tuple(shapes[name]) and not smaller:
-            raise ModelError(f"{folder}: {name} is {there}, config.json makes it {tuple(shapes[name])}")
+            raise ModelError(f"{folder}: {name} has shape {there}, but {tuple(shapes[name])} by config.json")
         part, where = local_shard(tensor)
         if not part.numel():
             continue
@@ -87,21 +87,18 @@ def load_weights(
             start_new_rows(tensor, reader.get(place.names[0]), new_tokens)
         broken += [] if is_finite(part) else [name]
     if everywhere := sorted({name for names in all_gather_objects(broken, model.mesh) for name in names}):
-        raise ModelError(
-            *_shown([f"{folder}: {name} has numbers that are not finite (NaN or infinite)" for name in everywhere])
-        )
+        raise ModelError(*_shown([f"{folder}: {name} has non-finite values (NaN or infinite)" for name in everywhere]))
 
 
 def is_finite(values: torch.Tensor) -> bool:
-    """Whether no number is NaN or infinite; needs no memory beside them. Integers always are."""
+    """Whether no value is NaN or infinite, without extra memory; true for integers."""
     if not values.is_floating_point() or not values.numel():
         return True
     return all(bool(torch.isfinite(end)) for end in torch.aminmax(values))
 
 
 def _check_kinds(model: DecoderModel, reader: "_Reader", names: dict[str, Any], folder: Path) -> None:
-    """ModelError if weights on disk are integers or eight-bit floats, as quantised ones are, where the model computes with
-    them as they are."""
+    """ModelError if weights on disk are integers or 8-bit floats, as in quantized models, but the model uses them directly."""
     floating = {name for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
     floating |= model.quantized.keys()
     own = [(on_disk, reader.get(on_disk).get_dtype()) for name in names if name in floating for on_disk in names[name]]
@@ -114,7 +111,7 @@ def _check_kinds(model: DecoderModel, reader: "_Reader", names: dict[str, Any], 
                     for name, kind in everywhere
                 ]
             ),
-            "quantised weights are trained from the model they were made of; give that as model.path",
+            "quantized weights are not supported; set model.path to the original model",
         )
 
 
@@ -123,7 +120,7 @@ def _shown(problems: list[str]) -> list[str]:
 
 
 def _check_tied_head(model: DecoderModel, present: set[str], reader: "_Reader", folder: Path) -> None:
-    """ModelError if the files hold a head with values of its own where config.json says that it is the embedding."""
+    """ModelError if the files contain an LM head that differs from the embedding although config.json ties them."""
     head, embedding = model.tied_head, hf_name(model.config, model.embedding_name)
     if head not in present or embedding not in present:
         return
@@ -134,27 +131,26 @@ def _check_tied_head(model: DecoderModel, present: set[str], reader: "_Reader", 
     )
     if not same:
         raise ModelError(
-            f"{folder}: {head} differs from {embedding}, yet config.json has tie_word_embeddings=true, by which the head is "
-            'the embedding and these values would be dropped. If they are the model\'s, write "tie_word_embeddings": false '
-            "into config.json; if not, take the tensor out of the files"
+            f"{folder}: {head} differs from {embedding}, but config.json has tie_word_embeddings=true, so these values would "
+            'be ignored. If they belong to the model, set "tie_word_embeddings": false in config.json; if not, remove the '
+            "tensor from the files"
         )
 
 
 def carried_tensors(config: Any, folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Tensors of a model's folder that training does not touch but that an export must hold."""
-    names = carried_names(config, folder)
-    if names:
+    """Tensors of a model's folder that are not trained but that an export must contain."""
+    reader: _Reader | MegatronWeights
+    if checkpoint := torch_dist_folder(folder):
+        reader = MegatronWeights(checkpoint, config)
+        names = sorted(reader.present(mtp_names(config)))
+    else:
         reader = _Reader(_tensor_files(folder))
-        yield from ((name, reader.get(name)[:]) for name in names)
-
-
-def carried_names(config: Any, folder: Path) -> list[str]:
-    """Names of these tensors. Of a Megatron checkpoint there are none: it was refused if it had any."""
-    return [] if torch_dist_folder(folder) else [name for name in _tensor_files(folder) if carried(config, name)]
+        names = [name for name in reader.files if carried(config, name)]
+    yield from ((name, reader.get(name)[:]) for name in names)
 
 
 def _tensor_files(folder: Path) -> dict[str, Path]:
-    """Which file every tensor is in."""
+    """Tensor name -> file."""
     if (folder / INDEX).is_file():
         weight_map = _weight_map(folder / INDEX)
         absent = sorted({file for file in weight_map.values() if not (folder / file).is_file()})
@@ -164,36 +160,36 @@ def _tensor_files(folder: Path) -> dict[str, Path]:
     if (folder / SINGLE).is_file():
         with _open(folder / SINGLE) as file:
             return dict.fromkeys(file.keys(), folder / SINGLE)
-    raise ModelError(f"{folder} has no {SINGLE} and no {INDEX}: only safetensors are read (torch's pickles are not)")
+    raise ModelError(f"{folder} has no {SINGLE} and no {INDEX}: only safetensors are supported (not pickles)")
 
 
 class _Reader:
-    """Opens every file once. Names begin with `prefix`, which the files lack."""
+    """Open safetensors files by tensor name. Names begin with `prefix`, which the files do not have."""
 
     def __init__(self, files: dict[str, Path], prefix: str = "") -> None:
         self.files, self.prefix = files, prefix
         self.handles: dict[Path, Any] = {}
 
     def get(self, name: str) -> Any:
-        """What slices into the tensor of this name."""
+        """A lazy slice of the tensor with this name."""
         file = self.files[name]
         if file not in self.handles:
             self.handles[file] = _open(file)
         try:
             return self.handles[file].get_slice(name.removeprefix(self.prefix))
         except SafetensorError as error:
-            raise ModelError(f"{file}: {name}, which the index says is in it, cannot be read: {error}") from error
+            raise ModelError(f"{file}: {name}, which the index lists for it, cannot be read: {error}") from error
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    """Tensor -> file, all in the folder of the index."""
+    """Tensor name -> file, from an index. ModelError for files outside its folder."""
     try:
         found = dict(json.loads(index.read_text())["weight_map"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{index}: not a readable index of tensors ({error!r})") from error
     outside = sorted({str(file) for file in found.values() if not isinstance(file, str) or Path(file).name != file})
     if outside:
-        raise ModelError(*(f"{index} names {file}, which is no file beside it" for file in outside))
+        raise ModelError(*(f"{index} names {file}, which is not a file in the same folder" for file in outside))
     return found
 
 

@@ -1,8 +1,8 @@
-"""Weights of Megatron checkpoints as if they were a Hugging Face folder's: `MegatronWeights`; and the way back:
-`write_megatron`.
+"""Reads Megatron checkpoints with the tensor names of a Hugging Face folder (`MegatronWeights`) and writes them
+(`write_megatron`).
 
-A checkpoint is an `iter_*` folder, or a run's folder with `latest_checkpointed_iteration.txt`. Only weights are taken:
-optimizer state, random state and Transformer Engine's `_extra_state` stay behind.
+A checkpoint is an `iter_*` folder, or a run's folder with `latest_checkpointed_iteration.txt`. Only weights are read, not
+optimizer state, random state and Transformer Engine's `_extra_state`.
 """
 
 import zlib
@@ -16,12 +16,12 @@ from sft_hydra.checkpoint.torch_dist import TorchDist, TorchDistWriter
 from sft_hydra.errors import CheckpointError, ModelError
 from sft_hydra.models.megatron_names import Piece, Place, places
 
-WEIGHTS = ("embedding.", "decoder.", "output_layer.", "mtp.")  # beginnings of the keys of a model's weights
+WEIGHTS = ("embedding.", "decoder.", "output_layer.", "mtp.")  # prefixes of the keys of model weights
 NOT_WEIGHTS = ("_extra_state", "rotary_pos_emb.inv_freq")
 
 
 class MegatronWeights:
-    """What `load_weights` reads: names as in Hugging Face's files, and slices of their tensors."""
+    """The interface that `load_weights` reads from: Hugging Face tensor names and slices of the tensors."""
 
     def __init__(self, folder: Path, config: Any) -> None:
         self.folder, self.config = folder, config
@@ -29,17 +29,17 @@ class MegatronWeights:
         self._places: dict[str, Place | None] = {}
 
     def present(self, names: Iterable[str]) -> set[str]:
-        """Those of these names whose pieces are all there. ModelError for one that lies in two places."""
+        """Those of these names whose parts are all in the checkpoint. ModelError if one is stored under two keys."""
         return {name for name in names if self._place(name) is not None}
 
     def left_over(self, names: Iterable[str]) -> list[str]:
-        """Keys of weights that are none of these names'."""
+        """Keys of weights that belong to none of these names."""
         used = {piece.key for name in names for piece in self._place(name) or ()}
         keys = [key for key in self.tensors.entries if key.startswith(WEIGHTS) and not key.endswith(NOT_WEIGHTS)]
         return sorted(set(keys) - used)
 
     def get(self, name: str) -> "MegatronTensor":
-        """What slices into the tensor of this name, as safetensors' slices do."""
+        """A lazy slice of the tensor with this name, as in safetensors."""
         place = self._place(name)
         assert place is not None
         return MegatronTensor(self.tensors, name, place)
@@ -50,13 +50,13 @@ class MegatronWeights:
             found = [place for place in places(self.config, name) if all(piece.key in entries for piece in place)]
             if len(found) > 1:
                 keys = " and ".join(place[0].key for place in found)
-                raise ModelError(f"{self.folder}: {name} lies in {keys}; which of them is meant is not clear")
+                raise ModelError(f"{self.folder}: {name} is stored under several keys: {keys}")
             self._places[name] = found[0] if found else None
         return self._places[name]
 
 
 class MegatronTensor:
-    """One tensor of a Hugging Face folder, put together from Megatron's."""
+    """One tensor of a Hugging Face folder, assembled from Megatron's."""
 
     def __init__(self, tensors: TorchDist, name: str, place: Place) -> None:
         self.tensors, self.name, self.place = tensors, name, place
@@ -69,10 +69,13 @@ class MegatronTensor:
         start, stop = piece.rows or (0, rows)
         if shape[:depth] != piece.stacked or stop > rows or (piece.of is not None and rows != piece.of):
             wanted = (*piece.stacked, piece.of or stop, "...")
-            raise ModelError(f"{self.tensors.folder}: {piece.key} is {shape}, the model's config makes it {wanted}")
+            raise ModelError(
+                f"{self.tensors.folder}: {piece.key} has shape {shape}, but {wanted} by the model's config"
+            )
         return start, stop
 
     def get_shape(self) -> list[int]:
+        """Shape of the full tensor, as in safetensors."""
         piece = self.place[0]
         inner = self.tensors.entries[piece.key].shape[len(piece.index) + 1 :]
         return [sum(stop - start for start, stop in self.rows), *inner]
@@ -95,8 +98,8 @@ class MegatronTensor:
 
 
 def write_megatron(config: Any, tensors: Iterator[tuple[str, torch.Tensor]], folder: Path, step: int) -> int:
-    """Write tensors, named as in Hugging Face's files, as a `torch_dist` folder, and compare what is read back with them, bit
-    for bit. Returns their number. CheckpointError for a tensor that Megatron has no place for, or that comes back changed."""
+    """Write tensors with Hugging Face names as a `torch_dist` folder, and verify it bit for bit. Returns the number of tensors.
+    CheckpointError for a tensor that has no counterpart in Megatron or differs when read back."""
     writer = TorchDistWriter(folder)
     written: dict[str, int] = {}
     homeless = []
@@ -117,14 +120,16 @@ def write_megatron(config: Any, tensors: Iterator[tuple[str, torch.Tensor]], fol
         written[name] = checksum(tensor)
     if homeless:
         raise CheckpointError(
-            f"export.format=megatron: no name in Megatron's checkpoints is known for {', '.join(homeless[:5])}"
+            f"export.format=megatron: no counterpart in Megatron checkpoints is known for {', '.join(homeless[:5])}"
             + (f" and {len(homeless) - 5} more" if len(homeless) > 5 else "")
         )
     writer.close({"iteration": step, "checkpoint_version": 3.0})
     weights = MegatronWeights(folder, config)
     changed = [name for name, value in written.items() if checksum(weights.get(name)[:]) != value]
     if changed:
-        raise CheckpointError(f"{folder}: not what was written: {', '.join(changed[:5])}")
+        raise CheckpointError(
+            f"{folder}: verification failed, these tensors differ when read back: {', '.join(changed[:5])}"
+        )
     return len(written)
 
 

@@ -1,7 +1,7 @@
-"""Moments of the optimizer in a checkpoint: in fp32, or as codes of eight bits and the scales of their blocks.
+"""Optimizer state in a checkpoint: in fp32, or as 8-bit codes with block scales.
 
-Owns that they go on as they were: bit for bit where the blocks of eight bits lie as before; else, and if the run asks for
-another number of bits, they are rounded anew, and the reader learns how many.
+It is restored bit for bit if the quantization blocks have the same layout. With another layout or another number of bits, it
+is re-quantized, and the number of such values is reported.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ CODES, SCALE = ".codes", ".scale"
 
 
 def optimizer_shards(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, ShardRecord]]:
-    """What this rank holds of a weight or moment, by the names under which it is saved; shares its memory."""
+    """(name in the checkpoint, local shard) of a weight or optimizer-state tensor; shares its memory."""
     part = shard_record(tensor)
     if not is_eight_bit(tensor):
         yield name, part
@@ -32,14 +32,15 @@ def optimizer_shards(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, Sha
 
 
 def is_eight_bit(tensor: torch.Tensor) -> bool:
-    """Whether what this rank holds is codes and scales (torchao's tensor, which wraps them)."""
+    """Whether the local shard is 8-bit codes with scales (torchao's wrapper tensor)."""
     return is_traceable_wrapper_subclass(local_shard(tensor)[0])
 
 
 def load_optimizer_state(files: ShardFiles, model: DecoderModel, optimizer: OptimizerSet) -> int:
-    """Fill the optimizer. Returns how many numbers this rank rounded to eight bits. CheckpointError if they do not fit.
+    """Load the optimizer state. Returns the number of values that this rank re-quantized to 8 bits. CheckpointError if it belongs
+    to other parameters.
 
-    Moments have the shape, and the layout, of their parameters; what has another shape is whole on every rank.
+    State tensors have the shape and sharding of their parameter; those of another shape are replicated.
     """
     kinds: dict[str, set[str]] = {}
     for key in files.shapes:
@@ -49,12 +50,12 @@ def load_optimizer_state(files: ShardFiles, model: DecoderModel, optimizer: Opti
     everywhere = {name for names in all_gather_objects(list(trained), model.mesh) for name in names}
     if kinds and kinds.keys() != everywhere:
         raise CheckpointError(
-            f"{files.folder} holds the optimizer's state of other parameters than those that are trained now: "
+            f"{files.folder} has optimizer state of other parameters than this run trains: "
             f"{', '.join(sorted(kinds.keys() ^ everywhere)[:5])}"
         )
     if any(key.endswith(CODES) for key in files.shapes) and find_spec("torchao") is None:
         raise CheckpointError(
-            f"{files.folder} holds the optimizer's state in 8 bits, which needs torchao: "
+            f"{files.folder} has optimizer state in 8 bits, which needs torchao: "
             "pip install 'torchao>=0.18' (the extra `speed`)"
         )
     rounded = 0
@@ -73,7 +74,7 @@ def load_optimizer_state(files: ShardFiles, model: DecoderModel, optimizer: Opti
 
 
 def _read(files: ShardFiles, name: str, moment: torch.Tensor) -> int:
-    """Fill a moment from what the ranks that saved it held in fp32, and what in eight bits."""
+    """Fill a state tensor from saved shards in fp32 and in 8 bits."""
     mine, where = local_shard(moment)
     coded = name + CODES in files.shapes
     if not coded and not is_eight_bit(moment):

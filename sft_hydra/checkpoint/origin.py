@@ -1,7 +1,7 @@
-"""What a checkpoint was made from: the settings, the packed set and the weights it began with. Kept in `state.json`; a run that
-goes on must have the same. Torch-free.
+"""Records in `state.json` what a checkpoint was trained from: settings, packed set and initial weights. A resumed run must have
+the same. Torch-free.
 
-Owns that contents are compared, not paths: another data file or other weights under the same name are another run.
+Contents are compared, not paths: other data or other weights under the same name make another run.
 
 Owner of: a run resumes from the data, weights and settings it was made from.
 """
@@ -16,8 +16,8 @@ from sft_hydra.errors import CheckpointError, ModelError
 from sft_hydra.files import unreadable
 from sft_hydra.paths import find_checkpoint, read_progress
 
-ALL_BYTES = 2 << 30  # of a model's weights: up to here all of them are read
-STRIDE, SAMPLE = 4 << 20, 64 << 10  # of larger ones, so much of every so many bytes of each file
+ALL_BYTES = 2 << 30  # weights up to this size are hashed completely
+STRIDE, SAMPLE = 4 << 20, 64 << 10  # larger ones: SAMPLE bytes of every STRIDE bytes of each file
 CHANGED = {"data": "the packed set (content key)", "base": "the weights that training starts from (checksum)"}
 
 
@@ -34,11 +34,11 @@ def origin_of(settings: dict[str, Any], packed: PackedSet, base: Path | None) ->
 
 
 def check_origin(checkpoint: Path, origin: dict[str, Any]) -> None:
-    """CheckpointError, with both keys, unless the checkpoint was made from the same contents."""
+    """CheckpointError, with both keys, if the checkpoint was trained from other data or weights."""
     there = read_progress(checkpoint)
     problems = [
-        f"{checkpoint}: {what} was {there[key]} and is {origin[key]} now, so this would be another run; choose another name=..., "
-        "or put back what it was made from"
+        f"{checkpoint}: {what} changed from {there[key]} to {origin[key]}; restore the original, or choose another "
+        "name=... for a new run"
         for key, what in CHANGED.items()
         if there.get(key) not in (None, origin[key])
     ]
@@ -47,7 +47,7 @@ def check_origin(checkpoint: Path, origin: dict[str, Any]) -> None:
 
 
 def data_key(packed: PackedSet) -> str:
-    """The content key of a packed set; of one that another tool packed, a checksum of its files."""
+    """The content key of a packed set; for one packed by another tool, a checksum of its files."""
     if (key := packed.metadata.get("content_key")) is not None:
         return str(key)
     files = "".join(checksum(packed.folder / shard["file"]) for shard in packed.metadata["shards"])
@@ -55,8 +55,8 @@ def data_key(packed: PackedSet) -> str:
 
 
 def weights_key(folder: Path) -> str:
-    """A checksum of a model's config, index and weights, or of the weights in a checkpoint. Of weights beyond ALL_BYTES, samples
-    spread over every file."""
+    """A checksum of a model's config, index and weights, or of the weights in a checkpoint. Weights beyond ALL_BYTES are
+    sampled evenly over every file."""
     files = sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("optimizer-"))
     files += [file for name in ("config.json", "model.safetensors.index.json") if (file := folder / name).is_file()]
     digest = hashlib.sha256()
@@ -70,5 +70,5 @@ def weights_key(folder: Path) -> str:
                     stream.seek(start)
                     digest.update(stream.read(STRIDE if whole else SAMPLE))
     except OSError as problem:
-        raise unreadable(folder, problem, ModelError, "give another model.path") from None
+        raise unreadable(folder, problem, ModelError, "choose another model.path") from None
     return digest.hexdigest()[:16]

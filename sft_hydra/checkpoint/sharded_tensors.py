@@ -1,9 +1,8 @@
-"""Tensors that are spread over ranks, on disk: every rank writes the parts that it holds, any layout reads what it needs.
+"""Sharded tensors on disk: every rank writes its local shards, and any layout reads the parts it needs.
 
-Format: `<kind>-<rank>.safetensors`. The header's `parts` says, in JSON, where each part begins in its tensor and how large
-the whole tensor is, with a checksum of its bytes; so the files of a folder describe themselves, and no rank ever holds more
-than its part. Where each value stands for a block of consecutive numbers, it says the part's `sizes` too. What is read is
-what was written, or CheckpointError.
+Format: `<kind>-<rank>.safetensors`. `parts` in the header is JSON with the offset of each shard in its tensor, the shape of
+the full tensor and a checksum of the bytes; so the files describe themselves, and no rank holds more than its shards. If each
+value stands for a block of consecutive elements, it also has the `sizes` of the shard. Corrupt data is a CheckpointError.
 """
 
 import json
@@ -23,27 +22,27 @@ from sft_hydra.parallel.dtensor import local_shard
 
 Where = tuple[slice, ...]
 
-SHOWN = 8  # problems of a checkpoint that does not fit; one of another model has hundreds
+SHOWN = 8  # problems of a checkpoint that does not match; another model would have hundreds
 
 
 @dataclass(frozen=True, slots=True)
 class ShardRecord:
-    """Rows and columns of one tensor, in memory."""
+    """A rectangular part of one tensor, in memory."""
 
     values: torch.Tensor
     start: tuple[int, ...]
-    whole: tuple[int, ...]  # shape of the tensor that it is a part of
-    sizes: tuple[int, ...] | None = None  # of the part, where each of `values` stands for a block of its numbers
+    whole: tuple[int, ...]  # shape of the full tensor
+    sizes: tuple[int, ...] | None = None  # shape of the part, if each of `values` stands for a block of its elements
 
 
 def shard_record(tensor: torch.Tensor) -> ShardRecord:
-    """What this rank holds of a tensor; shares its memory."""
+    """The local shard of a tensor; shares its memory."""
     values, where = local_shard(tensor)
     return ShardRecord(values, tuple(index.start for index in where), tuple(tensor.shape))
 
 
 def write_shards(folder: Path, kind: str, rank: int, parts: dict[str, ShardRecord]) -> Path:
-    """Write the file of one rank."""
+    """Write the file of one rank; returns its path."""
     file = folder / f"{kind}-{rank:05d}.safetensors"
     values = {name: part.values.cpu().contiguous() for name, part in parts.items()}
     header = {
@@ -57,7 +56,7 @@ def write_shards(folder: Path, kind: str, rank: int, parts: dict[str, ShardRecor
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """Where one part of a tensor is: in which file, which rows and columns, with which checksum."""
+    """Location of one part of a tensor: file, slices and checksum."""
 
     path: Path
     handle: Any
@@ -67,7 +66,7 @@ class _File:
     def read(self, name: str) -> torch.Tensor:
         values: torch.Tensor = self.handle.get_tensor(name)
         if _crc32(values) != self.crc32:
-            raise CheckpointError(f"{self.path}: {name} is not what was written: its checksum differs")
+            raise CheckpointError(f"{self.path}: {name} is corrupt (checksum mismatch)")
         sizes = [place.stop - place.start for place in self.where]
         if values.numel() < math.prod(sizes):
             values = values.repeat_interleave(math.prod(sizes) // values.numel())
@@ -83,7 +82,7 @@ class ShardFiles:
         self._places: dict[str, list[_File]] = {}
         paths = sorted(folder.glob(f"{kind}-*.safetensors"))
         if not paths:
-            raise CheckpointError(f"{folder} has no {kind}-*.safetensors: it is not what was saved")
+            raise CheckpointError(f"{folder} has no {kind}-*.safetensors: the checkpoint is incomplete")
         for path in paths:
             file = _open(path)
             try:
@@ -93,30 +92,32 @@ class ShardFiles:
                     self.shapes[name] = tuple(place["whole"])
                     self._places.setdefault(name, []).append(_File(path, file, where, place["crc32"]))
             except (KeyError, TypeError, ValueError, SafetensorError) as error:
-                raise CheckpointError(f"{path} is no part of a checkpoint of this version: {error!r}") from error
+                raise CheckpointError(f"{path} is not a checkpoint file of this version: {error!r}") from error
 
     def problems(self, wanted: dict[str, tuple[int, ...]], everywhere: Iterable[str]) -> list[str]:
-        """What keeps `wanted`, names and shapes, from being read; `everywhere`, the names that all ranks together want."""
+        """Messages why `wanted` (name -> shape) cannot be read; `everywhere`: the names that all ranks together read."""
         where = f"{self.folder}/{self.kind}-*"
         found = [f"{where} lack {name}" for name in wanted if name not in self.shapes]
-        found += [f"{where} have {name}, which the model does not" for name in sorted(self.shapes.keys() - everywhere)]
+        found += [
+            f"{where} contain {name}, which the model does not have" for name in sorted(self.shapes.keys() - everywhere)
+        ]
         for name, shape in wanted.items():
             if name in self.shapes and self.shapes[name] != shape:
-                found.append(f"{where}: {name} is {self.shapes[name]}, the model's is {shape}")
+                found.append(f"{where}: {name} has shape {self.shapes[name]}, in the model {shape}")
         if len(found) > SHOWN:
             found[SHOWN:] = [
-                f"and {len(found) - SHOWN} more: it is a checkpoint of another model; choose the model=... of its run"
+                f"and {len(found) - SHOWN} more: the checkpoint is of another model; set the model=... of its run"
             ]
         return found
 
     def read_into(self, name: str, tensor: torch.Tensor) -> None:
-        """Fill what this rank holds of a tensor."""
+        """Fill the local shard of a tensor. CheckpointError if elements are missing."""
         target, where = local_shard(tensor)
         self.check_whole(name, target.numel() - self.fill(name, target, where))
 
     @torch.no_grad()
     def fill(self, name: str, target: torch.Tensor, where: Where) -> int:
-        """Fill `target`, the rows and columns `where` of a tensor. Returns how many of its numbers there are."""
+        """Fill `target`, the slices `where` of a tensor. Returns the number of elements that were read."""
         filled = 0
         for file in self._places[name]:
             place = file.where
@@ -129,8 +130,9 @@ class ShardFiles:
         return filled
 
     def check_whole(self, name: str, missing: int) -> None:
+        """CheckpointError if elements of a tensor are missing."""
         if missing:
-            raise CheckpointError(f"{self.folder}: {name} is not complete: {missing:,} of its numbers are missing")
+            raise CheckpointError(f"{self.folder}: {name}: {missing:,} elements are missing")
 
 
 def _overlap(a: slice, b: slice) -> slice:
@@ -138,7 +140,7 @@ def _overlap(a: slice, b: slice) -> slice:
 
 
 def _within(common: list[slice], place: Where) -> Where:
-    """`common`, counted from the start of `place`."""
+    """The slices `common` relative to the start of `place`."""
     return tuple(slice(c.start - p.start, c.stop - p.start) for c, p in zip(common, place, strict=True))
 
 
@@ -151,6 +153,5 @@ def _open(path: Path) -> Any:
         return safe_open(path, framework="pt")
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(
-            f"{path} cannot be read: {error}. Without the folder {path.parent.name} the same command goes on from the checkpoint "
-            "before it"
+            f"{path} cannot be read: {error}. Delete {path.parent.name} to resume from the previous checkpoint"
         ) from error

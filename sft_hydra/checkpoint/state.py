@@ -1,8 +1,7 @@
-"""Checkpoints of a run: `step_<N>/` with weights, moments and progress, in safetensors and JSON.
+"""Checkpoints of a run: `step_<N>/` with weights, optimizer state and progress, in safetensors and JSON.
 
-Owns that a checkpoint is whole or does not count: written as `step_<N>.tmp`, flushed to disk, renamed, and only then
-marked COMPLETE. Every rank writes its part (checkpoint/sharded_tensors.py), the first does the rest; it loads under any other layout.
-With LoRA the adapters alone are saved: the base is where it came from.
+A checkpoint is written as `step_<N>.tmp`, flushed to disk, renamed, and only then marked COMPLETE. Every rank writes its
+shards (checkpoint/sharded_tensors.py), the first rank the rest; any layout can load it. With LoRA only the adapters are saved.
 
 Owner of: a checkpoint is complete or does not count.
 """
@@ -43,7 +42,7 @@ MODEL, OPTIMIZER = "model", "optimizer"
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What one rank writes of a checkpoint."""
+    """The part of a checkpoint that one rank writes."""
 
     rank: int
     step: int
@@ -55,22 +54,23 @@ class Snapshot:
 
 
 class Saver:
-    """Saves into one folder; with `checkpoint.async_save` while training goes on, one checkpoint at a time."""
+    """Saves checkpoints to one folder; with `checkpoint.async_save` in a background thread, one at a time."""
 
     def __init__(
         self, folder: Path, recipe: Recipe, settings: CheckpointConfig, origin: dict[str, Any] | None = None
     ) -> None:
-        """`origin`: what checkpoint/origin.py says of this run; it goes into every checkpoint."""
+        """`origin`: from checkpoint/origin.py, recorded in every checkpoint."""
         self.folder, self.recipe, self.settings, self.origin = folder, recipe, settings, origin or {}
-        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None  # the thread's own
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None  # for the thread
         self._thread: Thread | None = None
         self._error: BaseException | None = None
-        self._room: dict[tuple[str, str], torch.Tensor] = {}  # for copies, kept: new memory costs more than copying
+        self._room: dict[tuple[str, str], torch.Tensor] = {}  # reused for copies: allocating costs more than copying
 
     def save(
         self, model: DecoderModel, optimizer: OptimizerSet, state: TrainState, metrics: dict[str, Any] | None = None
     ) -> None:
-        """Start to save; what trains on afterwards is not in it. `metrics`, as of now, are what `keep_best` goes by."""
+        """Save the current state; later training does not change it. `metrics`: current values, for `keep_best`. Raises the error of
+        an earlier background save."""
         self.wait()
         snapshot = snapshot_state(model, optimizer, state, self.recipe, self.settings, metrics)
         snapshot.progress.update(self.origin)
@@ -82,7 +82,7 @@ class Saver:
         self._thread.start()
 
     def wait(self) -> None:
-        """Until what was begun is on disk. Raises what went wrong."""
+        """Wait until a background save is on disk. Raises its error."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -106,7 +106,7 @@ def save(
     settings: CheckpointConfig,
     metrics: dict[str, Any] | None = None,
 ) -> Path:
-    """Write `folder/step_<N>` and drop those that `checkpoint.keep_last` and `keep_best` do not keep. Returns its folder."""
+    """Write `folder/step_<N>` and delete those that `checkpoint.keep_last` and `keep_best` do not keep. Returns its folder."""
     return write_snapshot(folder, snapshot_state(model, optimizer, state, recipe, settings, metrics), None)
 
 
@@ -130,7 +130,7 @@ def snapshot_state(
     settings: CheckpointConfig,
     metrics: dict[str, Any] | None = None,
 ) -> Snapshot:
-    """What this rank writes; shares the memory of model and optimizer."""
+    """The part of the checkpoint that this rank writes; shares the memory of model and optimizer."""
 
     def own(tensors: dict[str, torch.Tensor]) -> dict[str, ShardRecord]:
         mine = {name: tensor for name, tensor in tensors.items() if _writes(model, name, tensor)}
@@ -149,7 +149,7 @@ def snapshot_state(
 
 
 def to_cpu(snapshot: Snapshot, room: dict[tuple[str, str], torch.Tensor]) -> Snapshot:
-    """The same with values of its own, on the CPU, which lie in `room`: those of an earlier snapshot are overwritten."""
+    """A copy on the CPU, in the memory of `room`, which an earlier snapshot may have used."""
 
     def copied(kind: str, parts: dict[str, ShardRecord]) -> dict[str, ShardRecord]:
         copies = {}
@@ -168,7 +168,8 @@ def to_cpu(snapshot: Snapshot, room: dict[tuple[str, str], torch.Tensor]) -> Sna
 
 
 def write_snapshot(folder: Path, snapshot: Snapshot, group: dist.ProcessGroup | None) -> Path:
-    """All ranks write together; they meet in `group` (None: the default one)."""
+    """Write a checkpoint; all ranks must call it. `group`: for barriers (None: the default group). Returns its folder.
+    CheckpointError if it cannot be written."""
     final = folder / f"step_{snapshot.step}"
     building = folder / f"step_{snapshot.step}.tmp"
     first = snapshot.rank == 0
@@ -198,7 +199,7 @@ def write_snapshot(folder: Path, snapshot: Snapshot, group: dist.ProcessGroup | 
 
 
 def _finish(folder: Path, building: Path, final: Path, progress: dict[str, Any]) -> None:
-    """What the first rank does when every part is on disk: progress, name, mark, in this order."""
+    """On the first rank, after all shards are on disk: write the progress, rename the folder, mark it COMPLETE."""
     (building / STATE).write_text(json.dumps(progress, indent=1))
     _flush(building / STATE)
     _flush(building)
@@ -218,7 +219,7 @@ def _barrier(group: dist.ProcessGroup | None) -> None:
 
 
 def _writes(model: DecoderModel, name: str, tensor: torch.Tensor) -> bool:
-    """Whether this rank writes its part of a tensor: of all copies of a part, the first alone is written."""
+    """Whether this rank writes its shard of a tensor: of all replicas, only the first is written."""
     mesh = model.mesh
     if isinstance(tensor, DTensor):
         mine = holds_first_copy(tensor)
@@ -234,16 +235,16 @@ def latest(folder: Path) -> Path | None:
 
 
 def load(checkpoint: Path, model: DecoderModel, optimizer: OptimizerSet | None) -> TrainState:
-    """Fill the model, and the optimizer if one is given, from a checkpoint folder. CheckpointError if it does not fit.
+    """Load the model, and the optimizer unless None, from a checkpoint folder. CheckpointError if they do not match.
 
-    A checkpoint of a whole model fills the base of a model with adapters, which stay as they are.
+    A checkpoint of a full model is loaded into the base of a model with adapters, which do not change.
     """
     progress = read_progress(checkpoint)
     adapters = progress["adapters_only"]
     belongs = partial(is_saved_with_adapters, model) if adapters else is_of_base
     targets = {name: tensor for name, tensor in model.state_dict().items() if belongs(name)}
     if not any(all_gather_objects(len(targets), model.mesh)):
-        raise CheckpointError(f"{checkpoint} holds LoRA adapters only; the model has none (peft=lora)")
+        raise CheckpointError(f"{checkpoint} contains only LoRA adapters, but the model has none; set peft=lora")
     files = ShardFiles(checkpoint, MODEL)
     _check(files, targets, model)
     broken = []
@@ -251,19 +252,19 @@ def load(checkpoint: Path, model: DecoderModel, optimizer: OptimizerSet | None) 
         broken += [] if is_finite(_read(files, name, tensor, model)) else [name]
     if everywhere := sorted({name for names in all_gather_objects(broken, model.mesh) for name in names}):
         shown = ", ".join(everywhere[:5])
-        raise CheckpointError(f"{checkpoint}: {len(everywhere)} tensors have numbers that are not finite: {shown}")
+        raise CheckpointError(f"{checkpoint}: {len(everywhere)} tensors have non-finite values: {shown}")
     if optimizer is not None:
         load_optimizer(checkpoint, model, optimizer)
     return TrainState(**progress["state"])
 
 
 def load_average(checkpoint: Path, model: DecoderModel) -> None:
-    """Set the trained weights to their averages. CheckpointError if the checkpoint holds none."""
+    """Load the averages of the trained weights. CheckpointError if the checkpoint has none."""
     files = ShardFiles(checkpoint, OPTIMIZER)
     trained = {f"{name}/{EMA}": p for name, p in model.named_parameters() if p.requires_grad}
     if missing := [key for key in trained if key not in files.shapes]:
         raise CheckpointError(
-            f"{checkpoint} holds no average of {missing[0].removesuffix(f'/{EMA}')}: export.ema=true needs a run that was trained "
+            f"{checkpoint} has no average of {missing[0].removesuffix(f'/{EMA}')}: export.ema=true needs a run that was trained "
             "with train.ema_decay"
         )
     for key, parameter in trained.items():
@@ -271,17 +272,17 @@ def load_average(checkpoint: Path, model: DecoderModel) -> None:
 
 
 def load_optimizer(checkpoint: Path, model: DecoderModel, optimizer: OptimizerSet) -> None:
-    """Only its moments; rates are what the config says. CheckpointError if they are another optimizer's."""
+    """Load only the optimizer state; learning rates are those of the config. CheckpointError if it is of another optimizer."""
     kinds = read_progress(checkpoint)["optimizer"]
     if kinds != optimizer.kinds:
         raise CheckpointError(
-            f"{checkpoint} holds the state of {'+'.join(kinds)}, this run's optimizer is {'+'.join(optimizer.kinds)}"
+            f"{checkpoint} has the state of {'+'.join(kinds)}, but this run's optimizer is {'+'.join(optimizer.kinds)}"
         )
     optimizer.rounded = load_optimizer_state(ShardFiles(checkpoint, OPTIMIZER), model, optimizer)
 
 
 def _weights(model: DecoderModel) -> dict[str, torch.Tensor]:
-    """What of the model is saved: adapters if it has any, else everything."""
+    """Tensors of the model that are saved: only its adapters if it has any."""
     state = model.state_dict()
     if not any(is_adapter(name) for name in state):
         return state
@@ -339,13 +340,13 @@ def _read(files: ShardFiles, name: str, tensor: torch.Tensor, model: DecoderMode
 
 
 def _remove(checkpoint: Path) -> None:
-    """The mark goes first: what is half removed is no checkpoint."""
+    """Delete a checkpoint, its COMPLETE mark first, so that a partly deleted one is not valid."""
     (checkpoint / COMPLETE).unlink(missing_ok=True)
     shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:
-    """Make sure that a file, or the names in a folder, are on disk."""
+    """Flush a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,8 +1,8 @@
-"""Megatron-Core's `torch_dist` folders, read and written without megatron-core: `.metadata`, `*.distcp`, `common.pt`.
+"""Reads and writes Megatron-Core's `torch_dist` folders without megatron-core: `.metadata`, `*.distcp`, `common.pt`.
 
-`.metadata` is a pickle that says which chunk of which tensor lies where. Unpickling runs what a file names, so nothing is
-looked up but an exact list of names, and each of them stands for a record without behaviour here. Chunks are what
-`torch.load(weights_only=True)` takes. Tensors are read by the chunks that a slice needs.
+`.metadata` is a pickle with the location of each chunk of each tensor. Unpickling can run any code that a file names, so
+only an exact list of names is allowed, and each is replaced by a record without behavior. Chunks are loaded with
+`torch.load(weights_only=True)`, and only those that a slice needs.
 """
 
 import io
@@ -21,7 +21,7 @@ from sft_hydra.errors import ModelError
 Where = tuple[slice, ...]
 CACHED_BYTES = 1 << 30
 FILE_BYTES = 5 * 10**9
-MADE_BY = "sft_hydra.json"  # a file of this name marks what we wrote
+MADE_BY = "sft_hydra.json"  # marks folders that we wrote
 BACKEND = {
     "sharded_backend": "torch_dist",
     "sharded_backend_version": 1,
@@ -46,7 +46,7 @@ DTYPES = {
 
 
 class _Record:
-    """Stands for an object of a pickle: what it was made with, nothing that runs."""
+    """Replaces an object of a pickle: holds its constructor arguments and runs nothing."""
 
     def __init__(self, *arguments: Any) -> None:
         self.state: Any = arguments
@@ -69,7 +69,7 @@ class _Unpickler(pickle.Unpickler):
             return tuple
         if module == "torch" and name in DTYPES:
             return DTYPES[name]
-        raise ModelError(f"its .metadata names {module}.{name}, which is not on the list of what may be read")
+        raise ModelError(f"its .metadata names {module}.{name}, which is not on the list of allowed names")
 
     def persistent_load(self, pid: Any) -> Any:
         raise ModelError("its .metadata refers to objects outside of it")
@@ -77,7 +77,7 @@ class _Unpickler(pickle.Unpickler):
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """A part of a tensor, and the bytes of a file that it lies in."""
+    """A part of a tensor and its bytes in a file."""
 
     start: tuple[int, ...]
     sizes: tuple[int, ...]
@@ -102,7 +102,7 @@ class TorchDist:
         self._cache: OrderedDict[tuple[Path, int], torch.Tensor] = OrderedDict()
 
     def read(self, key: str, where: Where) -> torch.Tensor:
-        """The part `where` (plain slices with ends) of a tensor. Reads the chunks that it overlaps."""
+        """The slices `where` (with explicit ends) of a tensor, from the chunks that they overlap. ModelError if incomplete."""
         entry = self.entries[key]
         out = torch.empty([index.stop - index.start for index in where], dtype=entry.dtype)
         filled = 0
@@ -115,9 +115,7 @@ class TorchDist:
             out[_within(common, where)] = part
             filled += part.numel()
         if filled != out.numel():
-            raise ModelError(
-                f"{self.folder}: {key} is not complete: {out.numel() - filled:,} of its numbers are missing"
-            )
+            raise ModelError(f"{self.folder}: {key}: {out.numel() - filled:,} elements are missing")
         return out
 
     def _load(self, key: str, entry: _Entry, chunk: _Chunk) -> torch.Tensor:
@@ -132,7 +130,7 @@ class TorchDist:
         except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as problem:
             raise ModelError(f"{chunk.file}: {key} cannot be read ({str(problem).splitlines()[0]})") from None
         if not isinstance(tensor, torch.Tensor) or tuple(tensor.shape) != chunk.sizes or tensor.dtype != entry.dtype:
-            raise ModelError(f"{chunk.file}: {key} is not what .metadata says ({chunk.sizes}, {entry.dtype})")
+            raise ModelError(f"{chunk.file}: {key} does not match .metadata ({chunk.sizes}, {entry.dtype})")
         self._cache[name] = tensor.detach()
         while len(self._cache) > 1 and sum(kept.nbytes for kept in self._cache.values()) > CACHED_BYTES:
             self._cache.popitem(last=False)
@@ -146,8 +144,8 @@ def _within(common: list[slice], place: Where) -> Where:
 def _entries(folder: Path) -> dict[str, _Entry]:
     try:
         with open(folder / ".metadata", "rb") as stream:
-            said = _Unpickler(stream).load()
-        tensors, places = said.get("state_dict_metadata"), said.get("storage_data")
+            metadata = _Unpickler(stream).load()
+        tensors, places = metadata.get("state_dict_metadata"), metadata.get("storage_data")
         stored = {(place.get("fqn"), tuple(place.get("offset") or ())): info for place, info in places.items()}
         return {
             str(key): _entry(folder, str(key), tensor, stored)
@@ -166,7 +164,7 @@ def _entries(folder: Path) -> dict[str, _Entry]:
         EOFError,
         pickle.UnpicklingError,
     ) as problem:
-        raise ModelError(f"{folder}/.metadata: not readable as that of a torch_dist checkpoint ({problem!r})") from None
+        raise ModelError(f"{folder}/.metadata: not valid for a torch_dist checkpoint ({problem!r})") from None
 
 
 def _entry(folder: Path, key: str, tensor: _Record, stored: dict[Any, Any]) -> _Entry:
@@ -177,21 +175,21 @@ def _entry(folder: Path, key: str, tensor: _Record, stored: dict[Any, Any]) -> _
         info = stored[key, start]
         name, offset, length = str(info.get("relative_path")), info.get("offset"), info.get("length")
         if Path(name).name != name or not name.endswith(".distcp"):
-            raise ModelError(f"{key} lies in {name!r}, which is no .distcp file beside .metadata")
+            raise ModelError(f"{key} is in {name!r}, which is not a .distcp file beside .metadata")
         if info.get("transform_descriptors"):
-            raise ModelError(f"{key} is stored through {info.get('transform_descriptors')}, which is not read")
+            raise ModelError(f"{key} is stored through {info.get('transform_descriptors')}, which is not supported")
         numbers = (*start, *sizes, *shape, offset, length)
         inside = all(a >= 0 and a + size <= whole for a, size, whole in zip(start, sizes, shape, strict=True))
         if not all(type(number) is int and number >= 0 for number in numbers) or not inside:
-            raise ModelError(f"{key}: its parts do not lie in the tensor")
+            raise ModelError(f"{key}: its chunks do not lie inside the tensor")
         chunks.append(_Chunk(start, sizes, folder / name, offset, length))
     if not isinstance(dtype, torch.dtype):
-        raise ModelError(f"{key}: of unknown type")
+        raise ModelError(f"{key}: unknown type")
     return _Entry(tuple(shape), dtype, chunks)
 
 
 class TorchDistWriter:
-    """Writes chunks one after the other; `close` writes what describes them. Nothing but one chunk is in memory."""
+    """Writes chunks one by one, with one chunk at a time in memory; `close` writes the metadata."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -202,7 +200,7 @@ class TorchDistWriter:
         self._stream: Any = None
 
     def write(self, key: str, shape: tuple[int, ...], start: tuple[int, ...], values: torch.Tensor) -> None:
-        """`values` at `start` of the tensor `key` of this shape."""
+        """Write `values` at offset `start` of the tensor `key` with the full shape `shape`."""
         from torch.distributed.checkpoint.filesystem import _StorageInfo
         from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 
@@ -219,6 +217,7 @@ class TorchDistWriter:
         chunks.append(ChunkStorageMetadata(torch.Size(start), sizes))
 
     def close(self, common: dict[str, Any]) -> None:
+        """Write `.metadata`, and `common` as common.pt."""
         from torch.distributed.checkpoint.metadata import Metadata, TensorProperties, TensorStorageMetadata
 
         if self._stream is not None:
@@ -243,5 +242,5 @@ class TorchDistWriter:
 
 
 def full(shape: Iterable[int]) -> Where:
-    """All of a tensor of this shape."""
+    """Slices of a full tensor of this shape."""
     return tuple(slice(0, size) for size in shape)

@@ -1,8 +1,8 @@
-"""A LoRA adapter in PEFT's format as `peft.path`: what its config and the names of its tensors say, without torch.
+"""A LoRA adapter in PEFT's format as `peft.path`: its options and adapted layers, read without torch.
 
-Owns the rule that no field is ignored in silence: what is not known here, or not supported, is refused by name. Which layers
-are adapted is taken from the tensors, because target patterns (a list, a regular expression, `all-linear`, some layers only)
-mean what the peft library made of them.
+No field is ignored silently: unknown and unsupported fields are errors. The adapted layers are taken from the tensor names,
+because target patterns (a list, a regular expression, `all-linear`, some layers only) depend on how the peft library
+resolved them.
 """
 
 import json
@@ -23,7 +23,7 @@ LAST_EXPERTS, FIRST_EXPERTS = "down_proj", ("gate_up_proj", "up_proj")
 
 READ = ("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern",
         "base_model_name_or_path", "target_parameters", "bias", "modules_to_save", "trainable_token_indices", "ensure_weight_tying", "use_dora", "init_lora_weights", "fan_in_fan_out", "task_type")  # fmt: skip
-# Said by the tensors; or about how training began or where it ran; or meant for what else would be refused.
+# Fields implied by the tensors, about initialization or the training environment, or used only with unsupported fields.
 WITHOUT_EFFECT = (
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "auto_mapping", "peft_version",
     "revision", "inference_mode", "megatron_core", "qalora_group_size", "runtime_config",
@@ -33,7 +33,14 @@ TABLES = {
     "embed_tokens": ("embed_tokens", "embeddings", "wte", "embed_in", "word_embeddings"),
     "lm_head": ("lm_head", "embed_out"),
 }  # what modules of transformers call embedding and head
-KEEP_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal")  # other starts change the base's weights too
+KEEP_THE_BASE = (
+    True,
+    False,
+    None,
+    "gaussian",
+    "eva",
+    "orthogonal",
+)  # other initializations also change the base weights
 WHY = {
     "lora_bias": "B has a bias",
     "layer_replication": "layers are repeated",
@@ -53,7 +60,7 @@ class Adapter:
 
     @property
     def base(self) -> str | None:
-        """The base model that it names; the one that lies beside it, if that is a folder which is not there."""
+        """The base model in its config; if that is a folder that does not exist, `base` beside the adapter."""
         named = self.fields.get("base_model_name_or_path")
         beside = self.folder / "base"
         if (beside / "config.json").is_file() and not (named and Path(named).expanduser().is_dir()):
@@ -62,7 +69,7 @@ class Adapter:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The same as fields of LoraConfig."""
+        """Its options as fields of LoraConfig."""
         return {
             "dim": int(self.fields["r"]),
             "alpha": float(self.fields["lora_alpha"]),
@@ -86,32 +93,32 @@ class Adapter:
 
 
 def is_adapter_folder(path: str) -> bool:
-    """Whether `path` holds an adapter and no model."""
+    """Whether `path` holds an adapter but not a full model."""
     folder = Path(path).expanduser()
     return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
 def read_adapter(path: str) -> Adapter:
-    """ConfigError with everything that cannot be used as it is."""
+    """The adapter in the folder `path`. ConfigError lists everything that is missing or unsupported."""
     folder = Path(path).expanduser()
     where = f"peft.path={path}"
     if not folder.is_dir():
         raise ConfigError(
-            f"{where}: no such folder; an adapter on the hub is downloaded first (hf download <id> --local-dir <folder>)"
+            f"{where}: no such folder; download an adapter from the hub first (hf download <id> --local-dir <folder>)"
         )
     try:
         fields = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{where}: has no {CONFIG}, so it is not an adapter in PEFT's format") from None
+        raise ConfigError(f"{where}: has no {CONFIG}; it is not an adapter in PEFT's format") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{where}: {CONFIG} cannot be read ({error})") from None
     if not isinstance(fields, dict):
-        raise ConfigError(f"{where}: {CONFIG} holds no JSON object")
+        raise ConfigError(f"{where}: {CONFIG} is not a JSON object")
     if problems := list(_problems(where, fields)):
         raise ConfigError(*problems)
     if not (folder / WEIGHTS).is_file():
         pickle = (
-            f"; {PICKLE} is a pickle, which is not read: save it with safe_serialization=True"
+            f"; {PICKLE} is a pickle, which is not supported: save it with safe_serialization=True"
             if (folder / PICKLE).is_file()
             else ""
         )
@@ -135,7 +142,7 @@ def _token_ids(where: str, fields: dict[str, Any]) -> tuple[int, ...]:
 def _problems(where: str, fields: dict[str, Any]) -> Iterator[str]:
     kind = fields.get("peft_type")
     if kind != "LORA":
-        yield f"{where}: peft_type={kind} is not LORA; only LoRA adapters are read"
+        yield f"{where}: peft_type={kind} is not LORA; only LoRA adapters are supported"
         return
     for key in ("r", "lora_alpha"):
         if not isinstance(fields.get(key), int | float) or isinstance(fields[key], bool) or fields[key] <= 0:
@@ -149,12 +156,12 @@ def _problems(where: str, fields: dict[str, Any]) -> Iterator[str]:
     if fields.get("task_type") not in (None, "CAUSAL_LM"):
         yield f"{where}: task_type={fields['task_type']} is not CAUSAL_LM"
     if fields.get("bias", "none") != "none":
-        yield f"{where}: bias={fields['bias']} is not supported: the base's biases are trained too; use bias=none"
+        yield f"{where}: bias={fields['bias']} is not supported, because it also trains biases of the base; use bias=none"
     start = fields.get("init_lora_weights")
     if start not in KEEP_THE_BASE:
         yield (
-            f"{where}: init_lora_weights={start} is not supported: it changes the base's weights, which the adapter alone does "
-            "not hold; convert it to a plain LoRA (path_initial_model_for_weight_conversion of peft's save_pretrained)"
+            f"{where}: init_lora_weights={start} is not supported: it changes the base weights, which are not in the "
+            "adapter; convert it to a plain LoRA (path_initial_model_for_weight_conversion of peft's save_pretrained)"
         )
     for key, value in fields.items():
         if key not in READ and key not in WITHOUT_EFFECT and value:
@@ -175,12 +182,12 @@ def _layers(where: str, folder: Path, fields: dict[str, Any]) -> tuple[dict[str,
         layer, part = adapter_part(name) or ("", "")
         if not (name.startswith(PREFIX) and part in expected):
             problems.append(
-                f"{where}: {name} in {WEIGHTS} is none of {', '.join(sorted(expected))} of a layer; it is not supported"
+                f"{where}: {name} in {WEIGHTS} is not one of {', '.join(sorted(expected))} of a layer and is not supported"
             )
             continue
         found.setdefault(layer, {})[part] = name
     problems += [
-        f"{where}: of {layer} there is {' and '.join(sorted(parts))} only, in {WEIGHTS}; "
+        f"{where}: {layer} has only {' and '.join(sorted(parts))} in {WEIGHTS}; "
         f"{' and '.join(sorted(expected - parts.keys()))} is missing"
         for layer, parts in found.items()
         if parts.keys() != expected
@@ -188,13 +195,13 @@ def _layers(where: str, folder: Path, fields: dict[str, Any]) -> tuple[dict[str,
     if problems:
         raise ConfigError(*problems[:20])
     if not found:
-        raise ConfigError(f"{where}: {WEIGHTS} holds no adapter")
+        raise ConfigError(f"{where}: {WEIGHTS} contains no LoRA tensors")
     layers = {_our_layer(layer.removeprefix(PREFIX), found, fields): parts for layer, parts in found.items()}
     return layers, tables
 
 
 def _our_table(name: str, fields: dict[str, Any]) -> str | None:
-    """Our name of an embedding or head in the file, or of its rows; None: it is something else, or not said to be trained."""
+    """Our name of an embedding or head in the file, or of its rows; None for other tensors and those that are not trained."""
     for end, key in ((f".{TOKEN_ROWS}", "trainable_token_indices"), (".weight", "modules_to_save")):
         module = name.removeprefix(PREFIX).removesuffix(end)
         known = any(module.rpartition(".")[2] in kinds for kinds in TABLES.values())
@@ -218,12 +225,12 @@ def _our_layer(layer: str, all_layers: dict[str, Any], fields: dict[str, Any]) -
 
 
 def _tensor_names(where: str, file: Path) -> list[str]:
-    """From the head of a safetensors file: eight bytes with its length, then JSON."""
+    """Tensor names and shapes from a safetensors header: its length in eight bytes, then JSON."""
     try:
         with file.open("rb") as opened:
             (length,) = struct.unpack("<Q", opened.read(8))
             if length > file.stat().st_size:
-                raise ValueError("its head is longer than the file")
+                raise ValueError("its header is longer than the file")
             head = json.loads(opened.read(length))
         return sorted(name for name in head if name != "__metadata__")
     except (OSError, ValueError, struct.error, TypeError) as error:
@@ -231,8 +238,8 @@ def _tensor_names(where: str, file: Path) -> list[str]:
 
 
 def adopt_adapter(cfg: SftConfig, typed: list[str]) -> list[str]:
-    """Fill in what the adapter of `peft.path` knows, in place: its options, and the base and the tokenizer where nothing is
-    said. Returns the problems: what was said otherwise."""
+    """Fill in the options of the adapter in `peft.path`, in place, and its base and tokenizer where the config sets none.
+    Returns a message for each typed key that contradicts the adapter."""
     if cfg.peft is None or cfg.peft.path is None:
         return []
     try:
@@ -241,11 +248,11 @@ def adopt_adapter(cfg: SftConfig, typed: list[str]) -> list[str]:
         return list(error.problems)
     problems, usual = [], LoraConfig()
     for key, value in adapter.options.items():
-        said = getattr(cfg.peft, key)
-        if said != value and (said != getattr(usual, key) or f"peft.{key}" in typed):
+        configured = getattr(cfg.peft, key)
+        if configured != value and (configured != getattr(usual, key) or f"peft.{key}" in typed):
             shown = f"{len(value)} layers" if key == "target_modules" else value
             problems.append(
-                f"peft.{key}={said}: the adapter in peft.path={cfg.peft.path} has {shown}; leave peft.{key} out"
+                f"peft.{key}={configured}: the adapter in peft.path={cfg.peft.path} has {shown}; remove peft.{key}"
             )
         setattr(cfg.peft, key, value)
     if "peft.dropout" not in typed and cfg.peft.dropout == usual.dropout:
@@ -253,7 +260,7 @@ def adopt_adapter(cfg: SftConfig, typed: list[str]) -> list[str]:
     if cfg.model.path is None and cfg.checkpoint.load is None:
         if not adapter.base:
             problems.append(
-                f"peft.path={cfg.peft.path}: {CONFIG} names no base model; give it with model.path=<folder or hub id>"
+                f"peft.path={cfg.peft.path}: {CONFIG} names no base model; set model.path=<folder or hub id>"
             )
         else:
             cfg.model.path = adapter.base

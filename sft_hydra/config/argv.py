@@ -1,8 +1,8 @@
-"""What a user types -> what Hydra understands. A pure function of argv; nothing else in the project rewrites overrides.
+"""Rewrites the command line into overrides that Hydra accepts; a pure function of argv.
 
-Hydra 1.3 cannot take some things that people reasonably write: `peft=null` (not a string), flags after overrides, a new
-entry in `data.sources`, a file as `experiment`, a job's folder as `name`, one choice that implies another, a text that
-looks like a number. Each has one function below, the last a file of its own (typed_text.py).
+Hydra 1.3 does not accept `peft=null` (not a string), flags after overrides, a new entry in `data.sources`, a file as
+`experiment`, a job's folder as `name`, a choice that implies another, or text that looks like a number. Each case has one
+function below; text is in typed_text.py.
 """
 
 import re
@@ -30,7 +30,7 @@ _YAML_PATH = re.compile(r"'?([^,'\[\]]+\.ya?ml)'?")
 
 
 def normalize_argv(argv: Sequence[str]) -> list[str]:
-    """Arguments for Hydra: flags first, overrides after them in the order in which they were given."""
+    """Arguments for Hydra: flags first, then overrides in their order."""
     flags, overrides = split_flags(argv)
     overrides = [_quote_job(_experiment_option(_quote_null(text))) for text in overrides]
     implied = _model_of_path(_lora_of_path(_new_sources(_packed_elsewhere(overrides))))
@@ -38,7 +38,7 @@ def normalize_argv(argv: Sequence[str]) -> list[str]:
 
 
 def split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(flags with their values, overrides). Hydra refuses a flag that follows the first override. A word after a flag that is no
+    """(flags with their values, overrides). Hydra rejects flags after the first override. A word after a flag that is no
     override is the flag's value, `--lr 1e-5` one text `--lr=1e-5`."""
     flags: list[str] = []
     overrides: list[str] = []
@@ -61,7 +61,7 @@ def split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def experiment_files(argv: Sequence[str]) -> Iterator[Path]:
-    """The YAML files that were given as `experiment=<path>`."""
+    """The YAML files in `experiment=<path>`."""
     for text in split_flags(argv)[1]:
         key, _, value = text.partition("=")
         if key == "experiment":
@@ -91,7 +91,7 @@ def _experiment_option(text: str) -> str:
 
 
 def _quote_job(text: str) -> str:
-    """`name=mine/peft=null,seed=1`, the folder of a sweep's job, is one text and no sweep."""
+    """`name=mine/peft=null,seed=1`, the folder of a sweep's job, is one string, not a sweep."""
     return _JOB_NAME.sub(r"name='\1'", text)
 
 
@@ -115,18 +115,18 @@ def _new_sources(overrides: list[str]) -> list[str]:
 
 
 def _lora_of_path(overrides: list[str]) -> list[str]:
-    """`peft.path=<adapter>` implies `peft=lora`, which brings the section; and where nothing is said of the model, the one that
-    the adapter names, with the usual training of a model of that kind instead of the demo's."""
-    said = {text.lstrip("+").partition("=")[0] for text in overrides}
-    if "peft.path" not in said:
+    """`peft.path=<adapter>` implies `peft=lora`, which adds the section; unless a model is chosen, also the adapter's base
+    model with the defaults of `model=hf` instead of those of the demo."""
+    keys = {text.lstrip("+").partition("=")[0] for text in overrides}
+    if "peft.path" not in keys:
         return overrides
-    lora = [] if "peft" in said else ["peft=lora"]
-    base = [] if said & {"model", "model.path", "experiment"} else ["model=hf", "model.path=null"]
+    lora = [] if "peft" in keys else ["peft=lora"]
+    base = [] if keys & {"model", "model.path", "experiment"} else ["model=hf", "model.path=null"]
     return [*lora, *base, *overrides]
 
 
 def _packed_elsewhere(overrides: list[str]) -> list[str]:
-    """`data.trust_foreign=true` implies `data=packed`: with shards of another tool the demo's sources have no part in the run."""
+    """`data.trust_foreign=true` implies `data=packed`: shards of another tool replace the sources of the demo."""
     if "data.trust_foreign=true" in (text.lower() for text in overrides) and not any(
         text.startswith("data=") for text in overrides
     ):
@@ -135,7 +135,7 @@ def _packed_elsewhere(overrides: list[str]) -> list[str]:
 
 
 def _model_of_path(overrides: list[str]) -> list[str]:
-    """`model.path=...` where nothing chooses a model implies `model=hf`: the default, a toy, has rates of its own."""
+    """`model.path=...` implies `model=hf` unless a model is chosen: the default toy model has its own learning rates."""
     keys = {text.lstrip("+").partition("=")[0] for text in overrides}
     if "model.path" in keys and not keys & {"model", "experiment"} and "model.path=null" not in overrides:
         return ["model=hf", *overrides]
@@ -143,7 +143,7 @@ def _model_of_path(overrides: list[str]) -> list[str]:
 
 
 def _slurm_both_ways(overrides: list[str]) -> list[str]:
-    """`hydra/launcher=submitit_slurm` implies `cluster=slurm`; `conf/cluster/slurm.yaml` says the reverse."""
+    """`hydra/launcher=submitit_slurm` implies `cluster=slurm`; `conf/cluster/slurm.yaml` implies the launcher."""
     if "hydra/launcher=submitit_slurm" in overrides and not any(text.startswith("cluster=") for text in overrides):
         return ["cluster=slurm", *overrides]
     return overrides

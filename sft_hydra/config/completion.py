@@ -1,4 +1,4 @@
-"""Shell completion. Hydra's own does not know `python -m`, `peft=null`, and shows the `schema/` group; this wraps it."""
+"""Shell completion: wraps Hydra's, which does not support `python -m` and `peft=null` and lists the `schema/` group."""
 
 import contextlib
 import io
@@ -27,7 +27,7 @@ _COMMAND = re.compile(r"^\s*(\S*python\S*\s+-m\s+sft_hydra|\S*sft-hydra)(?=\s|$)
 
 
 def complete(argv: Sequence[str]) -> None:
-    """`-sc install=bash` prints the shell function; `-sc query=bash` the words that may stand at the end of COMP_LINE."""
+    """`-sc install=bash` prints the shell function; `-sc query=bash` the completions of COMP_LINE."""
     if "install=bash" in argv:
         print(BASH, end="")
     elif "query=bash" in argv:
@@ -52,4 +52,4 @@ def candidates(line: str) -> list[str]:
 
 
 def _no_job(config: DictConfig) -> None:
-    raise AssertionError("completion composes no job")
+    raise AssertionError("completion must not compose a job")

@@ -1,6 +1,6 @@
-"""Hydra's part: argv -> one composed config, or its own answers (`--help`, `--cfg job`), or a sweep through our launcher.
+"""Composition with Hydra: argv -> one config, or Hydra's own output (`--help`, `--cfg job`), or a sweep through our launcher.
 
-Hydra composes and nothing runs inside it: an exception of a run keeps its own traceback.
+The run itself does not happen inside Hydra, so its exceptions keep their traceback.
 """
 
 import os
@@ -29,6 +29,8 @@ CONFIG_NAME = "config"
 
 @dataclass(frozen=True, slots=True)
 class Composed:
+    """A composed config, not yet checked, with the overrides it came from."""
+
     config: DictConfig
     overrides: list[str]  # of the command line, as Hydra read them
     launcher: str  # chosen option of hydra/launcher
@@ -36,7 +38,7 @@ class Composed:
 
 
 def compose(argv: Sequence[str]) -> Composed | None:
-    """None if Hydra has answered itself or swept. Raises ConfigError with every problem that keeps it from composing."""
+    """The composed config; None if Hydra printed its own output or ran a sweep. ConfigError lists all problems."""
     arguments = normalize_argv(argv)
     register(experiment_files(argv))
     hidden = list(hidden_files(users_folders(arguments)))
@@ -66,10 +68,12 @@ def compose(argv: Sequence[str]) -> Composed | None:
 
 
 def compose_overrides(overrides: Sequence[str]) -> Composed:
-    """One config from `key=value` overrides, inside a Python program: no flags, no sweep, sys.argv is not read. Raises
-    ConfigError with every problem that keeps Hydra from composing."""
+    """One config from `key=value` overrides, for use in a Python program: no flags, no sweep, sys.argv is not read.
+    ConfigError lists all problems."""
     if flags := [text for text in overrides if text.startswith("-")]:
-        raise ConfigError(f"{', '.join(flags)}: flags belong to the command line; here only group=option and key=value")
+        raise ConfigError(
+            f"{', '.join(flags)}: command-line flags are not accepted here; use group=option and key=value"
+        )
     arguments = normalize_argv(overrides)
     register(experiment_files(overrides))
     if any(map(hydra_problem, _keys(arguments))):
@@ -92,7 +96,7 @@ def _keys(arguments: Sequence[str]) -> list[str]:
 
 @contextmanager
 def _hydra_environment(arguments: Sequence[str]) -> Iterator[None]:
-    """Hydra reads sys.argv, and hands exceptions on only if HYDRA_FULL_ERROR is set."""
+    """Sets sys.argv, which Hydra reads, and HYDRA_FULL_ERROR, without which Hydra swallows exceptions."""
     argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["sft_hydra", *arguments], "1"
     try:

@@ -1,6 +1,6 @@
-"""Everything that is wrong with a command at once. Hydra stops at the first problem; this asks for each override alone.
+"""Finds all problems of a command line at once: Hydra stops at the first, so each override is tried on its own.
 
-Runs only after Hydra has refused, so it may take its time (half a second for ten problems).
+Runs only after Hydra has failed (half a second for ten problems).
 """
 
 import difflib
@@ -32,11 +32,11 @@ REFUSALS = (HydraException, OmegaConfBaseException, ValueError, AssertionError)
 
 
 def diagnose(arguments: Sequence[str]) -> list[str]:
-    """Problems of a normalised command line; empty if none is found."""
+    """Messages for all problems of normalized arguments; empty if none is found."""
     flags, texts = split_flags(arguments)
     problems = [_flag_problem(flag) for flag in unknown_flags(arguments)]
     folders = users_folders(arguments)
-    problems += [f"{folder}: no such folder of options" for folder in folders if not Path(folder).is_dir()]
+    problems += [f"{folder}: no such config folder" for folder in folders if not Path(folder).is_dir()]
     loader = _config_loader([folder for folder in folders if Path(folder).is_dir()])
     overrides: list[Override] = []
     for text in texts:
@@ -78,9 +78,9 @@ def _flag_problem(flag: str) -> str:
     name, _, value = flag.partition("=")
     answer = peer_answer(name, value or None)
     if answer and answer.why:
-        return f"{name}: no such flag; {answer}"
+        return f"{name}: unknown flag; {answer}"
     return (
-        f"{name}: no such flag; settings are written key=value, here {answer.line if answer else 'optimizer.lr=1e-4'}"
+        f"{name}: unknown flag; settings are written key=value, here {answer.line if answer else 'optimizer.lr=1e-4'}"
     )
 
 
@@ -105,14 +105,14 @@ def users_folders(arguments: Sequence[str]) -> list[str]:
 
 def _unreadable(text: str, error: HydraException) -> str:
     if "=" not in text and not text.startswith("~"):
-        return f"{text}: not an override; settings are written key=value, like runner=train"
+        return f"{text}: not an override; settings are written key=value, e.g. runner=train"
     key, _, value = text.partition("=")
     quoted = f'\'{key}=["...", "..."]\'' if value.startswith("[") else f"\"{key}='...'\""
-    return f"{text}: not readable ({str(error).splitlines()[0]}); quote a text with special characters: {quoted}"
+    return f"{text}: cannot be parsed ({str(error).splitlines()[0]}); quote text with special characters: {quoted}"
 
 
 def _compose_groups(loader: ConfigLoaderImpl, groups: Sequence[Override]) -> tuple[DictConfig | None, list[str]]:
-    """Compose with the group choices that can be; those that cannot are problems."""
+    """Compose with the group choices that are valid; the others become problems."""
     problems: list[str] = []
     choices: list[str] = []
     for override in groups:
@@ -130,7 +130,7 @@ def _compose_groups(loader: ConfigLoaderImpl, groups: Sequence[Override]) -> tup
 def _compose_one_by_one(
     loader: ConfigLoaderImpl, choices: Sequence[str], problems: list[str], first: BaseException
 ) -> tuple[DictConfig | None, list[str]]:
-    """Leave out each choice that does not compose with those before it."""
+    """Drop each choice that does not compose with those before it."""
     good: list[str] = []
     refused: list[BaseException] = []
     try:
@@ -166,14 +166,16 @@ def _option_problems(loader: ConfigLoaderImpl, override: Override) -> Iterator[s
 
 
 def _yaml_problems(loader: ConfigLoaderImpl, error: BaseException, composed: DictConfig | None) -> list[str]:
-    """What is wrong in the YAML file that Hydra names: all its unknown keys and wrong values, else Hydra's own words."""
+    """Problems of the YAML file in Hydra's error: all its unknown keys and wrong values, else Hydra's message."""
     text = str(error) or str(error.__cause__)
     file = re.match(r"In '([^']+)'", text)
     if wanted := re.search(
         r"Could not (?:find|load) '([\w/]+)/(\w+)'", text
     ):  # in `defaults` of a file that Hydra does not name
         options = ", ".join(loader.get_group_options(wanted[1]))
-        return [f"a file's `defaults` choose {wanted[1]}: {wanted[2]}, which is no option; {wanted[1]} has: {options}"]
+        return [
+            f"a file's `defaults` choose {wanted[1]}: {wanted[2]}, which does not exist; {wanted[1]} has: {options}"
+        ]
     loaded = loader.repository.load_config(file[1]) if file else None
     if file is None or loaded is None or composed is None or not isinstance(loaded.config, DictConfig):
         return [" ".join(text.split())]
@@ -200,11 +202,11 @@ def _sweep_problems(override: Override, multirun: bool) -> Iterator[str]:
         yield problem
     elif not multirun:
         key, _, value = str(override.input_line).partition("=")
-        yield f"{key}={value} asks for a sweep: add -m; a list is written {key}=[{value}], a text with a comma \"{key}='{value}'\""
+        yield f"{key}={value} is a sweep: add -m; a list is written {key}=[{value}], a text with a comma \"{key}='{value}'\""
 
 
 def _value_problems(override: Override, composed: DictConfig) -> Iterator[str]:
-    """Apply each value to the composed config as Hydra would; one that it refuses changes nothing."""
+    """Apply each value to the composed config as Hydra would; invalid values change nothing."""
     key = override.key_or_group
     if key.split(".")[0] == "hydra":
         if problem := hydra_problem(key):
@@ -248,7 +250,9 @@ def _rule_problems(composed: DictConfig, texts: Sequence[str]) -> list[str]:
     with open_dict(composed):
         del composed["hydra"]
     try:
-        resolve(composed, texts, launcher=launcher, compare=False)  # what was refused is not what would run
+        resolve(
+            composed, texts, launcher=launcher, compare=False
+        )  # a config without the invalid parts is not compared with the run
     except ConfigError as error:
         return error.problems
     return []
@@ -259,7 +263,7 @@ def _elements(override: Override) -> list[Any]:
 
 
 def _singles(override: Override) -> list[Override]:
-    """An override for each value of a sweep."""
+    """One override for each value of a sweep."""
     if not override.is_sweep_override():
         return [override]
     key = override.get_key_element()

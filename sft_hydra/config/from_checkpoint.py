@@ -1,7 +1,6 @@
-"""Sizes and rates that a command leaves open (null) and the checkpoint that it loads knows.
+"""Sizes and learning rates that are null in the command and taken from the checkpoint in `checkpoint.load`.
 
-Owns which keys those are: null may be said for them, and once a config is resolved only those that have a meaning of their
-own for null can still be it.
+INHERITED lists the keys. After resolving, only keys for which null has its own meaning can still be null.
 """
 
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ USUAL = {"seq_length": 4096, "train.micro_batch_size": 1, "optimizer.lr": 1.0e-5
 
 
 def allow_null(schema: Any, section: str = "") -> DictConfig:
-    """The same schema, in which null may be said for what can be inherited, although the dataclass wants a number."""
+    """The schema with null allowed for the keys in INHERITED, although the dataclass declares a number."""
     node: DictConfig = OmegaConf.structured(schema)
     for key in INHERITED:
         if not key.startswith(section):
@@ -43,7 +42,7 @@ def allow_null(schema: Any, section: str = "") -> DictConfig:
 
 
 def inherit(composed: DictConfig) -> Iterator[str]:
-    """Fill what is null, in place; yields what could not be (its usual value stands in)."""
+    """Fill keys that are null, in place. Yields a message for each that could not be filled and got its usual value."""
     open_keys = [key for key in INHERITED if _is_open(composed, key)]
     load = OmegaConf.select(composed, "checkpoint.load")
     recorded: dict[str, Any] = {}
@@ -51,8 +50,8 @@ def inherit(composed: DictConfig) -> Iterator[str]:
         try:
             recorded = read_progress(find_checkpoint(load))
         except CheckpointError as error:
-            told = not Path(load).expanduser().exists() or is_adapter_folder(load)
-            if not told and not megatron_problem("checkpoint.load", load):  # else a rule says it
+            is_reported = not Path(load).expanduser().exists() or is_adapter_folder(load)
+            if not is_reported and not megatron_problem("checkpoint.load", load):  # otherwise a rule reports it
                 yield f"checkpoint.load={load}: {error}"
     for key in open_keys:
         section, name = INHERITED[key]
@@ -61,8 +60,8 @@ def inherit(composed: DictConfig) -> Iterator[str]:
             OmegaConf.update(composed, key, value)
         elif key in USUAL:
             OmegaConf.update(composed, key, USUAL[key])
-            where = f"{load} records none" if load else "there is none"
-            yield f"{key}=null is taken from checkpoint.load, and {where}; set {key}={USUAL[key]:g}, for instance"
+            where = f"{load} does not record it" if load else "checkpoint.load is not set"
+            yield f"{key}=null takes the value from checkpoint.load, but {where}; set e.g. {key}={USUAL[key]:g}"
 
 
 def _is_open(composed: DictConfig, key: str) -> bool:

@@ -1,6 +1,6 @@
-"""Which NVIDIA GPUs a process on this machine can use, found without torch, from the files of the driver.
+"""Counts the NVIDIA GPUs that a process on this machine can use, without torch, from the driver's files.
 
-Owns what `cluster.gpus_per_node: null` means on `cluster=local`: all of them, in one process each.
+Defines `cluster.gpus_per_node: null` on `cluster=local`: all of them, with one process each.
 """
 
 import os
@@ -18,11 +18,14 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 @dataclass(frozen=True, slots=True)
 class Gpus:
+    """The number of usable GPUs and how they were counted."""
+
     count: int
     source: str
-    """How they were counted, for people."""
+    """How they were counted, for messages."""
 
     def describe(self) -> str:
+        """For the dry run: the number and its source."""
         return f"{self.count or 'none'} found ({self.source})"
 
 
@@ -39,7 +42,7 @@ def find_gpus(visible: str | None = None, devices: Path = DEVICES, driver: Path 
 
 
 def _visible(text: str, count: int, uuids: list[str]) -> int:
-    """How many of `count` GPUs CUDA shows: those before the first entry that names none, and none if one comes twice."""
+    """How many of `count` GPUs CUDA shows: those before the first invalid entry, and 0 if an entry is repeated."""
     entries = [entry.strip() for entry in text.split(",")]
     if entries[0].startswith("MIG"):
         return min(1, count)  # a process sees one instance, however many are listed
@@ -60,16 +63,16 @@ def _visible(text: str, count: int, uuids: list[str]) -> int:
 
 
 def _uuids(driver: Path) -> list[str]:
-    """Of the GPUs that the driver describes; empty where it describes none."""
+    """UUIDs of the GPUs that the driver lists; may be empty."""
     texts = [file.read_text(errors="replace") for file in sorted(driver.glob("*/information"))]
     return [match[1] for text in texts if (match := re.search(r"GPU UUID:\s*(GPU-[\w-]+)", text))]
 
 
 def gpus_here() -> Gpus:
-    """Of this machine, for this process. None for a build of torch that cannot use them."""
+    """GPUs of this machine for this process; 0 with a CPU-only build of torch."""
     found = find_gpus(os.environ.get(VISIBLE))
     if found.count and (build := _torch_build()).endswith("+cpu"):
-        return Gpus(0, f"{found.source}; torch {build} uses none")
+        return Gpus(0, f"{found.source}; torch {build} cannot use them")
     return found
 
 
@@ -81,9 +84,9 @@ def _torch_build() -> str:
 
 
 def with_gpus(cfg: SftConfig, found: Gpus) -> SftConfig:
-    """`cluster.gpus_per_node` set to what was found, where the config leaves it open and this machine is what it runs on.
+    """Set `cluster.gpus_per_node` to the GPUs found, if it is null and the run is local.
 
-    The toys on the bundled data take one: so little work is slower on several.
+    The demo uses one GPU: it is too small to be faster on several.
     """
     cluster = cfg.cluster
     is_open = cluster.kind is ClusterKind.local and cluster.gpus_per_node is None
@@ -93,7 +96,7 @@ def with_gpus(cfg: SftConfig, found: Gpus) -> SftConfig:
 
 
 def is_demo(cfg: SftConfig) -> bool:
-    """Whether a model from a random start learns bundled conversations alone."""
+    """Whether this is the demo: a randomly initialized model on bundled conversations only."""
     sources = cfg.data.sources.values()
     bundled = bool(sources) and all((source.path or "").startswith("demo:") for source in sources)
     return cfg.model.path is None and bundled and not (cfg.data.path or cfg.data.blend)

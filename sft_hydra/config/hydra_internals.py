@@ -1,5 +1,5 @@
-"""Every private import from Hydra but one, so that an upgrade of Hydra is checked in one place (a lint rule holds the rest to it).
-The base class of the sweeper must be imported where Hydra's plugin scan sees it: in launcher_plugins/.
+"""Private imports from Hydra in one place, to be checked when Hydra is upgraded; a lint rule forbids others. The exception is
+the base class of the sweeper, which Hydra's plugin scan must find in launcher_plugins/.
 
 Hydra 1.3 offers no public way to build a config loader for several compositions, to parse its own flags, or to split the
 arguments of a sweep into jobs.

@@ -1,6 +1,6 @@
-"""The YAML files that Hydra composes: read so that text stays text, and, where they are a user's, checked for what they may do.
+"""Reads the YAML files that Hydra composes by declared types, and checks that those of users contain only values.
 
-Hydra looks for a file in `conf/` first, so a user's file with the same name would never be read: it is refused.
+Hydra searches `conf/` first, so a user's file with the name of one of ours would never be read; it is an error.
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,10 +21,10 @@ from sft_hydra.paths import conf_dir
 
 
 class OptionFiles(FileConfigSource):
-    """A folder of options, as Hydra's own source of that kind, read by declared types."""
+    """Hydra's source for a config folder, with values read by declared types."""
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """Raises ConfigError for a user's file that holds more than values."""
+        """The content of a file. ConfigError for a user's file with anything but values."""
         name = self._normalize_file_name(config_path)
         file = Path(self.path, name)
         if not file.is_file():
@@ -53,7 +53,7 @@ class OptionFiles(FileConfigSource):
 
 @contextmanager
 def option_files_read() -> Iterator[None]:
-    """Inside, Hydra reads folders of options through OptionFiles."""
+    """Context in which Hydra reads config folders through OptionFiles."""
     Plugins.instance()  # scans, and so registers Hydra's own sources
     types = SourcesRegistry.instance().types
     before = types["file"]
@@ -65,16 +65,16 @@ def option_files_read() -> Iterator[None]:
 
 
 def hidden_files(folders: Iterable[str]) -> Iterator[str]:
-    """Problems of files in a user's folders that would never be read, because one of ours has the same name."""
+    """Messages for files in a user's folders that would never be read, because one of ours has the same name."""
     for folder in folders:
         for ours in sorted(conf_dir().rglob("*.yaml")):
             name = ours.relative_to(conf_dir())
-            theirs = Path(folder, name)
-            if theirs.is_file() and not theirs.samefile(ours):
+            users_file = Path(folder, name)
+            if users_file.is_file() and not users_file.samefile(ours):
                 group, option = name.parent.as_posix(), name.stem
                 example = f"{group}/my_{option}.yaml" if name.parent.name else f"experiment/my_{option}.yaml"
                 extends = f", with `defaults: [{option}, _self_]` to start from ours" if name.parent.name else ""
                 yield (
-                    f"{theirs}: would not be read, because {name} comes with sft_hydra; give it a name of its own, "
-                    f"for instance {example}{extends}"
+                    f"{users_file}: would never be read, because sft_hydra has a file {name}; rename it, "
+                    f"e.g. to {example}{extends}"
                 )

@@ -1,4 +1,4 @@
-"""A configuration file of another framework, given as `experiment=...`, is answered key by key with ours."""
+"""A configuration file of NeMo RL, NeMo Automodel or Megatron-Bridge, given as `experiment=...`, is answered key by key with ours."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -8,7 +8,8 @@ from sft_hydra.config.aliases import UNKNOWN, file_answer
 from sft_hydra.config.schema_introspection import UnknownKey, all_keys, hint
 from sft_hydra.errors import ConfigError
 
-SIGNS = {  # sections that no file of ours has
+SIGNS = {  # sections that no file of ours has; the first framework with one of them is meant
+    "NeMo Automodel": {"step_scheduler", "lr_scheduler", "dist_env"},
     "NeMo RL": {"policy", "sft", "checkpointing"},
     "Megatron-Bridge": {"ddp", "rng", "mixed_precision", "dataset", "dist", "recipe", "hf_model_path"},
 }
@@ -19,8 +20,10 @@ _CHOICES = ("peft", "logger", "data", "model", "scheduler", "optimizer", "cluste
 
 
 def refuse_peer_file(content: Mapping[Any, Any], file: str) -> None:
-    """Raises ConfigError, with a line for each key, if `content` is a configuration of NeMo RL or Megatron-Bridge."""
+    """Raises ConfigError, with a line for each key, if `content` is a configuration of one of them."""
     peer = next((peer for peer, signs in SIGNS.items() if signs & content.keys()), None)
+    if peer is None and isinstance(content.get("defaults"), str):  # a file to build on; Hydra has a list there
+        peer = "NeMo RL"
     if peer is None:
         return
     lines: list[str] = []

@@ -1,4 +1,4 @@
-"""docs/config.md, written from the dataclasses and from the first comment of each option in `conf/`.
+"""Generates docs/config.md from the dataclasses and the first comment of each option in `conf/`.
 
 python -m sft_hydra.config.reference > docs/config.md
 """
@@ -21,11 +21,11 @@ from sft_hydra.schema.optim import OPTIMIZERS, Optimizer
 from sft_hydra.schema.ranges import RANGE
 
 GROUPS = ("runner", "model", "data", "peft", "optimizer", "scheduler", "parallel", "cluster", "logger", "experiment")
-BROUGHT = {"peft": "`peft=lora` or `peft=qlora` brings this section; without it, `peft` is `null`."}
+BROUGHT = {"peft": "`peft=lora` or `peft=qlora` adds this section; without it, `peft` is `null`."}
 HEAD = """# Config reference
 
-Made from the dataclasses in `sft_hydra/config/`; `python -m sft_hydra.config.reference` writes it. What an option of a
-group sets goes before the defaults below; `python -m sft_hydra --cfg job` shows what a command ends up with.
+Made from the dataclasses in `sft_hydra/config/`; `python -m sft_hydra.config.reference` writes it. Values
+set by a group option override the defaults below; `python -m sft_hydra --cfg job` prints the config of a command.
 
 ## Groups
 
@@ -34,7 +34,7 @@ group sets goes before the defaults below; `python -m sft_hydra --cfg job` shows
 
 
 def reference() -> str:
-    """The whole page."""
+    """The Markdown text of docs/config.md."""
     return "\n".join([HEAD, *_groups(), *_sections()]).rstrip() + "\n"
 
 
@@ -126,7 +126,7 @@ def _type(declared: Any) -> str:
 def _default(field: dataclasses.Field[Any]) -> str:
     value = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
     if value == MISSING:
-        return "(the option says)"
+        return "(set by the option)"
     if isinstance(value, Enum):
         value = value.name
     if value is None or isinstance(value, bool):

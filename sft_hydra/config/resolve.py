@@ -1,4 +1,4 @@
-"""From Hydra's composed config to the SftConfig that runs: checked by every rule, name and folder filled in."""
+"""From Hydra's composed config to a resolved SftConfig: checked by all rules, with name and folder filled in."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from sft_hydra.errors import ConfigError
 from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.ranges import outside, put_in_range
 
-# Overrides that leave the default command the demo: what is done with it, and where.
+# Overrides that keep the run name `demo`: what is done with the demo, and where.
 DEMO_KEYS = ("runner", "dry_run", "output_dir", "device", "eval", "generate", "export", "inspect")
 
 
@@ -32,10 +32,10 @@ def resolve(
     label: str = "",
     compare: bool = True,
 ) -> SftConfig:
-    """Raises ConfigError with all problems at once.
+    """The config that runs. ConfigError lists all problems at once.
 
-    `overrides` are those of the command line, `default_name` is the run's name where none is given, and `label` the
-    folder of a sweep's job below it. `compare`: with the run that is in the folder.
+    `overrides`: those of the command line; `default_name`: the run's name if `name` is not set; `label`: the folder of a
+    sweep's job below it; `compare`: check that the run in the folder can be resumed.
     """
     unknown = [found.key for found in unknown_keys(composed)]
     cfg, problems = to_dataclasses(composed)
@@ -43,7 +43,7 @@ def resolve(
         raise ConfigError(*problems)
     if launcher != f"submitit_{cfg.cluster.kind.value}":
         problems.append(
-            f"hydra/launcher={launcher} does not go with cluster.kind={cfg.cluster.kind.value}; say only cluster=local or "
+            f"hydra/launcher={launcher} conflicts with cluster.kind={cfg.cluster.kind.value}; set only cluster=local or "
             "cluster=slurm (a profile of your own starts with `defaults: [slurm]`)"
         )
     typed = [key for text in overrides if not _within(key := text.lstrip("+~").partition("=")[0], unknown)]
@@ -64,14 +64,14 @@ def resolve(
 
 
 def _broken_rules(cfg: SftConfig) -> list[str]:
-    """Numbers outside their ranges, and what every rule says of the rest: in place of such a number its usual value is
-    looked at, and what a rule says of that is left out."""
+    """Numbers outside their ranges, and the messages of all rules for the other keys: such a number is replaced by its default,
+    and messages about that default are dropped."""
     wrong = list(outside(cfg))
     for section, name, _ in wrong:
         put_in_range(section, name)
     problems = [problem for _, _, problem in wrong]
     keys = [problem.partition("=")[0] for problem in problems]
-    keys += [f"{key.rpartition('.')[0]}:" for key in keys if "." in key]  # what is said of its section as a whole
+    keys += [f"{key.rpartition('.')[0]}:" for key in keys if "." in key]  # messages about the section as a whole
     others = rule_problems(cfg, (*RULES, *EVAL_RULES, *FILE_RULES))
     return problems + [problem for problem in others if not any(key in problem for key in keys)]
 
@@ -81,14 +81,15 @@ def _within(key: str, keys: Sequence[str]) -> bool:
 
 
 def _length_of_set(cfg: SftConfig) -> int | None:
-    """Where the command does not give `seq_length`, a packed set that is there does."""
+    """`seq_length` of an existing packed set, if the command does not set it."""
     try:
         return packed_length(cfg.data.packed_dir)
     except ValueError:
-        return None  # a rule says so
+        return None  # a rule reports it
 
 
 def name_parts(cfg: SftConfig) -> tuple[str, str, str]:
+    """(model, data, peft) of the default run name."""
     lora = "qlora" if cfg.peft is not None and cfg.peft.quantize_base else "lora"
     return cfg.model.name, cfg.data.name, "full" if cfg.peft is None else lora
 
@@ -101,14 +102,14 @@ def run_name(cfg: SftConfig, typed: Sequence[str]) -> str:
 
 
 def to_dataclasses(composed: DictConfig) -> tuple[SftConfig | None, list[str]]:
-    """(config, problems of keys and values). What is unknown is taken out of `composed`, so that the rules can still be
-    asked, and what is null and known elsewhere is filled in."""
+    """(config, messages about keys and values). Unknown keys are removed from `composed`, so that the rules can still run, and
+    null values that are known elsewhere are filled in."""
     unknown = list(unknown_keys(composed))
     problems = [f"{found.key}: {hint(found)}" for found in unknown]
     for section, name in {(found.section, found.name) for found in unknown}:
         parent: Any = OmegaConf.select(composed, section) if section else composed
-        parent._content.pop(name)  # typed sections offer no deletion
-    problems += [f"{key}: _target_ is not offered: a config holds values, not code" for key in _targets(composed)]
+        parent._content.pop(name)  # typed sections do not support deletion
+    problems += [f"{key}: _target_ is not supported: a config holds values, not code" for key in _targets(composed)]
     try:
         problems += inherit(composed)
         for key in sorted(OmegaConf.missing_keys(composed)):

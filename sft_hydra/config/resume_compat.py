@@ -1,5 +1,5 @@
-"""What may change between two runs of one folder. Resuming is the same command; anything that would make the losses of the
-continued run differ from a straight one is refused, with the difference shown."""
+"""Which settings may change when a run is resumed. Settings that would make the losses differ from those of an uninterrupted
+run may not; the message shows the difference."""
 
 import dataclasses
 import hashlib
@@ -17,19 +17,19 @@ MAY_CHANGE = (
     "runner", "name", "output_dir", "run_dir", "dry_run", "device", "cluster", "parallel", "logger", "eval", "generate",
     "export", "inspect", "checkpoint.interval", "checkpoint.keep_last", "checkpoint.keep_best", "checkpoint.async_save",
     "train.micro_batch_size", "train.recompute",
-    "train.cpu_offload", "train.compile", "train.log_interval", "train.num_threads", "data.prepare", "data.force",
+    "train.cpu_offload", "train.compile", "train.deterministic", "train.log_interval", "train.num_threads", "data.prepare", "data.force",
     "data.num_workers",
 )  # fmt: skip
 MAY_GROW = ("train.train_iters", "train.epochs", "train.train_samples", "train.early_stopping.patience")
 READING_RUNNERS = (Runner.generate, Runner.evaluate, Runner.export, Runner.inspect)
-# What a reading runner takes from its own command, always, and where the user wrote it; all else is the run's.
+# Keys that a reading runner takes from its own command: always, and if typed. All others are those of the run.
 ALWAYS_OWN = ("runner", "name", "output_dir", "run_dir", "dry_run", "cluster", "parallel", "generate", "inspect")
 OWN_IF_TYPED = ("device", "logger", "eval", "export")
 
 
 def resume_problems(cfg: SftConfig) -> Iterator[str]:
-    """Why this training cannot go on in its folder. A folder without a checkpoint holds nothing to go on from. What is compared
-    is the config in the newest checkpoint, and that of the last command, which knows how long it was to train."""
+    """Messages why this training cannot resume in its folder; none without a checkpoint. Compared are the config in the newest
+    checkpoint and that of the last command, which has the length of training."""
     paths = RunPaths(Path(str(cfg.run_dir)))
     if cfg.runner is not Runner.train:
         return
@@ -58,41 +58,41 @@ def resume_problems(cfg: SftConfig) -> Iterator[str]:
             paths.root if checkpoint_folder(cfg).resolve() == paths.checkpoints.resolve() else checkpoint_folder(cfg)
         )
         yield (
-            f"{place} holds a run that this command would not continue:\n"
+            f"{place} holds a run that this command cannot resume, because these settings differ:\n"
             + "\n".join(f"    {change}" for change in changes.values())
-            + "\n    choose another name=..., or repeat the command of that run"
+            + "\n    choose another name=... for a new run, or use the settings of the existing run"
         )
 
 
 def checkpoint_folder(cfg: SftConfig) -> Path:
-    """Where this run's checkpoints are."""
+    """Folder of this run's checkpoints."""
     return Path(cfg.checkpoint.save) if cfg.checkpoint.save else RunPaths(Path(str(cfg.run_dir))).checkpoints
 
 
 def fixed_settings(cfg: SftConfig) -> dict[str, Any]:
-    """Dotted key -> value, as JSON has them, of all that may not change between two runs of one folder."""
+    """Dotted key -> JSON value of all settings that may not change when a run is resumed."""
     flat = {key: value for key, value in serialize.flatten(cfg).items() if not _within(key, (*MAY_CHANGE, *MAY_GROW))}
     plain: dict[str, Any] = json.loads(json.dumps(flat, default=lambda value: getattr(value, "value", str(value))))
     return plain
 
 
 def config_digest(settings: dict[str, Any]) -> str:
-    """sha256 of the settings; null and a key that is not there are the same."""
+    """sha256 of the settings; null and a missing key are equal."""
     text = json.dumps({key: value for key, value in settings.items() if value is not None}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def inherit_run_config(cfg: SftConfig, typed: Sequence[str]) -> tuple[SftConfig, list[str]]:
-    """A reading runner works on the run in its folder, as that run was: `runner=generate name=mine` is enough.
+    """The config of a reading runner, with the settings of the run in its folder: `runner=generate name=mine` is enough.
 
-    `typed` are the keys that the user wrote; those that contradict the run are the problems returned.
+    `typed`: the keys of the command line. Also returns a message for each that contradicts the run.
     """
     paths = RunPaths(Path(str(cfg.run_dir)))
     if cfg.runner not in READING_RUNNERS or not exists(paths.resolved):
         return cfg, []
     run = serialize.load(paths.resolved)
     problems = [
-        f"{key}: {_show(here)}, but the run in {paths.root} has {_show(there)}; leave it out, or choose another name=..."
+        f"{key}: {_show(here)}, but the run in {paths.root} has {_show(there)}; remove it, or choose another name=..."
         for key, there, here in differences(run, cfg)
         if _within(key, typed) and not _within(key, (*ALWAYS_OWN, *OWN_IF_TYPED))
     ]
@@ -102,7 +102,7 @@ def inherit_run_config(cfg: SftConfig, typed: Sequence[str]) -> tuple[SftConfig,
 
 
 def differences(before: SftConfig, now: SftConfig) -> Iterator[tuple[str, Any, Any]]:
-    """(key, value before, value now) wherever two configs differ; a key that one lacks counts as null."""
+    """(key, value before, value now) of all keys in which two configs differ; a missing key counts as null."""
     there, here = serialize.flatten(before), serialize.flatten(now)
     for key in dict.fromkeys([*there, *here]):
         if there.get(key) != here.get(key):
@@ -114,7 +114,7 @@ def _within(key: str, sections: Sequence[str]) -> bool:
 
 
 def _copy_value(key: str, source: Any, target: Any) -> None:
-    """Set `key` of one config to the other's value; a mapping is taken whole."""
+    """Set `key` of one config to the other's value; a mapping is replaced as a whole."""
     name, _, rest = key.partition(".")
     if rest and dataclasses.is_dataclass(getattr(source, name)) and dataclasses.is_dataclass(getattr(target, name)):
         _copy_value(rest, getattr(source, name), getattr(target, name))
@@ -123,7 +123,7 @@ def _copy_value(key: str, source: Any, target: Any) -> None:
 
 
 def _grows(there: Any, here: Any) -> bool:
-    """-1 (one epoch) and null (said in another way) cannot be compared in advance."""
+    """-1 (one epoch) and null (length set by another key) cannot be compared in advance."""
     return there is None or here is None or -1 in (there, here) or here >= there
 
 

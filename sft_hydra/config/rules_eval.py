@@ -1,4 +1,4 @@
-"""Rules about `eval`: what is asked for must be there and allowed, before any model is loaded."""
+"""Rules about `eval`: tasks exist and are allowed, checked before a model is loaded."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +10,12 @@ from sft_hydra.schema.config import CHATCORE_TASKS, EPOCH, Runner, SftConfig
 
 
 def chatcore_is_known(cfg: SftConfig) -> Iterator[str]:
+    """`eval.chatcore_tasks` contains known tasks, and HumanEval only with `eval.allow_code`."""
     for task in cfg.eval.chatcore_tasks:
         if task not in CHATCORE_TASKS:
-            yield f"eval.chatcore_tasks: {task} is none of {', '.join(CHATCORE_TASKS)}"
+            yield f"eval.chatcore_tasks: {task} is not one of {', '.join(CHATCORE_TASKS)}"
     if not cfg.eval.chatcore_tasks:
-        yield f"eval.chatcore_tasks is empty; there are: {', '.join(CHATCORE_TASKS)}"
+        yield f"eval.chatcore_tasks is empty; choose from {', '.join(CHATCORE_TASKS)}"
     elif cfg.eval.chatcore_tasks == ["humaneval"] and not cfg.eval.allow_code:
         yield "eval.chatcore_tasks=[humaneval] needs eval.allow_code=true: it runs code that the model writes"
 
@@ -42,11 +43,12 @@ def early_stopping(cfg: SftConfig) -> Iterator[str]:
 
 
 def average(cfg: SftConfig) -> Iterator[str]:
-    if cfg.export.ema and cfg.train.ema_decay is None:
+    if cfg.runner is Runner.train and cfg.export.ema and cfg.train.ema_decay is None:
         yield "export.ema=true: there is no average of the weights without train.ema_decay, 0.999 for instance"
 
 
 def tasks_are_there(cfg: SftConfig) -> Iterator[str]:
+    """Files in `eval.tasks` exist, no task is listed twice, and code is run only with `eval.allow_code`."""
     if cfg.runner is not Runner.evaluate:
         return
     for task in cfg.eval.tasks:
@@ -54,15 +56,15 @@ def tasks_are_there(cfg: SftConfig) -> Iterator[str]:
             yield f"eval.tasks: {task}: no such file or folder"
     if "humaneval" in cfg.eval.tasks and not cfg.eval.allow_code:
         yield (
-            "eval.tasks: humaneval runs code that the model writes; eval.allow_code=true runs it in a sandbox "
-            "(no network, no files, limited time and memory), or leave it out"
+            "eval.tasks: humaneval runs code that the model writes; set eval.allow_code=true to run it in a sandbox "
+            "(no network, no files, limited time and memory), or remove the task"
         )
     if len(set(cfg.eval.tasks)) < len(cfg.eval.tasks):
-        yield f"eval.tasks={cfg.eval.tasks} names a task twice"
+        yield f"eval.tasks={cfg.eval.tasks} contains a task twice"
 
 
 def local_items_are_there(cfg: SftConfig) -> Iterator[str]:
-    """The folder, and in it what ChatCORE is going to ask."""
+    """`eval.data_dir` exists and holds the items of the ChatCORE tasks."""
     wanted = cfg.eval
     if wanted.data_dir is None:
         return
@@ -79,7 +81,7 @@ def local_items_are_there(cfg: SftConfig) -> Iterator[str]:
 
 
 def is_path(task: str) -> bool:
-    """Whether an entry of `eval.tasks` is a file or folder; all others are names, whatever is on the disk."""
+    """Whether an entry of `eval.tasks` is a file or folder rather than a task name; does not look at the disk."""
     return "/" in task or task.endswith((".yaml", ".yml"))
 
 

@@ -1,4 +1,4 @@
-"""Rules that look at the disk: what is named must be there, and a packed set must fit `seq_length`. Nothing is written."""
+"""Rules that read the disk: named files exist, and a packed set fits `seq_length`. Nothing is written."""
 
 import difflib
 import glob
@@ -23,6 +23,7 @@ BUILTIN = "builtin:"
 
 
 def data_exists(cfg: SftConfig) -> Iterator[str]:
+    """Every data path exists and has a readable file format."""
     if cfg.runner not in DATA_RUNNERS:
         return
     paths = {"data.path": cfg.data.path, "data.valid_path": cfg.data.valid_path}
@@ -32,18 +33,19 @@ def data_exists(cfg: SftConfig) -> Iterator[str]:
             continue
         if path.startswith("demo:"):
             if path.removeprefix("demo:") not in DEMO_PARTS:
-                yield f"{key}={path} is no bundled part; there are: {', '.join(f'demo:{part}' for part in DEMO_PARTS)}"
+                yield f"{key}={path} is not a bundled data set; choose one of {', '.join(f'demo:{part}' for part in DEMO_PARTS)}"
         elif glob.has_magic(path):
             if not glob.glob(path, recursive=True):
                 yield f"{key}={path} matches no file"
         elif path.endswith(DATA_SUFFIXES) or not is_hub_id(path.removeprefix("hf://").removeprefix("datasets/")):
             yield from _must_exist(key, path)
             if Path(path).expanduser().is_file() and not path.endswith(DATA_SUFFIXES):
-                yield f"{key}={path}: rows are read from .jsonl, .json and .parquet (also .gz, .zst); convert it to one of them"
+                yield f"{key}={path}: unsupported file format; use .jsonl, .json or .parquet (also .gz, .zst)"
     yield from _must_exist("data.blend", cfg.data.blend)
 
 
 def model_exists(cfg: SftConfig) -> Iterator[str]:
+    """`model.path` is a model folder, or may be a hub id."""
     path = cfg.model.path
     if path is None or is_hub_id(path):
         return
@@ -63,47 +65,48 @@ def model_exists(cfg: SftConfig) -> Iterator[str]:
 
 
 def weights_are_whole(cfg: SftConfig) -> Iterator[str]:
-    """Index and headers of a local model's weights, before data is prepared for it."""
+    """Index and headers of a local model's weight files are complete, checked before data is prepared."""
     if cfg.model.path is None or cfg.runner in (Runner.data_prep, Runner.inspect):
         return
     folder = Path(cfg.model.path).expanduser()
     if not (folder / "config.json").is_file() or torch_dist_folder(folder) is not None:
-        return  # model_exists says so, it is on the hub, or Megatron's reader checks it
+        return  # model_exists reports it, it is on the hub, or the Megatron reader checks it
     try:
         architecture = read_architecture(cfg)
     except ModelError:
-        return  # model_is_said says so
+        return  # model_is_set reports it
     if not has_weights(folder) and not cfg.dry_run:  # a plan needs no more than config.json
-        yield f"model.path={cfg.model.path} has a config.json and no weights ({SINGLE}, or several files with {INDEX})"
+        yield f"model.path={cfg.model.path} has a config.json but no weights; add {SINGLE}, or several files with {INDEX}"
     yield from (f"model.path: {problem}" for problem in weight_problems(folder, architecture))
 
 
 def _megatron_needs(cfg: SftConfig, checkpoint: Path) -> Iterator[str]:
-    """A checkpoint of Megatron says neither what its model looks like nor which tokenizer it has."""
+    """A Megatron checkpoint does not contain the architecture or the tokenizer, so both must be set."""
     if not read_architecture(cfg):
         yield (
-            f"model.path={cfg.model.path}: a Megatron checkpoint, which has no config.json. Choose the model=... that it is of "
-            "(e.g. model=qwen3_0_6b), or put the config.json of its Hugging Face model into it"
+            f"model.path={cfg.model.path}: a Megatron checkpoint has no config.json. Set the matching model=... "
+            "(e.g. model=qwen3_0_6b), or copy the config.json of its Hugging Face model into the folder"
         )
     if cfg.tokenizer.path is None and not (checkpoint / "tokenizer.json").is_file():
         yield (
-            f"model.path={cfg.model.path}: a Megatron checkpoint, which has no tokenizer.json; set tokenizer.path=<folder or hub "
+            f"model.path={cfg.model.path}: a Megatron checkpoint has no tokenizer.json; set tokenizer.path=<folder or hub "
             "id of its tokenizer>"
         )
 
 
 def adapter_problem(key: str, path: str) -> str | None:
-    """The key for the folder of an adapter; None if it is not one."""
+    """The message for an adapter folder set as the model; None if it is not an adapter."""
     if not is_adapter_folder(path):
         return None
-    return f"{key}={path} is a LoRA adapter in PEFT's format, not a whole model; give it as peft.path={path} instead of {key}"
+    return f"{key}={path} is a LoRA adapter in PEFT's format, not a full model; set peft.path={path} instead of {key}"
 
 
 def tokenizer_exists(cfg: SftConfig) -> Iterator[str]:
+    """The tokenizer and the chat template file exist."""
     path, template = cfg.tokenizer.path, cfg.tokenizer.chat_template
     if path not in (None, "demo") and not is_hub_id(str(path)):
         yield from _must_exist("tokenizer.path", path)
-    # A plain word may be the name of a template that the tokenizer has; it is looked up when the tokenizer is read.
+    # a single word may be the name of a template inside the tokenizer; checked when the tokenizer is loaded
     if (
         template not in (None, "default")
         and "{" not in str(template)
@@ -113,6 +116,7 @@ def tokenizer_exists(cfg: SftConfig) -> Iterator[str]:
 
 
 def files_exist(cfg: SftConfig) -> Iterator[str]:
+    """Every other file that the config names exists."""
     load = cfg.checkpoint.load
     yield from _must_exist("checkpoint.load", load)
     if load is not None and (
@@ -125,13 +129,13 @@ def files_exist(cfg: SftConfig) -> Iterator[str]:
 
 
 def output_is_writable(cfg: SftConfig) -> Iterator[str]:
-    """The nearest folder that is there must let new ones be made in it."""
+    """The nearest existing parent of `output_dir` is a writable folder."""
     wanted = Path(str(cfg.run_dir)).absolute()
     there = next(folder for folder in (wanted, *wanted.parents) if folder.exists())
     if not there.is_dir():
         yield f"output_dir={cfg.output_dir}: {there} is a file, not a folder"
     elif not os.access(there, os.W_OK | os.X_OK):
-        yield f"output_dir={cfg.output_dir}: nothing can be written in {there}; choose another output_dir"
+        yield f"output_dir={cfg.output_dir}: {there} is not writable; choose another output_dir"
 
 
 def packed_length(packed_dir: str | None) -> int | None:
@@ -150,7 +154,7 @@ def packed_length(packed_dir: str | None) -> int | None:
 
 
 def packed_set_fits(cfg: SftConfig) -> Iterator[str]:
-    """A packed set of another length is refused before any model is loaded."""
+    """The packed set in `data.packed_dir` has the run's `seq_length`, checked before a model is loaded."""
     if cfg.data.packed_dir is None or cfg.runner not in DATA_RUNNERS:
         return
     folder = Path(cfg.data.packed_dir).expanduser()
@@ -165,7 +169,7 @@ def packed_set_fits(cfg: SftConfig) -> Iterator[str]:
         if not cfg.data.trust_foreign and folder.is_dir() and any(folder.iterdir()):
             yield (
                 f"data.packed_dir={cfg.data.packed_dir}: not a packed set of this project. If another tool packed it, "
-                "give data.trust_foreign=true; to prepare a new set, choose another data.packed_dir"
+                "set data.trust_foreign=true; to prepare a new set, choose another data.packed_dir"
             )
         return
     try:
@@ -175,13 +179,13 @@ def packed_set_fits(cfg: SftConfig) -> Iterator[str]:
         return
     if pack_size != cfg.seq_length:
         yield (
-            f"seq_length_mismatch: {cfg.data.packed_dir} was packed for seq_length={pack_size}, this run asks for "
-            f"{cfg.seq_length}; set seq_length={pack_size}, or another data.packed_dir to pack anew"
+            f"seq_length_mismatch: {cfg.data.packed_dir} was packed for seq_length={pack_size}, this run has "
+            f"seq_length={cfg.seq_length}; set seq_length={pack_size}, or a new data.packed_dir to repack"
         )
 
 
 def _metadata(folder: Path) -> dict[str, Any]:
-    """What metadata.json says; nothing if there is none. Raises ConfigError if it cannot be read."""
+    """The content of metadata.json; empty if there is none. ConfigError if it cannot be read."""
     file = folder / "metadata.json"
     return read_object(file, fix="choose another data.packed_dir") if exists(file) else {}
 
@@ -194,7 +198,7 @@ def _must_exist(key: str, path: str | None) -> Iterator[str]:
         near = difflib.get_close_matches(file.name, [entry.name for entry in file.parent.iterdir()], n=1)
         hint = f"; did you mean {file.parent / near[0]}?" if near else f" in {file.parent.absolute()}"
     else:
-        hint = f"; there is no folder {file.parent}"
+        hint = f"; the folder {file.parent} does not exist"
     yield f"{key}={path}: not found{hint}"
 
 

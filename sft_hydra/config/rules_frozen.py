@@ -46,3 +46,9 @@ def quantized_base(cfg: SftConfig) -> Iterator[str]:
             f"peft.use_dora=true with peft.quantize_base={cfg.peft.quantize_base}: DoRA needs the norms of whole weights at every "
             "step, which a quantized base does not keep; drop one of them"
         )
+    start = cfg.peft.init_lora_weights if cfg.peft is not None else None
+    if cfg.peft is not None and cfg.peft.quantize_base is not None and start not in (None, "gaussian"):
+        yield (
+            f"peft.init_lora_weights={start} with peft.quantize_base={cfg.peft.quantize_base}: A and B would start from weights "
+            "that are not kept whole; drop one of them"
+        )

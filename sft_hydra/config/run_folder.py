@@ -1,8 +1,8 @@
-"""The folders that a command works in: locked first, written then. `begin(cfg)` for who starts a run, `held(cfg)` for a rank that
-is started with a config on disk.
+"""Locks the folders that a command writes: `begin(cfg)` when a run is started, `lock_folders(cfg)` in a rank started with a config
+on disk.
 
-Owns that two commands never write one folder: neither that of a run, nor one that is named by hand (`checkpoint.save`,
-`export.path`). A folder named by hand remembers the run that it belongs to.
+Two commands never write the same folder: neither a run's folder nor one set in the config (`checkpoint.save`,
+`export.path`), which records the run it belongs to.
 
 Owner of: a run's folder has one writer, and is locked before anything is written in it.
 """
@@ -31,9 +31,9 @@ OWNER = "owner.json"  # in a folder of checkpoints; beside an export, `<name>.ow
 
 @contextmanager
 def begin(cfg: SftConfig) -> Iterator[list[Lock]]:
-    """Holds the folders of this command, looks again whether it goes on from what is in them, and writes its config. Yields
-    the locks. ConfigError if another command is at work there."""
-    with held(cfg) as locks:
+    """Lock the folders of this command, check again that it can resume from them, and write its config. Yields the locks.
+    ConfigError if another command uses one of them."""
+    with lock_folders(cfg) as locks:
         if problems := list(resume_problems(cfg)):
             raise ConfigError(*problems)
         serialize.save(cfg, RunPaths(Path(str(cfg.run_dir))).config(cfg.runner.value))
@@ -41,11 +41,11 @@ def begin(cfg: SftConfig) -> Iterator[list[Lock]]:
 
 
 @contextmanager
-def held(cfg: SftConfig) -> Iterator[list[Lock]]:
-    """Holds the folders that this command writes."""
+def lock_folders(cfg: SftConfig) -> Iterator[list[Lock]]:
+    """Lock the folders that this command writes. ConfigError if another command uses one of them."""
     with ExitStack() as stack:
         reads = cfg.runner in READING_RUNNERS
-        locks = [stack.enter_context(alone_in(RunPaths(Path(str(cfg.run_dir))), reads=reads))]
+        locks = [stack.enter_context(lock_run(RunPaths(Path(str(cfg.run_dir))), reads=reads))]
         if cfg.runner is Runner.train and cfg.checkpoint.save:
             folder = checkpoint_folder(cfg)
             locks.append(stack.enter_context(_owned(cfg, "checkpoint.save", folder, folder / OWNER)))
@@ -56,19 +56,19 @@ def held(cfg: SftConfig) -> Iterator[list[Lock]]:
 
 
 @contextmanager
-def alone_in(paths: RunPaths, *, reads: bool = False) -> Iterator[Lock]:
-    """Holds a run's folder by its log. `reads`: commands that only read the run may be there together. ConfigError if a
-    training is at work there, or anything where a training wants to begin."""
+def lock_run(paths: RunPaths, *, reads: bool = False) -> Iterator[Lock]:
+    """Lock a run's folder through its log file. `reads`: shared with other commands that only read the run. ConfigError if a
+    training uses the folder, or, without `reads`, any command."""
     with ExitStack() as stack:
         try:
             paths.root.mkdir(parents=True, exist_ok=True)
             lock = stack.enter_context(locked(paths.log, shared=reads))
         except OSError as problem:
-            raise unreadable(paths.log, problem, fix="take it away, or choose another output_dir") from None
+            raise unreadable(paths.log, problem, fix="delete it, or choose another output_dir") from None
         except BusyError:
-            elsewhere = "; what it has saved can be read from elsewhere: name=<another> checkpoint.load="
+            elsewhere = "; to read its checkpoints meanwhile, use name=<another> checkpoint.load="
             raise ConfigError(
-                f"{paths.root}: another training is at work in this folder, or another command on its run; wait for it, stop "
+                f"{paths.root}: this folder is in use by another training or by a command on its run; wait for it, stop "
                 "it, or choose another name=..." + (f"{elsewhere}{paths.checkpoints}/step_<N>" if reads else "")
             ) from None
         yield lock
@@ -76,7 +76,7 @@ def alone_in(paths: RunPaths, *, reads: bool = False) -> Iterator[Lock]:
 
 @contextmanager
 def _owned(cfg: SftConfig, key: str, folder: Path, mark: Path) -> Iterator[Lock]:
-    """Holds a folder that is named by hand. ConfigError if another run writes there or has written what is there."""
+    """Lock a folder set in the config. ConfigError if another run writes to it or has written its content."""
     if (problem := inside_another_run(cfg, key, folder)) is not None:
         raise ConfigError(problem)
     with ExitStack() as stack:
@@ -86,7 +86,7 @@ def _owned(cfg: SftConfig, key: str, folder: Path, mark: Path) -> Iterator[Lock]
             _take(lock, cfg, key, folder)
         except BusyError:
             raise ConfigError(
-                f"{key}={folder}: another run is at work in this folder; choose another {key}, or wait for it"
+                f"{key}={folder}: this folder is in use by another run; choose another {key}, or wait for it"
             ) from None
         except OSError as problem:
             raise ConfigError(f"{key}={folder}: {mark} cannot be written {unwritable(problem)}") from None
@@ -94,22 +94,22 @@ def _owned(cfg: SftConfig, key: str, folder: Path, mark: Path) -> Iterator[Lock]
 
 
 def _take(lock: Lock, cfg: SftConfig, key: str, folder: Path) -> None:
-    """Write into a locked mark whose folder it is. ConfigError if it is that of another run, which is still there."""
+    """Record the owner of the folder in its locked owner file. ConfigError if another existing run owns it."""
     run = Path(str(cfg.run_dir)).resolve()
     if lock.read().strip():
-        owner = Path(str(read_object(lock.path, fix=f"take it away, or choose another {key}").get("run", "")))
+        owner = Path(str(read_object(lock.path, fix=f"delete it, or choose another {key}").get("run", "")))
         if owner != run and owner.is_dir() and _is_filled(folder, lock.path):
             raise ConfigError(
-                f"{key}={folder}: it belongs to the run in {owner}; choose another {key} for this run, or take the folder away"
+                f"{key}={folder}: it belongs to the run in {owner}; choose another {key} for this run, or delete the folder"
             )
     lock.write(json.dumps({"run": str(run), "config": config_digest(fixed_settings(cfg))}) + "\n")
 
 
 def inside_another_run(cfg: SftConfig, key: str, folder: Path) -> str | None:
-    """Why a folder named by hand cannot be taken: it is where another run has its own."""
+    """The message if a folder set in the config lies inside the folder of another run; else None."""
     run, parent = Path(str(cfg.run_dir)).resolve(), folder.resolve().parent
     if parent != run and exists(RunPaths(parent).resolved):
-        return f"{key}={folder}: it is in the folder of another run, {parent}; choose another {key}"
+        return f"{key}={folder}: it is inside the folder of another run, {parent}; choose another {key}"
     return None
 
 

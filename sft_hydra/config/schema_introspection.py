@@ -1,5 +1,5 @@
-"""Which keys exist, of which type, and what to answer when one does not: a peer's name, the nearest name, the option
-that brings it."""
+"""The declared keys and their types, and hints for unknown keys: the name of another framework, the nearest name, the option
+that adds the key."""
 
 import dataclasses
 import difflib
@@ -15,10 +15,12 @@ from sft_hydra.config.aliases import peer_answer
 from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.optim import OPTIMIZERS, Optimizer
 
-GROUPS_BESIDE_KEYS = ("experiment",)  # groups that are no section
+GROUPS_BESIDE_KEYS = ("experiment",)  # groups that are not sections
 
 
 class UnknownKey(NamedTuple):
+    """A key that no dataclass declares."""
+
     key: str  # as it was written, down to a value
     section: str  # the declared section that does not have ...
     name: str  # ... this
@@ -45,17 +47,17 @@ def key_problem(key: str, config: DictConfig, value: str | None = None) -> str |
     for name in key.split("."):
         if dataclasses.is_dataclass(declared):
             if node is None:
-                return f"{key}: {section} is null here; {_what_brings(section)}"
+                return f"{key}: {section} is null; {_what_brings(section)}"
             known = field_types(OmegaConf.get_type(node))
             if name not in known:
                 return f"{key}: {hint(UnknownKey(key, section, name, value), known)}"
             declared = known[name]
         elif typing.get_origin(declared) is dict:
             if node is None or name not in node:
-                return f"{key}: there is no {_join(section, name)} yet; write +{key}=... to add it"
+                return f"{key}: {_join(section, name)} does not exist; write +{key}=... to add it"
             declared = typing.get_args(declared)[1]
         elif declared is not Any:
-            return f"{key}: {section} is {describe_type(declared)}, there is nothing below it"
+            return f"{key}: {section} is {describe_type(declared)} and has no keys"
         node = OmegaConf.select(node, name) if OmegaConf.is_config(node) else None
         section = _join(section, name)
     return None
@@ -67,13 +69,13 @@ def undeclared(node: Any, section: str = "") -> Iterator[UnknownKey]:
     for name in map(str, node):
         key, child = _join(section, name), node._get_node(name)
         if key not in everything:
-            yield UnknownKey(key, section, name)
+            yield UnknownKey(key, section, name, _as_written(child))
         elif is_filled(child) and any(other.startswith(f"{key}.") for other in everything):
             yield from undeclared(child, key)
 
 
 def hint(unknown: UnknownKey, siblings: Collection[str] | None = None) -> str:
-    """`unknown key; did you mean ...`: a peer's name first, then siblings, then the same name elsewhere."""
+    """`unknown key; did you mean ...`: the key of another framework first, then siblings, then the same name elsewhere."""
     key, section, name, value = unknown
     everything = list(dict.fromkeys(all_keys()))
     if answer := peer_answer(key, value):
@@ -90,6 +92,8 @@ def hint(unknown: UnknownKey, siblings: Collection[str] | None = None) -> str:
     elsewhere = {other.rpartition(".")[2]: other for other in sorted(everything)}
     if near := difflib.get_close_matches(key.rpartition(".")[2], elsewhere, n=1, cutoff=0.8):
         return f"unknown key; did you mean {elsewhere[near[0]]}?"
+    if not siblings:
+        return f"unknown key; there is no section {section}"
     return f"unknown key; {section or 'the top level'} has: {', '.join(siblings)}"
 
 
@@ -103,7 +107,7 @@ def all_keys(cls: Any = SftConfig, section: str = "") -> Iterator[str]:
 
 
 def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of everything in a config that is no section."""
+    """(dotted key, value) of all values in a config that are not sections."""
     if not is_filled(node):
         yield key, OmegaConf.to_container(node) if OmegaConf.is_config(node) else node._value()
         return
@@ -124,24 +128,32 @@ def declared_type(key: str, config: DictConfig) -> Any:
 
 
 def describe_type(declared: Any) -> str:
-    """A type in words."""
+    """A type in words, for messages."""
     if isinstance(declared, type) and issubclass(declared, Enum):
         return f"one of {', '.join(member.name for member in declared)}"
     if dataclasses.is_dataclass(declared) or typing.get_origin(declared) is dict:
         return "a section"
     if typing.get_origin(declared) is list:
         return "a list like [a,b]"
-    return {int: "an integer", float: "a number", bool: "true or false", str: "a text"}.get(declared, "a value")
+    return {int: "an integer", float: "a number", bool: "true or false", str: "text"}.get(declared, "a value")
 
 
 def _what_brings(section: str) -> str:
     group, _, option = section.partition(".")
-    return f"choose {group}={option or 'lora'} for it"
+    return f"set {group}={option or 'lora'} first"
 
 
 def is_filled(node: Any) -> bool:
-    """A section with something in it: not null, not `???`, not an interpolation."""
+    """Whether a section has values: not null, not `???`, not an interpolation."""
     return bool(OmegaConf.is_dict(node) and isinstance(node._content, dict) and node._content)
+
+
+def _as_written(node: Any) -> str | None:
+    """A single value as it would be written in a command; None for anything else."""
+    value = None if OmegaConf.is_config(node) else node._value()
+    return (
+        str(value).lower() if isinstance(value, bool) else str(value) if isinstance(value, str | int | float) else None
+    )
 
 
 def _join(section: str, name: str) -> str:

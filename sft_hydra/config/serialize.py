@@ -1,4 +1,4 @@
-"""resolved.yaml: an SftConfig on disk, the only thing that ranks, jobs and later runs read. Writing and reading are inverse."""
+"""Reads and writes resolved.yaml, an SftConfig on disk and the only config that ranks, jobs and resumed runs read."""
 
 import dataclasses
 import re
@@ -17,7 +17,7 @@ from sft_hydra.schema.optim import OPTIMIZERS
 
 
 class _Quoting(yaml.SafeDumper):  # type: ignore[misc]
-    """Quotes every text that could be read as another type, by OmegaConf's rules or those of YAML 1.1."""
+    """Quotes text that OmegaConf or YAML 1.1 would read as another type."""
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -29,13 +29,13 @@ _Quoting.add_representer(str, _represent_text)
 
 
 def dump(cfg: SftConfig) -> str:
-    """The config as YAML in which every text is read as the same text."""
+    """The config as YAML; `load` of it gives an equal config."""
     plain = OmegaConf.to_container(OmegaConf.create(_plain(dataclasses.asdict(cfg))))
     return str(yaml.dump(plain, Dumper=_Quoting, sort_keys=False, allow_unicode=True, width=120))
 
 
 def save(cfg: SftConfig, path: Path) -> None:
-    """Write through a temporary file, so that no reader ever sees half of it. ConfigError if nothing can be written there."""
+    """Write atomically, through a temporary file. ConfigError if the folder is not writable."""
     unfinished = path.with_suffix(".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,16 +48,16 @@ def save(cfg: SftConfig, path: Path) -> None:
 
 
 def load(path: Path) -> SftConfig:
-    """Raises ConfigError if the file is missing, cannot be read or does not fit this version's schema."""
+    """The config in a file. ConfigError if it is missing, cannot be read or does not fit this version's schema."""
     if not exists(path):
         raise ConfigError(f"{path}: no such file")
-    way_out = "take the file away, or choose another name=..."
+    way_out = "delete the file, or choose another name=..."
     content = read_text(path, fix=way_out)
     try:
         text: Any = OmegaConf.create(content)
-        kind = text.optimizer.kind  # the class first: YAML does not carry it
+        kind = text.optimizer.kind  # selects the class, which YAML does not contain
         if kind not in OPTIMIZERS:
-            raise ConfigError(f"{path}: optimizer.kind={kind} is none of {', '.join(OPTIMIZERS)}")
+            raise ConfigError(f"{path}: optimizer.kind={kind} is not one of {', '.join(OPTIMIZERS)}")
         schema = OmegaConf.structured(SftConfig(optimizer=OPTIMIZERS[kind]()))
         cfg = OmegaConf.to_object(OmegaConf.merge(schema, text))
     except (
@@ -76,7 +76,7 @@ def load(path: Path) -> SftConfig:
 
 
 def flatten(cfg: SftConfig) -> dict[str, Any]:
-    """Dotted key -> value of every leaf; what two configs are compared by. A section that is null is a leaf."""
+    """Dotted key -> value of every leaf; used to compare two configs. A section that is null is a leaf."""
     flat: dict[str, Any] = {}
 
     def walk(value: Any, key: str) -> None:
@@ -91,7 +91,7 @@ def flatten(cfg: SftConfig) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Enums by name; and `${`, which templates and prompts may have, not to be read as an interpolation."""
+    """Enums by name; `${` in templates and prompts escaped, so that it is not read as an interpolation."""
     if isinstance(value, dict):
         return {key: _plain(child) for key, child in value.items()}
     if isinstance(value, list):

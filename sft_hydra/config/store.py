@@ -1,6 +1,6 @@
-"""Hands to Hydra what is not YAML: the dataclasses as `schema/...`, our launchers and sweeper, a user's experiment files.
+"""Registers with Hydra the dataclasses as `schema/...`, our launchers and sweeper, and a user's experiment files.
 
-A file of its own, so that reading a `resolved.yaml` registers nothing.
+Separate from serialize.py, so that reading a `resolved.yaml` registers nothing.
 """
 
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ PLUGIN = "hydra_plugins.sft_hydra_launcher.launcher"
 
 
 def register(experiments: Iterable[Path] = ()) -> None:
-    """Raises ConfigError if an experiment file is missing or no YAML."""
+    """Register everything. ConfigError if an experiment file is missing, not YAML or contains more than values."""
     store = ConfigStore.instance()
     root = SftConfig(optimizer=Optimizer())  # the base class, so that a group option may put any variant there
     store.store(group="schema", name="root", node=allow_null(root))
@@ -51,9 +51,9 @@ def _read(path: Path) -> dict[Any, Any]:
     except OSError as error:
         raise ConfigError(f"experiment={path}: {error.strerror}") from error
     except (YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"experiment={path}: not readable as YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"experiment={path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(node, dict):
-        raise ConfigError(f"experiment={path}: holds no mapping of keys to values")
+        raise ConfigError(f"experiment={path}: is not a mapping of keys to values")
     refuse_peer_file(node, f"experiment={path}")
     if problems := [f"experiment={path}: {problem}" for problem in experiment_problems(node)]:
         raise ConfigError(*problems)

@@ -1,7 +1,7 @@
-"""Text stays text: what is typed for a field of text is its value, letter by letter, whatever else it could be read as.
+"""Keeps values of text fields as typed, by the declared type of the field.
 
-Hydra and YAML decide by the look of a value: `name=1e3` would become `1000.0`, `time: 12:00:00` a number of seconds,
-`A: yes` true. Here the declared type decides. null is null everywhere.
+Hydra and YAML infer the type from the value: `name=1e3` would become `1000.0`, `time: 12:00:00` a number of seconds,
+`A: yes` true. null is null everywhere.
 """
 
 import re
@@ -25,13 +25,13 @@ from sft_hydra.schema.optim import OPTIMIZERS, Optimizer
 LOOKS_LIKE_OTHERS = (OverrideLexer.INT, OverrideLexer.FLOAT, OverrideLexer.BOOL)
 PASSING_ON = ("choice", "sort", "shuffle", "tag", "str", "extend_list")  # functions whose arguments are the values
 MAY_BE_OTHER = re.compile(r"(?<![\w./'\"])[+-]?(\d|\.\d|nan\b|inf\b|true\b|false\b)", re.IGNORECASE)
-OLD_NUMBER = re.compile(r"[+-]?0[0-7_]+|.*:.*")  # octal and to base 60 in YAML 1.1; on the command line they never were
+OLD_NUMBER = re.compile(r"[+-]?0[0-7_]+|.*:.*")  # octal and to base 60 in YAML 1.1; not on the command line
 NULL, MERGE, TEXT = (f"tag:yaml.org,2002:{kind}" for kind in ("null", "merge", "str"))
 
 
 def quote_text(override: str) -> str:
-    """An override of the command line with quotes around what is declared as text and would be read as a number or a
-    truth value. Anything else, and what Hydra cannot read, comes back as it is."""
+    """A command-line override with quotes around values of text fields that would be read as numbers or booleans. All others,
+    and overrides that Hydra cannot parse, are returned unchanged."""
     key, equals, value = override.partition("=")
     declared = declared_at(key.lstrip("+~").partition("@")[0].split("."))
     if not equals or not MAY_BE_OTHER.search(value) or not _holds_text(declared):
@@ -46,7 +46,7 @@ def quote_text(override: str) -> str:
 
 
 def _parse(override: str) -> Any:
-    """Tree of an override by Hydra's own grammar; HydraException if it is none."""
+    """Tree of an override by Hydra's own grammar; HydraException if it cannot be parsed."""
     lexer = OverrideLexer(InputStream(override))
     parser = OverrideParser(CommonTokenStream(lexer))
     for part in (lexer, parser):
@@ -71,7 +71,7 @@ def read_yaml(text: str, package: str = "") -> Any:
 
 
 def declared_at(path: list[str]) -> Any:
-    """Declared type of a key, without `| None`; None for what no dataclass declares."""
+    """Declared type of a key, without `| None`; None if no dataclass declares it."""
     declared: Any = SftConfig
     for name in path:
         declared = _child(declared, name)
@@ -87,7 +87,7 @@ def _child(declared: Any, name: str) -> Any:
 
 @cache
 def _fields(section: Any) -> dict[str, Any]:
-    """Types of a section's fields; of the optimizer those of every variant, whichever is chosen."""
+    """Types of a section's fields; for the optimizer, those of all variants."""
     if section is Optimizer:
         return {name: kind for variant in OPTIMIZERS.values() for name, kind in field_types(variant).items()}
     return field_types(section) if hasattr(section, "__dataclass_fields__") else {}

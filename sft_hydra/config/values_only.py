@@ -1,48 +1,48 @@
-"""What a user's YAML may not hold: calls of code, what is looked up elsewhere, and keys by which Hydra itself would write.
+"""Rejects user YAML with calls of code, lookups of other values, or keys that make Hydra itself write files.
 
-Experiment files are passed on from one person to the next, so they hold values and nothing else; a user's own folder of
-options may look values up (`${oc.env:USER}`).
+Experiment files are shared between people, so they may contain only values; files in a user's own config folder may look
+values up (`${oc.env:USER}`).
 """
 
 import re
 from collections.abc import Iterator
 from typing import Any
 
-PLAIN_OF_HYDRA = frozenset({"mode", "sweeper"})  # what an experiment may say of Hydra itself
+PLAIN_OF_HYDRA = frozenset({"mode", "sweeper"})  # keys of Hydra that an experiment may set
 OWN_OF_HYDRA = PLAIN_OF_HYDRA | {
     "launcher",
     "searchpath",
     "help",
     "verbose",
-}  # what a command, or one's own folder, may
+}  # keys that a command, or a user's own folder, may set
 _LOOK_UP = re.compile(r"(?<!\\)(?:\\\\)*\$\{\s*([\w.]+)\s*:")
 
 
 def experiment_problems(content: dict[Any, Any]) -> Iterator[str]:
-    """`content`: the whole file, as keys below the top level."""
+    """Messages for an experiment file with more than values; `content`: its keys from the top level."""
     hydra = content.get("hydra", {})
     if not isinstance(hydra, dict):
-        yield "hydra could start other code; an experiment holds values"
+        yield "hydra can run other code; an experiment holds only values"
     elif more := sorted(map(str, hydra.keys() - PLAIN_OF_HYDRA)):
-        yield f"hydra.{'|'.join(more)} could start other code; an experiment holds values"
-    yield from (f"{key} could start other code; an experiment holds values" for key in _calls(content))
+        yield f"hydra.{'|'.join(more)} can run other code; an experiment holds only values"
+    yield from (f"{key} can run other code; an experiment holds only values" for key in _calls(content))
     for key, resolver in _look_ups(content):
-        yield f"{key}: ${{{resolver}:...}} looks a value up on the machine of whoever runs it; an experiment holds values"
+        yield f"{key}: ${{{resolver}:...}} reads a value from the machine that runs it; an experiment holds only values"
 
 
 def option_problems(content: dict[Any, Any]) -> Iterator[str]:
-    """The same for a file of a user's own folder."""
+    """The same for a file in a user's own config folder, which may look values up."""
     hydra = content.get("hydra", {})
     names = hydra.keys() if isinstance(hydra, dict) else {"*"}
     yield from (hydra_problem(f"hydra.{name}") or "" for name in sorted(map(str, names)) if name not in OWN_OF_HYDRA)
 
 
 def hydra_problem(key: str) -> str | None:
-    """Why this key of Hydra itself cannot be set; None if it can, or is none."""
+    """The message if this key of Hydra itself cannot be set; None if it can, or is not one."""
     section, _, rest = key.lstrip("+~").partition(".")
     if section != "hydra" or rest.split(".")[0] in OWN_OF_HYDRA:
         return None
-    return f"{key}: Hydra only composes here and writes nothing; where a run goes is said by output_dir=... name=..."
+    return f"{key}: not supported, because Hydra only composes the config here; set the run's folder with output_dir=... name=..."
 
 
 def _calls(node: Any) -> Iterator[str]:

@@ -1,5 +1,5 @@
-"""What the weight files of a Hugging Face folder say of themselves, read without torch: the index, and the header of each
-safetensors file. So that a folder that cannot be loaded is named before any data is prepared.
+"""Checks the weight files of a Hugging Face folder without torch: the index and the header of each safetensors file. A folder
+that cannot be loaded is thus reported before data is prepared.
 """
 
 import json
@@ -15,7 +15,7 @@ SHOWN = 5  # problems of one kind
 
 
 def weight_problems(folder: Path, architecture: dict[str, Any]) -> Iterator[str]:
-    """Why the weights in `folder` cannot be loaded; nothing of a folder without any (see `has_weights`)."""
+    """Messages why the weights in `folder` cannot be loaded; none for a folder without weights (see `has_weights`)."""
     if (folder / INDEX).is_file():
         files = yield from _indexed(folder)
     elif (folder / SINGLE).is_file():
@@ -34,7 +34,7 @@ def weight_problems(folder: Path, architecture: dict[str, Any]) -> Iterator[str]
         shapes |= {name: entry["shape"] for name, entry in header.items()}
         lacking = sorted((wanted or set()) - header.keys())
         if lacking:
-            found.append(f"{file}: {', '.join(lacking[:SHOWN])}, which {INDEX} says is in it, is not")
+            found.append(f"{file}: does not contain {', '.join(lacking[:SHOWN])}, which {INDEX} lists for it")
     yield from _few(found)
     yield from _vocabulary(folder, shapes, architecture)
 
@@ -45,28 +45,28 @@ def has_weights(folder: Path) -> bool:
 
 
 def read_header(file: Path) -> dict[str, dict[str, Any]]:
-    """Tensor -> dtype, shape and data_offsets of a safetensors file. ValueError says why it is none, or not whole."""
+    """Tensor -> dtype, shape and data_offsets of a safetensors file. ValueError if it is not one, or incomplete."""
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or length > min(MOST_HEADER, size - 8):
-                raise ValueError("is no safetensors file, or only its beginning")
+                raise ValueError("is not a safetensors file, or is truncated")
             header = json.loads(stream.read(length))
     except OSError as error:
         raise ValueError(f"cannot be read ({error.strerror})") from None
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
-        raise ValueError("is no safetensors file: its header is no JSON") from None
+        raise ValueError("is not a safetensors file: its header is not JSON") from None
     if not isinstance(header, dict):
-        raise ValueError("is no safetensors file: its header is no mapping")
+        raise ValueError("is not a safetensors file: its header is not a JSON object")
     header.pop("__metadata__", None)
     try:
         end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
         assert all(isinstance(entry["shape"], list) for entry in header.values())
     except (TypeError, KeyError, IndexError, ValueError, AssertionError):
-        raise ValueError("is no safetensors file: its header does not describe tensors") from None
+        raise ValueError("is not a safetensors file: its header does not describe tensors") from None
     if size != 8 + length + end:
-        raise ValueError(f"has {size:,} bytes and its header says {8 + length + end:,}: it is not whole; copy it again")
+        raise ValueError(f"has {size:,} bytes instead of {8 + length + end:,} as in its header; copy it again")
     return header
 
 
@@ -80,7 +80,7 @@ def _indexed(folder: Path) -> Any:
         return {}
     files: dict[Path, set[str]] = {}
     outside = sorted({file for _, file in items if Path(file).name != file})
-    yield from _few([f"{folder / INDEX} names {file}, which is no file beside it" for file in outside])
+    yield from _few([f"{folder / INDEX} names {file}, which is not a file in the same folder" for file in outside])
     for name, file in items:
         if file not in outside:
             files.setdefault(folder / file, set()).add(name)
@@ -95,18 +95,17 @@ def _without_index(folder: Path) -> Iterator[str]:
     pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
     if adapters:
         yield (
-            f"{folder} holds a LoRA adapter ({adapters[0]}) and no model; give its base model, or the merged model, as "
-            "model.path"
+            f"{folder} holds only a LoRA adapter ({adapters[0]}); set model.path to its base model or to a merged model"
         )
     elif shards:
         yield (
-            f"{folder} has {len(shards)} safetensors files ({shards[0]}, ...) and neither {INDEX}, which says what is in "
-            f"which, nor {SINGLE}; copy the index too"
+            f"{folder} has {len(shards)} safetensors files ({shards[0]}, ...) but no {INDEX}, which maps tensors to "
+            f"files, and no {SINGLE}; copy the index too"
         )
     elif pickles:
         yield (
-            f"{folder} has its weights as pickles ({pickles[0]}), and only safetensors are read: "
-            "AutoModelForCausalLM.from_pretrained(...).save_pretrained('<new folder>') of transformers writes them"
+            f"{folder} has weights as pickles ({pickles[0]}); only safetensors are supported. Convert them: "
+            "AutoModelForCausalLM.from_pretrained(...).save_pretrained('<new folder>') with transformers"
         )
 
 
@@ -116,8 +115,8 @@ def _vocabulary(folder: Path, shapes: dict[str, list[int]], architecture: dict[s
         if name.endswith(EMBEDDINGS) and "position" not in name and isinstance(size, int) and len(shape) == 2:
             if shape[0] != size:
                 yield (
-                    f"{folder}: config.json says vocab_size={size:,} and {name} has {shape[0]:,} rows; they do not belong "
-                    "together, or config.json was not saved after the vocabulary was resized"
+                    f"{folder}: vocab_size={size:,} in config.json, but {name} has {shape[0]:,} rows; use the config.json "
+                    "of these weights (it may predate a resized vocabulary)"
                 )
             return
 

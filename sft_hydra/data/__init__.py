@@ -1,1 +1,1 @@
-"""From chat rows to packed training rows. Its way in: prepare.py; what training reads: dataset.py."""
+"""Reading packed sets: dataset.py has the order in which training sees them, shards.py the format on disk."""

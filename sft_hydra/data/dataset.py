@@ -1,7 +1,7 @@
 """The packed sequences that training sees, in order: `TrainRows(packed, shares, seed, order)[row]`.
 
-Invariant: row i of epoch e is a pure function of (seed, blend, e, i), so a run's data state is one integer. A source is
-an endless chain of shuffled passes over its packed rows; an epoch takes the next part of every chain.
+Invariant: row i of epoch e is a pure function of (seed, blend, e, i), so the data state of a run is one integer. A source
+is an endless sequence of shuffled passes over its packed rows; an epoch takes the next part of each sequence.
 """
 
 from collections.abc import Sequence
@@ -50,13 +50,13 @@ class TrainRows:
         return self.packed.row("train", int(self._epoch(epoch)[inside]))
 
     def costs(self, numbers: range) -> list[float]:
-        """What attention costs in these rows, see `PackedSet.row_squares`."""
+        """Attention costs of these rows, see `PackedSet.row_squares`."""
         places = (divmod(number, self.rows_per_epoch) for number in numbers)
         squares = self.packed.row_squares("train")
         return [float(squares[self._epoch(epoch)[inside]]) for epoch, inside in places]
 
     def unreached_sources(self, count: int) -> str | None:
-        """In words, the sources of the blend that the first `count` rows do not reach because others come first."""
+        """A message naming sources that training on the first `count` rows never reaches, with `data.order=by_source`; else None."""
         starts = np.cumsum([0, *(share.rows for share in self.shares)])
         missed = [
             share.name for share, start in zip(self.shares, starts, strict=False) if share.rows and start >= count
@@ -64,12 +64,12 @@ class TrainRows:
         if not self.by_source or not missed:
             return None
         return (
-            f"data.order=by_source: training ends after {count:,} of {self.rows_per_epoch:,} rows and never sees "
+            f"data.order=by_source: training uses {count:,} of {self.rows_per_epoch:,} rows and never reaches "
             f"{', '.join(missed)}; train longer, or use data.order=shuffle"
         )
 
     def indices(self, epoch: int) -> NDArray[np.int64]:
-        """Packed rows of an epoch in their order, (rows_per_epoch,)."""
+        """Indices of the packed rows of an epoch in order, (rows_per_epoch,)."""
         return self._epoch(epoch)
 
     def _make_epoch(self, epoch: int) -> NDArray[np.int64]:
@@ -91,7 +91,7 @@ class TrainRows:
 
 
 def shuffled(count: int, *key: int) -> NDArray[np.int64]:
-    """A permutation of `count` that depends on the key alone, whatever the version of numpy."""
+    """A permutation of `count` that depends only on the key, not on the version of numpy."""
     values = np.arange(count, dtype=np.uint64)
     for part in key:
         values = mix(values, part)

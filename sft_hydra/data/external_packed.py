@@ -1,7 +1,7 @@
-"""Packed Parquet files of other tools, without our metadata: what can be known about them by reading them once.
+"""Reads packed Parquet files of other tools, which have no metadata of ours.
 
-`read_foreign` gives metadata of the same keys as our own sets have. What only the packer knew (rows read, left out and why,
-tokenizer, template) is None there, and whoever shows it says so. Every row is held to what training relies on.
+`read_foreign` returns metadata with the same keys as our own sets. Values that only the packer knew (rows read and rejected,
+tokenizer, template) are None. Every row is checked for what training relies on.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from sft_hydra.data.external_tree import split_files
 from sft_hydra.data.lengths import percentiles
 from sft_hydra.errors import DataError
 
-LINK_NAME = re.compile(r"\d+__(.+)__shard_\d+")  # how the Nemotron recipe names the links of its splits
+LINK_NAME = re.compile(r"\d+__(.+)__shard_\d+")  # names of links in the splits of the Nemotron recipe
 ROWS_AT_ONCE = 256
 UNKNOWN_OF_SOURCE = (
     *("rows", "kept", "rejected", "rejects", "dropped_sequences", "truncated", "cut_at_turn", "guarded"),
@@ -31,7 +31,7 @@ UNKNOWN_OF_SOURCE = (
 
 @dataclass(slots=True)
 class _Shard:
-    """What one reading of a file shows. `index` is (rows, 3): tokens, trained tokens, source of each packed row."""
+    """Summary of one file. `index` is (rows, 3): tokens, supervised tokens, source of each packed row."""
 
     split: str
     path: Path
@@ -43,15 +43,15 @@ class _Shard:
 
 
 def read_foreign(folder: Path) -> tuple[dict[str, Any], dict[str, NDArray[np.int64]]]:
-    """Metadata and row index of a folder of packed Parquet files. Raises DataError if it is not clear which files belong to
-    which split, or if a row cannot be trained on as it is (all such files are named)."""
+    """Metadata and row index of a folder of packed Parquet files. DataError if the split of a file is ambiguous,
+    or if rows cannot be used (all such files are listed)."""
     digest = hashlib.sha256()
     shards = [_read(path, split, folder, digest) for split, files in split_files(folder).items() for path in files]
     problems = [problem for shard in shards for problem in shard.problems]
     if problems:
         raise DataError(*problems)
     if not sum(int(shard.index[:, 1].sum()) for shard in shards if shard.split == "train"):
-        raise DataError(f"{folder}: nothing to train on, no token of the train split is trained")
+        raise DataError(f"{folder}: the train split has no supervised tokens")
     names = list(dict.fromkeys(shard.source for shard in shards))
     for shard in shards:
         shard.index[:, 2] = names.index(shard.source)
@@ -63,7 +63,7 @@ def read_foreign(folder: Path) -> tuple[dict[str, Any], dict[str, NDArray[np.int
 
 
 def _metadata(folder: Path, shards: list[_Shard], names: list[str], key: str) -> dict[str, Any]:
-    theirs = _their_metadata(folder)
+    packer_metadata = _packer_metadata(folder)
     longest = max(int(shard.index[:, 0].max(initial=0)) for shard in shards)
     splits = {split: _totals([s for s in shards if s.split == split], longest) for split in ("train", "valid", "test")}
     sources = [_source(folder, name, [s for s in shards if s.source == name]) for name in names]
@@ -74,7 +74,7 @@ def _metadata(folder: Path, shards: list[_Shard], names: list[str], key: str) ->
         "format_version": None,
         "foreign": True,
         "content_key": key,
-        "pack_size": theirs.get("pack_size"),
+        "pack_size": packer_metadata.get("pack_size"),
         "longest_row": longest,
         "highest_id": max(shard.highest for shard in shards),
         "algorithm": None,
@@ -86,7 +86,7 @@ def _metadata(folder: Path, shards: list[_Shard], names: list[str], key: str) ->
         "tokens": everything,
         "trained_tokens": sum(source["trained_tokens"] for source in sources),
         "seed": None,
-        "tokenizer": {"path": theirs.get("tokenizer_uri"), "fingerprint": None, "library": None},
+        "tokenizer": {"path": packer_metadata.get("tokenizer_uri"), "fingerprint": None, "library": None},
         "inputs": [],
         "timings": None,
         "shards": [
@@ -103,20 +103,20 @@ def _metadata(folder: Path, shards: list[_Shard], names: list[str], key: str) ->
     }
 
 
-def _their_metadata(folder: Path) -> dict[str, Any]:
-    """Of the recipe's own metadata.json, `pack_size` and `tokenizer_uri`, where they are what they should be."""
+def _packer_metadata(folder: Path) -> dict[str, Any]:
+    """`pack_size` and `tokenizer_uri` of the recipe's metadata.json, if valid."""
     beside = (folder, folder / "splits", folder.parent) if folder.name == "splits" else (folder, folder / "splits")
     found: dict[str, Any] = {}
     for place in beside:
         try:
-            said = json.loads((place / "metadata.json").read_text(encoding="utf-8"))
+            content = json.loads((place / "metadata.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        if isinstance(said, dict):
-            if type(said.get("pack_size")) is int:
-                found.setdefault("pack_size", said["pack_size"])
-            if isinstance(said.get("tokenizer_uri"), str):
-                found.setdefault("tokenizer_uri", said["tokenizer_uri"])
+        if isinstance(content, dict):
+            if type(content.get("pack_size")) is int:
+                found.setdefault("pack_size", content["pack_size"])
+            if isinstance(content.get("tokenizer_uri"), str):
+                found.setdefault("tokenizer_uri", content["tokenizer_uri"])
     return found
 
 
@@ -146,7 +146,7 @@ def _source(folder: Path, name: str, shards: list[_Shard]) -> dict[str, Any]:
 
 
 def _source_name(path: Path, folder: Path) -> str:
-    """The recipe's name of the data set that a shard is of, else that of the folder."""
+    """Data set of a shard by the recipe's naming, else the name of the folder."""
     if match := LINK_NAME.fullmatch(path.stem):
         return match[1]
     parts = path.resolve().parts
@@ -161,12 +161,12 @@ def _read(path: Path, split: str, folder: Path, digest: Any) -> _Shard:
         names = file.schema_arrow.names
         missing = {"input_ids", "loss_mask"} - set(names)
         if missing:
-            raise DataError(f"{path}: no column {', '.join(sorted(missing))}; not a packed shard")
+            raise DataError(f"{path}: column {', '.join(sorted(missing))} is missing; not a packed shard")
         wanted = [name for name in ("input_ids", "loss_mask", "seq_start_id") if name in names]
         wrong = [n for n in wanted if not _holds_numbers(file.schema_arrow.field(n).type, mask=n == "loss_mask")]
         if wrong:
             kinds = ", ".join(f"{name} is {file.schema_arrow.field(name).type}" for name in wrong)
-            raise DataError(f"{path}: {kinds}; a packed shard has a list of whole numbers in each row")
+            raise DataError(f"{path}: {kinds}; a packed shard has a list of integers in each row")
         parts = [_read_batch(batch, digest) for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=wanted)]
     except (OSError, pa.ArrowException) as problem:
         raise DataError(f"{path}: cannot be read as Parquet ({problem})") from None
@@ -189,20 +189,20 @@ def _holds_numbers(kind: Any, *, mask: bool) -> bool:
     return pa.types.is_integer(value) or (mask and (pa.types.is_boolean(value) or pa.types.is_floating(value)))
 
 
-NULLS, EMPTY = "a null in place of a value", "no tokens"
-UNEVEN = "loss_mask is not as long as input_ids"
+NULLS, EMPTY = "null values", "no tokens"
+UNEVEN = "loss_mask and input_ids differ in length"
 NEGATIVE, VALUES = "negative ids", "loss_mask has values other than 0 and 1"
-STARTS = "seq_start_id does not start at 0 and rise to below the number of tokens"
+STARTS = "seq_start_id must start at 0 and increase to less than the number of tokens"
 NOT_ROLLED = (
-    "loss_mask is 1 at the last token of a conversation; it must be rolled left by one inside each conversation, so that "
-    "position j says whether token j + 1 is trained"
+    "loss_mask is 1 at the last token of a conversation; it must be shifted left by one within each conversation, so that "
+    "position j states whether token j + 1 is supervised"
 )
 PROBLEMS = (NULLS, EMPTY, UNEVEN, NEGATIVE, VALUES, STARTS, NOT_ROLLED)
 
 
 def _read_batch(batch: pa.RecordBatch, digest: Any) -> tuple[NDArray[np.int64], NDArray[np.int64], int, dict[str, Any]]:
-    """(index, lengths of sequences, highest id, {problem: (rows,) bool}) of some rows. Later problems are looked for only
-    where earlier ones do not hide them."""
+    """(index, lengths of sequences, highest id, {problem: (rows,) bool}) of some rows. Later checks skip rows with
+    earlier problems."""
     rows = batch.num_rows
     bad = {kind: np.zeros(rows, bool) for kind in PROBLEMS}
     for column in batch.columns:
@@ -244,7 +244,7 @@ def _lengths(column: pa.Array) -> NDArray[np.int64]:
 
 
 def _starts(batch: pa.RecordBatch, rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where sequences start, end to end, and how many each row has; without the column a row is one sequence."""
+    """Concatenated starts of sequences and their number per row; without the column a row is one sequence."""
     if "seq_start_id" not in batch.schema.names:
         return np.zeros(rows, np.int64), np.ones(rows, np.int64)
     column = batch.column("seq_start_id")
@@ -252,7 +252,7 @@ def _starts(batch: pa.RecordBatch, rows: int) -> tuple[NDArray[np.int64], NDArra
 
 
 def _sums(values: Any, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Of values end to end, the sum of each row's."""
+    """Sum of each row of concatenated values."""
     total = np.append(0, np.cumsum(np.asarray(values), dtype=np.int64))
     ends = np.cumsum(lengths)
     found: NDArray[np.int64] = total[ends] - total[ends - lengths]

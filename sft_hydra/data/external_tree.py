@@ -1,8 +1,8 @@
-"""Which files of a folder that another tool packed belong to which split: `split_files(folder)`.
+"""Assigns the files of a folder packed by another tool to splits: `split_files(folder)`.
 
-Understood: `splits/{train,valid,test}/` beside whatever it links to (the output of NVIDIA's Nemotron recipe), folders
-train, valid and test (also training, validation, val), files of such names, and one folder of files, which are then all for
-training. A tree that could be read in two ways is refused: rows read twice, or validated on after training, show nowhere.
+Supported: `splits/{train,valid,test}/` next to what it links to (the output of NVIDIA's Nemotron recipe), folders train,
+valid and test (also training, validation, val), files with such names, and one folder of files, all for training. An
+ambiguous tree is an error, because training on rows twice or on validation rows would go unnoticed.
 """
 
 import os
@@ -19,13 +19,13 @@ SPLIT_NAMES = {
 }
 SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 SPLITS_FOLDER = "splits"
-RUNS_FOLDER = "runs"  # where the recipe keeps the shards that its splits link to
+RUNS_FOLDER = "runs"  # folder of the recipe with the shards that its splits link to
 STEM = re.compile(rf"({'|'.join(sorted(SPLIT_OF, key=len, reverse=True))})(?:[-_.].*)?")
-WAYS = "give the folder that holds train/, valid/ and test/ (or splits/ with these), or one folder of training shards"
+WAYS = "use a folder with train/, valid/ and test/ (or splits/ with these), or one folder of training shards"
 
 
 def split_files(folder: Path) -> dict[str, list[Path]]:
-    """Parquet files of each split, sorted by name. Raises DataError where there are none or their split is not clear."""
+    """Parquet files of each split, sorted by name. DataError if there are none or a split is ambiguous."""
     base = folder / SPLITS_FOLDER
     if base.is_dir():
         others = _places(folder)
@@ -56,19 +56,19 @@ def _of_level(base: Path) -> dict[str, list[Path]]:
         rest += [entry for entry in folders if entry.name != RUNS_FOLDER]
         if rest:
             names = ", ".join(sorted(entry.name for entry in rest)[:5])
-            raise DataError(f"{base}: {names} stand beside the splits and belong to none; {WAYS}")
+            raise DataError(f"{base}: {names} are next to the splits but belong to none; {WAYS}")
     elif loose and not folders:
         found["train"] = loose
     elif len(folders) == 1 and not loose and folders[0].name != RUNS_FOLDER:
         return _of_level(folders[0])
     elif folders:
         names = ", ".join(sorted(entry.name + "/" for entry in folders)[:5]) + (" and loose files" if loose else "")
-        raise DataError(f"{base}: Parquet files in {names}, which split they are for is not said; {WAYS}")
+        raise DataError(f"{base}: Parquet files in {names} belong to no known split; {WAYS}")
     return found
 
 
 def _places(base: Path) -> dict[str, list[Path]]:
-    """Folders and files right here that are named like a split and hold something."""
+    """Non-empty folders and files of this folder with the name of a split."""
     places: dict[str, list[Path]] = {}
     for entry in _folders(base):
         if entry.name in SPLIT_OF and any(_below(entry)):
@@ -84,7 +84,7 @@ def _of_split(place: Path, split: str) -> list[Path]:
     for file in files:
         inner = {SPLIT_OF[part] for part in file.relative_to(place).parts[:-1] if part in SPLIT_OF} - {split}
         if inner:
-            raise DataError(f"{file}: in the folder of the split {split} and in one named {inner.pop()}; {WAYS}")
+            raise DataError(f"{file}: in the folder of split {split}, but also in a folder named {inner.pop()}; {WAYS}")
     return files
 
 
@@ -92,29 +92,31 @@ def _check(folder: Path, found: dict[str, list[Path]]) -> None:
     files = [(split, file) for split, listed in found.items() for file in listed]
     lost = [file for _, file in files if not file.is_file()]
     if lost:
-        raise DataError(
-            f"{lost[0]}: a link to a file that is not there ({len(lost)} of {len(files)}); pack the data again"
-        )
+        raise DataError(f"{lost[0]}: broken link ({len(lost)} of {len(files)} files); pack the data again")
     if not files:
-        arrays = " (.npy files of pickled objects are not read; pack to Parquet)" if any(folder.rglob("*.npy")) else ""
-        raise DataError(f"{folder}: neither a metadata.json of ours nor Parquet files{arrays}")
+        arrays = (
+            " (.npy files with pickled objects are not supported; pack to Parquet)"
+            if any(folder.rglob("*.npy"))
+            else ""
+        )
+        raise DataError(f"{folder}: contains neither a metadata.json of sft_hydra nor Parquet files{arrays}")
     seen: dict[Path, tuple[str, Path]] = {}
     for split, file in files:
         before = seen.setdefault(file.resolve(), (split, file))
         if before != (split, file):
             raise DataError(
-                f"{file} ({split}) and {before[1]} ({before[0]}) are the same file; a row belongs to one split, once"
+                f"{file} ({split}) and {before[1]} ({before[0]}) are the same file; each file must belong to one split only"
             )
     runs = sorted({run for _, file in files if (run := _run_of(file)) is not None})
     if len(runs) > 1:
         raise DataError(
-            f"{folder}: its splits link to shards of {len(runs)} preparations ({', '.join(runs[:3])}), so old data is mixed in; "
-            f"delete {SPLITS_FOLDER}/ and pack again, or give a folder with the links that are meant"
+            f"{folder}: its splits link to shards of {len(runs)} preparations ({', '.join(runs[:3])}), which mixes old data in; "
+            f"delete {SPLITS_FOLDER}/ and pack again, or use a folder with only the intended links"
         )
 
 
 def _run_of(file: Path) -> str | None:
-    """Of a shard in runs/<run>/datasets/<name>/<plan>/, its run."""
+    """The run of a shard in runs/<run>/datasets/<name>/<plan>/."""
     parts = file.resolve().parts
     if len(parts) > 6 and parts[-4] == "datasets" and parts[-6] == RUNS_FOLDER:
         return parts[-5]
@@ -135,7 +137,7 @@ def _parquet_files(base: Path) -> list[Path]:
 
 
 def _below(base: Path) -> Iterator[Path]:
-    """All Parquet files under a folder, links to files and folders followed, each folder once."""
+    """All Parquet files under a folder, following links, each folder once."""
     visited: set[str] = set()
     for here, folders, files in os.walk(base, followlinks=True):
         real = os.path.realpath(here)

@@ -1,4 +1,4 @@
-"""Lengths of sequences as a few figures: `percentiles`."""
+"""Summary of sequence lengths: `percentiles`."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,7 +7,7 @@ PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
 
 
 def percentiles(lengths: NDArray[np.int64]) -> dict[str, int]:
-    """{"p50": tokens, ...}; nothing where there are no sequences."""
+    """{"p50": tokens, ...}; empty without sequences."""
     if not len(lengths):
         return {}
     values = np.percentile(lengths, PERCENTILES, method="inverted_cdf")

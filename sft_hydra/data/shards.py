@@ -1,11 +1,11 @@
 """Packed format v1 on disk: `ShardWriter` writes one Parquet shard, `PackedSet` reads a folder of them.
 
     <folder>/{train,valid,test}/shard_<i>.parquet    input_ids, loss_mask, seq_start_id, source_id; row groups of 64
-    <folder>/{train,valid,test}/rows.npy             (rows, 3) int64: tokens, trained tokens, source of each packed row
-    <folder>/rejects.jsonl                           what was left out, where from, and why
+    <folder>/{train,valid,test}/rows.npy             (rows, 3) int64: tokens, supervised tokens, source of each packed row
+    <folder>/rejects.jsonl                           rejected rows, with origin and reason
     <folder>/metadata.json                           written last: a folder without it is not a packed set
 
-Invariant: only files that metadata.json names are read. Its first three columns are what Megatron-Bridge's reader takes.
+Invariant: only files listed in metadata.json are read. The first three columns are those that Megatron-Bridge reads.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ ROW_GROUP = 64
 CACHED_GROUPS = 256
 CACHED_TOKENS = CACHED_GROUPS * ROW_GROUP * 4096  # other tools write row groups of a thousand rows
 NOT_OURS = (
-    "not a packed set of this project. If another tool packed it, give data.trust_foreign=true; to prepare a new set, choose "
+    "not a packed set of this project. If another tool packed it, set data.trust_foreign=true; to prepare a new set, choose "
     "another data.packed_dir"
 )
 SCHEMA = pa.schema(
@@ -52,7 +52,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class PackedColumns:
-    """Rows end to end. `token_offsets` (rows + 1,) cuts ids and mask, `sequence_offsets` (rows + 1,) cuts the starts."""
+    """Concatenated rows. `token_offsets` (rows + 1,) separates ids and mask, `sequence_offsets` (rows + 1,) the starts."""
 
     input_ids: NDArray[np.int32]
     loss_mask: NDArray[np.uint8]
@@ -62,6 +62,8 @@ class PackedColumns:
     sequence_offsets: NDArray[np.int64]
 
     def table(self) -> pa.Table:
+        """The rows as an Arrow table in the format of a shard."""
+
         def lists(values: Any, offsets: Any) -> pa.ListArray:
             return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values))
 
@@ -78,7 +80,7 @@ class PackedColumns:
 
 
 class ShardWriter:
-    """Writes one shard to `path`: under another name until `close`, so that a file with its right name is whole."""
+    """Writes one shard to `path`, under a temporary name until `close`, so that a file at `path` is complete."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -98,15 +100,17 @@ class ShardWriter:
         )
 
     def write(self, columns: PackedColumns) -> None:
+        """Append rows."""
         self.writer.write_table(columns.table(), row_group_size=ROW_GROUP)
 
     def close(self) -> None:
+        """Finish the file and give it its final name."""
         self.writer.close()
         os.replace(self.temporary, self.path)
 
 
 def make_durable(files: list[Path]) -> None:
-    """Wait until these files would survive a power failure."""
+    """Flush these files to disk (fsync)."""
 
     def sync(path: Path) -> None:
         with open(path, "rb") as stream:
@@ -117,19 +121,19 @@ def make_durable(files: list[Path]) -> None:
 
 
 def _problem(metadata: dict[str, Any]) -> str | None:
-    """What keeps metadata from being that of a packed set."""
+    """Why metadata is not that of a packed set; None if it is."""
     shards, sources = metadata.get("shards"), metadata.get("sources")
     words = {"file": str, "split": str, "rows": int, "bytes": int}
     if not isinstance(sources, list) or not all(
         isinstance(s, dict) and isinstance(s.get("name"), str) for s in sources
     ):
-        return "it names no sources"
+        return "sources are missing"
     if not isinstance(shards, list) or not all(
         isinstance(s, dict) and all(isinstance(s.get(key), kind) for key, kind in words.items()) for s in shards
     ):
-        return "it names no shards"
+        return "shards are missing"
     if not isinstance(metadata.get("splits", {}), dict) or not isinstance(metadata.get("pack_size"), int):
-        return "it has no pack_size or splits"
+        return "pack_size or splits are missing"
     return None
 
 
@@ -147,15 +151,15 @@ class PackedSet:
         }
         self._files: dict[str, tuple[parquet.ParquetFile, NDArray[np.int64]]] = {}
         self._pieces = {shard["file"]: shard.get("pieces", []) for shard in metadata["shards"]}
-        # What a foreign file says of sources, if anything, refers to metadata that is not there.
+        # source ids in foreign files refer to metadata that we do not have
         self._source_of = {s["file"]: s["source"] if metadata.get("foreign") else None for s in metadata["shards"]}
         self._groups: OrderedDict[tuple[str, int], PackedColumns] = OrderedDict()
         self._squares: dict[str, NDArray[np.int64]] = {}
-        self._reading = Lock()  # training reads ahead in a thread
+        self._reading = Lock()  # training prefetches in a thread
 
     @classmethod
     def open(cls, folder: Path | str, trust_foreign: bool = False) -> "PackedSet":
-        """The packed set in a folder. `trust_foreign`: where it is not one of ours, take its Parquet files as they are.
+        """The packed set in a folder. `trust_foreign`: accept Parquet files of another tool.
         Raises MissingPackedDataError or DataError."""
         folder = Path(folder)
         path = folder / "metadata.json"
@@ -164,13 +168,13 @@ class PackedSet:
 
             return cls(folder, *read_foreign(folder))
         if not exists(path):
-            raise MissingPackedDataError(f"{folder}: no packed set (no metadata.json)")
+            raise MissingPackedDataError(f"{folder}: not a packed set (metadata.json is missing)")
         if not is_ours(folder):
             raise DataError(f"{folder}: {NOT_OURS}")
         metadata = read_object(path, error=DataError, fix=AGAIN)
         if metadata.get("format_version") != FORMAT_VERSION:
             raise DataError(
-                f"{path}: format version {metadata.get('format_version')}, this version reads {FORMAT_VERSION}"
+                f"{path}: format version {metadata.get('format_version')}, this version of sft_hydra reads {FORMAT_VERSION}; prepare the data again"
             )
         if problem := _problem(metadata):
             raise unreadable(path, problem, DataError, AGAIN)
@@ -180,14 +184,18 @@ class PackedSet:
         ]
         if missing:
             raise DataError(
-                f"{folder}: shards missing or cut off: {', '.join(missing[:5])}. Prepare again with data.force=true"
+                f"{folder}: shards missing or truncated: {', '.join(missing[:5])}. Prepare the data again with data.force=true"
             )
         rows = {}
         for split in SPLITS:
             index = folder / split / "rows.npy"
-            said = metadata.get("splits", {}).get(split, {})  # a set that other hands wrote may say nothing
-            if said.get("rows") and (not index.is_file() or said.get("rows_sha256") not in (None, checksum(index))):
-                raise DataError(f"{index}: not what was written. Prepare again with data.force=true, or copy it anew")
+            recorded = metadata.get("splits", {}).get(split, {})  # may be missing in a set written by another tool
+            if recorded.get("rows") and (
+                not index.is_file() or recorded.get("rows_sha256") not in (None, checksum(index))
+            ):
+                raise DataError(
+                    f"{index}: corrupt. Prepare the data again with data.force=true, or copy the file again"
+                )
             try:
                 rows[split] = np.load(index, allow_pickle=False) if exists(index) else np.zeros((0, 3), np.int64)
             except (OSError, ValueError, EOFError) as problem:
@@ -196,26 +204,27 @@ class PackedSet:
 
     @property
     def num_conversations(self) -> int:
-        """Conversations that were kept; of a foreign set its sequences, each of which is taken for one."""
+        """Number of conversations; for a set of another tool, the number of sequences."""
         sources = self.metadata["sources"]
         return sum(source["sequences"] if source["kept"] is None else source["kept"] for source in sources)
 
     @property
     def unknown(self) -> str:
-        """What nobody can say about a foreign set, for people."""
+        """For a set of another tool, a phrase that lists what is unknown about it."""
         tokenizer = self.metadata["tokenizer"]["path"]
-        size = "" if self.metadata["pack_size"] else "length that it was packed for, "
+        size = "" if self.metadata["pack_size"] else "sequence length, "
         return (
-            f"{size}template, rows that were left out, and the tokenizer's files"
-            + (f" (its metadata names {tokenizer})" if tokenizer else "")
-            + "; runner=inspect shows what is trained"
+            f"{size}template, rejected rows, and tokenizer files"
+            + (f" (tokenizer in its metadata: {tokenizer})" if tokenizer else "")
+            + "; runner=inspect shows the supervised tokens"
         )
 
     def fill(self, seq_length: int) -> float:
-        """Share of the positions of the train split's rows that hold tokens."""
+        """Packing efficiency of the train split: tokens / (rows * seq_length), in [0, 1]."""
         return float(self.row_tokens("train").sum()) / max(1, self.num_rows("train") * seq_length)
 
     def num_rows(self, split: str) -> int:
+        """Number of packed rows of a split."""
         return int(self._firsts[split][-1])
 
     def row_tokens(self, split: str) -> NDArray[np.int64]:
@@ -223,7 +232,7 @@ class PackedSet:
         return self._rows[split][:, 0]
 
     def row_trained(self, split: str) -> NDArray[np.int64]:
-        """Trained tokens of each packed row, (rows,)."""
+        """Supervised tokens of each packed row, (rows,)."""
         return self._rows[split][:, 1]
 
     def row_source(self, split: str) -> NDArray[np.int64]:
@@ -231,7 +240,7 @@ class PackedSet:
         return self._rows[split][:, 2]
 
     def row_squares(self, split: str) -> NDArray[np.int64]:
-        """Sum of the squared lengths of each packed row's sequences, (rows,). Reads where sequences start, of all rows."""
+        """Sum of the squared lengths of each packed row's sequences, (rows,). Reads the sequence starts of all rows."""
         if split not in self._squares:
             shards = [self._starts_of(shard["file"]) for shard in self._shards[split]]
             counts = np.concatenate([np.zeros(0, np.int64), *(counts for counts, _ in shards)])
@@ -244,16 +253,16 @@ class PackedSet:
         return self._squares[split]
 
     def _starts_of(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Number of sequences of each row of a shard, and where these start, end to end."""
+        """Number of sequences of each row of a shard, and their starts, concatenated."""
         file = self._open_shard(name)
-        if "seq_start_id" not in file.schema_arrow.names:  # a foreign set: a row is one sequence
+        if "seq_start_id" not in file.schema_arrow.names:  # set of another tool: a row is one sequence
             rows = file.metadata.num_rows
             return np.ones(rows, np.int64), np.zeros(rows, np.int64)
         starts, offsets = _lists(file.read(["seq_start_id"]), "seq_start_id", np.int64)
         return np.diff(offsets).astype(np.int64), starts
 
     def row(self, split: str, index: int) -> PackedRow:
-        """Packed row `index` of a split. Raises IndexError beyond the last."""
+        """Packed row `index` of a split. IndexError if there is none."""
         if not 0 <= index < self.num_rows(split):
             raise IndexError(f"{split} row {index} of {self.num_rows(split)}")
         number = int(np.searchsorted(self._firsts[split], index, side="right")) - 1
@@ -273,22 +282,22 @@ class PackedSet:
             raise self._broken(name, problem) from None
 
     def _check(self, name: str, piece: int) -> None:
-        """Hold the bytes of a row group, or with -1 of the footer, to their checksum, if there is one."""
+        """Verify the checksum, if recorded, of a row group or, with -1, of the footer."""
         pieces = self._pieces[name]
         if pieces:
             number = piece % len(pieces)
             begin = pieces[number - 1][0] if number else 0
             end, written = pieces[number]
             if _crc32(self.folder / name, begin, end) != written:
-                raise self._broken(name, "its checksum differs")
+                raise self._broken(name, "checksum mismatch")
 
     def _broken(self, name: str, problem: object) -> DataError:
         return DataError(
-            f"{self.folder / name}: not what was written ({problem}). Prepare again with data.force=true, or copy it anew"
+            f"{self.folder / name}: corrupt ({problem}). Prepare the data again with data.force=true, or copy the file again"
         )
 
     def verify(self) -> list[str]:
-        """Files whose checksum is not the one in the metadata."""
+        """Files whose checksum differs from the metadata."""
         return [s["file"] for s in self.metadata["shards"] if checksum(self.folder / s["file"]) != s["sha256"]]
 
     def _group(self, name: str, row: int) -> tuple[PackedColumns, int]:
@@ -346,8 +355,8 @@ def _size(folder: Path, shard: dict[str, Any]) -> int:
 
 
 def columns_of(table: pa.Table, source: int | None = None) -> PackedColumns:
-    """A Parquet table as arrays. `source`: the source of all its rows; None: what the table says. A foreign one may lack
-    starts (then a row is one sequence)."""
+    """A Parquet table as arrays. `source`: the source of all its rows; None: as in the table. Without a column of
+    starts, a row is one sequence."""
     ids, tokens = _lists(table, "input_ids", np.int32)
     mask, _ = _lists(table, "loss_mask", np.uint8)
     if "seq_start_id" in table.column_names:
@@ -362,7 +371,7 @@ def columns_of(table: pa.Table, source: int | None = None) -> PackedColumns:
 
 
 def _lists(table: pa.Table, name: str, kind: Any) -> tuple[Any, NDArray[np.int64]]:
-    """Values of a column of lists of any kind (variable, large, fixed size), end to end, and the (rows + 1,) offsets."""
+    """Values of a column of lists of any kind (variable, large, fixed size), concatenated, and the (rows + 1,) offsets."""
     column = table.column(name)
     lengths = pc.list_value_length(column).to_numpy().astype(np.int64)
     values = pc.list_flatten(column).to_numpy().astype(kind, copy=False)
@@ -370,7 +379,7 @@ def _lists(table: pa.Table, name: str, kind: Any) -> tuple[Any, NDArray[np.int64
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether its metadata.json is one that this project writes; so is a damaged one, until its reader names what is wrong."""
+    """Whether the folder has a metadata.json of this project; true for a corrupt one, which the reader reports."""
     try:
         return exists(folder / "metadata.json") and "format_version" in read_object(
             folder / "metadata.json", error=DataError, fix=AGAIN

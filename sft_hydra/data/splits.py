@@ -1,9 +1,9 @@
-"""Which conversation goes to train, valid or test: `assign(hashes, ...)`.
+"""Assigns conversations to train, valid or test: `assign(hashes, ...)`.
 
-By content: a conversation's hash, mixed with the seed, ranks it inside its source; the lowest ranks are held out. So the
-ratios hold within one conversation, each source has its share, the same conversation is always on the same side, and
-neither file order nor number of workers matters. A source of 3 rows or more gives at least one row to each split whose
-ratio is above 0 (of fewer rows, all are for training).
+The hash of a conversation, mixed with the seed, ranks it within its source; the lowest ranks are held out. So the ratios are
+exact to one conversation for each source, equal conversations are in the same split, and file order and number of workers do
+not matter. A source of 3 rows or more has at least one row in each split whose ratio is above 0 (with fewer rows, all are for
+training).
 """
 
 import numpy as np
@@ -17,8 +17,8 @@ TRAIN, VALID, TEST, LEFT_OUT = 0, 1, 2, -1
 def assign(
     hashes: list[NDArray[np.uint64]], only: list[str | None], ratios: SplitConfig, seed: int, dedup: bool = False
 ) -> list[NDArray[np.int8]]:
-    """Splits of the rows of every source, (rows,) each: 0 train, 1 valid, 2 test, -1 left out (a repetition, with
-    `dedup`, or a training row that is in the separate validation file)."""
+    """Splits of the rows of every source, (rows,) each: 0 train, 1 valid, 2 test, -1 dropped (a duplicate, with
+    `dedup`, or a training row that is also in the separate validation file)."""
     has_valid_file = "valid" in only
     shares = (ratios.test, 0.0 if has_valid_file else ratios.valid)
     out = [_assign_one(values, split, shares, seed) for values, split in zip(hashes, only, strict=True)]

@@ -4,14 +4,14 @@ with one fp32 scale per block of 256 elements of the local shard.
 All code that depends on torchao's 8-bit state is here. Imported only where 8-bit state is used or read: torchao is an extra.
 """
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-for chatty in ("torchao", "torch.utils._pytree"):  # they warn about kernels that cannot be loaded; none is used here
-    logging.getLogger(chatty).setLevel(logging.ERROR)
+from sft_hydra.process.third_party_logs import quiet_third_party_logs
+
+quiet_third_party_logs()
 
 from torchao import optim  # noqa: E402
 from torchao.optim.subclass_8bit import OptimState8bit  # noqa: E402

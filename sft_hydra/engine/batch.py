@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from sft_hydra.errors import DataError
+from sft_hydra.models.embedding_noise import EmbeddingNoise, noise_of
 from sft_hydra.parallel.mesh import Mesh
 from sft_hydra.records import IGNORE_INDEX, PackedRow
 
@@ -27,6 +28,7 @@ class Batch:
     num_tokens: int  # without padding
     num_trained: int  # supervised targets
     num_trained_sequences: int  # documents with at least one supervised target
+    noise: EmbeddingNoise | None = None  # on the embeddings of these tokens
 
     def num_real(self, mesh: Mesh) -> int:
         """How many of this rank's tokens are not padding; padding comes after them."""
@@ -42,18 +44,26 @@ class Batch:
         slices = mesh.cp.size * mesh.tp.size
 
         def shard(tokens: torch.Tensor, count: int, index: int) -> torch.Tensor:
-            return tokens.chunk(count)[index].to(device, non_blocking=True)
+            return _moved(tokens.chunk(count)[index], device)
 
         targets = self.targets.chunk(slices)[mesh.seq_rank]
         return replace(
             self,
             input_ids=shard(self.input_ids, slices, mesh.seq_rank),
-            targets=targets.to(device, non_blocking=True),
-            trained=_supervised_positions(targets).to(device, non_blocking=True),
+            targets=_moved(targets, device),
+            trained=_moved(_supervised_positions(targets), device),
             source_ids=shard(self.source_ids, slices, mesh.seq_rank),
             position_ids=shard(self.position_ids, mesh.cp.size, mesh.cp.rank),
-            cu_seqlens=self.cu_seqlens.to(device, non_blocking=True),
+            cu_seqlens=_moved(self.cu_seqlens, device),
+            noise=self.noise
+            and EmbeddingNoise(*(shard(each, slices, mesh.seq_rank) for each in (self.noise.keys, self.noise.sizes))),
         )
+
+    def with_noise(self, hidden: int, alpha: float | None, seed: int) -> "Batch":
+        """The same batch of whole tokens, with NEFTune's noise on embeddings of `hidden` channels; None: without."""
+        if alpha is None:
+            return self
+        return replace(self, noise=noise_of(self.input_ids, self.position_ids, self.cu_seqlens, hidden, alpha, seed))
 
 
 def make_batch(rows: list[PackedRow], device: torch.device | str, multiple: int = 1) -> Batch:
@@ -96,6 +106,12 @@ def make_batch(rows: list[PackedRow], device: torch.device | str, multiple: int 
         num_trained=int(trained.sum()),
         num_trained_sequences=int(np.logical_or.reduceat(trained, starts).sum()),
     )
+
+
+def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy on the device, which the host does not wait for: from pinned memory, else a copy to CUDA is synchronous."""
+    source = tensor.pin_memory() if device.type == "cuda" else tensor
+    return source.to(device, non_blocking=True)
 
 
 def _supervised_positions(targets: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ import torch
 from sft_hydra.errors import ConfigError
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.layers import Linear
+from sft_hydra.process.third_party_logs import quiet_third_party_logs
 
 MIN_CAPABILITY = (8, 9)  # CUDA compute capability of the first devices with fp8 matrix products
 
@@ -33,9 +34,11 @@ def use_fp8(model: DecoderModel, *, emulate: bool = False) -> None:
     """Convert the linear layers of all blocks to fp8 in place; parameter names do not change.
 
     `emulate`: round to fp8 but multiply in high precision, on any device. Layers whose sizes are not multiples of 16 are
-    left unconverted.
+    left unconverted; ConfigError if that are all.
     """
+    quiet_third_party_logs()
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+    from torchao.float8.float8_linear import Float8Linear
 
     def fits(module: torch.nn.Module, _: str) -> bool:
         return type(module) is Linear and module.in_features % 16 == 0 and module.out_features % 16 == 0
@@ -43,3 +46,8 @@ def use_fp8(model: DecoderModel, *, emulate: bool = False) -> None:
     config = Float8LinearConfig(pad_inner_dim=True, emulate=emulate)  # batches have any number of tokens
     for block in model.blocks:
         convert_to_float8_training(block, config=config, module_filter_fn=fits)
+    if not any(isinstance(module, Float8Linear) for block in model.blocks for module in block.modules()):
+        raise ConfigError(
+            "train.fp8=true: no linear layer of this model has sizes that are multiples of 16, which fp8 products need; "
+            "remove train.fp8"
+        )

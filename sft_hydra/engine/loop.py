@@ -110,7 +110,8 @@ def optimizer_step(
     mesh, train = model.mesh, recipe.train
     numbers = rows_of_step(state, recipe)
     micro_batches = assign_rows(rows, numbers, train.micro_batch_size, mesh)
-    batches = load_batches(rows, micro_batches, model, recipe.micro_batch_tokens)
+    noise = train.neftune_alpha, recipe.seed + state.step
+    batches = load_batches(rows, micro_batches, model, recipe.micro_batch_tokens, noise)
     tokens, trained_tokens, trained_sequences = count_all(batches, mesh)
     count = max(1, trained_tokens if train.calculate_per_token_loss else trained_sequences)
 
@@ -121,6 +122,7 @@ def optimizer_step(
     router_aux_loss = set_balancing_loss(model, batches, train.router_aux_loss)
     torch.manual_seed(seed)
     losses, token_losses = forward_backward(model, batches, count)
+    model.noise = None  # whatever runs next is no training
     grad_norm = clip_gradients(model, train.clip_grad)
     loss = sum_over_ranks([float(torch.stack(losses).sum())], mesh)[0]
     if not math.isfinite(loss) or not math.isfinite(grad_norm):
@@ -173,8 +175,11 @@ def source_sums(batches: list[Batch], token_losses: list[torch.Tensor], mesh: Me
     if mesh.pp.rank < mesh.pp.size - 1:  # the losses are on the last stage
         trained, losses = torch.zeros_like(trained), torch.zeros_like(losses)
     number = int(max_over_ranks(int(sources.max()), mesh)) + 1
-    sums = torch.bincount(sources, weights=losses, minlength=number).tolist()
-    counts = torch.bincount(sources, weights=trained.double(), minlength=number).tolist()
+    empty = losses.new_zeros(number)
+    sums = empty.index_add(
+        0, sources, losses
+    ).tolist()  # has a deterministic algorithm, which a weighted bincount has not
+    counts = empty.index_add(0, sources, trained.double()).tolist()
     totals = sum_over_ranks(sums + counts, mesh)
     return {i: (total, int(n)) for i, (total, n) in enumerate(zip(totals[:number], totals[number:], strict=True)) if n}
 

@@ -10,13 +10,13 @@ from sft_hydra.parallel.mesh import make_mesh
 from sft_hydra.parallel.parallelize import Options, parallelize
 from sft_hydra.parallel.rendezvous import start_group_of_one
 from sft_hydra.planning.layout import Layout
-from sft_hydra.schema.config import TrainConfig
+from sft_hydra.schema.config import Recompute, TrainConfig
 
 
 def materialize_on_mesh(model: DecoderModel, train: TrainConfig, layout: Layout, device: torch.device) -> None:
     """Shard a model that is on the meta device over the ranks of `layout` and allocate the local shards, uninitialized.
 
-    Sets `model.mesh`, `model.rounds_to` and `model.pipeline`. ConfigError if `train.fp8` is not supported here.
+    Sets `model.mesh`, `model.rounds_to`, `model.keeps_weight_copies` and `model.pipeline`. ConfigError if `train.fp8` is not supported here.
     """
     if train.fp8:
         check_fp8(device)
@@ -27,6 +27,8 @@ def materialize_on_mesh(model: DecoderModel, train: TrainConfig, layout: Layout,
     mesh = make_mesh(layout, device, heads=heads // layout.tp)
     dtype = compute_dtype(train.precision, device)
     model.mesh, model.rounds_to = mesh, None if dtype is torch.float32 else dtype
+    recomputes, is_alone = train.recompute is not Recompute.none, layout.world == 1 and not train.cpu_offload
+    model.keeps_weight_copies = is_alone and not (recomputes or train.compile or train.fp8)
     options = Options(dtype, train.recompute.value, train.compile, train.cpu_offload)
     if layout.pp > 1:
         assert isinstance(model, FamilyModel)

@@ -5,6 +5,7 @@ give the loss and gradient that a single process would compute.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from sft_hydra.engine.batch import Batch, make_batch
 from sft_hydra.engine.load_balancing import balanced_shares
 from sft_hydra.models.decoder import DecoderModel
+from sft_hydra.models.weight_copies import kept_copies
 from sft_hydra.parallel.mesh import Mesh
 from sft_hydra.parallel.parallelize import reshard
 from sft_hydra.records import PackedRow
@@ -47,16 +49,20 @@ def split_rows(numbers: range, size: int, mesh: Mesh) -> list[range]:
 
 
 def load_batches(
-    rows: Rows, micro_batches: Sequence[Sequence[int]], model: DecoderModel, full_tokens: int
+    rows: Rows,
+    micro_batches: Sequence[Sequence[int]],
+    model: DecoderModel,
+    full_tokens: int,
+    noise: tuple[float | None, int] = (None, 0),
 ) -> list[Batch]:
     """The local shard of each micro-batch, on this rank's device. `full_tokens`: tokens of a full micro-batch, which pipeline
-    stages pad every micro-batch to."""
+    stages pad every micro-batch to; `noise`: train.neftune_alpha, and the seed of this step."""
     mesh, device = model.mesh, model.device
     multiple = mesh.cp.size * mesh.tp.size
     if mesh.pp.size > 1:  # pipeline stages exchange tensors of a fixed size
         multiple *= -(-full_tokens // multiple)
     batches = (make_batch([rows[n] for n in numbers], "cpu", multiple) for numbers in micro_batches)
-    return [batch.part(mesh, device) for batch in batches]
+    return [batch.with_noise(model.config.hidden_size, *noise).part(mesh, device) for batch in batches]
 
 
 def forward_backward(
@@ -70,11 +76,12 @@ def forward_backward(
     if model.pipeline is not None:
         return _losses(model.pipeline.forward_backward(batches, count), batches)
     losses, token_losses = [], []
-    for batch in batches:
-        loss_sum, per_token = forward_loss(model, batch)
-        (loss_sum / count).backward()
-        losses.append(loss_sum.detach())
-        token_losses.append(per_token)
+    with kept_copies(model) if model.keeps_weight_copies and len(batches) > 1 else nullcontext():
+        for batch in batches:
+            loss_sum, per_token = forward_loss(model, batch)
+            (loss_sum / count).backward()
+            losses.append(loss_sum.detach())
+            token_losses.append(per_token)
     return losses, token_losses
 
 
@@ -95,7 +102,7 @@ def forward_hidden(model: DecoderModel, batch: Batch) -> torch.Tensor | None:
 
     With several ranks in the compute dtype of training; with a single rank in the dtype of the stored weights.
     """
-    compute_dtype = model.rounds_to
+    compute_dtype, model.noise = model.rounds_to, batch.noise
     if model.mesh.layout.world == 1:
         model.rounds_to = None
     if model.pipeline is not None:
@@ -116,5 +123,5 @@ def _losses(results: dict[int, Any], batches: list[Batch]) -> tuple[list[torch.T
 def forward_loss(model: DecoderModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed loss over the batch's supervised tokens (scalar), and the loss of every local token (t,)."""
     model.observe_batch(batch)
-    boundaries = batch.cu_seqlens, batch.max_seqlen
+    boundaries, model.noise = (batch.cu_seqlens, batch.max_seqlen), batch.noise
     return model(batch.input_ids, batch.position_ids, *boundaries, batch.targets, batch.trained)

@@ -16,7 +16,7 @@ from sft_hydra.engine.precision import orthogonal_dtype
 from sft_hydra.engine.weight_average import EMA, WeightAverage
 from sft_hydra.errors import ConfigError
 from sft_hydra.models.decoder import DecoderModel
-from sft_hydra.planning.lora_targets import TOKEN_ROWS
+from sft_hydra.planning.lora_targets import TOKEN_ROWS, adapter_part
 from sft_hydra.schema import optim
 from sft_hydra.schema.config import Precision
 from sft_hydra.schema.optim import AdamW, Optimizer
@@ -109,7 +109,7 @@ def build_optimizer(
     if isinstance(optimizer, AdamW) and optimizer.state_bits == 8:
         return _in_eight_bits(named, optimizer, model)
     if not isinstance(optimizer, optim.Muon):
-        return OptimizerSet([_adamw([(optimizer.lr, named)], optimizer, model.embedding_name)])
+        return OptimizerSet([_adamw(_with_lora_plus(named, optimizer), optimizer, model.embedding_name)])
     embedding = [(name, p) for name, p in named if _is_embedding(name, model.embedding_name)]
     head = [(name, p) for name, p in named if name == model.head_name != model.embedding_name]
     others = {name for name, _ in (*embedding, *head)}
@@ -172,9 +172,22 @@ def _in_eight_bits(named: Named, optimizer: AdamW, model: DecoderModel) -> Optim
     embeddings |= {p for name, p in named if name == model.embedding_name or name.endswith(TOKEN_ROWS)}
     dense = [(name, p) for name, p in named if p.ndim == 2 and p not in embeddings]
     others = [(name, p) for name, p in named if p.ndim != 2 or p in embeddings]
-    rest = [_adamw([(optimizer.lr, others)], optimizer, model.embedding_name)] if others or not dense else []
-    eight_bit = AdamW8bit(**_adamw_options([(optimizer.lr, dense)], optimizer, model.embedding_name)) if dense else None
+    without = [_adamw(_with_lora_plus(others, optimizer), optimizer, model.embedding_name)]
+    rest = without if others or not dense else []
+    with_lr = _with_lora_plus(dense, optimizer)
+    eight_bit = AdamW8bit(**_adamw_options(with_lr, optimizer, model.embedding_name)) if dense else None
     return OptimizerSet(rest, eight_bit)
+
+
+def _with_lora_plus(named: Named, optimizer: Optimizer) -> list[tuple[float, Named]]:
+    """Parameters with their peak learning rates: LoRA+ (Hayou et al. 2024) has another one for B, and as in the peft library
+    for DoRA's magnitudes."""
+    ratio = optimizer.lora_plus_ratio if isinstance(optimizer, AdamW) else None
+    if ratio is None:
+        return [(optimizer.lr, named)]
+    faster = {name for name, _ in named if (adapter_part(name) or ("", ""))[1] in ("lora_B", "lora_magnitude_vector")}
+    slow, fast = ([(name, p) for name, p in named if (name in faster) is kind] for kind in (False, True))
+    return [(lr, part) for lr, part in ((optimizer.lr, slow), (optimizer.lr * ratio, fast)) if part]
 
 
 def _adamw(with_lr: list[tuple[float, Named]], optimizer: Optimizer, embedding: str) -> torch.optim.AdamW:

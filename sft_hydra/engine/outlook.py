@@ -9,10 +9,11 @@ from typing import Any
 from sft_hydra.data.dataset import TrainRows
 from sft_hydra.engine.schedule import decay_steps, total_steps, warmup_steps
 from sft_hydra.planning.architecture import trained_positions
+from sft_hydra.planning.estimate import count_parameters
 from sft_hydra.planning.recipe import Recipe
 
 
-def doubts(recipe: Recipe, architecture: dict[str, Any], rows: TrainRows | None) -> Iterator[str]:
+def plan_warnings(recipe: Recipe, architecture: dict[str, Any], rows: TrainRows | None) -> Iterator[str]:
     """Sentences for people; `rows` are None as long as the data is not prepared."""
     steps = _steps(recipe, rows)
     if steps:
@@ -20,6 +21,8 @@ def doubts(recipe: Recipe, architecture: dict[str, Any], rows: TrainRows | None)
     if rows is not None:
         yield from _batch(recipe, rows, steps)
     yield from _length(recipe, architecture, rows)
+    if recipe.train.fp8:
+        yield from _fp8(recipe, architecture)
 
 
 def _steps(recipe: Recipe, rows: TrainRows | None) -> int | None:
@@ -49,6 +52,22 @@ def _batch(recipe: Recipe, rows: TrainRows, steps: int | None) -> Iterator[str]:
         yield (
             f"one step takes {batch:,} rows and an epoch has {there:,}: every row is in each step {batch / there:.3g} times; "
             f"use train.global_batch_size={there}, or a smaller seq_length, which makes more rows of the same data"
+        )
+
+
+def _fp8(recipe: Recipe, architecture: dict[str, Any]) -> Iterator[str]:
+    if not recipe.train.compile:
+        yield (
+            "train.fp8=true without train.compile=true: the scales and casts of fp8 are then passes over memory of their own, "
+            "which can take longer than fp8 products save; set train.compile=true"
+        )
+    counts = count_parameters(architecture)
+    experts = counts.active - (counts.total - counts.expert)
+    blocks = counts.active - counts.embedding
+    if 2 * experts > blocks:
+        yield (
+            f"train.fp8=true: {100 * experts / blocks:.0f} % of the parameters that a token uses in the blocks of this model are "
+            "in routed experts, whose products stay in bf16; fp8 can save little, remove train.fp8"
         )
 
 

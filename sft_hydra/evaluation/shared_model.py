@@ -47,10 +47,12 @@ def shared_over_ranks(model: LanguageModel, mesh: Mesh) -> Iterator[LanguageMode
             _serve(model, ranks)
             yield None
             return
+        shared = _Shared(model, ranks)
         try:
-            yield _Shared(model, ranks)
+            yield shared
         finally:
-            ranks.broadcast(None)
+            if not shared.asking:  # else this rank failed while the others answer, and its end is theirs
+                ranks.broadcast(None)
 
 
 def _serve(model: LanguageModel, ranks: ObjectExchange) -> None:
@@ -71,6 +73,7 @@ class _Shared:
 
     def __init__(self, model: LanguageModel, ranks: ObjectExchange) -> None:
         self._model, self._ranks = model, ranks
+        self.asking = False  # between a request and its answers
 
     @property
     def max_length(self) -> int | None:
@@ -98,8 +101,10 @@ class _Shared:
             after_batch(now - shown)
             shown = now
 
+        self.asking = True
         self._ranks.broadcast(request)
         parts = self._ranks.gather(_answer(self._model, request, count))
+        self.asking = False
         if any(part.stopped for part in parts):
             raise StoppedError("stopped before all was answered; the same command starts over")
         found = {number: answer for part in parts for number, answer in part.answers.items()}

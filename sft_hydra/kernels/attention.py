@@ -1,20 +1,21 @@
 """Causal attention over packed sequences: every document attends only to itself.
 
-Both implementations compute the same function of (q, k, v, cu_seqlens): on CUDA in bf16 or fp16 a variable-length
-FlashAttention kernel (Dao 2023, `flash_attn_varlen_func`), everywhere else scaled_dot_product_attention.
+All implementations compute the same function of (q, k, v, cu_seqlens): on CUDA in bf16 or fp16 a variable-length
+FlashAttention kernel (Dao 2023, `flash_attn_varlen_func`, or torch's `varlen_attn`), everywhere else
+scaled_dot_product_attention.
 
 Owner of: attention stops at document boundaries (`cu_seqlens`).
 """
 
 from collections.abc import Callable
 from functools import cache, partial
-from importlib.util import find_spec
 from inspect import signature
 
 import torch
 import torch.nn.functional as F
 
-HAS_FLASH_ATTN = find_spec("flash_attn") is not None
+from sft_hydra.kernels.library_choice import FLASH_ATTN, VARLEN_ATTN, is_used
+
 HALF = (torch.bfloat16, torch.float16)
 MAX_HEAD_DIM = 256
 
@@ -41,16 +42,17 @@ def attend(
         queries, keys, visible = part_of_row(cu_seqlens, first_query, first_query + len(q))
         k, v = k[visible], v[visible]
     if _fuses(q, v):
-        return _attend_flash(q, k, v, queries, keys, max_seqlen, scale, window)
+        fused = attend_flash_attn if is_used(FLASH_ATTN) else attend_varlen
+        return fused(q, k, v, queries, keys, max_seqlen, scale, window)
     if queries is not keys:
         return _attend_part(q, k, v, queries, keys, scale, window)
     return _attend_padded(q, k, v, cu_seqlens, scale, window)
 
 
 def _fuses(q: torch.Tensor, v: torch.Tensor) -> bool:
-    """Whether the FlashAttention kernel supports these tensors."""
-    size = q.shape[-1]
-    return q.is_cuda and q.dtype in HALF and size == v.shape[-1] and size % 8 == 0 and size <= MAX_HEAD_DIM
+    """Whether there is a FlashAttention kernel, and it supports these tensors."""
+    size, there = q.shape[-1], is_used(FLASH_ATTN) or is_used(VARLEN_ATTN)
+    return there and q.is_cuda and q.dtype in HALF and size == v.shape[-1] and size % 8 == 0 and size <= MAX_HEAD_DIM
 
 
 def part_of_row(cu_seqlens: torch.Tensor, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor, slice]:
@@ -64,7 +66,7 @@ def part_of_row(cu_seqlens: torch.Tensor, start: int, stop: int) -> tuple[torch.
     return cu_seqlens.clamp(start, stop) - start, cu_seqlens.clamp(first, stop) - first, slice(first, stop)
 
 
-def _attend_flash(
+def attend_flash_attn(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
@@ -74,15 +76,32 @@ def _attend_flash(
     scale: float,
     window: int | None,
 ) -> torch.Tensor:
-    left = -1 if window is None else window - 1
-    if HAS_FLASH_ATTN:
-        from flash_attn import flash_attn_varlen_func
+    """`attend` by flash-attn; boundaries of `queries` and `keys` as from `part_of_row`."""
+    from flash_attn import flash_attn_varlen_func
 
-        return flash_attn_varlen_func(
-            q, k, v, queries, keys, max_seqlen, max_seqlen,
-            softmax_scale=scale, causal=True, window_size=(left, 0),
-        )  # fmt: skip
-    return _varlen_attn()(q, k, v, queries, keys, max_seqlen, max_seqlen, scale=scale, window_size=(left, 0))
+    return flash_attn_varlen_func(
+        q, k, v, queries, keys, max_seqlen, max_seqlen,
+        softmax_scale=scale, causal=True, window_size=_window(window),
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+    )  # fmt: skip
+
+
+def attend_varlen(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    max_seqlen: int,
+    scale: float,
+    window: int | None,
+) -> torch.Tensor:
+    """`attend` by torch's FlashAttention kernel; its backward pass is deterministic if torch is asked to be."""
+    return _varlen_attn()(q, k, v, queries, keys, max_seqlen, max_seqlen, scale=scale, window_size=_window(window))
+
+
+def _window(window: int | None) -> tuple[int, int]:
+    return (-1 if window is None else window - 1, 0)
 
 
 @cache
@@ -98,6 +117,7 @@ def _attend_padded(
 ) -> torch.Tensor:
     """Documents of similar length are one right-padded batch: under a causal mask no token attends to the padding."""
     lengths = cu_seqlens.diff().tolist()
+    k, v = _for_each_query_head(q, k, v)
     documents = [x.split(lengths) for x in (q, k, v)]
     outputs: list[torch.Tensor] = [q] * len(lengths)
     for bucket in _buckets(lengths):
@@ -127,6 +147,7 @@ def _attend_part(
     window: int | None,
 ) -> torch.Tensor:
     """Attention of fewer queries than keys, one document at a time; its last query is aligned with its last key."""
+    k, v = _for_each_query_head(q, k, v)
     q_lengths, k_lengths = queries.diff().tolist(), keys.diff().tolist()
     outputs = []
     for qs, ks, vs in zip(q.split(q_lengths), k.split(k_lengths), v.split(k_lengths), strict=True):
@@ -139,6 +160,15 @@ def _attend_part(
         out = F.scaled_dot_product_attention(*one, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
         outputs.append(out[0].transpose(0, 1))
     return torch.cat(outputs)
+
+
+def _for_each_query_head(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values with as many heads as the queries on CUDA: in fp32, torch's only kernel for grouped heads there makes
+    all scores."""
+    copies = q.shape[1] // k.shape[1]
+    if copies == 1 or not q.is_cuda:
+        return k, v
+    return k.repeat_interleave(copies, dim=1), v.repeat_interleave(copies, dim=1)
 
 
 def _buckets(lengths: list[int]) -> list[list[int]]:

@@ -29,6 +29,11 @@ def is_fused(operation: str, x: torch.Tensor) -> bool:
     return takes and operation not in _refused and not torch.compiler.is_compiling()
 
 
+def why_not_fused(operation: str) -> str | None:
+    """Why `operation` is plain torch on CUDA; None if it is a Triton kernel."""
+    return _refused.get(operation)
+
+
 def try_fused(device: torch.device) -> dict[str, str | None]:
     """Run every kernel on `device` once, and use plain torch in place of those that fail.
 
@@ -42,6 +47,8 @@ def try_fused(device: torch.device) -> dict[str, str | None]:
             continue
         try:
             import_module(f"sft_hydra.kernels.fused.{module}").example(device)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)  # where a failed launch shows
         except Exception as error:  # a kernel fails to compile in as many ways as there are drivers
             _refused[operation] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     return {operation: _refused.get(operation) for operation in OPERATIONS}

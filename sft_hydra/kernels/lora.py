@@ -1,6 +1,7 @@
 """A linear layer with a low-rank adapter as one operation: the adapter's product is added into the base's output, and its
 scale is a factor of the product, so neither costs a pass over the output."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,8 @@ def lora_linear(
     `x` (..., in), `weight` (out, in), `bias` (out,), `a` (dim, in), `b` (out, dim), all of one dtype; `dropped` like `x`: what
     the adapter takes in place of it.
     """
-    if torch.compiler.is_compiling():  # which adds and scales in its own kernels
+    # torch.compile adds and scales in its own kernels; autocast, of model=hf, casts what F.linear takes
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
         inner = F.linear(x if dropped is None else dropped, a) * scale
         return F.linear(x, weight, bias) + F.linear(inner, b)
     rows = x.flatten(0, -2)  # model=hf has a batch dimension
@@ -86,16 +88,19 @@ class _LoraLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
         x, weight, a, b, inner, taken = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, needs_a, needs_b, _, needs_dropped = ctx.needs_input_grad
-        scaled = (grad @ b) * ctx.scale  # (T, dim)
+        inner_grad = (
+            grad @ b
+        )  # (T, dim), before the scale, which is a factor of the products below; beta=0: of nothing else
         to_x = grad @ weight if needs_x else None
         if to_x is not None and ctx.shares:
-            to_x.addmm_(scaled, a)
+            to_x.addmm_(inner_grad, a, alpha=ctx.scale)
+        scaled = partial(torch.addmm, beta=0, alpha=ctx.scale)
         return (
             to_x,
             grad.T @ x if needs_weight else None,
             grad.sum(0) if needs_bias else None,
-            scaled.T @ taken if needs_a else None,
-            (grad.T @ inner) * ctx.scale if needs_b else None,
+            scaled(a, inner_grad.T, taken) if needs_a else None,
+            scaled(b, grad.T, inner) if needs_b else None,
             None,
-            scaled @ a if needs_dropped else None,
+            scaled(taken, inner_grad, a) if needs_dropped else None,
         )

@@ -64,7 +64,7 @@ def ssd(
     # contribution of a chunk to the state of the document at its end
     added = torch.einsum("csgn,cgrs,csgrp->cgrpn", keys, decay[..., -1, :], inputs)
 
-    from_start = steps.cumsum(1).exp()  # (c, l, G, R), used only for the document at the start of the chunk
+    from_start = _running_sum(steps, 1).exp()  # (c, l, G, R), used only for the document at the start of the chunk
     state = torch.zeros_like(added[0])
     for i in range(len(documents)):
         if i:
@@ -85,9 +85,18 @@ def _decay(steps: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
     size = documents.shape[1]
     causal = torch.ones(size, size, dtype=torch.bool, device=steps.device).tril()
     columns = steps.permute(0, 2, 3, 1)[..., None].expand(*steps.shape[:1], *steps.shape[2:], size, size)
-    sums = columns.masked_fill(~causal.tril(-1), 0.0).cumsum(-2)
+    sums = _running_sum(columns.masked_fill(~causal.tril(-1), 0.0), -2)
     same = causal & (documents[:, :, None] == documents[:, None, :])
     return sums.masked_fill(~same[:, None, None], -torch.inf).exp()
+
+
+def _running_sum(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """The cumulative sum over a dimension; as a matrix product where torch must be deterministic, since it refuses a sum of
+    floating-point numbers on CUDA then."""
+    if not torch.are_deterministic_algorithms_enabled():
+        return x.cumsum(dim)
+    size = x.shape[dim]
+    return torch.tensordot(x, x.new_ones(size, size).tril(), dims=([dim], [1])).movedim(-1, dim)
 
 
 def _chunks(x: torch.Tensor, chunk: int) -> torch.Tensor:

@@ -1,25 +1,25 @@
-"""Mamba-2 convolution and scan with the kernels of causal-conv1d and mamba-ssm: on CUDA, in bf16 or fp16, if installed.
+"""Mamba-2 convolution and scan with the kernels of causal-conv1d and mamba-ssm: on CUDA, in bf16 or fp16, if they work there.
 
 Both take the document index of each token, so they reset at document boundaries; `pytest -m gpu` compares them with ssd.py.
 """
 
-from importlib.util import find_spec
-
 import torch
 
-HAS_CAUSAL_CONV1D = find_spec("causal_conv1d") is not None
-HAS_MAMBA_SSM = find_spec("mamba_ssm") is not None
+from sft_hydra.kernels.library_choice import CAUSAL_CONV1D, MAMBA_SSM, is_used
+
 HALF = (torch.bfloat16, torch.float16)
 
 
 def fuses_convolution(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether the causal-conv1d kernel supports x (T, C) and `weight` (C, K)."""
-    return HAS_CAUSAL_CONV1D and x.is_cuda and x.dtype in HALF and x.shape[1] % 8 == 0 and 2 <= weight.shape[1] <= 4
+    return (
+        is_used(CAUSAL_CONV1D) and x.is_cuda and x.dtype in HALF and x.shape[1] % 8 == 0 and 2 <= weight.shape[1] <= 4
+    )
 
 
 def fuses_scan(x: torch.Tensor, chunk: int) -> bool:
     """Whether the mamba-ssm kernel supports x (T, H, P) in chunks of `chunk` tokens (a power of two, at least 16)."""
-    return HAS_MAMBA_SSM and x.is_cuda and x.dtype in HALF and chunk >= 16 and chunk & (chunk - 1) == 0
+    return is_used(MAMBA_SSM) and x.is_cuda and x.dtype in HALF and chunk >= 16 and chunk & (chunk - 1) == 0
 
 
 def fused_conv_silu(

@@ -7,7 +7,7 @@ from sft_hydra.config.gpus import gpus_here
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.data_prep import prepare
 from sft_hydra.data_prep.blend import train_rows
-from sft_hydra.engine.outlook import doubts
+from sft_hydra.engine.outlook import plan_warnings
 from sft_hydra.engine.schedule import total_steps
 from sft_hydra.errors import SeqLengthMismatchError, TokenizerMismatchError, UserError
 from sft_hydra.planning.architecture import is_generic, read_architecture
@@ -172,7 +172,7 @@ def _advice(cfg: SftConfig, arch: dict[str, Any], layout: Layout, packed: Packed
             f"train.train_iters keeps steps useful{lora}"
         )
     if cfg.runner is Runner.train:
-        lines += doubts(recipe_of(cfg), arch, train_rows(packed, cfg) if packed else None)
+        lines += plan_warnings(recipe_of(cfg), arch, train_rows(packed, cfg) if packed else None)
     if cfg.runner is Runner.train and packed is not None:
         rows = train_rows(packed, cfg)
         missed = rows.unreached_sources(

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from sft_hydra.kernels.loss import linear_cross_entropy, softcapped
+from sft_hydra.models.embedding_noise import EmbeddingNoise
 from sft_hydra.models.generation_cache import GenerationCache
 from sft_hydra.models.layers import Linear, Packed, RMSNorm
 from sft_hydra.models.moe_aux_loss import BalancingLoss
@@ -43,6 +44,7 @@ class DecoderModel(nn.Module, ABC):
         self.rounds_to: torch.dtype | None = (
             None  # dtype of hidden states, and so of all matrix products; None: the dtype of the weights
         )
+        self.keeps_weight_copies = False  # over the micro-batches of a step; see models/weight_copies.py
         self.prefix = ""  # that names of all but the head may lack on disk
         self.adapter_scales: dict[str, float] = {}  # of each layer that has an adapter
         self.quantized: dict[str, QuantizedWeight] = {}  # weights of which only bytes are kept, by parameter name
@@ -51,6 +53,7 @@ class DecoderModel(nn.Module, ABC):
             int, ...
         ] = ()  # tokens of which the rows in embedding and head are trained beside adapters
         self.head_rows: tuple[TokenRows, ...] = ()  # these rows of the head; a tuple, so that it is no sub-module
+        self.noise: EmbeddingNoise | None = None  # on the embeddings of the next forward pass
         self.balances: list[BalancingLoss] = []  # of routers whose experts are to be used evenly
         self.mesh = SINGLE  # the layout's, once there is one
         self.cache: GenerationCache | None = None  # while texts are continued
@@ -210,7 +213,8 @@ class FamilyModel(DecoderModel):
 
     def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Hidden states (T, hidden_size) before the first block, in the compute dtype."""
-        return self.rounded(self.model.embed_tokens(input_ids))
+        hidden = self.model.embed_tokens(input_ids)
+        return self.rounded(hidden if self.noise is None else self.noise.added(hidden))
 
     def packed(self, position_ids: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int) -> Packed:
         """Document boundaries and rotary tables, shared by all blocks."""

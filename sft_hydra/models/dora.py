@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sft_hydra.models.lora_layers import LoraLinear
+from sft_hydra.models.lora_layers import LoraLinear, joined
 from sft_hydra.parallel.dtensor import copy_shard_, full_tensor, local_tensor, sum_over_split_inputs
 from sft_hydra.parallel.sharded_module import KeepFp32
 from sft_hydra.schema.config import LoraConfig
@@ -37,26 +37,26 @@ class DoraLinear(LoraLinear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         factor = self.lora_magnitude_vector(self._norms())
-        weight, bias = local_tensor(self.weight).to(x.dtype), self.local_bias(x.dtype)
-        whole = F.linear(x, weight)
-        if (
-            self.dropout_first and self.dropout and self.training
-        ):  # as in peft: what is dropped are inputs of the change
-            dropped = F.dropout(x, self.dropout)
-            out = whole + (factor - 1) * F.linear(dropped, weight) + factor * self._low_rank(dropped)
+        bias, whole = self.local_bias(x.dtype), self._base(x)
+        if self.dropout_first and self.dropout and self.training:
+            dropped = F.dropout(x, self.dropout)  # as in peft, the input of all that differs from the base
+            out = whole + (factor - 1) * self._base(dropped) + factor * self.low_rank(dropped, F.linear)
         else:
-            out = factor * (whole + F.dropout(self._low_rank(x), self.dropout, self.training))
+            out = factor * (whole + F.dropout(self.low_rank(x, F.linear), self.dropout, self.training))
         return out.to(whole.dtype) if bias is None else out.to(whole.dtype) + bias
 
-    def _low_rank(self, x: torch.Tensor) -> torch.Tensor:
-        """scale * B (A x), (T, out)."""
-        inner = F.linear(x, local_tensor(self.lora_A).to(x.dtype))
-        return F.linear(inner, local_tensor(self.lora_B).to(x.dtype)) * self.scale
+    def _base(self, x: torch.Tensor) -> torch.Tensor:
+        """What A and B add to, (T, out), without bias."""
+        whole = F.linear(x, local_tensor(self.weight).to(x.dtype))
+        return whole if self.start is None else whole - self.subtracted(x, F.linear)
 
     @torch.no_grad()
     def _norms(self) -> torch.Tensor:
         """Norms (out,), at least fp32, of this rank's rows of the adapted weight."""
-        weight, a, b = (local_tensor(p) for p in (self.weight, self.lora_A, self.lora_B))
+        weight = local_tensor(self.weight)
+        a, b = local_tensor(self.lora_A), local_tensor(self.lora_B)
+        if self.start is not None:
+            a, b = joined(a, b, local_tensor(self.lora_A_start), local_tensor(self.lora_B_start))
         with torch.autocast(weight.device.type, enabled=False):
             squares = squared_norms(weight, a, b, self.scale)
         return safe_root(sum_over_split_inputs(squares, self.weight))
@@ -64,8 +64,10 @@ class DoraLinear(LoraLinear):
     @torch.no_grad()
     def init_magnitude(self) -> None:
         """Set the magnitudes to the norms of the adapted weight's rows. A collective over the ranks that share the layer."""
-        weight, a, b = (full_tensor(p) for p in (self.weight, self.lora_A, self.lora_B))
-        copy_shard_(self.lora_magnitude_vector.weight, squared_norms(weight, a, b, self.scale).sqrt())
+        weight = full_tensor(self.weight)  # A and B do not change it yet
+        none = weight.new_zeros(0, dtype=self.lora_A.dtype)
+        squares = squared_norms(weight, none.view(0, weight.shape[1]), none.view(len(weight), 0), self.scale)
+        copy_shard_(self.lora_magnitude_vector.weight, squares.sqrt())
 
 
 @torch.library.custom_op("sft_hydra::squared_norms", mutates_args=())

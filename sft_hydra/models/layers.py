@@ -14,6 +14,7 @@ from sft_hydra.errors import ModelError
 from sft_hydra.kernels.activation import Activation, relu2
 from sft_hydra.kernels.norm import add_rms_norm, rms_norm
 from sft_hydra.models.generation_cache import GenerationCache
+from sft_hydra.models.weight_copies import CastWeight
 from sft_hydra.parallel.dtensor import local_tensor, partial_sum_ranks
 
 
@@ -28,11 +29,11 @@ class Packed:
     cache: GenerationCache | None = None  # of the texts that the tokens continue
 
 
-class Linear(nn.Linear):
+class Linear(nn.Linear, CastWeight):
     """nn.Linear on the local shard of the weight. If the weight is split by inputs, outputs are partial sums over ranks."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, local_tensor(self.weight).to(x.dtype), self.local_bias(x.dtype))
+        return F.linear(x, self.cast("weight", x.dtype), self.local_bias(x.dtype))
 
     def local_bias(self, dtype: torch.dtype) -> torch.Tensor | None:
         """What this rank adds to its outputs (out,), if the layer has a bias."""

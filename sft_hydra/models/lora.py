@@ -16,14 +16,15 @@ from sft_hydra.errors import ConfigError
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.dora import DoraLinear, merged_dora
 from sft_hydra.models.layers import Linear
-from sft_hydra.models.lora_layers import Adapter, LoraGroupedLinear, LoraLinear, scale_of
+from sft_hydra.models.lora_layers import Adapter, LoraGroupedLinear, LoraLinear, joined, scale_of
+from sft_hydra.models.lora_start import first_factors
 from sft_hydra.models.moe import GroupedLinear
 from sft_hydra.models.quantized_linear import QuantizedGroupedLinear, QuantizedLinear, whole_tensors, with_adapter
 from sft_hydra.models.seeded_generator import seeded_generator
 from sft_hydra.models.token_rows import replaced_rows
 from sft_hydra.models.token_tables import init_rows, train_tables
 from sft_hydra.parallel.collectives import all_gather_objects
-from sft_hydra.parallel.dtensor import copy_shard_
+from sft_hydra.parallel.dtensor import copy_shard_, full_tensor
 from sft_hydra.planning.lora_targets import TOKEN_ROWS, adapter_part, choose, layer_lora, usual_targets
 from sft_hydra.schema.config import LoraConfig
 
@@ -93,12 +94,29 @@ def init_adapters(model: DecoderModel, seed: int) -> None:
     init_rows(model)
     for name, module in model.named_modules():
         if isinstance(module, Adapter):
-            copy_shard_(
-                module.lora_A, _initial_a(module.lora_A.shape, module.a_init, seeded_generator(seed, f"{name}.lora_A"))
-            )
-            module.lora_B.zero_()
+            generator = seeded_generator(seed, f"{name}.lora_A")
+            if module.start is not None:
+                _start_from_weight(module, name, generator)
+            else:
+                copy_shard_(module.lora_A, _initial_a(module.lora_A.shape, module.a_init, generator))
+                module.lora_B.zero_()
         if isinstance(module, DoraLinear):
             module.init_magnitude()
+
+
+def _start_from_weight(module: Adapter, name: str, generator: torch.Generator) -> None:
+    """Set A and B, and what is subtracted, to a part of the weight. A collective over the ranks that share the layer."""
+    assert isinstance(module.weight, torch.Tensor)
+    assert module.start is not None
+    dim, seed = module.lora_A.shape[0], generator.initial_seed()
+    a, b = first_factors(full_tensor(module.weight), module.start, dim, module.scale, name, seed)
+    for parameter, values in (
+        (module.lora_A, a),
+        (module.lora_A_start, a),
+        (module.lora_B, b),
+        (module.lora_B_start, b),
+    ):
+        copy_shard_(parameter, values)
 
 
 def _initial_a(shape: torch.Size, kind: str, generator: torch.Generator) -> torch.Tensor:
@@ -207,9 +225,12 @@ def merged_weight(
     lora_B: torch.Tensor,
     scale: float,
     lora_magnitude_vector: torch.Tensor | None = None,
+    lora_A_start: torch.Tensor | None = None,
+    lora_B_start: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """weight + scale * B A, with DoRA its rows scaled to the magnitudes, as a new tensor of the weight's dtype; computed in
+    """weight + scale * B A, less what A and B started as, with DoRA its rows scaled to the magnitudes, as a new tensor of the weight's dtype; computed in
     fp32."""
+    lora_A, lora_B = joined(lora_A, lora_B, lora_A_start, lora_B_start)
     if lora_magnitude_vector is not None:
         return merged_dora(weight, lora_A, lora_B, scale, lora_magnitude_vector)
     return (weight.float() + scale * (lora_B @ lora_A)).to(weight.dtype)

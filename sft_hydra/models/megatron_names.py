@@ -3,14 +3,16 @@
 Megatron lays layers of one kind on top of each other (`decoder.layers.mlp...`, the layer is the first index) or names each
 (`decoder.layers.3.mlp...`), joins q, k and v of a query group, gate and up, and splits Mamba's in_proj and conv1d by kind.
 Names without Transformer Engine were seen in checkpoints that megatron-core wrote; those with it (`*.layer_norm_weight` of a
-hybrid, `pre_mlp_layernorm` of a mixture) are those of Megatron-Bridge's public tables for Qwen3, Qwen3-MoE and Nemotron-H.
+hybrid, `pre_mlp_layernorm` of a mixture) are those of Megatron-Bridge's public tables for Qwen3, Qwen3-MoE and Nemotron-H, and
+so are those of multi-token prediction, whose blocks Hugging Face's files number through and Megatron nests.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 LAYER = re.compile(r"(?:model|backbone)\.layers\.(\d+)\.(.+)")
+MTP = re.compile(r"mtp\.layers\.(\d+)\.(.+)")
 EXPERT = re.compile(r"experts\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight")
 STACK = "decoder.layers."
 TOP = {
@@ -43,10 +45,19 @@ ALONE = {
     "mixer.dt_bias": "mixer.dt_bias",
     "mixer.gate.e_score_correction_bias": "mlp.router.expert_bias",
 }
+BEFORE_BLOCK = ("eh_proj.weight", "enorm.weight", "hnorm.weight")  # of multi-token prediction
+AFTER_BLOCK = ("final_layernorm.weight",)
 BEFORE_ATTENTION = ("self_attention.linear_qkv.layer_norm_weight", "input_layernorm.weight")
 BEFORE_MLP = ("mlp.linear_fc1.layer_norm_weight", "pre_mlp_layernorm.weight")
 BEFORE_EXPERTS = BEFORE_MLP[::-1]
 BEFORE_MAMBA = ("mixer.in_proj.layer_norm_weight", "norm.weight")
+
+NORMS = {
+    "linear_attention": BEFORE_MAMBA,
+    "full_attention": BEFORE_ATTENTION,
+    "moe": BEFORE_EXPERTS,
+    "mlp": BEFORE_MLP,
+}  # by the kind of a hybrid's layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +78,8 @@ Place = tuple[Piece, ...]
 def places(config: Any, name: str) -> list[Place]:
     """Where a tensor may lie, as pieces that follow each other in its rows. Of several places, a checkpoint has one; the first
     is where we write. Nothing for a name that Megatron has no place for."""
+    if match := MTP.fullmatch(name):
+        return _of_prediction(config, int(match[1]), match[2])
     match = LAYER.fullmatch(name)
     if match is None:
         short = name.removeprefix("model.").removeprefix("backbone.")
@@ -76,6 +89,44 @@ def places(config: Any, name: str) -> list[Place]:
         return [(Piece(key, rows=rows),) for key in TOP.get(short, ())]
     layer, rest = int(match[1]), match[2]
     return [place for pieces in _of_layer(config, layer, rest) for place in _both_ways(config, layer, pieces)]
+
+
+def mtp_names(config: Any) -> list[str]:
+    """What the tensors of multi-token prediction may be called in Hugging Face's files; those of one model are some of them."""
+    kinds = (getattr(config, "mtp_layers_block_type", None) or []) if config.model_type == "nemotron_h" else []
+    found = []
+    for layer, kind in enumerate(kinds * int(getattr(config, "num_nextn_predict_layers", None) or 0)):
+        inner = layer % len(kinds)
+        rests = [
+            "norm.weight",
+            *(BEFORE_BLOCK if inner == 0 else ()),
+            *(AFTER_BLOCK if inner == len(kinds) - 1 else ()),
+        ]
+        if kind == "full_attention":
+            rests += [f"mixer.{name}_proj.weight" for name in "qkvo"]
+        elif kind == "moe":
+            experts = [f"experts.{number}" for number in range(config.n_routed_experts)]
+            rests += [
+                f"mixer.{part}.{way}_proj.weight" for part in (*experts, "shared_experts") for way in ("up", "down")
+            ]
+            rests += ["mixer.gate.weight", "mixer.gate.e_score_correction_bias"]
+            rests += [f"mixer.fc{number}_latent_proj.weight" for number in (1, 2)]
+        elif kind == "mlp":
+            rests += [f"mixer.{way}_proj.weight" for way in ("up", "down")]
+        found += [f"mtp.layers.{layer}.{rest}" for rest in rests]
+    return found
+
+
+def _of_prediction(config: Any, layer: int, rest: str) -> list[Place]:
+    kinds = getattr(config, "mtp_layers_block_type", None) or []
+    if not kinds or layer >= len(kinds) * config.num_nextn_predict_layers:
+        return []
+    outer, inner = divmod(layer, len(kinds))
+    if rest in (*BEFORE_BLOCK, *AFTER_BLOCK):
+        return [(Piece(f"mtp.layers.{outer}.{rest}"),)]
+    within = f"mtp.layers.{outer}.mtp_model_layer.layers.{inner}."
+    found = [(Piece(key),) for key in NORMS[kinds[inner]]] if rest == "norm.weight" else _of_layer(config, layer, rest)
+    return [tuple(replace(piece, key=within + piece.key) for piece in place) for place in found]
 
 
 def _both_ways(config: Any, layer: int, pieces: Place) -> list[Place]:
@@ -130,13 +181,7 @@ def _norms(config: Any, layer: int, rest: str) -> tuple[str, ...]:
             layer in config.mlp_only_layers or (layer + 1) % config.decoder_sparse_step
         )
         return BEFORE_EXPERTS if sparse else BEFORE_MLP
-    kinds = {
-        "linear_attention": BEFORE_MAMBA,
-        "full_attention": BEFORE_ATTENTION,
-        "moe": BEFORE_EXPERTS,
-        "mlp": BEFORE_MLP,
-    }
-    return kinds[config.layers_block_type[layer]]
+    return NORMS[config.layers_block_type[layer]]
 
 
 def _expert(config: Any, number: int, kind: str) -> Place:

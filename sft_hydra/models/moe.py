@@ -13,8 +13,8 @@ from sft_hydra.kernels.grouped import grouped_linear
 from sft_hydra.kernels.permute import combined, inverse_of, permuted
 from sft_hydra.models.layers import activation
 from sft_hydra.models.moe_aux_loss import BalancingLoss, counts_of_sorted
+from sft_hydra.models.weight_copies import CastWeight
 from sft_hydra.parallel.collectives import exchange_counts, exchange_rows
-from sft_hydra.parallel.dtensor import local_tensor
 from sft_hydra.parallel.sharded_module import KeepFp32, ShardedModule
 
 Routing = tuple[torch.Tensor, torch.Tensor]  # experts (T, k) int64, their weights (T, k) fp32
@@ -66,7 +66,7 @@ class SigmoidRouter(KeepFp32):
         return experts, weights * self.scale
 
 
-class GroupedLinear(nn.Module):
+class GroupedLinear(CastWeight):
     """A bias-free linear layer per expert; weight (experts, out, in)."""
 
     def __init__(self, num_experts: int, in_features: int, out_features: int) -> None:
@@ -75,7 +75,7 @@ class GroupedLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_experts, out_features, in_features))
 
     def forward(self, x: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-        return grouped_linear(x, local_tensor(self.weight).to(x.dtype), counts)
+        return grouped_linear(x, self.cast("weight", x.dtype), counts)
 
 
 class Experts(ShardedModule):

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from sft_hydra.models.decoder import FamilyModel
+from sft_hydra.models.embedding_noise import EmbeddingNoise
 from sft_hydra.models.moe import MoE, SigmoidRouter, SoftmaxRouter
 from sft_hydra.models.quantized_linear import QuantizedGroupedLinear, QuantizedLinear
 from sft_hydra.parallel.dtensor import local_shard
@@ -31,6 +32,8 @@ class MicroBatch(Protocol):
     def targets(self) -> torch.Tensor: ...
     @property
     def trained(self) -> torch.Tensor: ...
+    @property
+    def noise(self) -> EmbeddingNoise | None: ...
 
 
 @dataclass(slots=True)
@@ -54,7 +57,7 @@ class Stage(nn.Module):
         self.norm = model.model.norm if last else None
         self.lm_head = model.lm_head if last else None
         self.embed, self.packed, self.finish = model.embed, model.packed, model.finish
-        self.observe_batch = model.observe_batch
+        self.model = (model,)  # a tuple, so that it is no sub-module
         self.now: Pass
         self.seen: set[int] = set()  # micro-batches that have been here in this pass
 
@@ -66,6 +69,7 @@ class Stage(nn.Module):
         self._observe(number, batch)
         packed = self.packed(batch.position_ids, batch.cu_seqlens, batch.max_seqlen)
         if self.first:
+            self.model[0].noise = batch.noise
             hidden = self.embed(batch.input_ids)
             if torch.is_grad_enabled() and not any(parameter.requires_grad for parameter in self.parameters()):
                 hidden.requires_grad_()  # the schedule asks every stage for a backward pass
@@ -81,7 +85,7 @@ class Stage(nn.Module):
                 if isinstance(module, SoftmaxRouter | SigmoidRouter) and module.balance is not None:
                     module.balance.reset()
         self.seen = {number} if number in self.seen else self.seen | {number}
-        self.observe_batch(batch, repeated=number >= len(self.now.batches))
+        self.model[0].observe_batch(batch, repeated=number >= len(self.now.batches))
 
     def _result(self, number: int, hidden: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
         """Store the output for a micro-batch; returns its part of the loss (1,)."""

@@ -33,12 +33,17 @@ def compile_block(block: nn.Module, recompute: str) -> None:
                     method = checkpointed(method, recompute)
                 setattr(module, name, torch.compiler.disable(partial(_of_any_length, method)))
     backend: Any = _keeping_products if recompute == "selective" else BACKEND
-    forward = partial(_call_with_any_length, torch.compile(block.forward, backend=backend))
+    forward = partial(_call_with_any_length, torch.compile(block.forward, backend=backend), block.forward)
     block.forward = checkpointed(forward, recompute) if recompute == "full" else forward  # type: ignore[method-assign]
 
 
-def _call_with_any_length(forward: Callable[..., torch.Tensor], hidden: torch.Tensor, packed: Any) -> torch.Tensor:
-    """A compiled block's output for `hidden` (T, D) and the `Packed` of these tokens (models/layers.py)."""
+def _call_with_any_length(
+    forward: Callable[..., torch.Tensor], plain: Callable[..., torch.Tensor], hidden: torch.Tensor, packed: Any
+) -> torch.Tensor:
+    """A compiled block's output for `hidden` (T, D) and the `Packed` of these tokens (models/layers.py). Texts that are
+    continued from a cache go through the `plain` block: their graphs would use up the limit before training begins."""
+    if packed.cache is not None:
+        return plain(hidden, packed)
     for tensor in (hidden, packed.seq_idx, *(packed.rotary or ())):
         torch._dynamo.maybe_mark_dynamic(tensor, 0)
     return forward(hidden, packed)

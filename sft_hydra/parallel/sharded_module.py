@@ -32,9 +32,9 @@ class ShardedModule(nn.Module):
         child, leaf = adapter_part(parameter) or parameter.rpartition(".")[::2]
         names = {parameter, child}
         if names & set(self.columns):
-            return None if leaf == "lora_A" and self.over == "tp" else 0
+            return None if leaf.startswith("lora_A") and self.over == "tp" else 0
         if names & set(self.rows):
-            return 1 if leaf in ("weight", "lora_A") else None
+            return 1 if leaf in ("weight", "lora_A", "lora_A_start") else None
         return None
 
 

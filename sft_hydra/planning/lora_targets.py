@@ -16,7 +16,9 @@ ALIASES = {
     "linear_fc2": ("down_proj", "fc2", "c_proj", "dense_4h_to_h"),
 }
 TOKEN_ROWS = "token_adapter.trainable_tokens_delta"  # beside an embedding or head of which some rows are trained
-PART = re.compile(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector|token_adapter\.trainable_tokens_delta)(?:\.weight)?")
+PART = re.compile(
+    r"(.+)\.(lora_A|lora_B|lora_A_start|lora_B_start|lora_magnitude_vector|token_adapter\.trainable_tokens_delta)(?:\.weight)?"
+)
 EXPERTS = ".experts."  # in names of what belongs to routed experts: adapted only where a pattern asks for it
 
 Value = TypeVar("Value", int, float)
@@ -27,8 +29,13 @@ def usual_targets(names: Sequence[str], kinds: Sequence[str]) -> list[str]:
     return [name for name in names if EXPERTS not in name and name.rpartition(".")[2] in kinds]
 
 
+def starts_from_weight(lora: LoraConfig) -> bool:
+    """Whether A and B start from the weight (PiSSA, OLoRA)."""
+    return lora.init_lora_weights not in (None, "gaussian")
+
+
 def adapter_part(name: str) -> tuple[str, str] | None:
-    """(layer, `lora_A`, `lora_B`, `lora_magnitude_vector` or TOKEN_ROWS) of an adapter's tensor, in a model or in PEFT's
+    """(layer, `lora_A`, `lora_B`, `lora_magnitude_vector`, TOKEN_ROWS, ...) of an adapter's tensor, in a model or in PEFT's
     file; None: the name is of something else."""
     found = PART.fullmatch(name)
     return (found[1], found[2]) if found else None
@@ -48,12 +55,13 @@ def _of_layer(patterns: dict[str, Value], name: str, usual: Value) -> Value:
 
 def choose(names: list[str], lora: LoraConfig, usual: list[str]) -> list[str]:
     """Which of these linear layers get an adapter; `usual` are those where nothing is said. ConfigError for patterns that
-    match none of them, and for DoRA on routed experts."""
+    match none of them, and for more than plain LoRA on routed experts."""
     chosen = _chosen(names, lora, usual)
-    if lora.use_dora and any(EXPERTS in name for name in chosen):
+    not_theirs = "peft.use_dora=true" if lora.use_dora else f"peft.init_lora_weights={lora.init_lora_weights}"
+    if (lora.use_dora or starts_from_weight(lora)) and any(EXPERTS in name for name in chosen):
         raise ConfigError(
-            "peft.use_dora=true: routed experts can have LoRA adapters only, as in the peft library; leave them out of the "
-            "targets (peft.exclude_modules=['*.experts.*']), or use peft.use_dora=false"
+            f"{not_theirs}: routed experts can have plain LoRA adapters only, as in the peft library; leave them out of the "
+            "targets (peft.exclude_modules=['*.experts.*']), or leave it out"
         )
     return chosen
 

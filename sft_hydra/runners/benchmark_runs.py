@@ -1,6 +1,6 @@
-"""ChatCORE and the tasks of the lm-evaluation-harness on a live model: asked, shown as tables, every answer written down.
+"""Runs ChatCORE and tasks of the lm-evaluation-harness on a live model, prints tables and writes all answers.
 
-Owns the folder `answers/` of a run, one file per moment and task, and the two entries of evaluation.json that hold scores.
+Writes the folder `answers/` of a run, one file per moment and task, and the two entries of evaluation.json with scores.
 """
 
 import json
@@ -19,12 +19,12 @@ from sft_hydra.schema.config import SftConfig
 EXAMPLES = 3  # answers of each task in evaluation.json, for the report
 
 Scores = dict[str, float]  # a line of metrics.jsonl
-Entry = dict[str, Any]  # what evaluation.json keeps of a moment
+Entry = dict[str, Any]  # the entry of one moment in evaluation.json
 
 
 def chatcore(chat: Chat, cfg: SftConfig, console: Console, folder: Path, brief: bool = False) -> tuple[Scores, Entry]:
-    """`eval/chatcore`, `eval/chatcore/<task>`, and the entry `chatcore`. StoppedError after a signal to stop. `brief`: a line
-    in place of the table."""
+    """`eval/chatcore`, `eval/chatcore/<task>`, and the entry `chatcore`. StoppedError after a signal to stop. `brief`: print one
+    line instead of the table."""
     with console.work("ChatCORE") as work:
         result = run_chatcore(chat, cfg.eval, _progress(work.update))
     for score in result.scores:
@@ -59,15 +59,15 @@ def harness(chat: Chat, cfg: SftConfig, console: Console, folder: Path) -> tuple
     for task, answers in result.answers.items():
         _write_answers(folder / f"{_file_name(task)}.jsonl", answers)
     _show_harness(console, result)
-    asked = cfg.eval
+    settings = cfg.eval
     entry = {
         "scores": [{**asdict(score), "centred": score.centred} for score in result.scores],
         "shortened_prompts": result.shortened,
-        "num_fewshot": asked.num_fewshot,
-        "max_items": asked.max_items,
-        "max_new_tokens": asked.max_new_tokens,
-        "chat_template": asked.chat_template,
-        "thinking": asked.thinking,
+        "num_fewshot": settings.num_fewshot,
+        "max_items": settings.max_items,
+        "max_new_tokens": settings.max_new_tokens,
+        "chat_template": settings.chat_template,
+        "thinking": settings.thinking,
         "examples": {task: answers[:EXAMPLES] for task, answers in result.answers.items()},
     }
     return {f"eval/{score.task}/{score.metric}": score.value for score in result.scores}, {"benchmarks": entry}
@@ -86,18 +86,18 @@ def _show_chatcore(console: Console, result: ChatCore) -> None:
         )
         for s in result.scores
     ]
-    asked = f"mean of {len(result.scores)} of {len(result.scores) + len(result.left_out)} tasks"
-    average = ("ChatCORE", "", "", "", "", _share(result.metric), asked)
+    title = f"mean of {len(result.scores)} of {len(result.scores) + len(result.left_out)} tasks"
+    average = ("ChatCORE", "", "", "", "", _share(result.metric), title)
     console.table("ChatCORE", ["task", "items", "accuracy", "±", "baseline", "centred", "from"], [*rows, average])
     for task, why in result.left_out.items():
-        console.say(f"{task} is left out of ChatCORE: {why}", style="yellow")
+        console.say(f"{task} skipped in ChatCORE: {why}", style="yellow")
 
 
 def _show_harness(console: Console, result: HarnessResult) -> None:
     columns = ["task", "items", "metric", "score", "±", "baseline", "centred", "from"]
     console.table("lm-evaluation-harness", columns, [_row(score) for score in result.scores])
     if result.shortened:
-        console.say(f"{result.shortened} prompts lost their beginning: the model takes no more tokens", style="yellow")
+        console.say(f"{result.shortened} prompts truncated on the left to the model's context length", style="yellow")
 
 
 def _row(score: Score) -> Sequence[str]:
@@ -130,7 +130,7 @@ def _progress(show: Callable[[float, float | None, str], None]) -> Callable[[int
     def on_progress(done: int, total: int, what: str) -> None:
         show(done, total, f"{what} {done:,} of {total:,}")
         if signals.stop_requested():
-            raise signals.StoppedError(f"stopped at {what} {done:,} of {total:,}; the same command asks again")
+            raise signals.StoppedError(f"stopped at {what} {done:,} of {total:,}; rerun to restart the evaluation")
 
     return on_progress
 

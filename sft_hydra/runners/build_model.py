@@ -1,6 +1,7 @@
-"""The model of a run: where its weights come from, in which order of priority, and on which device.
+"""Builds the model of a run on its device and loads its weights.
 
-Owns that order: a checkpoint of this run (resume), then `checkpoint.load`, then `model.path`, then a random start.
+The weights come from, in order of priority: a checkpoint of this run (resume), `checkpoint.load`, `model.path`, random
+initialization.
 """
 
 from dataclasses import dataclass
@@ -15,9 +16,12 @@ from sft_hydra.checkpoint.adapter import load_adapter
 from sft_hydra.checkpoint.load_hf_weights import load_weights, local_folder
 from sft_hydra.config.resume_compat import checkpoint_folder
 from sft_hydra.config.rules import foreign_model
+from sft_hydra.engine.determinism import compute_deterministically
 from sft_hydra.engine.materialize import materialize_on_mesh
 from sft_hydra.engine.precision import compute_dtype
 from sft_hydra.errors import ConfigError
+from sft_hydra.kernels.fused_choice import try_fused
+from sft_hydra.kernels.library_choice import try_kernels
 from sft_hydra.models.build import build_model
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.freeze import freeze_parameters
@@ -31,27 +35,30 @@ from sft_hydra.paths import find_checkpoint, read_progress
 from sft_hydra.planning.architecture import read_architecture
 from sft_hydra.planning.layout import Layout
 from sft_hydra.planning.topology import ranks_of_runner, run_layout
-from sft_hydra.process.rank import this_rank
+from sft_hydra.process.rank import Rank, this_rank
 from sft_hydra.schema.config import Device, Runner, SftConfig
 from sft_hydra.schema.data import Packing
 
 
 @dataclass(slots=True)
 class RunModel:
+    """A model with its weights, and figures for the console."""
+
     model: DecoderModel
     origin: str
-    """Where the weights come from, for people."""
+    """Where the weights come from, for messages."""
     parameters: int
-    """Of the whole model, with its adapters."""
+    """Number of parameters of the full model, including adapters."""
     trained: int
-    """Those of them that are trained."""
+    """Number of trained parameters."""
     coverage: list[Coverage]
-    """What LoRA adapts, or what is trained if `train.freeze` freezes a part; empty for full training."""
+    """The layers that LoRA adapts, or what is trained if `train.freeze` freezes a part; empty for full fine-tuning."""
 
 
 def start_machine(cfg: SftConfig) -> torch.device:
-    """The device of this rank; sets the number of threads of a CPU run. ConfigError if the device is not there."""
-    logging.disable_progress_bar()  # our console says what goes on, once for all ranks
+    """The device of this rank, on which kernels have been tried; sets the number of threads of a CPU run. ConfigError if the
+    device is not there."""
+    logging.disable_progress_bar()  # the console shows progress, once for all ranks
     rank = this_rank()
     if cfg.train.num_threads is not None:
         torch.set_num_threads(cfg.train.num_threads)
@@ -65,13 +72,23 @@ def start_machine(cfg: SftConfig) -> torch.device:
     if not there[device]:
         raise ConfigError(
             f"device={device.value}: torch {torch.__version__} finds no such device on this machine; "
-            f"it has {found} (device=auto picks one)"
+            f"available: {found} (device=auto picks one)"
         )
-    if device is not Device.cuda:
-        return torch.device(device.value)
+    if cfg.train.deterministic:
+        compute_deterministically()
+    place = torch.device(device.value) if device is not Device.cuda else _cuda_device(rank)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)  # Triton launches on the current device
+        try_kernels(place)
+        try_fused(place)
+    return place
+
+
+def _cuda_device(rank: Rank) -> torch.device:
+    """The CUDA device of this rank. ConfigError if there are fewer than ranks."""
     if rank.local_rank >= torch.cuda.device_count():
         raise ConfigError(
-            f"cluster.gpus_per_node={rank.local_world_size}, but this machine has {torch.cuda.device_count()} CUDA devices"
+            f"cluster.gpus_per_node={rank.local_world_size}, but this machine has {torch.cuda.device_count()} CUDA devices; use at most that many"
         )
     return torch.device("cuda", rank.local_rank)
 
@@ -88,9 +105,9 @@ def new_model(
     `checkpoint.load`, `model.path` or a random start, then LoRA. Without `is_trained`, all weights are kept in the precision
     that they are used in."""
     architecture = model_architecture(cfg, tokenizer)
-    if problems := list(foreign_model(cfg)):  # of a model on the hub, nothing was known when the config was checked
+    if problems := list(foreign_model(cfg)):  # for a model on the hub, the rules could not check this
         raise ConfigError(*problems)
-    # Trained weights are fp32 masters; a frozen base is kept in the precision it is used in.
+    # trained weights are fp32 masters; a frozen base is stored in the compute dtype
     masters = cfg.peft is None and is_trained
     dtype = torch.float32 if masters else compute_dtype(cfg.train.precision, device)
     packed = cfg.data.packing is not Packing.none
@@ -122,7 +139,7 @@ def new_model(
         step = find_checkpoint(cfg.checkpoint.load)
         if cfg.peft is not None and cfg.peft.path is not None and read_progress(step)["adapters_only"]:
             raise ConfigError(
-                f"checkpoint.load={step} and peft.path={cfg.peft.path} each hold adapters; leave one of them out"
+                f"checkpoint.load={step} and peft.path={cfg.peft.path} both contain adapters; remove one of them"
             )
         checkpoints.load(step, model, None)
         origin = str(step)
@@ -133,16 +150,18 @@ def new_model(
 
 
 def _check_length(model: DecoderModel, seq_length: int) -> None:
-    """ConfigError if a row may be longer than what the model has positions for."""
-    learnt = model.learned_positions if isinstance(model, GenericModel) else None
-    if learnt is not None and seq_length > learnt:
-        raise ConfigError(f"seq_length={seq_length}: this model has learnt {learnt} positions; use seq_length={learnt}")
+    """ConfigError if `seq_length` is more than the learned positions of the model."""
+    learned = model.learned_positions if isinstance(model, GenericModel) else None
+    if learned is not None and seq_length > learned:
+        raise ConfigError(
+            f"seq_length={seq_length}: this model has only {learned} learned positions; use seq_length={learned}"
+        )
 
 
 def model_architecture(cfg: SftConfig, tokenizer: ChatTokenizer) -> dict[str, Any]:
-    """Fields of the model's config.json; a random start without `vocab_size` takes the tokenizer's."""
+    """Fields of the model's config.json; with random initialization, `vocab_size` defaults to the tokenizer's."""
     if cfg.model.path is not None:
-        local_folder(cfg.model.path, cfg.model.revision)  # what is on the hub is fetched first, its config with it
+        local_folder(cfg.model.path, cfg.model.revision)  # downloads a model from the hub, with its config
     architecture = read_architecture(cfg)
     if cfg.model.path is None:
         architecture = {"vocab_size": tokenizer.vocab_size, **architecture}
@@ -156,9 +175,8 @@ def trained_model(cfg: SftConfig, tokenizer: ChatTokenizer, device: torch.device
     step = checkpoints.latest(checkpoint_folder(cfg))
     if step is None and cfg.model.path is None and cfg.checkpoint.load is None:
         raise ConfigError(
-            f"runner={cfg.runner.value}: {checkpoint_folder(cfg)} holds no checkpoint yet, and neither model.path nor "
-            "checkpoint.load names weights; train first (the same command without runner=), or give the name=... of a "
-            "run that has been trained"
+            f"runner={cfg.runner.value}: {checkpoint_folder(cfg)} contains no checkpoint, and neither model.path nor "
+            "checkpoint.load is set; train first (the same command without runner=), or set name=... to a trained run"
         )
     layout = None if ranks_of_runner(cfg) == (1, 1) else run_layout(cfg, model_architecture(cfg, tokenizer))
     built = new_model(cfg, tokenizer, device, layout, is_trained=cfg.runner is Runner.export)

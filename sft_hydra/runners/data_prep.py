@@ -1,4 +1,4 @@
-"""runner=data_prep: make the packed set, with progress that a person can follow and a table per source at the end."""
+"""runner=data_prep: prepares the packed set, with progress on the console and a table of the sources at the end."""
 
 from collections import Counter
 from contextlib import closing
@@ -14,14 +14,13 @@ from sft_hydra.paths import RunPaths
 from sft_hydra.process import signals
 from sft_hydra.schema.config import LoggerConfig, SftConfig
 
-SHOWN = 5  # files that are not read
+SHOWN = 5  # unread files that are listed
 UNKNOWN = "unknown"
 COLUMNS = ("source", "rows", "kept", "rejected", "tokens", "trained", "p50", "p95", "longest", "packs", "blend")
 
 
 def run(cfg: SftConfig) -> None:
-    """Prepare what `data` asks for, or say that it is there already, and tell the trackers; with `data.part`, only that share
-    of it."""
+    """Prepare the packed set unless it exists, and report it to the trackers; with `data.part`, tokenize only that part."""
     assert cfg.run_dir is not None
     paths = RunPaths(Path(cfg.run_dir))
     with Console(paths.log) as console:
@@ -37,15 +36,18 @@ def run(cfg: SftConfig) -> None:
 
 
 def _track(cfg: SftConfig, paths: RunPaths, console: Console, packed: PackedSet) -> None:
-    """The packed set as an artifact that this run has made. Trainings that use it name the same, whence the lineage."""
-    from sft_hydra.runners.tracking import data_artifact, open_trackers  # with torch, which preparing does without
+    """Log the packed set as an artifact of this run. Trainings log the same artifact as input, which links the runs."""
+    from sft_hydra.runners.tracking import (  # imports torch, which preparation does not need
+        data_artifact,
+        open_trackers,
+    )
 
     with closing(open_trackers(cfg, paths, console, resume_step=0)) as trackers:
         trackers.made(data_artifact(cfg, packed))
 
 
 def prepared_set(cfg: SftConfig, console: Console) -> PackedSet:
-    """The packed set of a run that needs one: found, or made with progress on `console`. Raises UserError kinds."""
+    """The packed set of a run: an existing one, or prepared now with progress on `console`. Raises subclasses of UserError."""
     with signals.at_once(), console.work("preparing data") as work:
         made: list[Progress] = []
 
@@ -57,7 +59,7 @@ def prepared_set(cfg: SftConfig, console: Console) -> PackedSet:
     if made or packed.metadata.get("foreign"):
         _tell(console, cfg, packed)
     else:
-        console.say(f"data: {packed.folder} (prepared before)")
+        console.say(f"data: {packed.folder} (already prepared)")
     return packed
 
 
@@ -112,41 +114,43 @@ def _count(number: int | None) -> str:
 
 
 def _about_template(meta: dict[str, Any]) -> list[str]:
-    """What the chat template makes of these rows, in one line."""
+    """How turns match the serving prompt of the chat template, in one line; empty if unknown."""
     if meta["tokenizer"].get("template") is None:
         return []
     sources = meta["sources"]
     sequences, apart, bare, ends = (
         sum(source.get(key, 0) for source in sources) for key in ("sequences", "apart", "bare_headers", "open_ends")
     )
-    parts = [f"{sequences:,} sequences held to the serving prompt"]
-    parts += [f"{apart:,} of them of one turn, as no text shows its turns as served"] * bool(apart)
-    parts += [f"{bare:,} turns without a serving prompt, of which only the header is masked"] * bool(bare)
-    parts += [f"{ends:,} turns without an end-of-turn token, because the template prints none"] * bool(ends)
+    parts = [f"{sequences:,} sequences checked against the generation prompt"]
+    parts += [
+        f"{apart:,} of them split into one turn each, because the template does not render history as served"
+    ] * bool(apart)
+    parts += [f"{bare:,} turns differ from the generation prompt; only the role header is masked"] * bool(bare)
+    parts += [f"{ends:,} turns have no end-of-turn token in this template"] * bool(ends)
     refused = Counter[str]()
     for source in sources:
         refused.update(source.get("refused", {}))
-    parts += [f"refused {count:,} rows ({reason})" for reason, count in refused.most_common(3)]
+    parts += [f"rejected {count:,} rows ({reason})" for reason, count in refused.most_common(3)]
     return [f"chat template: {'; '.join(parts)}"]
 
 
 def notes(packed: PackedSet) -> list[str]:
-    """What a person should know about this set beyond its figures, a line each."""
+    """Notes for the user about this set, one line each."""
     if packed.metadata.get("foreign"):
         return [f"{packed.folder}: packed by another tool. Unknown: {packed.unknown}"]
     found = _about_template(packed.metadata)
     for source in packed.metadata["sources"]:
         name = source["name"]
         if source["rejected"]:
-            found.append(
-                f"{name}: {source['rejected']:,} rows left out, each with its reason in {packed.folder}/rejects.jsonl"
-            )
+            found.append(f"{name}: {source['rejected']:,} rows rejected, with reasons in {packed.folder}/rejects.jsonl")
         if source["truncated"]:
-            found.append(f"{name}: {source['truncated']:,} sequences were cut off, their last turn has no end of turn")
+            found.append(
+                f"{name}: {source['truncated']:,} sequences truncated; their last turn has no end-of-turn token"
+            )
         if source["cut_at_turn"]:
-            found.append(f"{name}: {source['cut_at_turn']:,} long sequences end at the last turn that fits")
+            found.append(f"{name}: {source['cut_at_turn']:,} long sequences cut after the last turn that fits")
         if source["dropped_sequences"]:
-            found.append(f"{name}: {source['dropped_sequences']:,} sequences of kept rows did not fit")
+            found.append(f"{name}: {source['dropped_sequences']:,} sequences too long and dropped")
         if source.get("not_read"):
             shown = [f"{path} ({why})" for path, why in list(source["not_read"].items())[:SHOWN]]
             more = len(source["not_read"]) - len(shown)
@@ -155,7 +159,9 @@ def notes(packed: PackedSet) -> list[str]:
             )
         if source.get("unread"):
             listed = ", ".join(f"{key} ({rows:,} rows)" for key, rows in source["unread"].items())
-            found.append(f"{name}: keys that were not read: {listed}")
+            found.append(f"{name}: unused keys: {listed}")
         if source["guarded"]:
-            found.append(f"{name}: control-token text in {source['guarded']:,} sequences was encoded as ordinary text")
+            found.append(
+                f"{name}: control tokens in the text of {source['guarded']:,} sequences were encoded as plain text"
+            )
     return found

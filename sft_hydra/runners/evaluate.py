@@ -1,7 +1,7 @@
-"""runner=evaluate: how well the run's model does on held-out conversations and on benchmarks; also what training says
-before, meanwhile and after.
+"""runner=evaluate: evaluates the run's model on held-out conversations and benchmarks; also used before, during and after
+training.
 
-Owns evaluation.json (one entry per moment: `before`, `after`, `evaluate`) and samples.json.
+Writes evaluation.json (one entry per moment: `before`, `after`, `evaluate`) and samples.json.
 """
 
 import json
@@ -37,12 +37,12 @@ KEPT_MISSES = 5  # per task, in evaluation.json
 
 
 def run(cfg: SftConfig) -> dict[str, float]:
-    """Validation loss, exact match and `eval.tasks` of the run's latest checkpoint (else of the model it would start
-    from)."""
+    """Validation loss, exact match and `eval.tasks` of the run's latest checkpoint, else of its initial model. Returns the
+    scores."""
     assert cfg.run_dir is not None
     paths = RunPaths(Path(cfg.run_dir))
     if _harness_tasks(cfg):
-        check_tasks(cfg.eval)  # before the work
+        check_tasks(cfg.eval)  # fails early
     device, first = start_machine(cfg), this_rank().rank == 0
     start_process_group(device, cfg.cluster.start_timeout)
     with Console(paths.log, speak=first) as console:
@@ -62,7 +62,7 @@ def run(cfg: SftConfig) -> dict[str, float]:
             _keep(paths.evaluation, "evaluate", {"model": built.origin, **scores})
         scores |= evaluate_model(built.model, cfg, tokenizer, console, paths=paths, when="evaluate")
         scores |= _evaluate_tasks(built.model, cfg, tokenizer, console, paths)
-        if first and paths.metrics.is_file():  # of a training: its page shows what was found
+        if first and paths.metrics.is_file():  # a training: update its report
             write_report(paths)
         return scores
 
@@ -70,13 +70,13 @@ def run(cfg: SftConfig) -> dict[str, float]:
 def evaluate_model(
     model: DecoderModel, cfg: SftConfig, tokenizer: ChatTokenizer, console: Console, *, paths: RunPaths, when: str
 ) -> dict[str, float]:
-    """Exact match and answers to `eval.samples`, as far as the config asks for them; shown, and kept under `when`.
+    """Exact match and answers to `eval.samples`, if configured; printed, and saved under `when`.
 
-    Returns `eval/exact_match` and `eval/exact_match/<task>`; empty without exact match, and on other
-    ranks than the first, which all must call. After a signal to stop, what is not done is left.
+    Returns `eval/exact_match` and `eval/exact_match/<task>`; empty without exact match and on
+    ranks other than the first. All ranks must call it. A stop signal skips the rest.
     """
-    asked = cfg.eval.exact_match.path
-    if asked is None and not cfg.eval.samples:
+    items_path = cfg.eval.exact_match.path
+    if items_path is None and not cfg.eval.samples:
         return {}
     scores: dict[str, float] = {}
     with chat_over_ranks(model, cfg, tokenizer) as chat:
@@ -85,15 +85,15 @@ def evaluate_model(
         try:
             scores |= _answered(chat, cfg, console, paths, when)
         except StoppedError:
-            console.say("the evaluation is left: a signal to stop came")
+            console.say("evaluation skipped: stop signal received")
     return scores
 
 
 def _answered(chat: Chat, cfg: SftConfig, console: Console, paths: RunPaths, when: str) -> dict[str, float]:
-    asked, scores = cfg.eval.exact_match.path, {}
-    if asked is not None:
+    items_path, scores = cfg.eval.exact_match.path, {}
+    if items_path is not None:
         with console.work("exact match") as work:
-            result = _exact_match(chat, cfg, asked, work)
+            result = _exact_match(chat, cfg, items_path, work)
         kept = _keep(paths.evaluation, when, _as_json(result))
         _show_tasks(console, kept, when)
         scores = {"eval/exact_match": result.average}
@@ -110,8 +110,8 @@ def _answered(chat: Chat, cfg: SftConfig, console: Console, paths: RunPaths, whe
 def evaluate_chatcore(
     model: DecoderModel, cfg: SftConfig, tokenizer: ChatTokenizer, console: Console, *, paths: RunPaths, when: str
 ) -> dict[str, float]:
-    """ChatCORE while training; `before` and `after` it is kept as an entry, too. All ranks must call it and answer; the
-    scores are the first's. Empty for the others, and after a signal to stop."""
+    """ChatCORE scores during training; `before` and `after` training also saved in evaluation.json. All ranks must call it and
+    generate; the first returns the scores. Empty on the others and after a stop signal."""
     with chat_over_ranks(model, cfg, tokenizer) as chat:
         if chat is None:
             return {}
@@ -119,7 +119,7 @@ def evaluate_chatcore(
             brief = when == "training"
             scores, entry = benchmark_runs.chatcore(chat, cfg, console, paths.answers / when, brief)
         except StoppedError:
-            console.say("ChatCORE is left: a signal to stop came")
+            console.say("ChatCORE skipped: stop signal received")
             return {}
         if not brief:
             _keep(paths.evaluation, when, entry)
@@ -129,7 +129,7 @@ def evaluate_chatcore(
 def _evaluate_tasks(
     model: DecoderModel, cfg: SftConfig, tokenizer: ChatTokenizer, console: Console, paths: RunPaths
 ) -> dict[str, float]:
-    """`eval.tasks`, as far as they are asked for."""
+    """Scores and entry of `eval.tasks`; empty if there are none."""
     if not cfg.eval.tasks:
         return {}
     folder = paths.answers / "evaluate"
@@ -137,12 +137,12 @@ def _evaluate_tasks(
     with chat_over_ranks(model, cfg, tokenizer) as chat:
         if chat is None:
             return scores
-        for asked, ask in (
+        for is_configured, evaluate in (
             ("chatcore" in cfg.eval.tasks, benchmark_runs.chatcore),
             (_harness_tasks(cfg), benchmark_runs.harness),
         ):
-            if asked:
-                found, entry = ask(chat, cfg, console, folder)
+            if is_configured:
+                found, entry = evaluate(chat, cfg, console, folder)
                 scores |= found
                 _keep(paths.evaluation, "evaluate", entry)
         console.say(f"answers    {folder}")
@@ -185,7 +185,7 @@ def _as_json(result: ExactMatchResult) -> dict[str, Any]:
 
 
 def _show_tasks(console: Console, kept: dict[str, Any], when: str) -> None:
-    """One line per task; a column for every moment that was evaluated."""
+    """Print one line per task, with a column for each moment."""
     moments = [moment for moment in kept if "tasks" in kept[moment]]
     lines = [(task, *(_percent(kept[moment]["tasks"].get(task)) for moment in moments)) for task in kept[when]["tasks"]]
     average = ("average", *(_percent(kept[moment]["average"]) for moment in moments))
@@ -202,12 +202,12 @@ def _percent(score: float | None) -> str:
 
 
 def read_kept(path: Path) -> dict[str, Any]:
-    """What earlier moments left in such a file. ConfigError if it cannot be read."""
-    return read_object(path, fix="take it away: what was found before is then lost") if exists(path) else {}
+    """The entries of earlier moments in evaluation.json or samples.json. ConfigError if it cannot be read."""
+    return read_object(path, fix="delete it (earlier results are then lost)") if exists(path) else {}
 
 
 def _keep(path: Path, when: str, value: Any) -> dict[str, Any]:
-    """Put one moment into a JSON file; returns all of it. Objects of the same moment are merged."""
+    """Add the entry of one moment to a JSON file, merged with an existing one; returns all entries."""
     kept = read_kept(path)
     kept[when] = {**kept.get(when, {}), **value} if isinstance(value, dict) else value
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,5 @@
-"""runner=generate: the run's model answers `generate.prompts`, the lines of `generate.prompt_file`, or you."""
+"""runner=generate: the run's model answers `generate.prompts`, the lines of `generate.prompt_file`, or prompts typed in the
+terminal."""
 
 from pathlib import Path
 
@@ -18,12 +19,12 @@ from sft_hydra.schema.config import SftConfig
 
 
 def run(cfg: SftConfig) -> None:
-    """Answers from the run's latest checkpoint, else from the model that training would start with."""
+    """Print answers of the run's latest checkpoint, else of its initial model."""
     assert cfg.run_dir is not None
     wanted = cfg.generate
     if not (wanted.prompts or wanted.prompt_file or wanted.interactive):
         raise ConfigError(
-            "nothing to answer: give 'generate.prompts=[...]', generate.prompt_file=<file> or generate.interactive=true"
+            "no prompts: set 'generate.prompts=[...]', generate.prompt_file=<file> or generate.interactive=true"
         )
     tools = load_tools(wanted.tools or cfg.eval.tools)
     prompts = [_prompt([{"role": "user", "content": text}], cfg, tools) for text in wanted.prompts]
@@ -33,7 +34,7 @@ def run(cfg: SftConfig) -> None:
             for given in read_prompts(wanted.prompt_file)
         ]
     if not prompts and not wanted.interactive:
-        raise DataError(f"generate.prompt_file={wanted.prompt_file} holds no prompt")
+        raise DataError(f"generate.prompt_file={wanted.prompt_file} contains no prompts")
     device = start_machine(cfg)
     start_process_group(device, cfg.cluster.start_timeout)
     with Console(RunPaths(Path(cfg.run_dir)).log, speak=this_rank().rank == 0) as console:
@@ -55,7 +56,7 @@ def run(cfg: SftConfig) -> None:
 
 
 def _talk(console: Console, chat: Chat, cfg: SftConfig, tools: Tools) -> None:
-    """One conversation with the person at the terminal, until an empty line or the end of input."""
+    """One conversation in the terminal, until an empty line or the end of input."""
     console.say("An empty line ends the conversation.", style="dim")
     messages: list[Message] = []
     while text := _ask():

@@ -1,7 +1,6 @@
-"""An export on the Hugging Face hub, for who asks for it with `export.push_to`.
+"""Uploads an export to the Hugging Face hub, if `export.push_to` is set.
 
-Owns that nothing leaves the machine otherwise, that only a verified export does, and that the token comes from the
-environment alone.
+Only verified exports are uploaded, and the token is read only from the environment.
 """
 
 import os
@@ -16,22 +15,22 @@ TOKEN = "HF_TOKEN"
 
 
 def check_upload(cfg: SftConfig) -> None:
-    """ConfigError for what can be known before the work is done."""
+    """Checks before training starts. ConfigError if the repository name is invalid or the token is missing."""
     name = cfg.export.push_to
     if name is None:
         return
     problems = []
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        problems.append(f"export.push_to={name}: a repository of the hub is owner/name")
+        problems.append(f"export.push_to={name}: not a valid repository name; use owner/name")
     if not os.environ.get(TOKEN):
-        problems.append(f"export.push_to={name} needs a token that may write there: set {TOKEN} in the environment")
+        problems.append(f"export.push_to={name} needs a token with write access: set {TOKEN} in the environment")
     if problems:
         raise ConfigError(*problems)
 
 
 def upload_export(cfg: SftConfig, exported: ExportReport, console: Console) -> None:
-    """Upload the export to `export.push_to`, if that is set; the repository is made if it is not there. CheckpointError if the
-    hub refuses: the export stays where it is."""
+    """Upload the export to `export.push_to`, if set, creating the repository if needed. CheckpointError if the upload fails; the
+    export is kept."""
     name = cfg.export.push_to
     if name is None:
         return
@@ -44,10 +43,10 @@ def upload_export(cfg: SftConfig, exported: ExportReport, console: Console) -> N
             commit = hub.upload_folder(
                 repo_id=name, folder_path=exported.folder, commit_message=f"{exported.kind} of {cfg.name}"
             )
-    except Exception as problem:  # network, permission, quota: all told the same way
+    except Exception as problem:  # network, permission, quota: the same message
         reason = next((line for line in str(problem).splitlines() if line.strip()), type(problem).__name__).strip()
         raise CheckpointError(
-            f"export.push_to={name}: the hub did not take it ({reason}). The export is whole in {exported.folder}; the same "
-            "command with runner=export tries again"
+            f"export.push_to={name}: upload to the hub failed ({reason}). The export is complete in {exported.folder}; rerun with "
+            "runner=export to try again"
         ) from problem
     console.say(f"pushed     {commit.commit_url}")

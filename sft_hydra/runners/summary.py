@@ -1,4 +1,4 @@
-"""What a run was made of and what to do with it: summary.json, and the last lines on the console."""
+"""Writes summary.json and prints the last lines on the console, with commands for next steps."""
 
 import json
 import platform
@@ -20,6 +20,7 @@ from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.observe.console import Console
 from sft_hydra.paths import RunPaths
 from sft_hydra.runners.build_model import RunModel
+from sft_hydra.runners.kernel_report import kernels_of
 from sft_hydra.schema.config import SftConfig
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "hydra-core", "numpy", "pyarrow")
@@ -40,6 +41,7 @@ class Clock:
         self.seconds[part] = self.seconds.get(part, 0.0) + perf_counter() - start
 
     def total(self) -> float:
+        """Seconds since the start."""
         return perf_counter() - self.started
 
 
@@ -65,12 +67,13 @@ def write_summary(
             "machine": f"{platform.machine()}, Python {platform.python_version()}, {_device(built.model)}",
             "packed data": str(packed.folder),
             "content key": packed.metadata["content_key"],
-            "packed by": "another tool (its template and what it left out are unknown)"
+            "packed by": "another tool (template and rejected rows unknown)"
             if packed.metadata.get("foreign")
             else "sft_hydra",
             "tokenizer and template": tokenizer.fingerprint,
             "weights from": cfg.checkpoint.load or cfg.model.path or f"random start, seed {cfg.seed}",
         },
+        "kernels": kernels_of(built.model),
         "data": {"sources": packed.metadata["sources"]},
         "export": {**asdict(exported), "folder": str(exported.folder)} if exported else None,
     }
@@ -85,7 +88,7 @@ def _device(model: DecoderModel) -> str:
 def say_next_steps(
     console: Console, cfg: SftConfig, paths: RunPaths, exported: ExportReport | None, clock: Clock
 ) -> None:
-    """Where everything is, and the commands that come next."""
+    """Print where the results are and commands for next steps."""
     console.say()
     console.say(f"done in {clock.total():.0f} s: {paths.root}", style="bold green")
     console.say(f"  report      {paths.report}")
@@ -109,7 +112,7 @@ def say_next_steps(
 
 
 def _typed(key: str, value: str) -> str:
-    """`key=value` as a shell and Hydra read it back."""
+    """`key=value` quoted for the shell and Hydra."""
     if re.fullmatch(r"[\w./-]+", value, re.ASCII):
         return f"{key}={value}"
     escaped = value.replace("'", "\\'")

@@ -1,6 +1,6 @@
-"""The trackers of a training: which, under which ids, and what they learn about data and model.
+"""Opens the trackers of a training and describes its data and model as their artifacts.
 
-Owns trackers.json: the ids by which a resumed run goes on in the trackers' runs of before.
+Writes trackers.json, the ids with which a resumed run continues its runs at the trackers.
 """
 
 import json
@@ -21,7 +21,7 @@ from sft_hydra.schema.config import SftConfig
 
 
 def open_trackers(cfg: SftConfig, paths: RunPaths, console: Console, resume_step: int) -> Trackers:
-    """What `logger` asks for. TrackerError if one of them cannot be had. For the first rank; `no_trackers` for others."""
+    """The trackers in `logger`, on the first rank. TrackerError if one cannot be started."""
     wanted = cfg.logger
     config = {key: getattr(value, "value", value) for key, value in serialize.flatten(cfg).items()}
     name = str(cfg.name)
@@ -61,21 +61,21 @@ def open_trackers(cfg: SftConfig, paths: RunPaths, console: Console, resume_step
 
 
 def tracker_ids(paths: RunPaths) -> dict[str, str]:
-    """The ids of this run in its trackers, from before. ConfigError if they cannot be read."""
-    fix = "take it away: the trackers then show the rest of the run as another one"
+    """Ids of this run at its trackers, from an earlier attempt. ConfigError if the file cannot be read."""
+    fix = "delete it (the trackers then show the rest of the run as a new run)"
     found = read_object(paths.trackers, fix=fix) if exists(paths.trackers) else {}
     if not all(isinstance(value, str) for value in found.values()):
-        raise unreadable(paths.trackers, "an id is no text", fix=fix)
+        raise unreadable(paths.trackers, "an id is not a string", fix=fix)
     return found
 
 
 def no_trackers() -> Trackers:
-    """For ranks other than the first."""
+    """An empty set of trackers, for ranks other than the first."""
     return Trackers([], lambda _: None)
 
 
 def data_artifact(cfg: SftConfig, packed: PackedSet) -> Artifact:
-    """The packed set as trackers know it: its blend, its rejects, its hashes."""
+    """The packed set as an artifact: blend, rejected rows, hashes."""
     meta = packed.metadata
     facts = {
         "content_key": meta["content_key"],
@@ -91,7 +91,7 @@ def data_artifact(cfg: SftConfig, packed: PackedSet) -> Artifact:
 
 
 def model_artifact(cfg: SftConfig, packed: PackedSet, origin: str, step: int, exported: ExportReport) -> Artifact:
-    """The exported model as trackers know it, with the data and the weights that it was made from."""
+    """The exported model as an artifact, with its data and initial weights."""
     facts: dict[str, Any] = {
         "data": f"{_slug(cfg.data.name)}-data",
         "data_content_key": packed.metadata["content_key"],

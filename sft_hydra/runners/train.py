@@ -1,7 +1,6 @@
-"""runner=train: from a resolved config to a trained, evaluated and exported model. It reads like the recipe it is.
+"""runner=train: from a resolved config to a trained, evaluated and exported model.
 
-Owns the order of things. What a run writes beside its checkpoints: metrics.jsonl, evaluation.json, samples.json,
-summary.json, hf/ and report.html.
+Besides checkpoints, a run writes metrics.jsonl, evaluation.json, samples.json, summary.json, hf/ and report.html.
 """
 
 from contextlib import ExitStack, closing, nullcontext
@@ -27,7 +26,7 @@ from sft_hydra.data_prep.owning import in_use
 from sft_hydra.engine.early_stopping import is_over, observe
 from sft_hydra.engine.loop import StepResult, TrainState, train_loop
 from sft_hydra.engine.optimizer import OptimizerSet, build_optimizer, check_state_bits
-from sft_hydra.engine.outlook import doubts
+from sft_hydra.engine.outlook import plan_warnings
 from sft_hydra.engine.schedule import total_steps
 from sft_hydra.engine.validate import validate
 from sft_hydra.models.decoder import DecoderModel
@@ -47,17 +46,18 @@ from sft_hydra.runners.build_model import RunModel, model_architecture, new_mode
 from sft_hydra.runners.data_prep import prepared_set
 from sft_hydra.runners.evaluate import evaluate_chatcore, evaluate_model, read_kept
 from sft_hydra.runners.hub_upload import check_upload, upload_export
+from sft_hydra.runners.kernel_report import kernels_of
 from sft_hydra.runners.measured import check_metrics
 from sft_hydra.runners.oom import explain_oom
 from sft_hydra.runners.summary import Clock, say_next_steps, write_summary
 from sft_hydra.runners.tracking import data_artifact, model_artifact, no_trackers, open_trackers, tracker_ids
-from sft_hydra.runners.write_export import export_model, say_mended
+from sft_hydra.runners.write_export import export_model, report_config_changes
 from sft_hydra.schema.config import EPOCH, EarlyStoppingConfig, SftConfig
 
 
 @dataclass(slots=True)
 class TrainingContext:
-    """What the parts of a training run share."""
+    """The state shared by the parts of a training run."""
 
     cfg: SftConfig
     paths: RunPaths
@@ -69,30 +69,32 @@ class TrainingContext:
     state: TrainState
     rows: TrainRows
     token_bytes: NDArray[np.int64]
-    """Bytes of each id, for validation."""
+    """Bytes of text of each token id, (vocab,), for validation."""
     metrics: MetricsFile
     trackers: Trackers
     latest: dict[str, Any] = field(default_factory=dict)
-    """Of every metric, its last value."""
+    """Last value of every metric."""
     validated: int | None = None
     """Step of the last validation."""
     measured_at: dict[str, int] = field(default_factory=dict)
-    """Of every metric, the step of that value."""
+    """Step of the last value of every metric."""
     last_chatcore_step: int | None = None
-    """Step of the last ChatCORE."""
+    """Step of the last ChatCORE evaluation."""
     origin: dict[str, Any] = field(default_factory=dict)
-    """What the first rank's checkpoints say of where they come from."""
+    """Origin recorded in checkpoints (checkpoint/origin.py); on the first rank."""
 
     @property
     def model(self) -> DecoderModel:
+        """The model in training."""
         return self.built.model
 
     @property
     def steps(self) -> int:
+        """Optimizer steps of the whole training."""
         return total_steps(self.cfg.train, self.cfg.seq_length, self.rows.rows_per_epoch)
 
     def record(self, values: dict[str, Any]) -> None:
-        """One line of metrics.jsonl, and the same for the trackers."""
+        """Write one line to metrics.jsonl and to the trackers."""
         line = {"step": self.state.step, **values}
         self.metrics.write(line)
         self.trackers.log(line)
@@ -101,7 +103,7 @@ class TrainingContext:
 
 
 def run(cfg: SftConfig) -> None:
-    """Prepare what is missing, train to the end (or on from where it stopped), evaluate, export, report."""
+    """Prepare missing data, train to the end (resuming an interrupted run), evaluate, export, report."""
     assert cfg.run_dir is not None
     check_upload(cfg)
     check_state_bits(cfg.optimizer)
@@ -114,19 +116,21 @@ def run(cfg: SftConfig) -> None:
         with clock("prepare data"), rank0_first():
             with console.work("loading the tokenizer"):
                 tokenizer = load_tokenizer(cfg)
-            architecture = model_architecture(cfg, tokenizer)  # what does not fit is known before data is prepared
+            architecture = model_architecture(cfg, tokenizer)  # reports a mismatch before data is prepared
             packed = prepared_set(cfg, console)
             stack.enter_context(in_use(packed.folder))
             rows = train_rows(packed, cfg)
         steps = total_steps(cfg.train, cfg.seq_length, rows.rows_per_epoch)
         if missed := rows.unreached_sources(steps * rows_per_step(cfg.train, cfg.seq_length)):
             console.say(missed, style="yellow")
-        for doubt in doubts(recipe_of(cfg), architecture, rows):
-            console.say(doubt, style="yellow")
+        for warning in plan_warnings(recipe_of(cfg), architecture, rows):
+            console.say(warning, style="yellow")
         last = checkpoints.latest(checkpoint_folder(cfg))
         origin = _origin(cfg, packed, last) if rank.rank == 0 else {}
         if last is not None and _is_finished(paths, last, steps, cfg.train.early_stopping):
-            console.say(f"{paths.root}: finished, all steps are done (train.train_iters or name=... goes on)")
+            console.say(
+                f"{paths.root}: already finished. Raise train.train_iters to continue, or set name=... for a new run"
+            )
             return
         with explain_oom(cfg, model_architecture(cfg, tokenizer), device):
             with clock("build model"):
@@ -143,7 +147,7 @@ def run(cfg: SftConfig) -> None:
 
 
 def _train(training: TrainingContext, clock: Clock) -> ExportReport | None:
-    """Evaluate, train to the end, evaluate again, export. StoppedError if a signal ended it before."""
+    """Evaluate, train to the end, evaluate, export. StoppedError after a stop signal."""
     cfg, state = training.cfg, training.state
     if state.step == 0:
         with clock("evaluate before"):
@@ -153,7 +157,7 @@ def _train(training: TrainingContext, clock: Clock) -> ExportReport | None:
     if is_over(state, cfg.train.early_stopping) and state.step < training.steps:
         training.console.say(_why_over(state, training))
     elif state.step < training.steps:
-        text = f"stopped at step {state.step} of {training.steps}; the same command goes on from here"
+        text = f"stopped at step {state.step} of {training.steps}; rerun the same command to resume"
         training.console.note(text)
         raise StoppedError(text)
     with clock("evaluate after"):
@@ -168,7 +172,7 @@ def _train(training: TrainingContext, clock: Clock) -> ExportReport | None:
 
 
 def _read_run_files(paths: RunPaths) -> None:
-    """Files of an earlier attempt that are read or replaced after hours of work. ConfigError names one that cannot be."""
+    """Check files of an earlier attempt that are read or replaced at the end of training. ConfigError if one cannot be."""
     read_metrics(paths.metrics)
     tracker_ids(paths)
     for file in (paths.evaluation, paths.samples, paths.summary):
@@ -176,7 +180,7 @@ def _read_run_files(paths: RunPaths) -> None:
 
 
 def _origin(cfg: SftConfig, packed: PackedSet, last: Path | None) -> dict[str, Any]:
-    """What this run is made from. CheckpointError if its last checkpoint was made from something else."""
+    """The origin of this run. CheckpointError if its last checkpoint has another one."""
     base = None if cfg.model.path is None else local_folder(cfg.model.path, cfg.model.revision)
     origin = origin_of(fixed_settings(cfg), packed, base)
     if last is not None:
@@ -185,10 +189,11 @@ def _origin(cfg: SftConfig, packed: PackedSet, last: Path | None) -> dict[str, A
 
 
 def _is_finished(paths: RunPaths, last: Path, steps: int, settings: EarlyStoppingConfig) -> bool:
-    """All steps are done, or those before an early stop, and what follows them is written (the summary comes last but the report)."""
+    """Whether all steps, or those before an early stop, are done and the results written (the summary is written last but the
+    report)."""
     state = TrainState(**read_progress(last)["state"])
     if state.step < steps and not is_over(state, settings):
-        paths.summary.unlink(missing_ok=True)  # training grew: the summary is of a shorter one
+        paths.summary.unlink(missing_ok=True)  # training became longer: the summary is outdated
         return False
     return paths.summary.is_file() and paths.report.is_file()
 
@@ -203,7 +208,7 @@ def _build(
     rows: TrainRows,
     last: Path | None,
 ) -> TrainingContext:
-    """The model where it will train, laid out over the ranks, its optimizer, and where training stands."""
+    """The sharded model, its optimizer and the training progress, loaded from a checkpoint if there is one."""
     layout = run_layout(cfg, model_architecture(cfg, tokenizer))
     check_metrics(cfg, packed)
     resume_step = read_progress(last)["state"]["step"] if last is not None else 0
@@ -222,18 +227,20 @@ def _build(
         origin = f"{last} (resumed after step {state.step})"
     elif cfg.checkpoint.load_optimizer:
         checkpoints.load_optimizer(find_checkpoint(str(cfg.checkpoint.load)), built.model, optimizer)
-        origin += ", its optimizer's state too"
+        origin += ", with its optimizer state"
     console.say(
         f"model      {cfg.model.name}: {origin}; {built.trained:,} of {built.parameters:,} parameters are trained, "
         f"on {layout.describe() if layout.world > 1 else device}"
     )
     if cfg.export.auto:
-        say_mended(cfg, tokenizer, console)
+        report_config_changes(cfg, tokenizer, console)
     console.note(f"optimizer  {optimizer.describe()}")
+    for operation, kernel in kernels_of(built.model).items():
+        (console.say if device.type == "cuda" else console.note)(f"kernels    {operation}: {kernel}")
     if rounded := int(sum_over_ranks([float(optimizer.rounded)], built.model.mesh)[0]):
         console.say(
-            f"optimizer  {rounded:,} numbers of moments were rounded to eight bits anew: the checkpoint had them in fp32, or "
-            "other blocks of them on a rank"
+            f"optimizer  {rounded:,} optimizer-state values were re-quantized to 8 bit: the checkpoint stored fp32, or used a "
+            "different block layout"
         )
     if built.coverage:
         console.table(
@@ -249,7 +256,7 @@ def _build(
 
 
 def _fit(training: TrainingContext) -> None:
-    """The loop, with what happens between its steps: metrics, validation, checkpoints. One more if a signal stops it."""
+    """Run the training loop with metrics, validation and checkpoints between steps. A stop signal saves a checkpoint."""
     cfg, state = training.cfg, training.state
     if is_over(state, cfg.train.early_stopping):  # resumed after it
         return
@@ -289,7 +296,7 @@ def _fit(training: TrainingContext) -> None:
 
 
 def _validation_is_due(training: TrainingContext) -> bool:
-    """Whether one follows this step, by `eval.every`."""
+    """Whether `eval.every` requires a validation after this step."""
     every, state, rows = training.cfg.eval.every, training.state, training.rows.rows_per_epoch
     if isinstance(every, int):
         return every > 0 and state.step % every == 0
@@ -298,7 +305,7 @@ def _validation_is_due(training: TrainingContext) -> bool:
 
 
 def _watch(training: TrainingContext) -> None:
-    """Note the metric of early stopping, if this step has measured it. All ranks take the first one's value."""
+    """Update early stopping if this step measured its metric. All ranks use the first rank's value."""
     settings, step = training.cfg.train.early_stopping, training.state.step
     if settings.metric is None or step not in (training.validated, training.last_chatcore_step):
         return
@@ -316,12 +323,12 @@ def _why_over(state: TrainState, training: TrainingContext) -> str:
 
 
 def _is_due(cfg: SftConfig, step: int) -> bool:
-    """Whether a checkpoint follows this step in any case."""
+    """Whether `checkpoint.interval` requires a checkpoint after this step."""
     return cfg.checkpoint.interval is not None and step % cfg.checkpoint.interval == 0
 
 
 def _record(training: TrainingContext, result: StepResult, progress: Steps) -> None:
-    """One line of metrics.jsonl and of the console."""
+    """Record the metrics of a step and update the console."""
     cfg, speed = training.cfg, result.tokens / result.seconds
     values: dict[str, Any] = {
         "epoch": round(training.state.rows_consumed / training.rows.rows_per_epoch, 6),
@@ -347,7 +354,7 @@ def _record(training: TrainingContext, result: StepResult, progress: Steps) -> N
 
 
 def _mfu(training: TrainingContext, tokens_per_second: float) -> float | None:
-    """Model FLOPs used, of the bf16 peak of an H100/H200; None on other devices, whose peak we do not know."""
+    """Model FLOPs utilization relative to the bf16 peak of an H100/H200; None on devices that are not CUDA."""
     if training.model.device.type != "cuda":
         return None
     cfg, world = training.cfg, training.model.mesh.layout.world
@@ -356,7 +363,7 @@ def _mfu(training: TrainingContext, tokens_per_second: float) -> float | None:
 
 
 def _memory(device: torch.device) -> float | None:
-    """Peak of this rank since the start of training, GiB; None on devices without memory of their own."""
+    """Peak device memory of this rank since the start of training, GiB; None on devices that are not CUDA."""
     return round(torch.cuda.max_memory_allocated(device) / GIB, 3) if device.type == "cuda" else None
 
 
@@ -373,7 +380,7 @@ def _validate(training: TrainingContext) -> None:
 
 
 def _evaluate(training: TrainingContext, when: str) -> None:
-    """Validation, exact match and sample answers, before or after training; kept in the run's folder."""
+    """Validation, exact match, sample answers and ChatCORE, before or after training; saved in the run's folder."""
     if training.cfg.eval.every != 0:
         _validate(training)
     scores = evaluate_model(
@@ -385,7 +392,7 @@ def _evaluate(training: TrainingContext, when: str) -> None:
 
 
 def _run_chatcore(training: TrainingContext, when: str) -> None:
-    """ChatCORE of this step, if the config asks for it and it is not known yet."""
+    """Evaluate ChatCORE, if configured and not done at this step."""
     if not training.cfg.eval.chatcore_every or training.last_chatcore_step == training.state.step:
         return
     training.last_chatcore_step = training.state.step

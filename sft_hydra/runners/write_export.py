@@ -1,4 +1,4 @@
-"""The export of a model in the formats of `export.formats`, and what the console says of it: `export_model`."""
+"""Exports a model in the formats of `export.formats` and reports it on the console: `export_model`."""
 
 from pathlib import Path
 
@@ -16,8 +16,8 @@ from sft_hydra.schema.config import ExportFormat, SftConfig
 from sft_hydra.schema.data import Packing
 
 
-def say_mended(cfg: SftConfig, tokenizer: ChatTokenizer, console: Console) -> None:
-    """What exports will have otherwise than the source model. ModelError if its generation config cannot be read."""
+def report_config_changes(cfg: SftConfig, tokenizer: ChatTokenizer, console: Console) -> None:
+    """Print how the generation config of exports differs from the source model's. ModelError if that cannot be read."""
     for note in generation_config(cfg.model, tokenizer)[1]:
         console.say(note, style="yellow")
 
@@ -29,7 +29,7 @@ def export_settings(cfg: SftConfig) -> ExportSettings:
 
 
 def export_model(model: DecoderModel, cfg: SftConfig, tokenizer: ChatTokenizer, console: Console) -> ExportReport:
-    """Write what `export.formats` asks for. Returns the report of the Hugging Face folder, if that is among it."""
+    """Write all `export.formats`. Returns the report of the Hugging Face folder, or of the only format."""
     formats = cfg.export.formats or [cfg.export.format]
     reports = []
     if ExportFormat.hf in formats:
@@ -42,17 +42,17 @@ def export_model(model: DecoderModel, cfg: SftConfig, tokenizer: ChatTokenizer, 
 def _export_megatron(
     model: DecoderModel, cfg: SftConfig, tokenizer: ChatTokenizer, console: Console, *, alone: bool
 ) -> ExportReport:
-    """The torch_dist checkpoint of the run, `megatron/`, else `export.path` or beside it."""
+    """Write the Megatron checkpoint to `export.path`, or beside it with two formats; else to `megatron/` of the run."""
     folder = RunPaths(Path(str(cfg.run_dir))).root / "megatron"
     if cfg.export.path:
-        given = Path(cfg.export.path)
-        folder = given if alone else given.with_name(given.name + "_megatron")
+        target = Path(cfg.export.path)
+        folder = target if alone else target.with_name(target.name + "_megatron")
     last = checkpoints.latest(checkpoint_folder(cfg))
     step = read_progress(last)["state"]["step"] if last is not None else 0
     with console.work("exporting for Megatron"):
         report = export_megatron(model, cfg.model, cfg.train.precision, tokenizer, folder, step)
     console.say(
-        f"export     {report.folder}: Megatron checkpoint of step {step}, {report.tensors} tensors in {report.dtype}, read back bit "
+        f"export     {report.folder}: Megatron checkpoint of step {step}, {report.tensors} tensors in {report.dtype}, verified bit "
         "for bit"
     )
     if report.note:
@@ -61,19 +61,19 @@ def _export_megatron(
 
 
 def _export_hf(model: DecoderModel, cfg: SftConfig, tokenizer: ChatTokenizer, console: Console) -> ExportReport:
-    """The Hugging Face folder of the run (`export.path`, else `hf/`); says how well it agrees."""
+    """Write the Hugging Face folder (`export.path`, else `hf/` of the run) and print how closely its logits match."""
     assert cfg.run_dir is not None
     folder = Path(cfg.export.path) if cfg.export.path else RunPaths(Path(cfg.run_dir)).export
     with console.work("exporting") as work:
         report = export(model, export_settings(cfg), tokenizer, folder, work.stage)
     console.say(
-        f"export     {report.folder}: {report.kind}, {report.tensors} tensors in {report.dtype}; loaded back, its logits "
-        f"differ from the live model's by at most {report.max_diff:.1e}"
+        f"export     {report.folder}: {report.kind}, {report.tensors} tensors in {report.dtype}; reloaded with "
+        f"transformers, its logits differ from the live model's by at most {report.max_diff:.1e}"
     )
     if report.alike_diff is not None:
         console.say(
-            f"           that is rounding ({report.rounding}): with the same rounding, all else in fp32, they differ by at "
-            f"most {report.alike_diff:.1e}"
+            f"           this is due to rounding ({report.rounding}): with equally rounded weights in fp32 they differ by "
+            f"at most {report.alike_diff:.1e}"
         )
     if report.note:
         console.say(f"           {report.note}")

@@ -1,6 +1,6 @@
-"""Which numbers a field takes: a range beside each numeric field of the schema, and the values of a config that are outside.
+"""Valid ranges of numeric config fields, stored in the fields' `metadata`, and the check of a config against them.
 
-A range is part of the field (`metadata`), so that whoever adds a number says what it may be. Infinity and NaN are in none.
+Infinity and NaN are outside every range.
 """
 
 import dataclasses
@@ -14,12 +14,12 @@ SHOWN = 40  # characters of a value in a message
 RANGE = "range"
 MANY = 10**12  # of tokens or rows: more than any data set has
 STEPS = 10**9
-COUNT = 2**31 - 1  # of what is counted in 32 bits somewhere
+COUNT = 2**31 - 1  # of 32-bit counts
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """From `low` to `high`, both included unless `above` or `below` says otherwise."""
+    """From `low` to `high`, inclusive; `above` excludes `low`, `below` excludes `high`."""
 
     low: float
     high: float
@@ -27,11 +27,13 @@ class Range:
     below: bool = False  # without `high` itself
 
     def holds(self, value: float) -> bool:
+        """Whether the value is inside."""
         return (value > self.low if self.above else value >= self.low) and (
             value < self.high if self.below else value <= self.high
         )
 
     def describe(self) -> str:
+        """The range in words, for messages."""
         low = f"above {self.low:g}" if self.above else "0 or more" if self.low == 0 else f"at least {self.low:g}"
         high = f"{int(self.high):,}" if self.high == int(self.high) else f"{self.high:g}"
         return f"{low} and {'below' if self.below else 'at most'} {high}"
@@ -70,7 +72,7 @@ def outside(section: Any, prefix: str = "") -> Iterator[tuple[Any, str, str]]:
 
 
 def put_in_range(section: Any, name: str) -> None:
-    """Set a field to its usual value, so that the rules can still be asked about everything else."""
+    """Set a field to its default, so that the rules can still check the other keys."""
     (declared,) = (one for one in dataclasses.fields(section) if one.name == name)
     factory = declared.default_factory
     setattr(section, name, declared.default if factory is dataclasses.MISSING else factory())

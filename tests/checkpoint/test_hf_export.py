@@ -185,7 +185,7 @@ def test_an_export_that_disagrees_is_refused_and_not_named(make_cfg, tokenizer, 
     monkeypatch.setattr(
         exporting, "merged_tensors", lambda model, rounding=None: ((k, wrong[k]) for k in model.state_dict())
     )
-    with pytest.raises(CheckpointError, match="does not agree"):
+    with pytest.raises(CheckpointError, match="does not match"):
         export(make_model(ARCHITECTURES["qwen3"]), export_settings(make_cfg()), tokenizer, tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
 
@@ -196,7 +196,7 @@ def test_an_export_replaces_an_export_but_nothing_else(make_cfg, tokenizer, tmp_
     export(model, export_settings(make_cfg()), tokenizer, tmp_path / "hf")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("do not lose me")
-    with pytest.raises(CheckpointError, match="not an export"):
+    with pytest.raises(CheckpointError, match="not written by an export"):
         export(model, export_settings(make_cfg()), tokenizer, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").is_file()
 
@@ -207,7 +207,7 @@ def test_an_export_never_replaces_a_model_from_elsewhere_nor_a_file(make_cfg, to
     (tmp_path / "chats.jsonl").write_text("{}")
     before = (tmp_path / "theirs" / "model.safetensors").read_bytes()
     for taken in ("theirs", "chats.jsonl"):
-        with pytest.raises(CheckpointError, match="not an export"):
+        with pytest.raises(CheckpointError, match="not written by an export"):
             export(model, export_settings(make_cfg()), tokenizer, tmp_path / taken)
     assert (tmp_path / "theirs" / "model.safetensors").read_bytes() == before
 
@@ -297,12 +297,12 @@ def test_missing_left_over_and_misshapen_weights_are_all_named(make_cfg, tokeniz
         load_weights(model, str(tmp_path / "hf"))
     assert [problem.split(": ")[1] for problem in caught.value.problems] == [
         "model.norm.weight is missing",
-        "model.layers.7.surplus has no place in this model",
+        "model.layers.7.surplus is not part of this model",
     ]
     wider = build_model(ARCHITECTURES["qwen3"] | {"vocab_size": 101}, "cpu", torch.float32)
     tensors["model.norm.weight"] = tensors.pop("model.layers.7.surplus")
     save_file(tensors, file)
-    with pytest.raises(ModelError, match=r"embed_tokens.weight is \(97, 32\), config.json makes it \(101, 32\)"):
+    with pytest.raises(ModelError, match=r"embed_tokens.weight has shape \(97, 32\), but \(101, 32\) by config.json"):
         load_weights(wider, str(tmp_path / "hf"))
     with pytest.raises(ModelError, match="only safetensors"):
         load_weights(model, str(tmp_path))

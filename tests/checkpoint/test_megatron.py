@@ -1,5 +1,6 @@
 """Megatron checkpoints: written and read here, by torch's own distributed checkpoints, and (slow) by megatron-core itself."""
 
+import json
 import os
 import pickle
 import subprocess
@@ -9,15 +10,24 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+import yaml
+from safetensors.torch import load_file, save_file
+from support.configs import make_cfg
 from support.packed import ARCHITECTURES, make_model
 from torch.distributed.checkpoint.metadata import Metadata
 
+from sft_hydra.chat.tokenizer import load_tokenizer
+from sft_hydra.checkpoint.export_megatron import export_megatron
+from sft_hydra.checkpoint.hf_export import export
 from sft_hydra.checkpoint.load_hf_weights import load_weights
 from sft_hydra.checkpoint.megatron import MegatronWeights, write_megatron
 from sft_hydra.checkpoint.torch_dist import TorchDist
 from sft_hydra.errors import ModelError
 from sft_hydra.models.build import build_model
+from sft_hydra.models.megatron_names import mtp_names
 from sft_hydra.models.state_dict_map import to_disk
+from sft_hydra.runners.write_export import export_settings
+from sft_hydra.schema.config import ModelConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 SCRIPT = Path(__file__).parent.parent / "support" / "megatron_core.py"
@@ -111,12 +121,12 @@ def change(folder: Path, **changes: torch.Tensor | None) -> str:
 
 
 FOREIGN = {
-    "two places": ({"decoder.layers.0.norm.weight": torch.ones(32)}, "is not clear"),
-    "another head": ({"mtp.layers.0.eh_proj.weight": torch.ones(2, 2)}, "mtp.layers.0.eh_proj.weight has no place"),
+    "two places": ({"decoder.layers.0.norm.weight": torch.ones(32)}, "is stored under several keys"),
+    "another head": ({"mtp.layers.0.eh_proj.weight": torch.ones(2, 2)}, "mtp.layers.0.eh_proj.weight is not part of"),
     "less": ({"decoder.final_norm.weight": None}, "backbone.norm_f.weight is missing"),
     "another size": (
         {"decoder.layers.2.self_attention.linear_qkv.weight": torch.ones(8, 32)},
-        "the model's config makes it",
+        "by the model's config",
     ),
 }
 
@@ -126,6 +136,66 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, Any], p
     folder = written(make_model(ARCHITECTURES["nano"]), tmp_path) / "iter_0000005"
     with pytest.raises(ModelError, match=problem):
         loaded(ARCHITECTURES["nano"], change(folder, **changes))
+
+
+def test_bridges_files_stand_around_it(tmp_path: Path) -> None:
+    """The keys that Megatron-Bridge's `read_train_state` and `load_checkpoint` look up, and the model's config.json."""
+    model = changed(make_model(ARCHITECTURES["qwen3"]))
+    tokenizer = load_tokenizer(make_cfg())
+    export_megatron(model, ModelConfig(), None, tokenizer, tmp_path / "out", 9)
+    checkpoint = tmp_path / "out" / "iter_0000009"
+    for file in (checkpoint / "train_state.pt", tmp_path / "out" / "latest_train_state.pt"):
+        state = torch.load(file, weights_only=True)
+        assert {name: value.item() for name, value in state.items()} == {
+            "step": 9, "consumed_train_samples": 0, "skipped_train_samples": 0, "consumed_valid_samples": 0,
+            "floating_point_operations_so_far": 0.0, "do_train": False, "do_valid": False, "do_test": False,
+        }  # fmt: skip
+    assert yaml.safe_load((checkpoint / "run_config.yaml").read_text()) == {
+        "model": {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1},
+        "checkpoint": {"save_optim": False, "save_rng": False, "fully_parallel_save": False},
+    }
+    found = loaded(json.loads((checkpoint / "config.json").read_text()), tmp_path / "out")
+    assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_multi_token_prediction_goes_through_both_formats(tmp_path: Path) -> None:
+    """By the names of Megatron-Bridge's NemotronHBridge: blocks numbered through in Hugging Face's files are nested there."""
+    prediction = {"num_nextn_predict_layers": 2, "mtp_hybrid_override_pattern": "*E"}
+    model = changed(make_model(ARCHITECTURES["nano"] | prediction))
+    source, generator = tmp_path / "source", torch.Generator().manual_seed(5)
+    export(model, export_settings(make_cfg()), load_tokenizer(make_cfg()), source)
+    of_layer = {"*": "backbone.layers.2.", "E": "backbone.layers.1."}
+    own = {"eh_proj.weight": (32, 64)} | dict.fromkeys(
+        ("enorm.weight", "hnorm.weight", "final_layernorm.weight"), (32,)
+    )
+    plain = load_file(source / "model.safetensors")
+    heads = {}
+    for name in mtp_names(model.config):
+        layer, rest = name.removeprefix("mtp.layers.").split(".", 1)
+        like = plain.get(of_layer["*E"[int(layer) % 2]] + rest)
+        if (shape := own.get(rest) or (None if like is None else tuple(like.shape))) is not None:
+            heads[name] = torch.randn(shape, generator=generator)
+    assert len(heads) == 2 * (8 + 1 + 12 + 2 + 2 + 1)
+    save_file(plain | heads, source / "model.safetensors", metadata={"format": "pt"})
+
+    export_megatron(model, ModelConfig(path=str(source)), None, load_tokenizer(make_cfg()), tmp_path / "out", 9)
+    found = by_torch(tmp_path / "out" / "iter_0000009")
+    block = "mtp.layers.1.mtp_model_layer.layers."
+    assert torch.equal(found["mtp.layers.1.eh_proj.weight"], heads["mtp.layers.2.eh_proj.weight"])
+    assert torch.equal(found["mtp.layers.1.final_layernorm.weight"], heads["mtp.layers.3.final_layernorm.weight"])
+    experts = torch.stack([heads[f"mtp.layers.3.mixer.experts.{number}.up_proj.weight"] for number in range(6)])
+    assert torch.equal(found[f"{block}1.mlp.experts.experts.linear_fc1.weight"], experts)
+    q, k, v = (heads[f"mtp.layers.2.mixer.{kind}_proj.weight"].view(2, -1, 32) for kind in "qkv")
+    assert torch.equal(found[f"{block}0.self_attention.linear_qkv.weight"], torch.cat([q, k, v], 1).reshape(-1, 32))
+
+    again = build_model(ARCHITECTURES["nano"] | prediction, "cpu", torch.float32)
+    load_weights(again, str(tmp_path / "out"))
+    cfg = make_cfg()
+    cfg.model.path = str(tmp_path / "out")
+    export(again, export_settings(cfg), load_tokenizer(make_cfg()), tmp_path / "hf")
+    back = load_file(tmp_path / "hf" / "model.safetensors")
+    assert back.keys() == (plain | heads).keys()
+    assert all(torch.equal(back[name], tensor) for name, tensor in (plain | heads).items())
 
 
 class Runs:
@@ -144,7 +214,7 @@ def test_metadata_runs_nothing(tmp_path: Path) -> None:
     for attack in attacks:
         metadata = Metadata({}, planner_data=attack, storage_data={})
         (folder / ".metadata").write_bytes(pickle.dumps(metadata))
-        with pytest.raises(ModelError, match="not on the list of what may be read"):
+        with pytest.raises(ModelError, match="not on the list of allowed names"):
             TorchDist(folder)
     assert not touched.exists()
 
@@ -161,7 +231,7 @@ def test_chunks_that_are_not_what_the_metadata_says(tmp_path: Path) -> None:
     for info in metadata.storage_data.values():
         info.relative_path = "../x"
     (folder / ".metadata").write_bytes(pickle.dumps(metadata))
-    with pytest.raises(ModelError, match=r"no \.distcp file beside"):
+    with pytest.raises(ModelError, match=r"not a \.distcp file beside"):
         loaded(ARCHITECTURES["qwen3"], tmp_path)
 
 
@@ -223,9 +293,7 @@ def furthest(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("family", "tp"), [("qwen3", 1), ("qwen3_untied", 2), ("llama", 1), ("qwen3_moe", 1), ("qwen3_moe", 2)]
-)
+@pytest.mark.parametrize(("family", "tp"), [("qwen3", 1), ("qwen3_untied", 2), ("llama", 1), ("qwen3_moe", 2)])
 def test_megatron_cores_logits_are_ours(tmp_path: Path, megatron_core: Any, family: str, tp: int) -> None:
     """Of a checkpoint that it wrote, and of one of ours that it read."""
     theirs = megatron_core("write", family, tp, tmp_path / "theirs")
@@ -251,10 +319,8 @@ def test_megatron_cores_logits_are_ours(tmp_path: Path, megatron_core: Any, fami
 @pytest.mark.parametrize("tp", [1, 2])
 def test_megatron_cores_hybrid_tensors_are_ours(tmp_path: Path, megatron_core: Any, tp: int) -> None:
     """Mamba's joined tensors have Hugging Face's order in megatron-core's own state at tp=1."""
-    whole = megatron_core("write", "nemotron_h", 1, tmp_path / "one")
-    if tp == 2:
-        megatron_core("write", "nemotron_h", 2, tmp_path / "two")
-    folder = tmp_path / ("one" if tp == 1 else "two")
+    folder = tmp_path / "theirs"
+    whole = megatron_core("write", "nemotron_h", tp, folder)
     model = build_model(OF_MCORE["nemotron_h"], "cpu", torch.float32)
     load_weights(model, str(folder))
     ours = dict(to_disk(model.config, model.state_dict()))

@@ -65,7 +65,7 @@ def test_a_run_keeps_its_best_by_validation(first: Path) -> None:
 
 def test_an_unknown_metric_is_refused_before_training(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"keep_best=val/lss is not measured while training; there are: loss, loss/drill"
+        ConfigError, match=r"keep_best=val/lss is not a metric of this training; choose one of loss, loss/drill"
     ):
         command([*SMALL, f"output_dir={tmp_path}", "name=run", "train.train_iters=2", "checkpoint.keep_best=val/lss"])
     assert not (tmp_path / "run/checkpoints").exists()
@@ -87,7 +87,7 @@ def test_null_is_inherited_and_the_optimizer_goes_on_warm(first: Path, tmp_path:
         "checkpoint.load_optimizer=true", "train.global_batch_size=null", "train.micro_batch_size=null", "seq_length=null",
         "optimizer.lr=null", "optimizer.matrix_lr=null", "optimizer.init_lr_frac=0.1", "scheduler=constant",
     ]) == 0  # fmt: skip
-    assert "its optimizer's state too" in capsys.readouterr().out
+    assert "with its optimizer state" in capsys.readouterr().out
     cfg = serialize.load(tmp_path / "second/resolved.yaml")
     assert (cfg.seq_length, cfg.train.global_batch_size, cfg.train.micro_batch_size) == (256, 4, 4)
     assert (cfg.optimizer.lr, cfg.optimizer.matrix_lr) == (0.3, 0.3)
@@ -101,8 +101,8 @@ def test_null_without_a_checkpoint_is_refused_with_all_keys() -> None:
     with pytest.raises(UserError) as refused:
         command([*SMALL, "name=x", "optimizer.lr=null", "seq_length=null", "dry_run=true"])
     assert refused.value.problems == [
-        "seq_length=null is taken from checkpoint.load, and there is none; set seq_length=4096, for instance",
-        "optimizer.lr=null is taken from checkpoint.load, and there is none; set optimizer.lr=1e-05, for instance",
+        "seq_length=null takes the value from checkpoint.load, but checkpoint.load is not set; set e.g. seq_length=4096",
+        "optimizer.lr=null takes the value from checkpoint.load, but checkpoint.load is not set; set e.g. optimizer.lr=1e-05",
     ]
 
 

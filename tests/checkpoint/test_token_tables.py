@@ -174,5 +174,5 @@ def test_new_rows_start_as_the_mean_of_all_others(family, tmp_path):
             table[[95, 97, 98]] = table[:95].mean(0)
     assert relative(logits_of(model, make_batch(ROWS, "cpu")), alone(oracle, ROWS)[0]) < 1e-5
     assert (model.head_name == model.embedding_name) == oracle.config.tie_word_embeddings
-    with pytest.raises(ModelError, match=r"is \(97, 32\), config.json makes it \(99, 32\)"):
+    with pytest.raises(ModelError, match=r"has shape \(97, 32\), but \(99, 32\) by config.json"):
         load_weights(model, str(tmp_path))

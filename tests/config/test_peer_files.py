@@ -1,4 +1,4 @@
-"""Configurations of NeMo RL and Megatron-Bridge as `experiment=`: each key is answered, and what they say together composes."""
+"""Configurations of NeMo RL, NeMo Automodel and Megatron-Bridge as `experiment=`: each key is answered, and what they say together composes."""
 
 import shlex
 from collections.abc import Callable
@@ -50,6 +50,18 @@ model: {tensor_model_parallel_size: 1, recompute_granularity: full, hidden_size:
 logger: {wandb_project: null, log_interval: 2}
 rng: {seed: 5}
 ddp: {overlap_grad_reduce: true}
+"""
+AUTOMODEL = """
+recipe: SomeRecipe
+step_scheduler: {global_batch_size: 4, local_batch_size: 2, max_steps: 6, val_every_steps: 3}
+dist_env: {backend: nccl}
+rng: {seed: 5}
+model: {_target_: some.class, pretrained_model_name_or_path: my_model, torch_dtype: bfloat16, backend: {attn: te}}
+distributed: {strategy: fsdp2, dp_size: none, tp_size: 1}
+dataset: {_target_: some.class, path_or_dataset_id: chats.jsonl}
+packed_sequence: {packed_sequence_size: 512}
+optimizer: {_target_: torch.optim.AdamW, lr: 1.0e-5, eps: 1.0e-8}
+lr_scheduler: {lr_decay_style: cosine, min_lr: 1.0e-6}
 """
 
 
@@ -120,3 +132,17 @@ def test_a_file_in_a_folder_of_options(empty_folder: Path, problems: Callable[..
     (empty_folder / "mine/experiment/theirs.yaml").write_text(f"# @package _global_{BRIDGE}")
     found = problems("--config-dir", "mine", "experiment=theirs")
     assert "mine/experiment/theirs.yaml: a configuration of Megatron-Bridge" in found[0]
+
+
+def test_a_file_of_automodel(
+    empty_folder: Path, problems: Callable[..., list[str]], resolved: Callable[..., SftConfig]
+) -> None:
+    found = answered(AUTOMODEL, empty_folder, problems)
+    assert "a configuration of NeMo Automodel" in found[0]
+    for key in leaves(yaml.safe_load(AUTOMODEL)):
+        assert any(key in line and "unknown" not in line for line in found), key
+    (empty_folder / "my_model").mkdir()
+    (empty_folder / "my_model/config.json").write_text('{"model_type": "qwen3"}')
+    (empty_folder / "chats.jsonl").touch()
+    cfg = resolved(*command_of(found), "dry_run=true")
+    assert (cfg.train.train_iters, cfg.seq_length, cfg.scheduler.min_lr, cfg.seed) == (6, 512, 1e-6, 5)

@@ -73,7 +73,7 @@ def test_reading_runner_takes_the_run_as_it_was(run: RunPaths, resolved: Resolve
 
 
 def test_reading_runner_is_not_told_otherwise(run: RunPaths, resolved: Resolved) -> None:
-    with pytest.raises(ConfigError, match=r"seq_length: 64, but the run in outputs/mine has 128; leave it out"):
+    with pytest.raises(ConfigError, match=r"seq_length: 64, but the run in outputs/mine has 128; remove it"):
         resolved("runner=generate", "name=mine", "seq_length=64")
     assert resolved("runner=generate", "name=mine", "seq_length=128").seq_length == 128
 

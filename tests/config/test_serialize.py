@@ -45,7 +45,7 @@ def test_round_trip_of_commands(argv: list[str], resolved: Callable[..., SftConf
             "optimizer: {kind: adamw}\nmodel: {name: x}\ntrain: {nonsense: 1}\n",
             "not a config of this version: Key 'nonsense'",
         ),
-        ("optimizer: {kind: sgd}\n", "optimizer.kind=sgd is none of adamw, muon"),
+        ("optimizer: {kind: sgd}\n", "optimizer.kind=sgd is not one of adamw, muon"),
     ],
 )
 def test_foreign_files_are_named(text: str, expected: str, tmp_path: Path) -> None:

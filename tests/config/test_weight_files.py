@@ -82,18 +82,18 @@ def odd_header(folder: Path) -> None:
 CASES = [
     (
         no_index,
-        "has 2 safetensors files (model-00001-of-00002.safetensors, ...) and neither model.safetensors.index.json",
+        "has 2 safetensors files (model-00001-of-00002.safetensors, ...) but no model.safetensors.index.json",
     ),
-    (pickles, "has its weights as pickles (pytorch_model.bin), and only safetensors are read"),
-    (adapter, "holds a LoRA adapter (adapter_model.safetensors) and no model"),
+    (pickles, "has weights as pickles (pytorch_model.bin); only safetensors are supported"),
+    (adapter, "holds only a LoRA adapter (adapter_model.safetensors)"),
     (bad_index, "not a readable index of tensors"),
-    (outside, "names ../x.safetensors, which is no file beside it"),
+    (outside, "names ../x.safetensors, which is not a file in the same folder"),
     (lambda folder: (folder / PARTS[1]).unlink(), f"{PARTS[1]}, named in model.safetensors.index.json, does not exist"),
-    (cut, "it is not whole; copy it again"),
-    (pointer, "is no safetensors file, or only its beginning"),
+    (cut, "as in its header; copy it again"),
+    (pointer, "is not a safetensors file, or is truncated"),
     (odd_header, "its header does not describe tensors"),
-    (not_there, "model.norm.weight, which model.safetensors.index.json says is in it, is not"),
-    (other_vocabulary, "config.json says vocab_size=600 and model.embed_tokens.weight has 512 rows"),
+    (not_there, "does not contain model.norm.weight, which model.safetensors.index.json lists for it"),
+    (other_vocabulary, "vocab_size=600 in config.json, but model.embed_tokens.weight has 512 rows"),
 ]
 
 
@@ -110,7 +110,7 @@ def test_a_config_without_weights_is_enough_for_a_plan_alone(empty_folder: Path,
     (empty_folder / "model").mkdir()
     (empty_folder / "model" / "config.json").write_text(json.dumps(CONFIG))
     assert list(weight_problems(empty_folder / "model", CONFIG)) == []
-    assert any("has a config.json and no weights" in text for text in problems("model=hf", "model.path=model"))
+    assert any("has a config.json but no weights" in text for text in problems("model=hf", "model.path=model"))
 
 
 def test_a_tokenizer_with_more_ids_than_the_model(model: Path, problems: Problems) -> None:

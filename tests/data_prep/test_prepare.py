@@ -470,7 +470,7 @@ def test_a_cut_off_shard_is_noticed(questions: Questions) -> None:
     packed = prepare(questions(50))
     shard = packed.folder / packed.metadata["shards"][0]["file"]
     shard.write_bytes(shard.read_bytes()[:-10])
-    with pytest.raises(DataError, match=r"shards missing or cut off: train/shard_000000.parquet"):
+    with pytest.raises(DataError, match=r"shards missing or truncated: train/shard_000000.parquet"):
         PackedSet.open(packed.folder)
 
 

@@ -35,10 +35,10 @@ def test_the_example_trains_and_exports(
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["-m", "seed=1"], "flags belong to the command line"),
+        (["-m", "seed=1"], "command-line flags are not accepted here"),
         (["optimizer.lrr=1"], "did you mean"),
         (["model=nano4"], "did you mean"),
-        (["optimizer.lr=1e-4,2e-4"], "asks for a sweep"),
+        (["optimizer.lr=1e-4,2e-4"], "is a sweep"),
         (["parallel.tp=3", "cluster.gpus_per_node=8"], "does not divide the world"),
     ],
 )
@@ -48,5 +48,5 @@ def test_compose_refuses_what_the_command_line_refuses(overrides: list[str], sai
 
 
 def test_jobs_are_left_to_the_command_line() -> None:
-    with pytest.raises(UserError, match="submitted by the command line"):
+    with pytest.raises(UserError, match="submit the job on the command line"):
         api.train(api.compose("cluster=slurm"))

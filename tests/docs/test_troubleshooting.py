@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from sft_hydra.chat.tokenizer import BUNDLED
 from sft_hydra.cli import command
-from sft_hydra.config.run_folder import alone_in
+from sft_hydra.config.run_folder import lock_run
 from sft_hydra.errors import UserError
 from sft_hydra.paths import RunPaths
 
@@ -65,7 +65,7 @@ def other_length() -> str:
 
 
 def twice_at_once() -> str:
-    with alone_in(RunPaths(Path("outputs/mine"))):
+    with lock_run(RunPaths(Path("outputs/mine"))):
         return shown(f"{TRAIN} name=mine train.train_iters=1")
 
 
@@ -210,22 +210,22 @@ PROVOKED: dict[str, Callable[[], str]] = {
     "unknown key; did you mean": lambda: shown("optimizer.lrr=1"),
     "it is called model.path here": lambda: shown("hf_model_path=here"),
     "no such option; did you mean": lambda: shown("model=nano4"),
-    "asks for a sweep: add -m": lambda: shown("optimizer.lr=1e-4,2e-4"),
+    "is a sweep: add -m": lambda: shown("optimizer.lr=1e-4,2e-4"),
     "not found; did you mean": lambda: shown("data=jsonl data.path=chat.jsonl"),
     "does not divide the world of": lambda: shown("cluster.gpus_per_node=8 parallel.tp=3"),
     "is not a multiple of the data-parallel size": lambda: shown(
         "cluster.gpus_per_node=8 train.global_batch_size=3 parallel=single"
     ),
-    "holds a run that this command would not continue": trained_before,
-    "another training is at work in this folder": twice_at_once,
+    "holds a run that this command cannot resume": trained_before,
+    "this folder is in use by another training": twice_at_once,
     "it belongs to the run in": checkpoints_of_another,
     "changed while it was being prepared": rewritten_input,
-    "so this would be another run": other_rows,
+    "restore the original": other_rows,
     "not a floating-point weight": lambda: odd_weights(1.0, torch.int8),
-    "has numbers that are not finite": lambda: odd_weights(float("nan"), torch.float32),
-    "holds no checkpoint yet": lambda: shown("runner=generate name=typo 'generate.prompts=[hi]'"),
-    "exists and is not an export of ours": export_over_chats,
-    "says nothing to runner=train": lambda: shown("'generate.prompts=[hi]'"),
+    "has non-finite values": lambda: odd_weights(float("nan"), torch.float32),
+    "contains no checkpoint": lambda: shown("runner=generate name=typo 'generate.prompts=[hi]'"),
+    "exists and was not written by an export": export_over_chats,
+    "has no effect with runner=train": lambda: shown("'generate.prompts=[hi]'"),
     "looks like a secret": lambda: shown("cluster=slurm +cluster.env.HF_TOKEN=abc"),
     "finds no such device on this machine": lambda: shown(f"{TRAIN} device=mps"),
     "missing_packed_data": lambda: shown(f"{TRAIN} data.prepare=never"),
@@ -235,8 +235,8 @@ PROVOKED: dict[str, Callable[[], str]] = {
     "names no such tool": lambda: rejected({"messages": [CHAT[0], CALL], "tools": [TOOL]}),
     "no assistant message to learn from": lambda: rejected({"messages": CHAT[:1]}),
     "nothing_to_learn": lambda: rejected({"messages": [CHAT[0], {**CHAT[1], "weight": 0}]}),
-    "beside data.sources": lambda: shown("data.path=chats.jsonl"),
-    "rows are read from .jsonl, .json and .parquet": spreadsheet,
+    "conflicts with data.sources": lambda: shown("data.path=chats.jsonl"),
+    "unsupported file format; use .jsonl, .json or .parquet": spreadsheet,
     "Columns of other names are given as": other_columns,
     "rows were rejected": nothing_left,
     "cannot render a question and its answer": lambda: shown(
@@ -244,7 +244,7 @@ PROVOKED: dict[str, Callable[[], str]] = {
     ),
     "brings no default chat template": base_tokenizer,
     "overlong": lambda: rejected({"messages": [{"role": "user", "content": "word " * 200}, CHAT[1]]}),
-    "sequences were cut off": cut_off,
+    "sequences truncated": cut_off,
     "unknown roles": lambda: rejected(roles("user", "assistant", "judge")),
     "malformed": lambda: rejected("{\n"),
     "data.max_bad_rows=": too_many_bad,
@@ -252,8 +252,8 @@ PROVOKED: dict[str, Callable[[], str]] = {
     "nor available on the hub": lambda: shown(f"runner=data_prep {DATA} tokenizer.path=nobody/nothing"),
     "it is not a Hugging Face model folder": no_config,
     "checkpoint_format": megatron,
-    "only safetensors are read": pickles,
-    "has no place in this model": stray_weight,
+    "only safetensors are supported": pickles,
+    "is not part of this model": stray_weight,
     "leaks across packed conversations": leaking,
     "trains through the transformers implementation": split_generic,
     "is not a complete checkpoint and holds none": no_checkpoint,

@@ -76,6 +76,7 @@ def test_bf16_on_a_cpu_goes_as_fp32(make_cfg: Any, family: str, lora: LoraConfig
         ("qwen3", LoraConfig(dim=8), SELECTIVE | {"compile": True}),
         ("qwen3", None, {"cpu_offload": True}),
     ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else None,
 )
 def test_a_gpu_goes_as_a_cpu(make_cfg: Any, family: str, lora: LoraConfig | None, train: dict[str, Any]) -> None:
     expected = losses(make_cfg, family, lora=lora)

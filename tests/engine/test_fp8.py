@@ -3,6 +3,7 @@
 import pytest
 import torch
 from support.packed import ARCHITECTURES, make_model, make_row, relative
+from torch.profiler import ProfilerActivity, profile
 
 from sft_hydra.engine.batch import make_batch
 from sft_hydra.engine.fp8 import check_fp8, use_fp8
@@ -10,6 +11,9 @@ from sft_hydra.engine.loop import TrainState, train_loop
 from sft_hydra.engine.microbatches import forward_loss
 from sft_hydra.engine.optimizer import build_optimizer
 from sft_hydra.errors import ConfigError
+from sft_hydra.parallel import compiled_blocks
+from sft_hydra.parallel.mesh import SINGLE
+from sft_hydra.parallel.parallelize import Options, parallelize
 from sft_hydra.planning.recipe import recipe_of
 
 WIDE = ARCHITECTURES["qwen3"] | {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
@@ -49,6 +53,45 @@ def test_names_stay_and_the_loss_is_nearly_the_same(torchao):
     batch = make_batch([make_row([30, 21, 4, 42])], "cpu")
     ours, theirs = forward_loss(model, batch)[0].detach(), forward_loss(plain, batch)[0].detach()
     assert 0 < relative(ours, theirs) < 0.05
+
+
+def test_refused_where_no_layer_can_be_converted(torchao):
+    with pytest.raises(ConfigError, match=r"train\.fp8=true: no linear layer .* multiples of 16"):
+        use_fp8(make_model(WIDE | {"hidden_size": 40, "intermediate_size": 40, "head_dim": 8}), emulate=True)
+
+
+def backward(recompute, compiled):
+    """What a backward pass of one block of fp8 layers does; what is compiled is compiled before."""
+    model = make_model(WIDE | {"num_hidden_layers": 1})
+    use_fp8(model, emulate=True)
+    parallelize([model], model.blocks, SINGLE, Options(compile=compiled, recompute=recompute))
+    return forward_loss(model, make_batch([make_row([30, 21, 4, 42])], "cpu"))[0].backward
+
+
+@pytest.mark.parametrize(("recompute", "again"), [("selective", 0), ("full", 7)])
+def test_products_are_computed_again_under_full_recompute_alone(torchao, monkeypatch, recompute, again):
+    from torchao.float8 import float8_ops
+
+    product, called = torch.ops.aten.mm.default, []
+    compute = float8_ops.FLOAT8_OPS_TABLE[product]
+    monkeypatch.setitem(float8_ops.FLOAT8_OPS_TABLE, product, lambda *args: called.append(1) or compute(*args))
+    counts = []
+    for work in (backward("none", False), backward(recompute, False)):
+        called.clear()
+        work()
+        counts.append(len(called))
+    assert counts == [14, 14 + again]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler looks at it
+@pytest.mark.parametrize(("recompute", "again"), [("selective", 0), pytest.param("full", 7, marks=pytest.mark.slow)])
+def test_the_same_in_compiled_blocks(torchao, monkeypatch, recompute, again):
+    monkeypatch.setattr(compiled_blocks, "BACKEND", "aot_eager_decomp_partition")
+    torch._dynamo.reset()
+    work = backward(recompute, True)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        work()
+    assert sum(event.name == "aten::mm" for event in profiler.events()) == 14 + again
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

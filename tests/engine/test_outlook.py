@@ -1,11 +1,15 @@
 """What looks like a mistake is told before training, in the dry run and when training starts."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sft_hydra.cli import command
+from sft_hydra.engine.outlook import plan_warnings
 from sft_hydra.planning.architecture import trained_positions
+from sft_hydra.planning.recipe import recipe_of
+from sft_hydra.schema.config import SftConfig
 
 SMALL = (
     "eval.exact_match.path=null", "eval.samples=[]", "export.auto=false", "seq_length=128", "train.global_batch_size=8",
@@ -54,3 +58,20 @@ def test_positions_of_a_model() -> None:
     assert trained_positions({"max_position_embeddings": 100, "rope_scaling": yarn}) == 400
     assert trained_positions({"model_type": "nemotron_h", "max_position_embeddings": 100}) is None
     assert trained_positions({}) is None
+
+
+DENSE = {"model_type": "qwen3", "vocab_size": 1000, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 100_000}  # fmt: skip
+MIXTURE = DENSE | {"model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 4, "moe_intermediate_size": 128}
+
+
+@pytest.mark.parametrize(
+    ("compiled", "architecture", "expected"),
+    [(False, DENSE, ["set train.compile=true"]), (True, DENSE, []), (True, MIXTURE, ["in routed experts"])],
+)
+def test_fp8_that_cannot_pay(compiled: bool, architecture: dict[str, Any], expected: list[str]) -> None:
+    cfg = SftConfig()
+    cfg.train.fp8, cfg.train.compile = True, compiled
+    told = list(plan_warnings(recipe_of(cfg), architecture, None))
+    assert len(told) == len(expected)
+    assert all(part in text for part, text in zip(expected, told, strict=True))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from support.packed import ARCHITECTURES, make_model
-from support.ranks import run_ranks
+from support.ranks import RanksFailedError, run_ranks
 from support.training import Case, make_cfg, placed_model
 
 from sft_hydra.engine.sharded_model import ShardedModel
@@ -138,8 +138,26 @@ def stop(case, layout, copies):
     return None
 
 
-@pytest.mark.parametrize("copies", [True, False])
+@pytest.mark.parametrize("copies", [False, pytest.param(True, marks=pytest.mark.distributed)])
 def test_a_rank_that_stops_leaves_no_other_waiting(copies):
     case = Case("qwen3", weights=torch.float32)
     first, _ = run_ranks(2, stop, case, Layout(gpus_per_node=2), copies)
     assert first == of_transformers(case)[3]
+
+
+def fail(case, layout):
+    model = placed_model(case, make_cfg(case), layout)
+    own = TransformersModel(as_transformers(model), decode, LIMITS, share=(model.mesh.rank, 2))
+
+    def broken(count):
+        raise ValueError("broken")
+
+    with shared_over_ranks(own, model.mesh) as shared:
+        if shared is not None:
+            shared.generate(PROMPTS, range(len(PROMPTS)), GREEDY, broken)
+
+
+@pytest.mark.distributed
+def test_a_first_rank_that_fails_does_not_wait_for_the_others():
+    with pytest.raises(RanksFailedError, match="broken"):
+        run_ranks(2, fail, Case("qwen3", weights=torch.float32), Layout(gpus_per_node=2))

@@ -109,17 +109,17 @@ def test_tasks_of_the_harness_on_a_run(run: tuple[list[str], Path], capsys: pyte
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        (["runner=evaluate", "eval.tasks=[humaneval]"], "eval.allow_code=true runs it in a sandbox"),
+        (["runner=evaluate", "eval.tasks=[humaneval]"], "set eval.allow_code=true to run it in a sandbox"),
         (["runner=evaluate", "eval.tasks=[tasks/mine.yaml]"], "tasks/mine.yaml: no such file"),
-        (["runner=evaluate", "eval.tasks=[gsm8k,gsm8k]"], "names a task twice"),
+        (["runner=evaluate", "eval.tasks=[gsm8k,gsm8k]"], "contains a task twice"),
         (["eval.data_dir=nowhere"], "eval.data_dir=nowhere: no such folder"),
         (
             ["eval.chatcore_every=2", "eval.data_dir=."],
             r"split of arc_easy(.*\n)+.*split of arc_challenge(.*\n)+.*of gsm8k",
         ),
-        (["eval.chatcore_tasks=[arc,mmlu]"], "arc is none of arc_easy"),
+        (["eval.chatcore_tasks=[arc,mmlu]"], "arc is not one of arc_easy"),
         (["eval.max_items=0"], "eval.max_items=0 must be at least 1"),
-        (["checkpoint.keep_best=eval/chatcore"], "eval/chatcore is not measured"),
+        (["checkpoint.keep_best=eval/chatcore"], "eval/chatcore is not a metric of this training"),
     ],
 )
 def test_what_cannot_be_is_refused_at_once(wrong: list[str], told: str, tmp_path: Path) -> None:

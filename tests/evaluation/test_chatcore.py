@@ -134,7 +134,7 @@ def test_labels_of_arc_may_be_numbers(tmp_path: Path) -> None:
 
 
 def test_what_is_not_there_is_named_with_what_was_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"test split of mmlu; looked for mmlu_test, mmlu_validation, mmlu_val, mmlu"):
+    with pytest.raises(DataError, match=r"test split of mmlu; expected mmlu_test, mmlu_validation, mmlu_val, mmlu"):
         read_benchmark("mmlu", "test", str(tmp_path))
     (tmp_path / "gsm8k_test.jsonl").write_text('{"question": "?"}\n')
     with pytest.raises(DataError, match=r"gsm8k_test.jsonl:1: missing field\(s\) answer"):

@@ -4,9 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.packed import relative
+from torch.overrides import TorchFunctionMode
 
 from sft_hydra.kernels import attention
 from sft_hydra.kernels.attention import attend
+from sft_hydra.kernels.library_choice import FLASH_ATTN, is_used
 
 
 def alone(q, k, v, lengths, window):
@@ -60,15 +62,44 @@ def test_parts_of_the_queries_make_up_the_row(lengths, window):
             assert relative(mine, reference) < 1e-12
 
 
+class OnDevice(TorchFunctionMode):
+    """Tensors that take themselves to be on CUDA; records calls of scaled_dot_product_attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__self__", None) is torch.Tensor.is_cuda:
+            return True
+        if function is F.scaled_dot_product_attention:
+            self.calls.append(([x.shape[1] for x in args], kwargs["enable_gqa"]))
+        return function(*args, **(kwargs or {}))
+
+
+def test_grouped_heads_in_fp32_on_cuda_do_not_need_the_kernel_that_makes_all_scores():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(50, heads, 8) for heads in (4, 2, 2))
+    cu_seqlens = torch.tensor([0, 20, 50], dtype=torch.int32)
+    expected = attend(q, k, v, cu_seqlens, 30, 0.3)
+    with OnDevice() as device:
+        whole = attend(q, k, v, cu_seqlens, 30, 0.3)
+        part = attend(q[20:], k, v, cu_seqlens, 30, 0.3, first_query=20)
+    assert all(heads == [4, 4, 4] and not grouped for heads, grouped in device.calls)
+    assert len(device.calls) == 2
+    assert relative(whole, expected) < 1e-6
+    assert relative(part, expected[20:]) < 1e-6
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("kernel", ["flash-attn", "torch"])
 @pytest.mark.parametrize("lengths", [[300], [1] * 5 + [295], [3, 200, 1, 5, 90], [127, 1, 128, 44], [299, 1]])
 @pytest.mark.parametrize("window", [None, 5])
 def test_flash_kernel_equals_the_reference(monkeypatch, kernel, lengths, window):
-    if kernel == "flash-attn" and not attention.HAS_FLASH_ATTN:
+    if kernel == "flash-attn" and not is_used(FLASH_ATTN):
         pytest.skip("needs flash-attn")
-    monkeypatch.setattr(attention, "HAS_FLASH_ATTN", kernel == "flash-attn")
+    monkeypatch.setattr(attention, "is_used", lambda name: (name == FLASH_ATTN) == (kernel == "flash-attn"))
     torch.manual_seed(0)
     cu_seqlens = F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).to(torch.int32).cuda()
     exact = [torch.randn(sum(lengths), heads, 64, device="cuda").bfloat16().float() for heads in (4, 2, 2)]

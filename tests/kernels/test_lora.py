@@ -65,3 +65,14 @@ def test_equals_the_formula_compiled(tensors):
     mine = leaves(tensors, ("weight", "bias"))
     out = torch.compile(lora_linear, backend="eager", fullgraph=True)(**mine, scale=0.7)
     assert relative(out, formula(**tensors, scale=0.7)) < 1e-6
+
+
+def test_autocast(tensors):
+    del tensors["dropped"]
+    mine = leaves(tensors, ("weight", "bias"))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = lora_linear(**mine, scale=0.7)
+    out.float().sum().backward()
+    assert out.dtype == torch.bfloat16
+    assert relative(out.float(), formula(**tensors, scale=0.7)) < 2e-2
+    assert mine["a"].grad.dtype == torch.float32

@@ -4,8 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.packed import relative
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sft_hydra.kernels import ssd_fused
+from sft_hydra.kernels.library_choice import CAUSAL_CONV1D, MAMBA_SSM, is_used
 from sft_hydra.kernels.ssd import causal_conv_silu, ssd
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -86,7 +88,7 @@ def close_to_the_reference(work, tensors, tolerance):
 
 @pytest.mark.gpu
 @gpu
-@pytest.mark.skipif(not ssd_fused.HAS_CAUSAL_CONV1D, reason="needs causal-conv1d")
+@pytest.mark.skipif(not is_used(CAUSAL_CONV1D), reason="needs causal-conv1d")
 @pytest.mark.parametrize("lengths", BORDERS)
 def test_fused_convolution_equals_the_reference(lengths):
     torch.manual_seed(0)
@@ -99,7 +101,7 @@ def test_fused_convolution_equals_the_reference(lengths):
 
 @pytest.mark.gpu
 @gpu
-@pytest.mark.skipif(not ssd_fused.HAS_MAMBA_SSM, reason="needs mamba-ssm")
+@pytest.mark.skipif(not is_used(MAMBA_SSM), reason="needs mamba-ssm")
 @pytest.mark.parametrize("lengths", BORDERS)
 def test_fused_scan_equals_the_reference(lengths):
     torch.manual_seed(0)
@@ -114,7 +116,7 @@ def test_fused_scan_equals_the_reference(lengths):
 
 @pytest.mark.gpu
 @gpu
-@pytest.mark.skipif(not ssd_fused.HAS_MAMBA_SSM, reason="needs mamba-ssm")
+@pytest.mark.skipif(not is_used(MAMBA_SSM), reason="needs mamba-ssm")
 def test_nothing_of_a_document_reaches_the_next_in_the_fused_scan():
     torch.manual_seed(0)
     lengths = [130, 170]
@@ -124,3 +126,32 @@ def test_nothing_of_a_document_reaches_the_next_in_the_fused_scan():
     before = ssd(x, dt, A, B, C, D, seq_idx, 128)
     x[:130] += 1
     assert relative(ssd(x, dt, A, B, C, D, seq_idx, 128)[130:].float(), before[130:].float()) < 1e-3
+
+
+@pytest.fixture
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+class Operators(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.names.add(op.overloadpacket.__name__)
+        return op(*args, **(kwargs or {}))
+
+
+def test_deterministic_mode_computes_the_same_without_what_torch_then_refuses_on_cuda(request):
+    torch.manual_seed(0)
+    x, B, C = torch.randn(70, 4, 8), torch.randn(70, 2, 8), torch.randn(70, 2, 8)
+    dt, A, D = torch.rand(70, 4), -torch.rand(4), torch.randn(4)
+    expected = ssd(x, dt, A, B, C, D, documents([30, 40]), 16)
+    request.getfixturevalue("deterministic")
+    with Operators() as called:
+        actual = ssd(x, dt, A, B, C, D, documents([30, 40]), 16)
+    assert "cumsum" not in called.names
+    assert relative(actual, expected) < 1e-5

@@ -164,7 +164,8 @@ with rank_output(rank, RunPaths(run)):
 
 def test_the_launcher_needs_no_torch() -> None:
     check = "import sys, sft_hydra.launch.local_ranks, sft_hydra.launch.slurm, sft_hydra.jobs; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", check], check=True)
+    done = subprocess.run([sys.executable, "-c", check], check=False)
+    assert done.returncode == 0
 
 
 def test_a_slow_rank_is_waited_for(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_dry_run_shows_what_is_submitted_and_data_comes_first(slurm: Path, comma
     waited = command("sft_hydra.jobs", "wait", "outputs/a")
     assert (waited.returncode, "COMPLETED" in waited.stdout) == (0, True)
     assert list(losses(Path("outputs/a"))) == [1, 2, 3]
-    assert "prepared before" in command("sft_hydra.jobs", "logs", "outputs/a").stdout
+    assert "already prepared" in command("sft_hydra.jobs", "logs", "outputs/a").stdout
     assert command("sft_hydra.jobs", "list").stdout.count("COMPLETED") == 4
 
 

@@ -14,6 +14,7 @@ from support.fake_cuda import build, has_compiler
 
 SUPPORT = Path(__file__).parent.parent / "support"
 ATTENTION = {"qwen3": 3, "mistral_window": 3, "qwen3_moe": 3, "nano": 1, "super": 1}  # layers of each kind
+NORMS = {"qwen3": 7, "mistral_window": 7, "qwen3_moe": 7, "nano": 6, "super": 5}
 MIXTURES = {"qwen3_moe": 2, "nano": 2, "super": 1}
 
 
@@ -45,6 +46,12 @@ def test_runs_on_the_fused_kernels_and_waits_for_nothing(runs: Any, family: str,
     products = 3 if lora else 1  # of each of an expert layer's two matrices: the frozen one and the adapter's two
     backward = 5 if lora else 2  # of a frozen one the input's gradient alone
     assert called.get("_grouped_mm", 0) == MIXTURES.get(family, 0) * 2 * (passes * products + backward)
+    layers = ATTENTION[family] if family not in ("nano", "super") else 0
+    assert called.get("norm_rotate", 0) == (1 if kind == "none" else 2) * 2 * layers
+    assert called["cross_entropy_"] == 1
+    assert called["add_rms_norm_backward"] == NORMS[family] - lora  # nothing before the first adapter is trained
+    assert called.get("combine_backward", 0) == MIXTURES.get(family, 0)
+    assert not called.keys() & {"logsumexp", "relu", "rsqrt"}
     assert run["hidden"] == ["torch.bfloat16"]
     assert run["gradients"] == ["torch.float32"]
     assert run["without_gradient"] == 0

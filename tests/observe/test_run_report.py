@@ -76,6 +76,7 @@ def make_run(root: Path, lr: float = 1e-4, last_loss: float = 1.0, exact: float 
         "model": "tiny, 1,000 parameters",
         "seconds": {"prepare data": 2.0, "train": 30.0, "total": 33.0},
         "lineage": {"torch": "2.11", "content key": "0123abcd"},
+        "kernels": {"attention": "flash-attn 2.8.3"},
         "data": {"sources": [source]},
         "export": {"folder": str(paths.export), "kind": "model", "tensors": 24, "dtype": "float32", "max_diff": 1e-6},
     }

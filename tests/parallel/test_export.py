@@ -118,8 +118,8 @@ def test_tables_grow_alike_under_any_layout(tmp_path):
     assert len(loaded["lm_head.weight"]) == 99
 
 
-def start(architecture, layout):
-    cfg = make_cfg(Case(lora=LoraConfig(dim=4, use_dora=True)))
+def start(architecture, layout, kind):
+    cfg = make_cfg(Case(lora=LoraConfig(dim=4, use_dora=True, init_lora_weights=kind)))
     model = build_model(architecture, "meta", torch.float32)
     add_adapters(model, cfg.peft)
     materialize_on_mesh(model, cfg.train, layout, torch.device("cpu"))
@@ -128,12 +128,12 @@ def start(architecture, layout):
     return {name: full_tensor(tensor) for name, tensor in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("family", ["nano", "qwen3"])
-def test_a_random_start_does_not_depend_on_the_layout(family):
+@pytest.mark.parametrize(("family", "kind"), [("nano", None), ("qwen3", "pissa_niter_4")])
+def test_a_random_start_does_not_depend_on_the_layout(family, kind):
     architecture = ARCHITECTURES[family]
-    expected = start(architecture, Layout())
+    expected = start(architecture, Layout(), kind)
     sizes = {"pp": 2, "tp": 2, "ep": 2} if family == "nano" else {"pp": 2, "tp": 2}
-    started = everywhere(run_ranks(4, start, architecture, Layout(gpus_per_node=4, **sizes)))
+    started = everywhere(run_ranks(4, start, architecture, Layout(gpus_per_node=4, **sizes), kind))
     assert started.keys() == expected.keys()
     assert all(torch.equal(started[name], tensor) for name, tensor in expected.items())
 

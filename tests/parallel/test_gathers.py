@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from support.ranks import run_ranks
-from support.training import Case, make_cfg, placed_model, training_rows
+from support.training import SEQ_LENGTH, Case, make_cfg, placed_model, training_rows
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sft_hydra.engine.microbatches import forward_backward, load_batches, split_rows
@@ -23,7 +23,7 @@ def gathers_of_two_micro_batches(case: Case) -> tuple[int, int]:
     """(all-gathers, blocks)."""
     cfg = make_cfg(case)
     model = placed_model(case, cfg, Layout(gpus_per_node=2))
-    batches = load_batches(training_rows(), split_rows(range(4), 1, model.mesh), model, cfg)
+    batches = load_batches(training_rows(), split_rows(range(4), 1, model.mesh), model, SEQ_LENGTH)
     assert len(batches) == 2
     with Gathers() as gathers:
         forward_backward(model, batches, 1)

@@ -76,6 +76,7 @@ EXPERTS_LORA = dataclasses.replace(LORA, target_modules=["q_proj", "*.experts.*"
 QLORA = dataclasses.replace(LORA, quantize_base="nf4")
 EXPERTS_QLORA = dataclasses.replace(EXPERTS_LORA, quantize_base="nf4")
 WITHOUT_TP = [(2, {}), (2, {"cp": 2}), (2, {"pp": 2}), (4, {"dp_replicate": 2}), (3, {})]
+PISSA_LORA = dataclasses.replace(LORA, init_lora_weights="pissa")
 ROWS_LORA = dataclasses.replace(LORA, trainable_new_tokens=True)
 TABLES_LORA = dataclasses.replace(LORA, modules_to_save=["embed_tokens", "lm_head"])
 CASES = {
@@ -89,6 +90,13 @@ CASES = {
     "empty experts": (Case("nano", lonely=True), [EXPERTS[0], (4, {"ep": 4}), (8, {"ep": 8})]),
     "lora": (Case("qwen3", lora=LORA), DENSE),
     "dora": (Case("llama", lora=DORA), [(4, {"tp": 2}), (2, {}), (2, {"tp": 2}), (2, {"pp": 2}), (4, {"tp": 4})]),
+    "noise": (
+        Case("qwen3", train={"neftune_alpha": 10.0}),
+        [(4, {"tp": 2, "cp": 2}), (2, {}), (2, {"pp": 2}), (2, {"tp": 2})],
+    ),
+    "noise gemma2": (Case("gemma2", train={"neftune_alpha": 10.0}), [(2, {})]),
+    "pissa": (Case("llama", lora=PISSA_LORA), [(4, {"tp": 2}), (2, {"pp": 2})]),
+    "pissa dora": (Case("qwen3", lora=dataclasses.replace(PISSA_LORA, use_dora=True)), [(4, {"tp": 2})]),
     "dora recompute": (Case("qwen3", lora=DORA, train={"recompute": Recompute.selective}), [(2, {}), (2, {"tp": 2})]),
     "dora nano": (
         Case("nano", lora=dataclasses.replace(DORA, target_modules=["in_proj", "out_proj", "q_proj"])),
@@ -164,6 +172,7 @@ QUICK = [
     "lora",
     "dora",
     "new tokens",
+    "noise",
     "odd heads",
     "more ranks than rows",
     "recompute",

@@ -80,6 +80,7 @@ MORE = {
     "dense, DoRA": Case(DENSE, 2048, lora=LoraConfig(use_dora=True)),
     "dense, DoRA, selective": Case(DENSE, 2048, lora=LoraConfig(use_dora=True), train=SELECTIVE),
     "hybrid, DoRA, bf16": Case(HYBRID, 2048, lora=LoraConfig(use_dora=True), train=BF16),
+    "dense, PiSSA": Case(DENSE, 2048, lora=LoraConfig(init_lora_weights="pissa_niter_4")),
     "dense, LoRA and head": Case(DENSE, lora=LoraConfig(modules_to_save=["embed_tokens"])),
     "experts, LoRA and tables, FSDP2": Case(
         MIXTURE, lora=LoraConfig(modules_to_save=["embed_tokens", "lm_head"]), ranks=2

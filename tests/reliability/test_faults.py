@@ -298,7 +298,7 @@ def test_a_torn_preparation_is_taken_up_or_done_again(packed: tuple[SftConfig, P
 
 def test_folders_that_cannot_be_written_are_told_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    for place, said in ((tmp_path / "file", "is a file"), (Path("/proc"), "nothing can be written")):
+    for place, said in ((tmp_path / "file", "is a file"), (Path("/proc"), "is not writable")):
         cfg = SftConfig(output_dir=str(place), run_dir=str(place / "run"))
         if place == Path("/proc") and os.access(place, os.W_OK):
             continue  # to root everything looks writable

@@ -141,19 +141,19 @@ def test_a_second_command_on_a_live_run_changes_nothing(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not one file's bytes or time, whatever it asks for."""
-    from sft_hydra.config.run_folder import alone_in
+    from sft_hydra.config.run_folder import lock_run
     from sft_hydra.paths import RunPaths
 
     shutil.copytree(finished, tmp_path / "live")
     monkeypatch.chdir(tmp_path / "live")
     before = snapshot(tmp_path / "live")
-    with alone_in(RunPaths(Path("outputs/run"))):
+    with lock_run(RunPaths(Path("outputs/run"))):
         for more in (
             [],
             ["train.train_iters=9"],
             *([f"runner={name}"] for name in ("inspect", "export", "evaluate", "data_prep")),
         ):
-            with pytest.raises(UserError, match="another training is at work in this folder"):
+            with pytest.raises(UserError, match="this folder is in use by another training"):
                 command([*TRAIN, *more])
         with pytest.raises(UserError, match=r"optimizer\.lr: "):
             command([*TRAIN, "optimizer.lr=0.5"])

@@ -9,14 +9,14 @@ from sft_hydra.cli import command
 from sft_hydra.errors import ConfigError
 
 SHORT = [
-    "data.sample=80", "data.split={train:0.8,valid:0.2,test:0.0}", "data.num_workers=1", "train.global_batch_size=1",
+    "data.sample=40", "optimizer=adamw", "data.split={train:0.8,valid:0.2,test:0.0}", "data.num_workers=1", "train.global_batch_size=1",
     "train.micro_batch_size=1", "train.epochs=4", "eval.every=epoch", "eval.samples=[]", "eval.exact_match.path=null",
     "train.early_stopping.metric=val/loss", "train.early_stopping.patience=1", "train.early_stopping.min_delta=9",
     "train.ema_decay=0.9",
 ]  # fmt: skip
 
 
-def test_a_run_ends_early_exports_and_goes_on_with_more_patience(tmp_path, capsys):
+def test_a_run_ends_early_and_exports_its_last_weights_or_their_average(tmp_path, capsys):
     run = [f"output_dir={tmp_path}", "name=run"]
     assert command([*run, *SHORT]) == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -34,9 +34,15 @@ def test_a_run_ends_early_exports_and_goes_on_with_more_patience(tmp_path, capsy
     assert last.keys() == average.keys()
     assert any(not tensor.equal(average[name]) for name, tensor in last.items())
 
-    assert command([*run, *SHORT, "train.early_stopping.patience=2"]) == 0
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert max(line["step"] for line in lines) == 3 * epoch
+
+@pytest.mark.slow
+def test_more_patience_goes_on(tmp_path):
+    run = [f"output_dir={tmp_path}", "name=run", *SHORT, "train.ema_decay=null", "export.auto=false"]
+    assert command(run) == 0
+    file = tmp_path / "run" / "metrics.jsonl"
+    stopped = max(json.loads(line)["step"] for line in file.read_text().splitlines())
+    assert command([*run, "train.early_stopping.patience=2"]) == 0
+    assert max(json.loads(line)["step"] for line in file.read_text().splitlines()) == stopped * 3 / 2
 
 
 @pytest.mark.parametrize(

@@ -95,14 +95,14 @@ def test_the_hub_has_the_export_in_a_private_repository(hub: Hub, capsys: pytest
 def test_a_hub_that_refuses_leaves_the_export(hub: Hub) -> None:
     hub.refuses = True
     command(TRAIN)
-    with pytest.raises(CheckpointError, match=r"export\.push_to=ada/sums: the hub did not take it") as refusal:
+    with pytest.raises(CheckpointError, match=r"export\.push_to=ada/sums: upload to the hub failed") as refusal:
         command(EXPORT)
-    assert "outputs/sums/hf; the same command with runner=export tries again" in str(refusal.value)
+    assert "outputs/sums/hf; rerun with runner=export to try again" in str(refusal.value)
     assert Path("outputs/sums/hf/model.safetensors").is_file()
 
 
 def test_a_random_start_is_not_exported(hub: Hub) -> None:
-    with pytest.raises(ConfigError, match=r"runner=export: outputs/sums/checkpoints holds no checkpoint yet"):
+    with pytest.raises(ConfigError, match=r"runner=export: outputs/sums/checkpoints contains no checkpoint"):
         command(EXPORT)
     assert not Path("outputs/sums/hf").exists()
     assert not hub.files
@@ -115,7 +115,7 @@ def test_what_is_missing_is_told_before_the_work(hub: Hub, monkeypatch: pytest.M
             command([*EXPORT, f"runner={runner}", "export.push_to=sums"])
         assert [problem.split(":")[0] for problem in refusal.value.problems] == [
             "export.push_to=sums",
-            "export.push_to=sums needs a token that may write there",
+            "export.push_to=sums needs a token with write access",
         ]
     assert not Path("outputs/sums/hf").exists()
     assert not hub.tokens

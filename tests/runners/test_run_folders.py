@@ -73,7 +73,7 @@ def test_checkpoints_of_another_run_are_not_gone_on_from(there: Path) -> None:
 
 
 def test_the_folder_of_another_run_is_not_taken(there: Path) -> None:
-    with pytest.raises(UserError, match=r"checkpoint\.save=outputs/run/mine: it is in the folder of another run"):
+    with pytest.raises(UserError, match=r"checkpoint\.save=outputs/run/mine: it is inside the folder of another run"):
         command([*again("name=second"), "checkpoint.save=outputs/run/mine"])
 
 

@@ -97,8 +97,8 @@ def placed_model(case: Case, cfg: SftConfig, layout: Layout) -> DecoderModel:
         add_adapters(model, case.lora, case.token_ids)
         generator = torch.Generator().manual_seed(5)
         with torch.no_grad():
-            for parameter in whole.parameters():
-                if parameter.requires_grad:
+            for name, parameter in whole.named_parameters():
+                if parameter.requires_grad or name.endswith("_start"):
                     parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
     if cfg.train.freeze or cfg.train.trainable:
         freeze_parameters(model, cfg.train.freeze, cfg.train.trainable)

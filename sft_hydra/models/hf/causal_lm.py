@@ -92,16 +92,24 @@ class GenericModel(DecoderModel):
     def _hf_hidden_states(
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int
     ) -> torch.Tensor:
-        if self.packed:
+        lengths = None if self.packed else cu_seqlens.diff().tolist()
+        inputs = self._inputs(input_ids, lengths)
+        if lengths is None:
             boundaries = {"cu_seq_lens_q": cu_seqlens, "cu_seq_lens_k": cu_seqlens}
             longest = {"max_length_q": max_seqlen, "max_length_k": max_seqlen}
             return self.trunk(
-                input_ids=input_ids[None], position_ids=position_ids[None], use_cache=False, **boundaries, **longest
+                **inputs, position_ids=position_ids[None], use_cache=False, **boundaries, **longest
             ).last_hidden_state[0]
-        lengths = cu_seqlens.diff().tolist()
-        batch = nn.utils.rnn.pad_sequence(input_ids.split(lengths), batch_first=True)
-        rows = self.trunk(input_ids=batch, use_cache=False).last_hidden_state
+        rows = self.trunk(**inputs, use_cache=False).last_hidden_state
         return torch.cat([row[:length] for row, length in zip(rows, lengths, strict=True)])
+
+    def _inputs(self, input_ids: torch.Tensor, lengths: list[int] | None) -> dict[str, torch.Tensor]:
+        """Ids (1, T), or with noise embeddings (1, T, hidden); a right-padded batch of documents where `lengths` are said."""
+        inputs = input_ids
+        if self.noise is not None:
+            inputs = self.noise.added(self.trunk.get_input_embeddings()(input_ids))
+        batch = inputs[None] if lengths is None else nn.utils.rnn.pad_sequence(inputs.split(lengths), batch_first=True)
+        return {"input_ids" if self.noise is None else "inputs_embeds": batch}
 
 
 def generic_model(config: Any, *, packed: bool) -> GenericModel:

@@ -18,7 +18,8 @@ class Keeping:
 
     width: int  # bytes per element in the compute dtype
     full: bool  # full fine-tuning
-    lora: int  # LoRA rank, 0 without LoRA
+    lora: int  # LoRA rank, 0 without LoRA; twice the rank where A and B start from the weight
+    starts: bool  # A and B start from the weight
     dora: bool
     on_cpu: bool
     tp: int  # tensor-parallel size

@@ -18,6 +18,7 @@ from sft_hydra.planning.estimate.parameters import (
 from sft_hydra.planning.estimate.sizes import Sizes, sizes_of
 from sft_hydra.planning.estimate.trained import Frozen, frozen_parameters
 from sft_hydra.planning.layout import Layout, layout_problems
+from sft_hydra.planning.lora_targets import starts_from_weight
 from sft_hydra.planning.stage_split import partition_layers
 from sft_hydra.planning.topology import ranks_per_node, rows_per_step, run_layout
 from sft_hydra.schema.config import Device, LoraConfig, Precision, Recompute, SftConfig
@@ -179,7 +180,8 @@ def _keeping(cfg: SftConfig, layout: Layout, precision: Precision) -> Keeping:
     return Keeping(
         width=width,
         full=full,
-        lora=0 if cfg.peft is None else cfg.peft.dim,
+        lora=0 if cfg.peft is None else cfg.peft.dim * (2 if starts_from_weight(cfg.peft) else 1),
+        starts=cfg.peft is not None and starts_from_weight(cfg.peft),
         dora=cfg.peft is not None and cfg.peft.use_dora,
         on_cpu=cfg.device is Device.cpu,
         tp=layout.tp,
@@ -195,7 +197,8 @@ def _stored(stage: _Stage, layout: Layout, how: Keeping) -> tuple[int, int]:
     trained = (stage.adapters + stage.trained_tables + stage.trained_rows) // layout.shards
     frozen = local - stage.trained_tables // layout.shards
     saved = _saved_by_quantizing(stage.sizes, stage.sizes.blocks, how) // layout.shards
-    return how.width * frozen - saved + FP32 * trained, trained
+    starts = stage.adapters // layout.shards if how.starts else 0  # what A and B started as
+    return how.width * frozen - saved + FP32 * (trained + starts), trained
 
 
 def _saved_by_quantizing(s: Sizes, blocks: tuple[tuple[str, ...], ...], how: Keeping, ep: int = 1) -> int:

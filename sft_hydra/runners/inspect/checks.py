@@ -1,21 +1,21 @@
-"""What looks wrong in packed conversations: `suspicious` flags each of them by the tokens and masks of the shards alone."""
+"""Flags packed conversations that look wrong, from the tokens and masks of the shards: `suspicious`."""
 
 from collections.abc import Collection
 
 import numpy as np
 from numpy.typing import NDArray
 
-CHECKS = (  # bit i of the flags; the gravest last
-    ("repeats itself", "a third or more of the trained tokens repeat an earlier run of eight tokens"),
+CHECKS = (  # bit i of the flags; the most serious last
+    ("repeats itself", "a third or more of the supervised tokens repeat an earlier run of eight tokens"),
     ("cut off", "the conversation ends without an end-of-turn token"),
-    ("no end of turn", "a trained span ends without an end-of-turn token: the model does not learn to stop there"),
-    ("all trained", "every token is trained, prompts too"),
-    ("nothing trained", "no token is trained: the conversation only costs time"),
+    ("no end of turn", "a supervised span ends without an end-of-turn token: the model does not learn to stop there"),
+    ("all trained", "every token is supervised, including prompts"),
+    ("nothing trained", "no token is supervised: the conversation only costs time"),
 )
 REPEATS, CUT, NO_END, ALL, NOTHING = (1 << bit for bit in range(len(CHECKS)))
 RUN = 8  # tokens
 REPEATED = 33  # percent
-FEWEST_RUNS = 32  # in shorter answers repetition says nothing
+FEWEST_RUNS = 32  # in shorter answers repetition is not meaningful
 
 
 def suspicious(
@@ -25,8 +25,8 @@ def suspicious(
     end_of_turn: Collection[int],
     spaces: Collection[int],
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """(flags, repetition in percent), each (C,), of conversations that lie end to end in `ids` and `learned` (T,), cut by
-    `offsets` (C + 1,). White space may follow an end-of-turn token. No `end_of_turn` known: nothing is said about ends."""
+    """(flags, repetition in percent), each (C,), of conversations concatenated in `ids` and `learned` (T,), separated by
+    `offsets` (C + 1,). White space may follow an end-of-turn token. Without `end_of_turn` ids, ends are not checked."""
     owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     length, trained = np.diff(offsets), np.bincount(owner[learned], minlength=len(offsets) - 1)
     flags = np.zeros(len(length), np.uint8)
@@ -58,7 +58,7 @@ def _closes(
 def _repetition(
     ids: NDArray[np.int32], owner: NDArray[np.int64], count: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(percent of runs of RUN learned tokens that occurred before in the conversation, number of runs), each (count,)."""
+    """(percent of runs of RUN supervised tokens that occurred earlier in the conversation, number of runs), each (count,)."""
     if len(ids) < RUN:
         return np.zeros(count, np.int64), np.zeros(count, np.int64)
     runs = len(ids) - RUN + 1

@@ -1,6 +1,6 @@
-"""From a packed set to the inspector's page: which rows are on it, their conversations, and what the checks say of them.
+"""Builds the content of the inspector page from a packed set: packed sequences, their conversations and check results.
 
-Masks and borders are those of the shards. A split too large for one page is shown by rows spread evenly over it.
+Masks and document boundaries are read from the shards. Of a split too large for one page, an even sample is shown.
 """
 
 import json
@@ -18,13 +18,13 @@ from sft_hydra.records import PackedRow
 from sft_hydra.runners.inspect.checks import CHECKS, suspicious
 from sft_hydra.schema.config import SftConfig
 
-MAX_TOKENS = 24_000_000  # some 40 MB of page
+MAX_TOKENS = 24_000_000  # a page of about 40 MB
 MAX_REJECTS = 5_000
-PROBE_ROWS = 64  # their conversations tell how many rows make a page full
+PROBE_ROWS = 64  # sequences used to estimate the conversations per sequence
 
 
 def inspector_page(cfg: SftConfig, packed: PackedSet, tokenizer: ChatTokenizer) -> InspectorPage:
-    """The page's content: about `inspect.conversations` of `inspect.split`, and what was rejected when preparing."""
+    """The page's content: about `inspect.conversations` of `inspect.split`, and rejected rows."""
     split = cfg.inspect.split
     numbers = chosen_rows(packed, split, cfg.inspect.conversations)
     rows = [packed.row(split, number) for number in numbers.tolist()]
@@ -56,7 +56,7 @@ def inspector_page(cfg: SftConfig, packed: PackedSet, tokenizer: ChatTokenizer) 
 
 
 def chosen_rows(packed: PackedSet, split: str, conversations: int) -> NDArray[np.int64]:
-    """Numbers of the rows on the page, rising: all, or as many as hold about `conversations`, evenly spread."""
+    """Indices of the packed sequences on the page, ascending: all, or an even sample with about `conversations`."""
     rows = packed.num_rows(split)
     probe = _spread(rows, PROBE_ROWS)
     per_row = np.mean([len(packed.row(split, row).seq_start_id) for row in probe.tolist()])
@@ -65,7 +65,7 @@ def chosen_rows(packed: PackedSet, split: str, conversations: int) -> NDArray[np
 
 
 def supervised_tokens(row: PackedRow) -> NDArray[np.bool_]:
-    """(tokens,): the token itself is learned. The stored mask says it of the token after."""
+    """(tokens,): whether the token itself is supervised (the stored mask is shifted left by one)."""
     learned = np.zeros(len(row.loss_mask), dtype=bool)
     learned[1:] = row.loss_mask[:-1] == 1
     return learned

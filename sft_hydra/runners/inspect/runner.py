@@ -1,4 +1,4 @@
-"""runner=inspect: what is trained, token by token, read from the packed shards themselves (masks are never computed here)."""
+"""runner=inspect: shows supervised tokens, with the masks stored in the packed shards."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -25,8 +25,8 @@ NO_ROLE = "-"
 
 
 def run(cfg: SftConfig) -> None:
-    """Shows `inspect.count` packed rows of `inspect.split`, trained tokens in green, with counts for these rows and for
-    the whole split; writes the page if asked for."""
+    """Print `inspect.count` packed sequences of `inspect.split`, supervised tokens in green, with counts for them and for the
+    split; with `inspect.html` also write the page."""
     assert cfg.run_dir is not None
     paths = RunPaths(Path(cfg.run_dir))
     with Console(paths.log) as console:
@@ -37,7 +37,9 @@ def run(cfg: SftConfig) -> None:
             filled = [
                 f"{name} ({packed.num_rows(name):,})" for name in ("train", "valid", "test") if packed.num_rows(name)
             ]
-            raise DataError(f"inspect.split={split}: no such rows in {packed.folder}; it has {', '.join(filled)}")
+            raise DataError(
+                f"inspect.split={split}: split is empty in {packed.folder}; choose one of {', '.join(filled)}"
+            )
         _show_rows(console, cfg, packed, tokenizer)
         _totals(console, packed, split)
         if cfg.inspect.html:
@@ -79,7 +81,7 @@ def _show_rows(console: Console, cfg: SftConfig, packed: PackedSet, tokenizer: C
 def _turns(
     ids: NDArray[np.int32], learned: NDArray[np.bool_], words: TokenText
 ) -> Iterator[tuple[str, NDArray[np.int32], NDArray[np.bool_]]]:
-    """(role, ids, learned) of each turn of one conversation; what stands before the first header has no role."""
+    """(role, ids, supervised) of each turn of one conversation; text before the first header has no role."""
     starts, roles = words.turns(ids)
     names = [ROLES[role] for role in roles.tolist()]
     cuts = [*starts.tolist(), len(ids)]
@@ -90,18 +92,18 @@ def _turns(
 
 
 def _coloured(role: str, ids: NDArray[np.int32], learned: NDArray[np.bool_], tokenizer: ChatTokenizer) -> Text:
-    """The text of a turn behind its role; what is learned stands out."""
+    """The text of a turn after its role, with supervised tokens highlighted."""
     cuts = [0, *(1 + np.flatnonzero(np.diff(learned))).tolist(), len(ids)]
     body = Text()
     for a, b in pairwise(cuts):
-        said = tokenizer.decode(ids[a:b].tolist()).replace("\x1b", "\u241b")  # data must not steer the terminal
-        body.append(said, style=TRAINED if learned[a] else CONTEXT)
+        text = tokenizer.decode(ids[a:b].tolist()).replace("\x1b", "\u241b")  # no terminal escape sequences from data
+        body.append(text, style=TRAINED if learned[a] else CONTEXT)
     margin = Text("\n" + " " * 9 + " | ", style=LABEL)
     return Text(f"{role:>9} | ", style=LABEL) + margin.join(body.split("\n"))
 
 
 def _totals(console: Console, packed: PackedSet, split: str) -> None:
-    """The whole split by source, from the set's index of rows."""
+    """Print counts of the whole split by source."""
     source, tokens, trained = packed.row_source(split), packed.row_tokens(split), packed.row_trained(split)
     cells = []
     for index, name in enumerate(packed.sources):

@@ -32,5 +32,5 @@ def test_the_terminal_shows_turns_and_counts_and_the_page_is_written(capsys: pyt
 def test_a_split_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError) as refusal:
         command([*DEMO, "inspect.split=valid", "data.split.train=1", "data.split.valid=0", "data.split.test=0"])
-    assert "inspect.split=valid: no such rows" in str(refusal.value)
+    assert "inspect.split=valid: split is empty" in str(refusal.value)
     assert "it has train (" in str(refusal.value)

@@ -76,14 +76,14 @@ def test_trees_that_say_one_thing(tmp_path: Path, names: list[str], expected: di
 
 
 UNCLEAR = {
-    "two folders": (["a/x.parquet", "b/y.parquet"], "which split they are for"),
+    "two folders": (["a/x.parquet", "b/y.parquet"], "belong to no known split"),
     "splits and train": (["splits/train/a.parquet", "train/b.parquet"], "both splits/ and train"),
     "two names": (["valid/a.parquet", "validation/b.parquet", "train/c.parquet"], "could all be the valid split"),
     "folder and file": (["train/a.parquet", "train.parquet"], "could all be the train split"),
     "loose beside": (["train/a.parquet", "b.parquet"], "belong to none"),
     "folder beside": (["train/a.parquet", "extra/b.parquet"], "belong to none"),
-    "nested": (["train/valid/a.parquet"], "in the folder of the split train"),
-    "unfinished recipe": (["runs/r/datasets/a/p/shard_0.parquet"], "which split they are for"),
+    "nested": (["train/valid/a.parquet"], "in the folder of split train"),
+    "unfinished recipe": (["runs/r/datasets/a/p/shard_0.parquet"], "belong to no known split"),
     "nothing": ([], "neither"),
 }
 
@@ -106,7 +106,7 @@ def test_links_that_leak_or_lead_nowhere_are_refused(tmp_path: Path) -> None:
         split_files(tmp_path)
     twice.unlink()
     twice.symlink_to("nowhere.parquet")
-    with pytest.raises(DataError, match="link to a file that is not there"):
+    with pytest.raises(DataError, match="broken link"):
         split_files(tmp_path)
     twice.unlink()
     stale = tmp_path / "runs" / "fedcba9876543210" / "datasets" / "gamma" / "plan" / "shard_000000.parquet"
@@ -141,14 +141,14 @@ def test_columns_of_any_form_give_the_same_rows(tmp_path: Path, form: str) -> No
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "not rolled": ({"loss_mask": [0, 1, 1, 1]}, "must be rolled left by one"),
+    "not rolled": ({"loss_mask": [0, 1, 1, 1]}, "must be shifted left by one"),
     "weights": ({"loss_mask": [0, 2, 1, 0]}, "values other than 0 and 1"),
-    "uneven": ({"loss_mask": [0, 1, 0]}, "not as long as input_ids"),
+    "uneven": ({"loss_mask": [0, 1, 0]}, "loss_mask and input_ids differ in length"),
     "negative": ({"input_ids": [1, -100, 3, 4]}, "negative ids"),
     "starts": ({"seq_start_id": [0, 4]}, "seq_start_id"),
     "starts fall": ({"seq_start_id": [0, 2, 1]}, "seq_start_id"),
     "starts late": ({"seq_start_id": [1]}, "seq_start_id"),
-    "null": ({"input_ids": [1, None, 3, 4]}, "a null"),
+    "null": ({"input_ids": [1, None, 3, 4]}, "null values"),
     "no tokens": ({"input_ids": [], "loss_mask": [], "seq_start_id": []}, "no tokens"),
 }
 
@@ -164,7 +164,7 @@ def test_rows_that_cannot_be_trained_on_are_named(tmp_path: Path, change: dict[s
 
 def test_what_is_no_packed_shard_is_named(tmp_path: Path) -> None:
     parquet.write_table(pa.table({"input_ids": [[1]], "labels": [[1]]}), tmp_path / "x.parquet")
-    with pytest.raises(DataError, match="no column loss_mask"):
+    with pytest.raises(DataError, match="column loss_mask is missing"):
         PackedSet.open(tmp_path, trust_foreign=True)
     parquet.write_table(pa.table({"input_ids": ["a"], "loss_mask": [[1]]}), tmp_path / "x.parquet")
     with pytest.raises(DataError, match="input_ids is string"):

@@ -14,10 +14,10 @@ from sft_hydra.config.sweep_labels import job_label
     [
         (
             ["-m", "data=jsonl", "data.path=glob(*.jsonl)"],
-            "glob(...) stands for options of a group, and data.path is a value",
+            "glob(...) selects options of a group, but data.path is a value",
         ),
-        (["-m", "seed=glob(1*)"], "glob(...) stands for options of a group, and seed is a value"),
-        (["-m", "optimizer.lr=interval(1e-5,1e-3)"], "give values: optimizer.lr=1e-5,3e-5,1e-4"),
+        (["-m", "seed=glob(1*)"], "glob(...) selects options of a group, but seed is a value"),
+        (["-m", "optimizer.lr=interval(1e-5,1e-3)"], "list the values: optimizer.lr=1e-5,3e-5,1e-4"),
         (["-m", "optimizer=glob(z*)"], "optimizer=glob(z*): no value matches, so there is no job to run"),
     ],
 )

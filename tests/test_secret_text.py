@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from sft_hydra.errors import UserError
+from sft_hydra.schema.config import SftConfig
 from sft_hydra.secret_text import is_secret_name
 
 Problems = Callable[..., list[str]]
@@ -40,11 +41,12 @@ def test_a_secret_is_refused_and_not_repeated(
     assert not any(secret in problem for problem in found)
 
 
-def test_ordinary_values_are_none(resolved: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ordinary_values_are_accepted(resolved: Callable[..., SftConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CACHE_KEY", "default")
     monkeypatch.setenv("SSH_AUTH_SOCK", "/run/agent")
-    resolved("cluster.setup=['export A_KEY=$A_KEY','export PATH=/x:$PATH']", "+cluster.env.TOKENIZERS_PARALLELISM=false",
+    cfg = resolved("cluster.setup=['export A_KEY=$A_KEY','export PATH=/x:$PATH']", "+cluster.env.TOKENIZERS_PARALLELISM=false",
              "+cluster.env.MAX_TOKENS=512", "+cluster.env.COMPASS=1", "data.default.messages_key=turns", "dry_run=true")  # fmt: skip
+    assert cfg.cluster.env == {"TOKENIZERS_PARALLELISM": "false", "MAX_TOKENS": "512", "COMPASS": "1"}
 
 
 @pytest.mark.parametrize(
@@ -69,7 +71,7 @@ def test_an_experiment_looks_nothing_up(text: str, problems: Problems, empty_fol
     (empty_folder / "mine" / "experiment").mkdir(parents=True)
     (empty_folder / "mine" / "experiment" / "bad.yaml").write_text(f"# @package _global_\n{text}\n")
     for argv in (["experiment=mine/experiment/bad.yaml"], ["--config-dir", "mine", "experiment=bad"]):
-        assert any("an experiment holds values" in problem for problem in problems(*argv)), argv
+        assert any("an experiment holds only values" in problem for problem in problems(*argv)), argv
 
 
 def test_keys_of_the_same_config_may_be_named(resolved: Callable[..., object], empty_folder: Path) -> None:
@@ -80,10 +82,10 @@ def test_keys_of_the_same_config_may_be_named(resolved: Callable[..., object], e
 
 @pytest.mark.parametrize("key", ["hydra.output_subdir", "hydra.run.dir", "++hydra.sweep.dir", "+hydra.callbacks.x"])
 def test_hydra_writes_nothing(key: str, problems: Problems, empty_folder: Path) -> None:
-    assert any("Hydra only composes here and writes nothing" in problem for problem in problems(f"{key}=x"))
+    assert any("because Hydra only composes the config here" in problem for problem in problems(f"{key}=x"))
     (empty_folder / "mine" / "model").mkdir(parents=True)
     (empty_folder / "mine" / "model" / "own.yaml").write_text("# @package _global_\nhydra: {output_subdir: x}\n")
-    assert "Hydra only composes here" in problems("--config-dir", "mine", "model=own")[0]
+    assert "because Hydra only composes the config here" in problems("--config-dir", "mine", "model=own")[0]
 
 
 def test_a_users_file_that_would_not_be_read(problems: Problems, empty_folder: Path) -> None:
@@ -91,4 +93,6 @@ def test_a_users_file_that_would_not_be_read(problems: Problems, empty_folder: P
     (empty_folder / "mine" / "cluster" / "slurm.yaml").write_text("kind: slurm\n")
     for argv in (["--config-dir", "mine"], ["hydra.searchpath=[file://mine]"]):
         found = problems(*argv, "cluster=slurm")
-        assert found[0].startswith("mine/cluster/slurm.yaml: would not be read, because cluster/slurm.yaml comes with")
+        assert found[0].startswith(
+            "mine/cluster/slurm.yaml: would never be read, because sft_hydra has a file cluster/slurm.yaml"
+        )
