@@ -86,7 +86,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
     with torch.no_grad():
         model.get_parameter("model.layers.1.mlp.up_proj.weight")[3, 4] = torch.nan
     as_transformers(model).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"layers.1.mlp.up_proj.weight has numbers that are not finite"):
+    with pytest.raises(ModelError, match=r"layers.1.mlp.up_proj.weight has non-finite values"):
         quantized(tmp_path, "nf4")
 
 

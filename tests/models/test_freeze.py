@@ -106,7 +106,7 @@ def test_a_checkpoint_holds_the_whole_model_and_refuses_another_choice(tmp_path:
     load(step, again, build_optimizer(again, cfg.optimizer, cfg.train.precision))
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in again.state_dict().items())
     whole = make_model(ARCHITECTURES["qwen3"])
-    with pytest.raises(CheckpointError, match=r"other parameters than those that are trained now: model.embed_tokens"):
+    with pytest.raises(CheckpointError, match=r"other parameters than this run trains: model.embed_tokens"):
         load(step, whole, build_optimizer(whole, cfg.optimizer, cfg.train.precision))
 
 
