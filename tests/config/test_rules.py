@@ -31,7 +31,7 @@ CASES = [
     (["peft=lora", "train.freeze=[embed_tokens]"], "train.freeze=['embed_tokens'] is for full fine-tuning"),
     (["train.freeze=[query]"], "train.freeze: 'query' matches no parameter of this model"),
     (["train.trainable=['*.layers.0.*']", "train.freeze=[layers]"], "leaves no parameter to train"),
-    (["peft=lora", "peft.quantize_base=fp4"], "peft.quantize_base=fp4 is none of nf4, int8"),
+    (["peft=lora", "peft.quantize_base=fp4"], "peft.quantize_base=fp4 is not one of nf4, int8"),
     (["peft=qlora", "peft.use_dora=true"], "peft.use_dora=true with peft.quantize_base=nf4"),
     (["peft=qlora", "peft.init_lora_weights=pissa"], "peft.init_lora_weights=pissa with peft.quantize_base=nf4"),
     (["train.freeze=[norm]", "parallel.pp=2", "cluster.gpus_per_node=2", DRY], "with optimizer=muon and a frozen part"),
