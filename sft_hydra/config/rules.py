@@ -310,15 +310,16 @@ def lora_targets(cfg: SftConfig) -> Iterator[str]:
 
 
 def lora_start(cfg: SftConfig) -> Iterator[str]:
+    """`peft.init_lora_weights` is known and is the only initialization of the adapters."""
     kind = cfg.peft.init_lora_weights if cfg.peft is not None else None
     if cfg.peft is None or kind is None:
         return
     if not re.fullmatch(r"gaussian|olora|pissa|pissa_niter_[1-9]\d?", kind):
-        yield f"peft.init_lora_weights={kind} is none of gaussian, olora, pissa, pissa_niter_<1 to 99>"
+        yield f"peft.init_lora_weights={kind} is not one of gaussian, olora, pissa, pissa_niter_<1 to 99>"
     if cfg.peft.a_init != LoraConfig().a_init:
-        yield f"peft.init_lora_weights={kind} and peft.a_init={cfg.peft.a_init} both say what A starts as; leave one out"
+        yield f"peft.init_lora_weights={kind} and peft.a_init={cfg.peft.a_init} both set the initialization of A; remove one of them"
     if cfg.peft.path is not None:
-        yield f"peft.init_lora_weights={kind}: the adapter in peft.path={cfg.peft.path} has its values; leave one of them out"
+        yield f"peft.init_lora_weights={kind}: the adapter in peft.path={cfg.peft.path} has trained values; remove one of them"
 
 
 def added_tokens(cfg: SftConfig) -> Iterator[str]:
@@ -326,11 +327,11 @@ def added_tokens(cfg: SftConfig) -> Iterator[str]:
     if twice := sorted({token for token in tokens if tokens.count(token) > 1}):
         yield f"tokenizer.add_tokens and add_special_tokens: {twice} more than once; name each token once"
     if "" in tokens:
-        yield "tokenizer.add_tokens and add_special_tokens: '' is no token; leave it out"
+        yield "tokenizer.add_tokens and add_special_tokens: '' is not a token; remove it"
     if peft is None:
         return
     if unknown := [name for name in peft.modules_to_save if name not in TABLES]:
-        yield f"peft.modules_to_save={peft.modules_to_save}: {unknown[0]} is none of {', '.join(TABLES)}"
+        yield f"peft.modules_to_save={peft.modules_to_save}: {unknown[0]} is not one of {', '.join(TABLES)}"
     if peft.trainable_new_tokens and not tokens and peft.path is None:
         yield "peft.trainable_new_tokens=true: there are no new tokens; name them in tokenizer.add_tokens=[...]"
     if tokens and not peft.trainable_new_tokens and set(peft.modules_to_save) != set(TABLES) and peft.path is None:

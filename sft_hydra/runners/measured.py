@@ -18,7 +18,7 @@ def check_metrics(cfg: SftConfig, packed: PackedSet) -> None:
         "train.early_stopping.metric": (cfg.train.early_stopping.metric, evaluated),
     }
     problems = [
-        f"{key}={metric} is not measured while training; there are: {', '.join(known)}"
+        f"{key}={metric} is not a metric of this training; choose one of {', '.join(known)}"
         for key, (metric, known) in wanted.items()
         if metric is not None and metric not in known
     ]

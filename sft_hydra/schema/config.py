@@ -109,7 +109,7 @@ class LoraConfig:
     """What the frozen weights of linear layers are kept in: `nf4` (4 bits, double quantization; `peft=qlora` sets it),
     `int8` (8 bits, a scale for each row), null: the precision that is computed in. Without tensor parallelism."""
     init_lora_weights: str | None = None
-    """As in PEFT: `gaussian` (the same as `a_init=normal`), or A and B that start from the weight: `pissa`, `pissa_niter_<n>`
+    """As in PEFT: `gaussian` (the same as `a_init=normal`), or A and B initialized from the weight: `pissa`, `pissa_niter_<n>`
     (faster: a randomized decomposition with n iterations), `olora`. null: A by `a_init`, B zero."""
     modules_to_save: list[str] = field(default_factory=list)
     """Trained in full beside the adapters: `embed_tokens`, `lm_head`. Where the head is the embedding, either means both."""

@@ -155,6 +155,7 @@ def test_rounding_is_told_apart_from_what_is_none(make_cfg, tokenizer, tmp_path,
     report = export(model, export_settings(cfg), tokenizer, tmp_path / "hf")
     assert report.kind == ("model" if merge else "adapter")
     assert 1e-3 < report.max_diff <= report.allowed_diff
+    assert report.alike_diff is not None
     assert report.alike_diff < 1e-5
     assert report.rounding.endswith("the live model computing in bfloat16")
     assert report.rounding.startswith("weights rounded to bfloat16") is merge
@@ -163,7 +164,7 @@ def test_rounding_is_told_apart_from_what_is_none(make_cfg, tokenizer, tmp_path,
 def test_adapters_that_peft_refuses_are_written_with_a_note(make_cfg, tokenizer, tmp_path):
     lora = LoraConfig(dim=4, target_modules=["out_proj"])
     report = export(adapted(lora, "nano"), export_settings(make_cfg(peft=lora)), tokenizer, tmp_path / "hf")
-    assert "export.merge=true" in report.note
+    assert "export.merge=true" in str(report.note)
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "hf" / "base")
     with pytest.raises(ValueError, match="out_proj"):
         PeftModel.from_pretrained(base, tmp_path / "hf")

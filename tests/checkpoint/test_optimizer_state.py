@@ -5,9 +5,10 @@ import sys
 import pytest
 import torch
 from safetensors import safe_open
-from support.packed import ARCHITECTURES, make_model, make_row
+from support.checkpoints import latest_in
+from support.packed import ARCHITECTURES, RowList, make_model, make_row
 
-from sft_hydra.checkpoint.state import latest, load, save
+from sft_hydra.checkpoint.state import load, save
 from sft_hydra.engine.loop import TrainState, train_loop
 from sft_hydra.engine.optimizer import build_optimizer
 from sft_hydra.errors import CheckpointError
@@ -17,7 +18,7 @@ from sft_hydra.schema.config import LoraConfig
 
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "vocab_size": 128}
 STEPS, SAVED_AFTER = 4, 2
-ROWS = [make_row([5 + i % 7, 20, 3], seed=i) for i in range(4 * STEPS)]
+ROWS = RowList(make_row([5 + i % 7, 20, 3], seed=i) for i in range(4 * STEPS))
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +54,7 @@ def begin(cfg, bits, folder):
 
 def go_on(cfg, bits, folder):
     model, optimizer = start(cfg, bits)
-    state = load(latest(folder), model, optimizer)
+    state = load(latest_in(folder), model, optimizer)
     return train(model, optimizer, state, cfg, STEPS), model, optimizer
 
 
@@ -84,7 +85,7 @@ def test_eight_bits_are_a_quarter_on_disk(make_cfg, tmp_path):
     sizes = {}
     for bits in (8, 32):
         begin(cfg, bits, tmp_path / str(bits))
-        with safe_open(latest(tmp_path / str(bits)) / "optimizer-00000.safetensors", framework="pt") as file:
+        with safe_open(latest_in(tmp_path / str(bits)) / "optimizer-00000.safetensors", framework="pt") as file:
             names = [name for name in file.keys() if ".mlp.up_proj." in name and "/exp_avg" in name]  # noqa: SIM118
             sizes[bits] = sum(file.get_tensor(name).nbytes for name in names)
     assert sizes[8] == pytest.approx(sizes[32] / 4, rel=0.02)
@@ -108,7 +109,7 @@ def test_goes_on_in_fp32_from_eight_bits(make_cfg, tmp_path):
     straight, *_ = begin(cfg, 8, tmp_path)
     coded, exact = start(cfg, 8), start(cfg, 32)
     for model, optimizer in (coded, exact):
-        load(latest(tmp_path), model, optimizer)
+        load(latest_in(tmp_path), model, optimizer)
     expected, found = moments_of(*coded), moments_of(*exact)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], moment) for name, moment in expected.items())

@@ -85,7 +85,7 @@ def test_transformers_4_computes_and_renders_the_same(make_cfg, tmp_path):
     cfg = make_cfg()
     tokenizer = load_tokenizer(cfg)
     models = {name: make_model(ARCHITECTURES[name]) for name in OURS}
-    models |= {name: generic(name, **fields) for name, fields in OTHERS.items()}
+    models |= {name: generic(name, **fields) for name, fields in OTHERS.items()}  # type: ignore[arg-type]
     live, folders = {}, {}
     for name, model in models.items():
         folder = tmp_path / name

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.packed import ARCHITECTURES, make_model, make_row
+from support.packed import ARCHITECTURES, RowList, make_model, make_row
 
 from sft_hydra.checkpoint.state import load, load_optimizer, save
 from sft_hydra.cli import command
@@ -16,6 +16,7 @@ from sft_hydra.engine.optimizer import build_optimizer
 from sft_hydra.errors import ConfigError, UserError
 from sft_hydra.observe.metrics import read_metrics
 from sft_hydra.planning.recipe import recipe_of
+from sft_hydra.schema.optim import Muon
 
 SMALL = [
     "data.sample=40", "data.num_workers=1", "data.split={train:0.8,valid:0.2,test:0.0}", "eval.exact_match.path=null",
@@ -90,6 +91,7 @@ def test_null_is_inherited_and_the_optimizer_goes_on_warm(first: Path, tmp_path:
     assert "with its optimizer state" in capsys.readouterr().out
     cfg = serialize.load(tmp_path / "second/resolved.yaml")
     assert (cfg.seq_length, cfg.train.global_batch_size, cfg.train.micro_batch_size) == (256, 4, 4)
+    assert isinstance(cfg.optimizer, Muon)
     assert (cfg.optimizer.lr, cfg.optimizer.matrix_lr) == (0.3, 0.3)
     (step,) = [line for line in read_metrics(tmp_path / "second/metrics.jsonl") if "lr" in line]
     assert step["lr"] == pytest.approx(0.03)
@@ -108,7 +110,7 @@ def test_null_without_a_checkpoint_is_refused_with_all_keys() -> None:
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_a_warm_start_takes_moments_but_no_rates(make_cfg, tmp_path, kind):
-    rows = [make_row([5 + i % 7, 20, 3], seed=i) for i in range(20)]
+    rows = RowList(make_row([5 + i % 7, 20, 3], seed=i) for i in range(20))
     cfg = make_cfg(kind)
     model = make_model(ARCHITECTURES["qwen3"])
     moments = build_optimizer(model, cfg.optimizer, cfg.train.precision)

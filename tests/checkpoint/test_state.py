@@ -8,6 +8,7 @@ import textwrap
 
 import pytest
 import torch
+from support.checkpoints import latest_in
 from support.packed import ARCHITECTURES, make_model, make_row
 
 from sft_hydra.checkpoint.state import latest, load, save
@@ -62,7 +63,7 @@ def test_resumed_equals_straight(make_cfg, rows, tmp_path, optimizer, peft):
     begun = train(first, moments, state, cfg, rows, 3)
     save(tmp_path, first, moments, state, recipe_of(cfg), cfg.checkpoint)
     second, moments, _ = start(cfg)
-    state = load(latest(tmp_path), second, moments)
+    state = load(latest_in(tmp_path), second, moments)
     resumed = begun + train(second, moments, state, cfg, rows, 8)
 
     assert resumed == straight
@@ -151,4 +152,4 @@ def test_a_save_that_is_killed_never_becomes_the_latest(tmp_path, repo, killed_i
     """)
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=os.environ, check=False)
     assert done.returncode == -signal.SIGKILL
-    assert latest(tmp_path).name == "step_1"
+    assert latest_in(tmp_path).name == "step_1"

@@ -118,7 +118,7 @@ def test_an_adapter_of_the_peft_library_is_gone_on_from(family, options, tmp_pat
     if options is FEW:
         assert cfg.tokenizer.add_special_tokens == [f"<{IDS[0]}>"]
         assert cfg.tokenizer.add_tokens == [f"<{id_}>" for id_ in IDS[1:]]
-    apply_lora(model, cfg.peft, seed=0, token_ids=(*IDS[1:], IDS[0]))
+    apply_lora(model, cfg.peft, seed=0, token_ids=(*IDS[1:], IDS[0]))  # type: ignore[arg-type]
     load_adapter(model, str(tmp_path))
     assert relative(logits_of(model, make_batch(ROWS, "cpu")), alone(theirs, ROWS)[0]) < 1e-5
 

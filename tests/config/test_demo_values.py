@@ -3,6 +3,7 @@ model and data."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ USUAL = SftConfig()
 
 def demo_values(cfg: SftConfig) -> dict[str, object]:
     """Those keys that the demo sets, where they are not the defaults of the schema."""
-    pairs = [
+    pairs: list[tuple[str, Any, Any]] = [
         ("seq_length", cfg.seq_length, USUAL.seq_length),
         ("train.micro_batch_size", cfg.train.micro_batch_size, TrainConfig().micro_batch_size),
         ("train.global_batch_size", cfg.train.global_batch_size, TrainConfig().global_batch_size),

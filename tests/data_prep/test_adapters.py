@@ -77,7 +77,7 @@ def test_flags_of_a_whole_row() -> None:
     for flags in ({"weight": 0}, {"train": False}, {"masked": "true"}, {"trainable": 0}):
         assert reason({"messages": TWO, **flags}) == "nothing_to_learn"
     assert reason({"messages": TWO, "weight": 0.3}) == "weight"
-    for flags in (
+    for flags in (  # type: ignore[assignment]
         {"loss_mask": [0, 1]},
         {"masks": [0, 1, 0, 1]},
         {"mask": "assistant"},
@@ -127,8 +127,8 @@ def test_histories_of_alpaca_and_of_queries() -> None:
         json.dumps([TOOL]),
         [json.dumps(TOOL)],
         [{"functionDeclarations": [FUNCTION]}],
-        [{**{k: v for k, v in FUNCTION.items() if k != "parameters"}, "input_schema": FUNCTION["parameters"]}],
-        [{"type": "function", "function": {**FUNCTION, "parameters": json.dumps(FUNCTION["parameters"])}}],
+        [{**{k: v for k, v in FUNCTION.items() if k != "parameters"}, "input_schema": FUNCTION["parameters"]}],  # type: ignore[attr-defined, index]
+        [{"type": "function", "function": {**FUNCTION, "parameters": json.dumps(FUNCTION["parameters"])}}],  # type: ignore[dict-item, index]
     ],
 )
 def test_tools_of_any_name_and_form(key: str, given: Any) -> None:

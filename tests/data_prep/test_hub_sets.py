@@ -121,7 +121,7 @@ def test_openmathinstruct_and_tulu_need_only_their_keys(tmp_path: Path) -> None:
     assert chats_of(hub(tmp_path / "m", [row], "main", "train_1M"), subset="main", split="train_1M", **options) == [
         [user("1+1?"), assistant("2")]
     ]
-    row = {"id": "1", "messages": FIRST, "source": "x"}
+    row = {"id": "1", "messages": FIRST, "source": "x"}  # type: ignore[dict-item]
     assert chats_of(hub(tmp_path / "t", [row]), subset="main", split="train") == [FIRST]
     turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
     assert chats_of(hub(tmp_path / "p", [{"uuid": "1", "conversations": turns}]), subset="main", split="train") == [

@@ -14,7 +14,7 @@ def test_jobs_are_done_in_order_and_handed_over_here(ready: bool) -> None:
     found: list[tuple[int, bool]] = []
     for number in range(20):
         background.submit(
-            lambda number=number: done.append(number) or number,
+            lambda number=number: done.append(number) or number,  # type: ignore[misc]
             lambda value: found.append((value, threading.current_thread() is threading.main_thread())),
             ready=ready and number > 5,
         )
@@ -31,7 +31,7 @@ def test_only_so_many_jobs_wait() -> None:
     started: list[int] = []
     background.submit(go.wait, lambda _: None, ready=False)
     for number in range(2):
-        background.submit(lambda number=number: started.append(number), lambda _: None, ready=True)
+        background.submit(lambda number=number: started.append(number), lambda _: None, ready=True)  # type: ignore[misc]
     assert started == []  # what is ready still comes after what waits
     threading.Timer(0.05, go.set).start()
     background.submit(lambda: started.append(2), lambda _: None, ready=False)
@@ -67,7 +67,7 @@ def test_help_does_what_the_thread_has_not_begun() -> None:
         return number
 
     for number in range(4):
-        background.submit(lambda number=number: job(number), found.append, ready=number > 0)
+        background.submit(lambda number=number: job(number), found.append, ready=number > 0)  # type: ignore[misc]
     begun.wait()
     background.help()
     assert done == [(number, "MainThread") for number in (3, 2, 1)]
@@ -82,7 +82,7 @@ def test_heavy_jobs_wait_for_fewer_others() -> None:
     background = OrderedExecutor(ahead=10)
     found: list[int] = []
     for number in range(6):
-        background.submit(lambda number=number: number, found.append, ready=False, weight=6)
+        background.submit(lambda number=number: number, found.append, ready=False, weight=6)  # type: ignore[misc]
         assert background.load <= 10
     background.submit(lambda: 6, found.append, ready=False, weight=60)  # more than may wait: alone
     assert len(background.waiting) == 1

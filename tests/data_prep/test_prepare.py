@@ -33,7 +33,7 @@ from sft_hydra.data_prep.progress import Progress
 from sft_hydra.data_prep.tokenize import forget_tokenizers
 from sft_hydra.errors import DataError, MissingPackedDataError, SeqLengthMismatchError, TokenizerMismatchError
 from sft_hydra.schema.config import SftConfig
-from sft_hydra.schema.data import DataFormat, Overlong, Prepare, SourceConfig
+from sft_hydra.schema.data import DataFormat, Overlong, Prepare, SourceConfig, SplitConfig
 
 Questions = Callable[..., SftConfig]
 
@@ -115,7 +115,7 @@ def test_the_same_again_is_no_work_and_any_change_is_a_new_set(questions: Questi
     changed(lambda c: setattr(c, "seed", 5))
     changed(lambda c: setattr(c.data, "sample", 50))
     changed(lambda c: setattr(c.data.filters, "dedup", True))
-    changed(lambda c: setattr(c.data.split, "train", 0.97) or setattr(c.data.split, "valid", 0.02))
+    changed(lambda c: setattr(c.data, "split", SplitConfig(train=0.97, valid=0.02, test=0.01)))
     template = load_tokenizer(cfg).template
     assert template is not None
     changed(lambda c: setattr(c.tokenizer, "chat_template", template + "{# one more byte #}"))

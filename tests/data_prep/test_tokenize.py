@@ -92,7 +92,7 @@ def test_cuts_without_a_control_token_are_not_cut(sentencepiece: ChatTokenizer) 
     chunks = ["user: what is this? assistant:", " it is a test</s>", " user: of words. assistant:", " a test</s>"]
     batch = encoder.encode([RenderedSequence(chunks, [False, True, False, True])])
     assert batch.input_ids.tolist() == exact.encode("".join(chunks), add_special_tokens=False).ids
-    tokens = [exact.id_to_token(id_) for id_ in batch.input_ids.tolist()]
+    tokens = [str(exact.id_to_token(id_)) for id_ in batch.input_ids.tolist()]
     learned = "".join(token for token, mask in zip(tokens, batch.loss_mask, strict=True) if mask)
     assert learned.replace("▁", "") == "itisatest</s>atest</s>"  # a space may belong to the token before it
 

@@ -60,7 +60,7 @@ def unigram(scheme: str) -> Build:
 
 SPACES = normalizers.Replace(" ", "▁")
 KINDS: dict[str, Callable[[], Build]] = {
-    **{f"{s}_{split}": lambda s=s, split=split: metaspace(s, split) for s in ("first", "always", "never") for split in (0, 1)},
+    **{f"{s}_{split}": lambda s=s, split=split: metaspace(s, split) for s in ("first", "always", "never") for split in (0, 1)},  # type: ignore[misc]
     "prepend": lambda: (models.BPE(), normalizers.Sequence([normalizers.Prepend("▁"), SPACES]), None, INLINE),
     "replace": lambda: (models.BPE(), SPACES, pre_tokenizers.Split(" ", "merged_with_previous"), INLINE),
     "prefix_space": lambda: (models.BPE(), None, pre_tokenizers.ByteLevel(add_prefix_space=True), INLINE),

@@ -109,5 +109,5 @@ def test_speech_that_nobody_reads_rejects_its_row(tmp_path: Path, key: str) -> N
 
 def test_words_for_a_template_that_does_not_read_them(tmp_path: Path) -> None:
     rows = [{"messages": TWO, "chat_template_kwargs": {"xml_tools": ["{}"]}}, {"messages": TWO}]
-    (found,) = rejects(packed_set(tmp_path, rows))
+    (found,) = rejects(packed_set(tmp_path, rows))  # type: ignore[arg-type]
     assert (found["reason"], "xml_tools" in found["detail"]) == ("template_drops", True)

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from support.packed import ARCHITECTURES, make_model, make_row
+from support.packed import ARCHITECTURES, RowList, make_model, make_row
 
 from sft_hydra.engine.loop import TrainState, train_loop
 from sft_hydra.engine.optimizer import build_optimizer, check_state_bits
@@ -34,7 +34,7 @@ def train(make_cfg, bits, family="qwen3", lora=None, steps=STEPS, device="cpu"):
         apply_lora(model, lora, 0)
     model.to(device)
     optimizer = build_optimizer(model, cfg.optimizer, cfg.train.precision)
-    rows = [make_row([5 + i % 7, 20, 3], seed=i % 16, vocab=200) for i in range(4 * steps)]
+    rows = RowList(make_row([5 + i % 7, 20, 3], seed=i % 16, vocab=200) for i in range(4 * steps))
     before = [p.detach().clone() for p in model.parameters()]
     losses, moves = [], []
 

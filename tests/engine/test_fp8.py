@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.packed import ARCHITECTURES, make_model, make_row, relative
+from support.packed import ARCHITECTURES, RowList, make_model, make_row, relative
 from torch.profiler import ProfilerActivity, profile
 
 from sft_hydra.engine.batch import make_batch
@@ -31,7 +31,7 @@ def losses(make_cfg, fp8, steps, device="cpu", **train):
         use_fp8(model, emulate=device == "cpu")
     model.to(device)
     model.rounds_to = torch.bfloat16 if train.get("precision") == "bf16" else None
-    rows = [make_row([5 + i, 20, 3, 1 + 2 * i], seed=i % 4) for i in range(4 * steps)]
+    rows = RowList(make_row([5 + i, 20, 3, 1 + 2 * i], seed=i % 4) for i in range(4 * steps))
     found = []
     train_loop(
         model, build_optimizer(model, cfg.optimizer, cfg.train.precision), rows, TrainState(), recipe_of(cfg), steps,

@@ -1,6 +1,7 @@
 """Which parameters are updated by what, and that every matrix, an expert's too, is orthogonalised by itself."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ def test_in_bf16_every_matrix_is_updated_as_by_torch(shape: tuple[int, int, int]
     generator = torch.Generator().manual_seed(0)
     stack = nn.Parameter(torch.randn(shape, generator=generator))
     ours, alone = ([nn.Parameter(matrix.clone()) for matrix in stack.data] for _ in range(2))
-    options = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9, "nesterov": nesterov, "ns_steps": 5}
+    options: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9, "nesterov": nesterov, "ns_steps": 5}
     muon = Muon([{"params": [stack]}, {"params": ours}], **options, dtype=torch.bfloat16)
     reference = torch.optim.Muon(alone, **options)
     for step in range(3):

@@ -79,7 +79,7 @@ def on_ranks(case, layout, copies):
     if copies:
         own = TransformersModel(as_transformers(model), decode, LIMITS, share=(mesh.rank, mesh.layout.world))
     else:
-        own = ShardedModel(model, decode, LIMITS)
+        own = ShardedModel(model, decode, LIMITS)  # type: ignore[assignment]
     counted = []
     with shared_over_ranks(own, mesh) as shared:
         if shared is None:
@@ -125,7 +125,7 @@ def stop(case, layout, copies):
     model = placed_model(case, make_cfg(case), layout)
     own = ShardedModel(model, decode, LIMITS)
     if copies:
-        own = TransformersModel(as_transformers(model), decode, LIMITS, share=(model.mesh.rank, 2))
+        own = TransformersModel(as_transformers(model), decode, LIMITS, share=(model.mesh.rank, 2))  # type: ignore[assignment]
 
     def at_once(count):
         raise StoppedError("now")

@@ -24,7 +24,7 @@ def train(layout, folder, *, resume=False, until=4):
     model = placed_model(CASE, cfg, layout)
     optimizer = build_optimizer(model, cfg.optimizer)
     optimizer.keep_average(DECAY)
-    state = load(latest(folder), model, optimizer) if resume else TrainState()
+    state = load(latest(folder), model, optimizer) if resume else TrainState()  # type: ignore[arg-type]
     recipe = recipe_of(cfg)
     train_loop(
         model, optimizer, training_rows(), state, recipe, 4,
@@ -32,8 +32,8 @@ def train(layout, folder, *, resume=False, until=4):
     )  # fmt: skip
     save(folder, model, optimizer, state, recipe, cfg.checkpoint)
     names = {parameter: name for name, parameter in model.named_parameters()}
-    averages = {names[parameter]: full_tensor(value) for parameter, value in optimizer.average.values.items()}
-    with optimizer.average.applied():
+    averages = {names[parameter]: full_tensor(value) for parameter, value in optimizer.average.values.items()}  # type: ignore[union-attr]
+    with optimizer.average.applied():  # type: ignore[union-attr]
         applied = {name: full_tensor(p).clone() for name, p in model.named_parameters()}
     assert all(torch.equal(applied[name], value) for name, value in averages.items())
     return averages, {name: full_tensor(p).clone() for name, p in model.named_parameters()}
@@ -59,7 +59,7 @@ def test_it_is_the_average_of_torch(tmp_path):
     assert all(relative(averages[name], tensor.detach()) < 1e-6 for name, tensor in expected.items())
     assert any(relative(averages[name], weights[name]) > 1e-4 for name in averages)
     model = placed_model(CASE, make_cfg(CASE), Layout())
-    load_average(latest(tmp_path), model)
+    load_average(latest(tmp_path), model)  # type: ignore[arg-type]
     assert all(torch.equal(averages[name], p) for name, p in model.named_parameters())
 
 

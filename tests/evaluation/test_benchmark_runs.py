@@ -136,7 +136,7 @@ def test_who_has_learned_the_answers_by_heart_gets_them_all_and_asking_changes_n
     items = [{**item, "answer": "ABCD"[number * 3 % 4]} for number, item in enumerate(items)]
     chats = [
         {"messages": [
-            {"role": "user", "content": multiple_choice(item["question"], item["choices"])},
+            {"role": "user", "content": multiple_choice(item["question"], item["choices"])},  # type: ignore[arg-type]
             {"role": "assistant", "content": item["answer"]},
         ]}
         for item in items * 8

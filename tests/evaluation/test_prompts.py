@@ -31,10 +31,12 @@ def test_bad_prompt_files_are_refused(tmp_path):
 
 def test_tools(tmp_path):
     bundled = load_tools("demo")
+    assert bundled.execute is not None
     assert bundled.execute("calc", {"a": 2, "op": "*", "b": 21}) == "42"
     path = tmp_path / "tools.json"
     path.write_text('[{"type": "function", "function": {"name": "calc"}}]')
     own = load_tools(str(path))
+    assert own.definitions is not None
     assert own.definitions[0]["function"]["name"] == "calc"
     assert own.execute is None
     assert load_tools(None).definitions is None

@@ -100,7 +100,7 @@ def test_a_conversation_goes_on_until_the_model_calls_nothing(tokenizer):
     chat = chat_with(None, tokenizer, SftConfig())
     call = '<tool_call>{"name": "add", "arguments": {"x": 1}}</tool_call>'
     answers = {"add?": call, "add 1": "Two.", "hi": "Hello."}
-    chat.answer = lambda prompts, _: [answers[prompt.messages[-1]["content"]] for prompt in prompts]
+    chat.answer = lambda prompts, _: [answers[prompt.messages[-1]["content"]] for prompt in prompts]  # type: ignore[assignment, method-assign, misc]
     prompts = [Prompt([{"role": "user", "content": text}]) for text in ("add?", "hi")]
     called, greeted = chat.converse(prompts, lambda name, args: f"{name} {args['x']}", Sampling(4))
     assert [(m["role"], m["content"]) for m in called] == [("assistant", ""), ("tool", "add 1"), ("assistant", "Two.")]

@@ -1,5 +1,7 @@
 """Starts of LoRA's matrices are the peft library's, and so is what training makes of them, on a base that stays as it is."""
 
+from typing import Any
+
 import pytest
 import torch
 from peft import LoraConfig as PeftConfig
@@ -79,7 +81,7 @@ def test_the_randomized_start_is_near_the_exact_one_and_depends_on_the_seed_alon
 
 def test_with_dropout_outputs_are_the_peft_librarys():
     model = make_model(ARCHITECTURES["qwen3"])
-    options = {"target_modules": ["o_proj"], "init_lora_weights": "pissa"}
+    options: dict[str, Any] = {"target_modules": ["o_proj"], "init_lora_weights": "pissa"}
     oracle = get_peft_model(oracle_of(model), PeftConfig(r=4, lora_alpha=6, lora_dropout=0.4, **options))
     apply_lora(model, LoraConfig(dim=4, alpha=6.0, dropout=0.4, **options), seed=0)
     name = "model.layers.1.self_attn.o_proj"

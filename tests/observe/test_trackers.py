@@ -58,7 +58,7 @@ def wandb_records(run: Path) -> dict[str, list]:
     (log,) = run.glob("wandb/offline-run-*/*.wandb")
     found = defaultdict(list)
     for data in wandb_messages(log.read_bytes()):
-        record = wandb_internal_pb2.Record()
+        record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
         record.ParseFromString(data)
         kind = record.WhichOneof("record_type")
         found[kind].append(getattr(record, kind))
@@ -193,7 +193,7 @@ def test_a_tracker_that_fails_is_switched_off_and_told() -> None:
                 raise ConnectionError("the server went away")
             self.logged += 1
 
-        used = made = close = None
+        used = made = close = lambda self, *_: None
 
     told: list[str] = []
     flaky = Flaky()

@@ -2,17 +2,19 @@
 
 import pytest
 import torch
+from support.checkpoints import latest_in
 from support.ranks import run_ranks
 from support.training import Case, make_cfg, placed_model, training_rows
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from sft_hydra.checkpoint.state import Saver, latest, load
+from sft_hydra.checkpoint.state import Saver, load
 from sft_hydra.engine.loop import TrainState, train_loop
 from sft_hydra.engine.optimizer import build_optimizer
 from sft_hydra.parallel.dtensor import full_tensor, local_shard
 from sft_hydra.planning.layout import Layout
 from sft_hydra.planning.recipe import recipe_of
 from sft_hydra.schema.config import LoraConfig
+from sft_hydra.schema.optim import AdamW
 
 SAVED_AFTER, STEPS = 2, 4
 WIDE = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}
@@ -27,11 +29,12 @@ def torchao():
 def train(case, layout, folder, *, bits, resume, async_save=False):
     """Losses, weights and moments after the last step (codes and scales, or fp32), and how many numbers loading rounded."""
     cfg = make_cfg(case)
+    assert isinstance(cfg.optimizer, AdamW)
     cfg.optimizer.state_bits = bits
     cfg.checkpoint.async_save = async_save
     model = placed_model(case, cfg, layout)
     optimizer = build_optimizer(model, cfg.optimizer, cfg.train.precision)
-    state = load(latest(folder), model, optimizer) if resume else TrainState()
+    state = load(latest_in(folder), model, optimizer) if resume else TrainState()
     saver = Saver(folder, recipe_of(cfg), cfg.checkpoint)
     losses = []
 

@@ -45,7 +45,7 @@ def batches(count):
 def check_validation_then_training(family, kind):
     """Two batches without gradient, then two with: losses, gradients and the number of graphs after each."""
     layers, graphs = SMALL[family]
-    plain, compiled = make_model(ARCHITECTURES[family] | layers), make_model(ARCHITECTURES[family] | layers)
+    plain, compiled = make_model(ARCHITECTURES[family] | layers), make_model(ARCHITECTURES[family] | layers)  # type: ignore[operator]
     parallelize([compiled], compiled.blocks, SINGLE, Options(compile=True, recompute=kind))
     seen = []
     for number, batch in enumerate(batches(4)):
@@ -105,7 +105,7 @@ def graphs_on_ranks(case, layout):
 @pytest.mark.parametrize(("kind", "lora"), [("selective", None), ("full", LoraConfig(dim=4))])
 def test_fsdp_and_tensor_parallel_ranks_compile(kind, lora, sizes):
     layers, graphs = SMALL["qwen3"]
-    case = Case("qwen3", lora, train={"compile": True, "recompute": Recompute(kind)}, architecture=layers)
+    case = Case("qwen3", lora, train={"compile": True, "recompute": Recompute(kind)}, architecture=layers)  # type: ignore[arg-type]
     for counts in run_ranks(2, graphs_on_ranks, case, Layout(gpus_per_node=2, **sizes)):
         assert counts[0] >= graphs
         assert counts[2] >= counts[1] + graphs

@@ -121,7 +121,7 @@ def test_tables_grow_alike_under_any_layout(tmp_path):
 def start(architecture, layout, kind):
     cfg = make_cfg(Case(lora=LoraConfig(dim=4, use_dora=True, init_lora_weights=kind)))
     model = build_model(architecture, "meta", torch.float32)
-    add_adapters(model, cfg.peft)
+    add_adapters(model, cfg.peft)  # type: ignore[arg-type]
     materialize_on_mesh(model, cfg.train, layout, torch.device("cpu"))
     init_weights(model, seed=3, std=0.1)
     init_adapters(model, seed=3)

@@ -4,11 +4,12 @@ import json
 
 import pytest
 from safetensors import safe_open
+from support.checkpoints import latest_in
 from support.packed import relative
 from support.ranks import run_ranks
 from support.training import Case, make_cfg, placed_model, training_rows
 
-from sft_hydra.checkpoint.state import Saver, latest, load
+from sft_hydra.checkpoint.state import Saver, load
 from sft_hydra.engine.loop import TrainState, train_loop
 from sft_hydra.engine.optimizer import build_optimizer
 from sft_hydra.parallel.dtensor import full_tensor
@@ -34,7 +35,7 @@ def train(case, layout, folder, *, resume, until, async_save):
     cfg.checkpoint.async_save = async_save
     model = placed_model(case, cfg, layout)
     optimizer = build_optimizer(model, cfg.optimizer, cfg.train.precision)
-    state = load(latest(folder), model, optimizer) if resume else TrainState()
+    state = load(latest_in(folder), model, optimizer) if resume else TrainState()
     saver = Saver(folder, recipe_of(cfg), cfg.checkpoint)
     losses = []
 

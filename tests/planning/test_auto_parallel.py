@@ -136,6 +136,6 @@ def test_the_plan_trains_like_one_rank(text: str, tmp_path: Path) -> None:
     assert losses("many", model, cluster, *batch) == pytest.approx(losses("one", model, *batch), rel=1e-5)
     resolved = (tmp_path / "many" / "resolved.yaml").read_text()
     sizes = {
-        name: int(re.search(rf"^  {name}: (\d+)$", resolved, re.MULTILINE)[1]) for name in ("tp", "pp", "cp", "ep")
+        name: int(re.findall(rf"^  {name}: (\d+)$", resolved, re.MULTILINE)[0]) for name in ("tp", "pp", "cp", "ep")
     }
     assert {name: size for name, size in sizes.items() if size > 1} == CASES[text]

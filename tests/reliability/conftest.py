@@ -20,7 +20,10 @@ def start(tmp_path: Path) -> Start:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **(variables or {})}
         return subprocess.Popen(
             [sys.executable, "-m", "sft_hydra", *SMALL, *overrides],
-            **{"cwd": cwd, "env": environment, "text": True, "start_new_session": True},
+            cwd=cwd,
+            env=environment,
+            text=True,
+            start_new_session=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )

@@ -59,7 +59,7 @@ def test_eight_bits_of_what_every_token_meets(cfg: SftConfig) -> None:
     for bits in (32, 8):
         cfg.optimizer = AdamW(state_bits=bits)
         found.append(estimate_memory(cfg, QWEN, run_layout(cfg, QWEN), Precision.bf16).optimizer)
-    embedding = 8 * QWEN["vocab_size"] * QWEN["hidden_size"]
+    embedding = 8 * QWEN["vocab_size"] * QWEN["hidden_size"]  # type: ignore[operator]
     assert found[1] - embedding == pytest.approx((found[0] - embedding) / 4 * (1 + 4 / 256), rel=1e-6)
 
 

@@ -19,7 +19,13 @@ import torch.multiprocessing as mp
 
 VOCAB = 128
 DENSE = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "num_query_groups": 2, "kv_channels": 16}
-FAMILIES = {"qwen3": {}, "qwen3_untied": {}, "llama": {}, "qwen3_moe": {}, "nemotron_h": {}}
+FAMILIES: dict[str, dict[str, object]] = {
+    "qwen3": {},
+    "qwen3_untied": {},
+    "llama": {},
+    "qwen3_moe": {},
+    "nemotron_h": {},
+}
 
 
 def on_a_cpu() -> None:

@@ -60,6 +60,7 @@ def _collect(pipes: dict[Connection, int]) -> dict[int, tuple[bool, Any]]:
         if not ready:
             break
         for pipe in ready:
+            assert isinstance(pipe, Connection)
             rank = waiting.pop(pipe)
             try:
                 answers[rank] = pickle.loads(pipe.recv_bytes())

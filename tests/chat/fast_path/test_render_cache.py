@@ -35,7 +35,7 @@ REFUSED = {
     "a search by name": "{% set tag = '<x>' %}{% if m.content.startswith(tag) %}!{% endif %}{{ m.content }}",
     "replaced": "{{ m.content | replace('z', 'y') }}",
 }
-OTHER = {"type": "function", "function": {**TOOL["function"], "name": "other", "strict": True}}
+OTHER = {"type": "function", "function": {**TOOL["function"], "name": "other", "strict": True}}  # type: ignore[dict-item]
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
     [
         "</think>",
@@ -181,7 +181,7 @@ def test_tools_are_rendered_the_same_from_memory(shared: Path) -> None:
 
 
 def tool_talk(tools: list[object], text: str, arguments: dict[str, object], id: str) -> Conversation:
-    calling = call(text, id=id, **arguments)
+    calling = call(text, id=id, **arguments)  # type: ignore[arg-type]
     return conversation({"messages": [user("x"), calling, result("y", id), assistant("z")], "tools": tools})
 
 
