@@ -4,11 +4,12 @@
    library (`encode_batch`, one thread); side by side, alternating, median;
 2. two workers on two cores, against one on one core and one that has both;
 3. what a token of a conversation of eight turns costs, against one of a single turn;
-4. packing: a million lengths, and how full rows of 4096 are with GSM8K and identity chats.
+4. packing: a million lengths, and how full rows of 4096 are with GSM8K and identity chats;
+5. seconds of every stage for each file, and other libraries' preparation of the same rows (data_prep_stages.py).
 
-    python benchmarks/data_prep.py CHAT_FOLDER TOKENIZER_FOLDER [--copies 1,5] [--scaling 25] [--repeat 3]
+    python benchmarks/data_prep.py CHAT_FOLDER TOKENIZER_FOLDER [--copies 1,5] [--scaling 25] [--repeat 3] [--stages 10] [--peers]
 
-`--copies`, and `--scaling` for part 2: how often every file is put behind itself, because reading a tokenizer takes a second or
+`--copies`, `--scaling` for part 2 and `--stages` for part 5 (0: not done): how often every file is put behind itself, because reading a tokenizer takes a second or
 two whatever the data. In part 1 one worker may use other cores too: it reads the tokenizer and writes rows beside its work.
 Every preparation of part 1 starts from nothing: both libraries read the tokenizer again. Times are wall clock; `cpu` is the
 processor time of the same work, which says more on a machine that does other things.
@@ -65,6 +66,7 @@ def main() -> None:
         results["scaling"] = scaling(arguments, folder) if arguments.scaling else None
         results["turns"] = turns(arguments, folder)
         results["packing"] = packing(arguments, folder)
+        results["stages"] = stages(arguments) if arguments.stages else None
         results["load_after"] = os.getloadavg()
         results["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
     RESULTS.parent.mkdir(exist_ok=True)
@@ -191,6 +193,12 @@ def mix(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
+def stages(arguments: argparse.Namespace) -> dict[str, Any]:
+    from data_prep_stages import files_and_stages
+
+    return dict(files_and_stages(arguments.chat, arguments.tokenizer, arguments.stages, peers=arguments.peers))
+
+
 def warm_up(arguments: argparse.Namespace, folder: Path) -> None:
     """Prepare a single row, so that no import is timed."""
     path = folder / "row.jsonl"
@@ -216,6 +224,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seq-length", type=int, default=16384)
     parser.add_argument("--scaling", type=int, default=0)
     parser.add_argument("--copies", type=numbers, default=[1])
+    parser.add_argument("--stages", type=int, default=0)
+    parser.add_argument("--peers", action="store_true")
     return parser.parse_args()
 
 

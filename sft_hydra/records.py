@@ -17,6 +17,7 @@ class Conversation:
 
     `origin` is `file:line` and follows the row into rejects and reports; `source` is the name in `data.sources`.
     `template_kwargs`: variables of the row for the chat template; `unread`: keys of the row that were not used.
+    `is_text`: raw text, one message of role `text`, which no chat template renders.
     """
 
     messages: list[Message]
@@ -26,6 +27,7 @@ class Conversation:
     meta: dict[str, Any] = field(default_factory=dict)
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     unread: set[str] = field(default_factory=set)
+    is_text: bool = False
 
 
 @dataclass(slots=True)

@@ -9,15 +9,20 @@ is checked all the same; a difference raises LearnedWrongError, and the shard is
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import orjson
+
 from sft_hydra.chat.resource_limits import LimitError
 from sft_hydra.chat.template_traits import TemplateTraits
+from sft_hydra.chat.text import shortest
 from sft_hydra.chat.turn_spans import RenderedSequence, Turn, TurnSpans
-from sft_hydra.chat.whole import lost, message_texts, tool_texts
+from sft_hydra.chat.whole import LONG, are_unique, lost, lost_of_messages, message_texts, tool_texts
 from sft_hydra.records import Conversation, Message
 
 EVERY = 61  # rows; odd, so that rows that alternate are met in turn
 FINE = 5  # bits
+MOST_REGIONS = 10_000
 Key = tuple[Any, ...]
+Region = tuple[str, int]
 Made = tuple[RenderedSequence, int, list[int]]  # a sequence, of how many of the row's messages, the turns trained in it
 
 
@@ -28,10 +33,11 @@ class LearnedWrongError(Exception):
 class Checks:
     """Checks of one template. `careful`: nothing is trusted."""
 
-    def __init__(self, locator: TurnSpans, habits: TemplateTraits, literals: set[str]) -> None:
+    def __init__(self, locator: TurnSpans, habits: TemplateTraits, literals: set[str], source: str) -> None:
         self.locator = locator
         self.habits = habits
-        self.literals = sorted(text for text in literals if not text.isalnum())
+        self.literals = shortest(text for text in literals if not text.isalnum())
+        self.source = source
         self.careful = False
         self.codes: dict[Key, int] = {}
         self.forget()
@@ -40,6 +46,7 @@ class Checks:
         """Learn again, so that what a shard becomes does not depend on the shards before it."""
         self.good: dict[Key, bool] = {}
         self.whole: dict[Key, str | None] = {}
+        self.regions: dict[bytes, Region] = {}  # of tools: the part of a text that prints them, and where it stood
         self.rows = 0
 
     def holds(
@@ -106,24 +113,42 @@ class Checks:
 
     def dropped(self, conversation: Conversation, made: list[Made], modes: list[bool]) -> str | None:
         """What of a row does not stand in the sequences made of it; None if all does."""
+        region = self._region(conversation.tools)
         for sequence, stop, turns in made:
-            name = lost(_wanted(conversation, stop, turns, modes), sequence.text)
-            if name is not None:
+            text = sequence.text
+            missing = None if _holds_region(text, region) else lost(tool_texts(conversation.tools), text)
+            if missing is not None:
+                return missing
+            if (name := lost_of_messages(conversation.messages[:stop], turns, modes, text)) is not None:
                 return name
         return None
 
     def drops_always(
         self,
         conversation: Conversation,
+        made: list[Made],
         remake: Callable[[Conversation], list[Made]],
         modes: list[bool],
     ) -> str | None:
-        """What the template leaves out of rows like this one, learned with words that stand nowhere else."""
+        """What the template leaves out of rows like this one, learned with words that stand nowhere else. What stands nowhere
+        else in the row itself, and was found in its texts (`dropped`), need not be learned."""
         keys: list[Key] = [*self.surroundings(conversation.messages, conversation.tools, modes)]
         keys.append(("tools", frozenset(keys)) if conversation.tools else ())
-        if self.careful or any(key not in self.whole for key in keys):
+        if self.careful or self._is_open(conversation, keys, made):
             self._learn_whole(conversation, keys, remake, modes)
-        return next((name for key in keys if (name := self.whole[key]) is not None), None)
+        return next((name for key in keys if (name := self.whole.get(key)) is not None), None)
+
+    def _is_open(self, conversation: Conversation, keys: list[Key], made: list[Made]) -> bool:
+        """Whether something of a row might be left out and only seem to stand there, because the same words stand elsewhere."""
+        if conversation.tools and keys[-1] not in self.whole:
+            region = self._region(conversation.tools)
+            if not all(_holds_region(sequence.text, region) for sequence, _, _ in made):
+                return True
+        new = [index for index, key in enumerate(keys[:-1]) if key not in self.whole]
+        return bool(new) and not are_unique([conversation.messages[i] for i in new], conversation, self.source)
+
+    def _region(self, tools: list[Any] | None) -> Region | None:
+        return self.regions.get(_key_of(tools)) if tools else None
 
     def _learn_whole(
         self,
@@ -144,9 +169,23 @@ class Checks:
             found.append(_what_is_lost(stand_in, made, modes))
             if not any(found[-1]):
                 break
+        if conversation.tools and made:
+            self._learn_region(conversation.tools, made[0][0].text)
         for number, key in enumerate(keys):
             name = found[-1][number] if all(names[number] for names in found) else None
             self.whole[key] = self.whole.get(key) or name
+
+    def _learn_region(self, tools: list[Any], text: str) -> None:
+        """Remember how tools are printed in a text whose messages hold none of their words."""
+        places = [(text.find(wanted), len(wanted)) for _, wanted in tool_texts(tools)]
+        if not places or min(places)[0] < 0:
+            return
+        start = min(places)[0]
+        region = text[start : max(place + length for place, length in places)]
+        if len(self.regions) >= MOST_REGIONS:
+            self.regions.clear()
+        if len(region) >= LONG and lost(tool_texts(tools), region) is None:
+            self.regions[_key_of(tools)] = region, start
 
     def _stands(
         self, text: str, turn: Turn, messages: Sequence[Message], tools: list[Any] | None, thinking: bool
@@ -192,11 +231,15 @@ class Checks:
         )
 
 
-def _wanted(conversation: Conversation, stop: int, turns: list[int], modes: list[bool]) -> Any:
-    yield from tool_texts(conversation.tools)
-    for index, message in enumerate(conversation.messages[:stop]):
-        if message["role"] != "assistant" or index in turns:
-            yield from message_texts(message, modes[index])
+def _holds_region(text: str, region: Region | None) -> bool:
+    return region is not None and (text.startswith(region[0], region[1]) or region[0] in text)
+
+
+def _key_of(tools: list[Any]) -> bytes:
+    try:
+        return orjson.dumps(tools)
+    except TypeError:  # an integer of more than 64 bits, or half a surrogate pair
+        return repr(tools).encode("utf-8", "surrogatepass")
 
 
 def _what_is_lost(conversation: Conversation, made: list[Made], modes: list[bool]) -> list[str | None]:

@@ -20,6 +20,7 @@ from sft_hydra.chat.resource_limits import LimitError, limit_resources
 from sft_hydra.chat.template import ChatTemplate
 from sft_hydra.chat.template_probe import KEEP_REASONING, probe_template, same_turns
 from sft_hydra.chat.template_traits import TemplateTraits
+from sft_hydra.chat.text import shortest
 from sft_hydra.chat.tokenizer import WITH_TOOLS, ChatTokenizer
 from sft_hydra.chat.turn_spans import RenderedSequence, TurnNotFoundError, TurnSpans
 from sft_hydra.errors import DataError, RowError
@@ -58,9 +59,8 @@ class Renderer:
         self.template = ChatTemplate(template, given, now or datetime.now())
         self.habits = probe_template(self.template, tokens)
         self.locator = TurnSpans(self.template, self.habits)
-        self.checks = Checks(self.locator, self.habits, self.template.literals)
-        words = [text for text in self.template.literals if not re.fullmatch(r"\w+", text)]
-        self.tested = re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))) or r"(?!)")
+        self.checks = Checks(self.locator, self.habits, self.template.literals, template)
+        self.tested = shortest(text for text in self.template.literals if not re.fullmatch(r"\w+", text))
         if self.habits.marked:
             self.skeletons = RenderCache(self.template, self)
         if reasoning is Reasoning.keep:
@@ -168,7 +168,7 @@ class Renderer:
         modes = self._modes(conversation)
         name = self.checks.dropped(conversation, made, modes)
         if name is None:
-            name = self.checks.drops_always(conversation, lambda other: self._made(other, True), modes)
+            name = self.checks.drops_always(conversation, made, lambda other: self._made(other, True), modes)
         if name is not None:
             raise RowError("template_drops", f"the template leaves out the {name}")
         return [sequence for sequence, _, _ in made]
@@ -237,7 +237,7 @@ class Renderer:
     def _is_tested(self, message: Message) -> bool:
         """True if the template looks for a text that this content holds."""
         content = message.get("content")
-        return type(content) is str and self.tested.search(content) is not None
+        return type(content) is str and any(text in content for text in self.tested)
 
     def _one(
         self,

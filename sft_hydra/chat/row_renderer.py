@@ -33,6 +33,7 @@ class RowRenderer:
         self.names = frozenset[str]().union(*map(names_read, both))
         self.known: OrderedDict[str, Renderer] = OrderedDict()
         self.careful = False
+        self.reads: dict[str, bool] = {}  # of keys of rows without words for the template
 
     def sequences(self, conversation: Conversation) -> list[RenderedSequence]:
         """Training sequences, at least one. Raises RowError and LearnedWrongError as Renderer does."""
@@ -67,9 +68,11 @@ class RowRenderer:
 
     def unread(self, conversation: Conversation) -> set[str]:
         """Keys of the row that neither the house nor its template reads."""
-        used = self.used(conversation) if conversation.template_kwargs else {}
+        if not conversation.template_kwargs:
+            return {key for key in conversation.unread if not self._is_read_by_name(key)}
+        used = self.used(conversation)
         found = {key for key in conversation.unread if not self._is_read(key, used)}
-        given = (conversation.meta.get("chat_template_kwargs") or ()) if conversation.template_kwargs else ()
+        given = conversation.meta.get("chat_template_kwargs") or ()
         if isinstance(given, dict):
             found |= {f"chat_template_kwargs.{key}" for key in given.keys() - used.keys() - {"tools"}}
         if any(used.get(key) is False for key in MODES) and any(
@@ -77,6 +80,12 @@ class RowRenderer:
         ):
             found.add("messages.reasoning_content (the row says enable_thinking=false)")
         return found
+
+    def _is_read_by_name(self, key: str) -> bool:
+        known = self.reads.get(key)
+        if known is None:
+            known = self.reads[key] = self._is_read(key, {})
+        return known
 
     def _is_read(self, key: str, used: Kwargs) -> bool:
         group, _, name = key.partition(".")

@@ -67,6 +67,7 @@ class ChatTemplate:
         except (TemplateError, RecursionError, ValueError, ArithmeticError) as problem:
             line = f", line {problem.lineno}" if isinstance(problem, TemplateSyntaxError) else ""
             raise DataError(f"tokenizer.chat_template: no Jinja template ({problem}{line})") from None
+        self.unmarked = self.plain  # `plain`, with blocks for tool definitions once they are in use
         self.marked: Template | None = None
         self.marking: Marking | None = None
 
@@ -75,8 +76,25 @@ class ChatTemplate:
     ) -> str:
         """The text as a server renders it; `prompt` adds the generation prompt. Raises jinja2.TemplateError or what
         the template's expressions raise."""
+        context = self._context(messages, tools, thinking, prompt)
         with limit_resources():
-            return self.plain.render(self._context(messages, tools, thinking, prompt))
+            if self.unmarked is self.plain:
+                return self.plain.render(context)
+            blocks = self.blocks[self.marking].values() if self.marking is not None else ()
+            known = sum(len(block.known) for block in blocks)
+            text = self.unmarked.render(context)
+            if known != sum(len(block.known) for block in blocks) and text != self.plain.render(context):
+                self.unmarked = self.plain  # definitions that were new: the template prints them otherwise
+                text = self.plain.render(context)
+            return text
+
+    def use_blocks(self) -> None:
+        """Render tool definitions by blocks in `render` too from now on: once per list, not once per text."""
+        if self.marking is None or not self.blocks.get(self.marking):
+            return
+        tree = self.environment.parse(self.source)
+        take_out_blocks(self.environment, tree, self.blocks[self.marking], calls=False)
+        self.unmarked = self.compile(tree)
 
     def scan(
         self, messages: Sequence[Message], tools: Sequence[Any] | None, thinking: bool, prompt: bool = False
@@ -94,6 +112,7 @@ class ChatTemplate:
     def mark(self, marking: Marking | None) -> None:
         """Compile the marked version with these marks; None: there is none."""
         self.marking = marking
+        self.unmarked = self.plain
         self.marked = None if marking is None else self.compile(self.marked_tree(marking))
 
     def marked_tree(self, marking: Marking) -> nodes.Template:

@@ -11,6 +11,7 @@ from typing import Any
 
 from sft_hydra.chat.ends import Closing, control_texts, learn_ends
 from sft_hydra.chat.message_format import format_messages
+from sft_hydra.chat.probe_messages import RESULT, SYSTEM, TOOLS, assistant, caller, user
 from sft_hydra.chat.resource_limits import LimitError, limit_resources
 from sft_hydra.chat.template import ChatTemplate, Scan
 from sft_hydra.chat.template_traits import TemplateTraits
@@ -18,20 +19,6 @@ from sft_hydra.errors import DataError
 from sft_hydra.records import Message
 
 KEEP_REASONING = {"truncate_history_thinking": False, "clear_thinking": False, "preserve_thinking": True}
-TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": "fnq",
-            "description": "Dq1",
-            "parameters": {
-                "type": "object",
-                "properties": {"kq": {"type": "string", "description": "Dq2"}},
-                "required": ["kq"],
-            },
-        },
-    }
-]
 
 
 def probe_template(template: ChatTemplate, tokens: Sequence[str] = ()) -> TemplateTraits:
@@ -60,6 +47,7 @@ def _probe(template: ChatTemplate, tokens: Sequence[str]) -> TemplateTraits:
     _learn_trails(template, habits)
     _learn_history(template, habits)
     _probe_closings(template, habits, tokens)
+    template.use_blocks()
     return habits
 
 
@@ -80,24 +68,6 @@ def _ends_differ(template: ChatTemplate, habits: TemplateTraits) -> bool:
     answer = _closing(template, habits, [user(1), assistant(1)], "Qasst1", user(2))
     ends, between = control_texts(answer.alone or ""), control_texts(answer.followed or "")
     return bool(ends and between) and between[0] not in ends
-
-
-def user(number: int) -> Message:
-    return {"role": "user", "content": f"Quser{number}"}
-
-
-def assistant(number: int, **more: Any) -> Message:
-    return {"role": "assistant", "content": f"Qasst{number}", **more}
-
-
-def caller(content: str) -> Message:
-    function = {"name": "fnq", "arguments": {"kq": "vq7"}}
-    call = {"id": "call00001", "type": "function", "function": function}
-    return {"role": "assistant", "content": content, "tool_calls": [call]}
-
-
-RESULT: Message = {"role": "tool", "content": "Qtool1", "tool_call_id": "call00001", "name": "fnq"}
-SYSTEM: Message = {"role": "system", "content": "Qsyst1"}
 
 
 def _render(

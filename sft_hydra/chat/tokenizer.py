@@ -184,8 +184,8 @@ class ChatTokenizer:
             if template is not None:
                 habits = probe_closings(ChatTemplate(template, self.template_variables, datetime.now()), tokens)
                 texts += end_of_turn_texts(habits, tokens)
-        ids = [self.backend.token_to_id(text) for text in dict.fromkeys(texts)]
-        return [id_ for id_ in ids if id_ is not None]
+        known = {token.text: token.id for token in self.added}
+        return [known[text] for text in dict.fromkeys(texts) if text in known]
 
     @property
     def template_variables(self) -> dict[str, Any]:

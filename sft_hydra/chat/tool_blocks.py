@@ -61,9 +61,11 @@ class Block:
         return text in self.sound
 
 
-def take_out_blocks(environment: Environment, tree: nodes.Template, known: dict[str, Block]) -> None:
+def take_out_blocks(
+    environment: Environment, tree: nodes.Template, known: dict[str, Block], calls: bool = True
+) -> None:
     """Edit the syntax tree of a template in place; the blocks are filters of the environment, named PREFIX and a number.
-    `known`: those made before from the same tree."""
+    `known`: those made before from the same tree. `calls`: loops over calls become blocks too."""
     macros = [statement for statement in tree.body if isinstance(statement, nodes.Macro)]
     numbers = count()
 
@@ -74,6 +76,8 @@ def take_out_blocks(environment: Environment, tree: nodes.Template, known: dict[
                 if name not in known:
                     known[name] = Block(environment, statement, macros)
                 environment.filters[name] = known[name]
+                if not (calls or known[name].remembers):
+                    continue
                 printed = nodes.Filter(statement.iter, name, [], [], None, None)
                 body[index] = nodes.Output([printed], lineno=statement.lineno)
                 continue

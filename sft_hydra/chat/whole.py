@@ -9,8 +9,9 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from sft_hydra.records import Message
+from sft_hydra.records import Conversation, Message
 
+LONG = 24  # letters of a text that stands in another only because it is quoted
 Named = tuple[str, str]  # what it is, for people; the text that must stand
 
 
@@ -25,6 +26,48 @@ def message_texts(message: Message, reasoning: bool) -> Iterator[Named]:
         beside = " beside a tool call" if "tool_calls" in message else ""
         yield f"content of a message of the {role}{beside}", content
     yield from call_texts(message.get("tool_calls") or ())
+
+
+def lost_of_messages(messages: list[Message], turns: list[int], modes: list[bool], text: str) -> str | None:
+    """The first of what messages say that `text` does not hold; of an assistant's only the turns in `turns`."""
+    position = 0
+    for index, message in enumerate(messages):
+        if message["role"] == "assistant" and index not in turns:
+            continue
+        content = message.get("content")
+        if content.__class__ is str and "tool_calls" not in message and "reasoning_content" not in message:  # most
+            place = text.find(content, position)
+            if place >= 0:
+                position = place + len(content)
+                continue
+        if (name := lost(message_texts(message, modes[index]), text)) is not None:
+            return name
+    return None
+
+
+def are_unique(messages: list[Message], conversation: Conversation, source: str) -> bool:
+    """Whether all that these messages of a conversation say is long and stands nowhere else, in the row or in the template's
+    source, so that a text that holds it holds it because of them. Never for messages with calls, whose names tools have too."""
+    if any("tool_calls" in message for message in messages):
+        return False
+    said = [text for message in messages for _, text in message_texts(message, True)]
+    if any(len(text) < LONG for text in said):
+        return False
+    everything = "\0".join([*_printable(conversation), source])
+    return all(everything.count(text.strip()) == 1 for text in said)
+
+
+def _printable(conversation: Conversation) -> Iterator[str]:
+    """All texts of a row, and its calls and tools in the forms that templates print."""
+    for message in conversation.messages:
+        yield from (text for _, text in message_texts(message, True))
+        yield from (text for key in ("name", "tool_call_id") if isinstance(text := message.get(key), str))
+    calls = [call["function"]["arguments"] for m in conversation.messages for call in m.get("tool_calls") or ()]
+    for value in (*calls, conversation.tools, conversation.template_kwargs):
+        if value:
+            yield from _leaves(value)
+            yield str(value)
+            yield json.dumps(value, ensure_ascii=False, default=str)
 
 
 def call_texts(calls: Iterable[dict[str, Any]]) -> Iterator[Named]:

@@ -37,7 +37,18 @@ ALLOWED = {
     "inspect.split": ("train", "valid", "test"),
     "logger.wandb.mode": ("online", "offline", "disabled"),
 }
-READABLE_FORMATS = ("auto", "openai", "prompt_completion", "sharegpt", "alpaca", "squad", "oasst", "mmlu", "gsm8k")
+READABLE_FORMATS = (
+    "auto",
+    "openai",
+    "prompt_completion",
+    "sharegpt",
+    "alpaca",
+    "squad",
+    "oasst",
+    "mmlu",
+    "gsm8k",
+    "text",
+)
 
 VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
@@ -53,6 +64,7 @@ def known_words(cfg: SftConfig) -> Iterator[str]:
     values = flatten(cfg)
     allowed = {
         **ALLOWED,
+        "data.default.format": READABLE_FORMATS,
         **{f"data.sources.{name}.format": READABLE_FORMATS for name in cfg.data.sources},
     }
     for key, words in allowed.items():
@@ -263,7 +275,7 @@ def optimizer_state(cfg: SftConfig) -> Iterator[str]:
     if not isinstance(cfg.optimizer, AdamW):
         return
     if cfg.optimizer.lora_plus_ratio is not None and cfg.peft is None:
-        yield f"optimizer.lora_plus_ratio={cfg.optimizer.lora_plus_ratio:g} is for LoRA; add peft=lora, or leave it out"
+        yield f"optimizer.lora_plus_ratio={cfg.optimizer.lora_plus_ratio:g} is for LoRA; add peft=lora, or remove it"
     if (bits := cfg.optimizer.state_bits) not in (8, 32):
         yield f"optimizer.state_bits={bits} is not one of 8, 32"
     if bits == 8 and cfg.train.cpu_offload:

@@ -24,8 +24,8 @@ from sft_hydra.errors import DataError
 LINK_NAME = re.compile(r"\d+__(.+)__shard_\d+")  # names of links in the splits of the Nemotron recipe
 ROWS_AT_ONCE = 256
 UNKNOWN_OF_SOURCE = (
-    *("rows", "kept", "rejected", "rejects", "dropped_sequences", "truncated", "cut_at_turn", "guarded"),
-    *("bare_headers", "left_out", "conversations"),
+    *("rows", "kept", "rejected", "rejects", "dropped_sequences", "truncated", "cut_at_turn"),
+    *("cut_documents", "guarded", "bare_headers", "left_out", "conversations"),
 )
 
 

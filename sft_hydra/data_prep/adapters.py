@@ -22,7 +22,7 @@ from sft_hydra.schema.data import SourceConfig
 KNOWN_SETS = {"mmlu": mmlu, "gsm8k": gsm8k, "squad": squad, "oasst": oasst}
 MESSAGES, TOOLS = "messages", "tools"  # the columns, unless the source names others
 AUTO = (None, "auto")
-FORMATS = ("auto", "openai", "prompt_completion", "sharegpt", "alpaca", *KNOWN_SETS)
+FORMATS = ("auto", "openai", "prompt_completion", "sharegpt", "alpaca", "text", *KNOWN_SETS)
 SYSTEM = ("system", "system_prompt", "system_message", "systemInstruction", "system_instruction")
 PAIRS = (("prompt", "completion"), ("query", "response"), ("prompt", "response"))  # question and answer columns
 REASONING = ("reasoning_content", "reasoning", "thinking")  # columns beside a question and an answer

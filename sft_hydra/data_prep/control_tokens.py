@@ -80,7 +80,9 @@ class ControlTokenEscaper:
         tools = [_map(tool, lambda text: _break(text, self.every)) for tool in conversation.tools or ()]
         kwargs = _map(conversation.template_kwargs, lambda text: _break(text, self.every))
         given = conversation
-        return Conversation(messages, tools or None, given.origin, given.source, given.meta, kwargs)
+        return Conversation(
+            messages, tools or None, given.origin, given.source, given.meta, kwargs, is_text=given.is_text
+        )
 
     def encode(self, chunk: str) -> list[int]:
         """Ids of a chunk of marked text. Raises RowError where the tokenizer cannot do it."""

@@ -9,6 +9,7 @@ from sft_hydra.chat.message import check_message
 from sft_hydra.chat.roles import ROLES, role_of
 from sft_hydra.data_prep.adapters import adapt
 from sft_hydra.data_prep.content_parts import expand, join_calls
+from sft_hydra.data_prep.raw_text import FORMAT, text_conversation
 from sft_hydra.data_prep.tool_definitions import read_tools
 from sft_hydra.data_prep.unread import unread_of_messages, unread_of_row
 from sft_hydra.errors import RowError
@@ -20,13 +21,16 @@ ANSWERS = ("response", "completion", "choices", "chosen", "preferred_output", "o
 
 def to_conversation(row: Any, source: SourceConfig, name: str, origin: str) -> Conversation:
     """The Conversation of a row. Raises RowError with reason `no_messages`, `format`, `role`, `content`, `tools`, `history`,
-    `tool_calls`, `tool_arguments`, `reasoning`, `system`, `training_flag`, `weight`, `chat_template_kwargs`,
+    `text`, `tool_calls`, `tool_arguments`, `reasoning`, `system`, `training_flag`, `weight`, `chat_template_kwargs`,
     `nothing_to_learn` or `unicode`."""
+    if source.format == FORMAT:
+        return text_conversation(row, source, name, origin)
     found = adapt(row, source)
     meta = row if isinstance(row, dict) else {}
     if not isinstance(found.messages, list) or not found.messages:
         keys = f"; its keys: {', '.join(list(map(str, row))[:9])}" if isinstance(row, dict) else ""
-        raise RowError("no_messages", f"no list of messages{keys}")
+        hint = "; raw text needs format: text" if isinstance(row, dict) and isinstance(row.get("text"), str) else ""
+        raise RowError("no_messages", f"no list of messages{keys}{hint}")
     unread = unread_of_row(meta, found.read)
     if all(map(_is_plain, found.messages)) and found.messages[-1]["role"] == "assistant":  # most rows, told quickly
         return Conversation(list(found.messages), found.tools, origin, name, meta, found.kwargs, unread)

@@ -43,7 +43,7 @@ class Filters:
     def check(self, conversation: Conversation) -> None:
         """Raises RowError with the filter's name as its reason."""
         config = self.config
-        if config.structure:
+        if config.structure and not conversation.is_text:
             _check_structure(conversation)
         if config.tools and any("tool_calls" in message for message in conversation.messages):
             self._check_tools(conversation)
@@ -129,7 +129,7 @@ def _value_of(text: str) -> Any:
 
 
 def _answers(conversation: Conversation) -> Iterator[Message]:
-    return (message for message in conversation.messages if message["role"] == "assistant")
+    return (message for message in conversation.messages if message["role"] in ("assistant", "text"))
 
 
 def _texts(message: Message) -> Iterator[str]:

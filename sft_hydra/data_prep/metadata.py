@@ -140,6 +140,7 @@ def _source(plan: Plan, index: int, spools: list[Path], splits: list[Any], entri
         "dropped_sequences": counts.get("dropped_sequences/overlong", 0) + counts.get("dropped_sequences/truncated", 0),
         "truncated": counts.get("truncated", 0),
         "cut_at_turn": counts.get("cut_at_turn", 0),
+        "cut_documents": counts.get("cut_documents", 0),
         "unread": {key.removeprefix("unread/"): n for key, n in sorted(counts.items()) if key.startswith("unread/")},
         "guarded": counts.get("guarded", 0),
         "bare_headers": counts.get("bare_headers", 0),

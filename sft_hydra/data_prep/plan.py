@@ -20,6 +20,7 @@ from sft_hydra.data_prep.blend import check_weights
 from sft_hydra.data_prep.contents import ChangedError
 from sft_hydra.data_prep.files import InputFile, check_kind, is_packed
 from sft_hydra.data_prep.fingerprint import InputFingerprint, count_rows, fingerprint_inputs, line_offsets
+from sft_hydra.data_prep.raw_text import FORMAT, end_token
 from sft_hydra.data_prep.sources import MalformedRow, Source, listing_of, read_rows, sources_of
 from sft_hydra.errors import ConfigError
 from sft_hydra.paths import data_root
@@ -127,6 +128,9 @@ def read_request(cfg: SftConfig, tokenizer: ChatTokenizer) -> Request:
     check_splits(cfg.data)
     sources = sources_of(cfg.data)
     check_weights(sources)
+    for source in sources:
+        if source.config.format == FORMAT:
+            end_token(tokenizer, source.config, source.name)
     listings = [listing_of(source) for source in sources]
     files = [listing.files for listing in listings]
     pairs = [(file, source) for source, listed in zip(sources, files, strict=True) for file in listed]

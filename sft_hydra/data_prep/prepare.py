@@ -35,6 +35,7 @@ from sft_hydra.data_prep.progress import OnProgress, Reporter
 from sft_hydra.data_prep.token_store import read_token_store
 from sft_hydra.data_prep.tokenize import ADVERSARIAL
 from sft_hydra.data_prep.tokenizer_backend import choose_backend, probe_sequences, probe_texts
+from sft_hydra.data_prep.tokenizer_cache import TokenizerRecord
 from sft_hydra.errors import ConfigError, DataError, MissingPackedDataError
 from sft_hydra.files import exists, unwritable
 from sft_hydra.paths import data_root
@@ -225,6 +226,7 @@ def _plan(
     if said.get("key") == request.key and not (cfg.data.force and cfg.data.num_parts is None):
         if served.is_file():
             tokenizer.serve_from(served)
+        _recall(tokenizer)
         return make_plan(cfg, request, tokenizer, said["now"]), background.submit(lambda: str(said["library"]))
     throw_away(partial)
     (partial / "spool").mkdir(parents=True)
@@ -232,6 +234,7 @@ def _plan(
     texts = probe_texts(request, tokenizer)
     if may_differ(tokenizer):
         tokenizer.serve_from(served_file(tokenizer, served, [*ADVERSARIAL, *texts]))
+    _recall(tokenizer)
 
     reading = Event()
 
@@ -246,6 +249,12 @@ def _plan(
     library = background.submit(choose_once)
     reading.wait()  # first the library that soon does without the interpreter: the plan reads the one that blocks it
     return make_plan(cfg, request, tokenizer, now), library
+
+
+def _recall(tokenizer: ChatTokenizer) -> None:
+    """Use what earlier preparations found out about a tokenizer, so that the reference library need not read it."""
+    if (known := TokenizerRecord.load(tokenizer, ADVERSARIAL)) is not None:
+        known.apply(tokenizer)
 
 
 def _read_record(record: Path) -> dict[str, str]:

@@ -21,6 +21,7 @@ from sft_hydra.data_prep.contents import ChangedError
 from sft_hydra.data_prep.files import InputFile, Listing, check_rows, input_file, list_folder, open_bytes
 from sft_hydra.data_prep.hub_sets import hub_data, is_saved, other_splits, pruner, repository_files
 from sft_hydra.data_prep.nulls import prune_row
+from sft_hydra.data_prep.raw_text import FORMAT
 from sft_hydra.errors import ConfigError, DataError
 from sft_hydra.schema.data import DataConfig, SourceConfig
 
@@ -31,7 +32,7 @@ ONE_OF = (
     ("weight", "epochs"),
 )  # one replaces the other
 TOGETHER = frozenset(name for names in ONE_OF for name in names)
-PRETRAINING = ("text_field",)  # of an entry of a peer's blend: the column of plain text, which chats do not have
+TEXT_FIELD = "text_field"  # of an entry of a peer's blend: the column of raw text, which chats do not have
 MAX_ROW_BYTES = 32 << 20  # of one row: some eight million tokens
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -108,7 +109,9 @@ def _read_blend(path: Path) -> list[Source]:
         raise ConfigError(f"data.blend={path}: `datasets` must be a list of objects")
     problems, found = [], []
     for number, entry in enumerate(entries):
-        options = {key: value for key, value in entry.items() if key not in ("name", *PRETRAINING)}
+        options = {key: value for key, value in entry.items() if key not in ("name", TEXT_FIELD)}
+        if entry.get("format") == FORMAT and entry.get(TEXT_FIELD):
+            options.setdefault("text_key", entry[TEXT_FIELD])
         problems += [
             f"{path}: datasets[{number}].{key}={value!r} must be {'a number' if key in NUMBERS else 'text'}"
             for key, value in entry.items()

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from sft_hydra.chat.turn_spans import RenderedSequence
+from sft_hydra.data_prep.document_pieces import split_documents
 from sft_hydra.data_prep.plan import Plan
+from sft_hydra.data_prep.raw_text import FORMAT
 from sft_hydra.data_prep.sources import Source
 from sft_hydra.data_prep.token_store import TokenStoreWriter
 from sft_hydra.data_prep.tokenize import SequenceEncoder, TokenBatch
@@ -84,8 +86,12 @@ class StoreWriter:
         counts["bare_headers"] += sum(sequence.bare_headers for sequence in batch.sequences)
         for key, rows in batch.unread.items():
             counts[f"unread/{key}"] += rows
-        kept = self._lengths(batch, tokens)
         owners = np.array(batch.owners, np.int64)
+        if self.source.config.format == FORMAT and self.data.overlong is Overlong.split_turns:
+            tokens, owners, cut = split_documents(self._shortened(tokens), owners, self.seq_length)
+            batch.owners = owners.tolist()
+            counts["cut_documents"] += cut
+        kept = self._lengths(batch, tokens)
         survivors = np.unique(owners[kept > 0])
         new_row = np.full(len(batch.rows) + 1, -1, np.int64)
         new_row[survivors] = np.arange(len(survivors)) + len(self.writer.rows)
@@ -104,6 +110,16 @@ class StoreWriter:
         if reason in TEMPLATE_REASONS:
             self.writer.counts[f"refused/{reason}: {detail[:SHOWN]}"] += 1
         self.writer.reject(origin=origin, source=self.source.name, reason=reason, detail=detail)
+
+    def _shortened(self, tokens: TokenBatch) -> TokenBatch:
+        """Documents of at most `data.max_doc_tokens`."""
+        most = self.data.max_doc_tokens
+        if not most or not (tokens.lengths > most).any():
+            return tokens
+        starts = np.cumsum(tokens.lengths) - tokens.lengths
+        inside = np.arange(len(tokens.input_ids)) - np.repeat(starts, tokens.lengths) < most
+        self.writer.counts["truncated"] += int((tokens.lengths > most).sum())
+        return TokenBatch(tokens.input_ids[inside], tokens.loss_mask[inside], np.minimum(tokens.lengths, most))
 
     def _lengths(self, batch: TokenBatcher, tokens: TokenBatch) -> Any:
         """Tokens of each sequence that stay: 0 for those that do not fit the policies."""

@@ -14,11 +14,14 @@ from threading import Lock
 import fastokens
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.chat.turn_spans import RenderedSequence
 from sft_hydra.data_prep.control_tokens import ControlTokenEscaper
 from sft_hydra.data_prep.exact_cuts import is_byte_level
+from sft_hydra.data_prep.reduced_reference import reduced_reference
+from sft_hydra.data_prep.tokenizer_cache import TokenizerRecord, hash_of
 from sft_hydra.data_prep.whole_guard import WholeGuard, owners
 
 ADVERSARIAL = (
@@ -103,18 +106,45 @@ def start_fast(tokenizer: ChatTokenizer) -> BulkEncoder | None:
 
 
 def choose_library(tokenizer: ChatTokenizer, fast: BulkEncoder | None, texts: Iterable[str]) -> str:
-    """`fastokens` if it gives the same ids as the reference on hard cases, on every added token and on `texts`."""
+    """`fastokens` if it gives the same ids as the reference on hard cases, on every added token and on `texts`. What is known
+    from earlier preparations (tokenizer_cache.py) is not looked at again."""
     if fast is None:
         return "tokenizers"
-    added = [token.text for token in tokenizer.added]
-    probe = [*ADVERSARIAL, "".join(added), " x\n".join(added), *texts]
-    try:
-        ids, offsets = fast.encode(probe)
-    except Exception:
+    texts = list(texts)
+    record = TokenizerRecord.load(tokenizer, ADVERSARIAL)
+    if record is None:
+        added = [token.text for token in tokenizer.added]
+        hard = [*ADVERSARIAL, "".join(added), " x\n".join(added)]
+        agrees = _agree(fast, tokenizer.backend, hard)
+        record = TokenizerRecord(agrees, tokenizer.added, tokenizer.vocab_size)
+        record.save(tokenizer, ADVERSARIAL)
+    if not record.agrees:
         return "tokenizers"
-    want = tokenizer.backend.encode_batch_fast(probe, add_special_tokens=False)
-    same = all(ids[offsets[i] : offsets[i + 1]].tolist() == want[i].ids for i in range(len(probe)))
-    return "fastokens" if same else "tokenizers"
+    if (name := hash_of(texts)) in record.compared:
+        return "fastokens"
+    if not _agree_on_rows(tokenizer, fast, texts):
+        return "tokenizers"
+    record.compared.append(name)
+    record.save(tokenizer, ADVERSARIAL)
+    return "fastokens"
+
+
+def _agree_on_rows(tokenizer: ChatTokenizer, fast: BulkEncoder, texts: list[str]) -> bool:
+    """Whether both libraries give the same ids; the reference reads no more of its vocabulary than it needs."""
+    if "backend" not in tokenizer.__dict__ and is_byte_level(tokenizer):
+        reduced = reduced_reference(tokenizer, texts)
+        if reduced is not None and _agree(fast, reduced, texts):
+            return True
+    return _agree(fast, tokenizer.backend, texts)
+
+
+def _agree(fast: BulkEncoder, reference: Tokenizer, texts: list[str]) -> bool:
+    try:
+        ids, offsets = fast.encode(texts)
+    except Exception:  # it refuses what it does not know, in various ways
+        return False
+    want = reference.encode_batch_fast(texts, add_special_tokens=False)
+    return all(ids[offsets[i] : offsets[i + 1]].tolist() == want[i].ids for i in range(len(texts)))
 
 
 class SequenceEncoder:

@@ -1,7 +1,7 @@
 """First half of a shard's work: rows -> checked and rendered -> tokenized sequences in a spool (`ShardTokenizer.run`).
 
-Rows are read, checked and rendered here, then encoded and written (batch.py); a thread beside encodes those that wait while
-the tokenizer is being read.
+Rows are read, checked and rendered here, then encoded and written (token_batch.py); a thread beside encodes those that wait
+while the tokenizer is being read, and all of them where there is but one worker.
 Owns what happens to a row on the way: every row read ends as sequences or as a line in rejects.jsonl, and is counted.
 
 Owner of: every input row is used, or is in rejects.jsonl with a reason.
@@ -31,12 +31,13 @@ from sft_hydra.data_prep.filters import Filters
 from sft_hydra.data_prep.llm_judge import LLMJudge
 from sft_hydra.data_prep.ordered_executor import OrderedExecutor
 from sft_hydra.data_prep.plan import Plan, ShardPlan, check_tokenizer
+from sft_hydra.data_prep.raw_text import TextRenderer
 from sft_hydra.data_prep.sources import MAX_ROW_BYTES, MalformedRow, Source, read_rows
 from sft_hydra.data_prep.token_batch import StoreWriter, TokenBatcher
 from sft_hydra.data_prep.token_store import TokenStoreWriter
 from sft_hydra.data_prep.tokenize import SequenceEncoder, TokenBatch, start_fast
 from sft_hydra.data_prep.turns import arrange
-from sft_hydra.data_prep.unread import check_speech
+from sft_hydra.data_prep.unread import SPEECH, check_speech
 from sft_hydra.errors import RowError
 from sft_hydra.records import Conversation
 from sft_hydra.schema.data import DataConfig
@@ -51,10 +52,12 @@ Done = Callable[[], None]
 
 
 class ShardTokenizer:
-    """Does the first half for any shard of one plan. `library` says which one encodes, as soon as that is known."""
+    """Does the first half for any shard of one plan. `library` says which one encodes, as soon as that is known.
+    `alone`: there is no other worker, so that encoding may use a second core."""
 
-    def __init__(self, plan: Plan, library: Callable[[], str]) -> None:
+    def __init__(self, plan: Plan, library: Callable[[], str], alone: bool = False) -> None:
         self.plan = plan
+        self.alone = alone
         self.library = library
         self.tokenizer = tokenizer = ChatTokenizer(
             plan.tokenizer_folder, plan.template, plan.template_kwargs, plan.tokenizer_file, plan.named_templates
@@ -69,6 +72,8 @@ class ShardTokenizer:
             ends = [token.text for token in tokenizer.added if token.special]
             wanted = Supervisor(self.renderer.sequences, plan.data.roles_to_train, plan.data.mask_reasoning, ends)
             self.render = wanted.sequences
+        self.of_lines = False  # rows are from a file of lines, of which too long ones are not even parsed
+        self.texts: dict[str, TextRenderer] = {}  # by source
         self.filters = Filters(plan.data.filters)
         judge = plan.data.filters.judge
         self.judge = LLMJudge(judge, plan.judge_cache) if judge.model else None
@@ -104,10 +109,13 @@ class ShardTokenizer:
         def flush(batch: TokenBatcher) -> None:
             encode = partial(self._encode, batch)
             fill = partial(filler.fill, batch)
-            self.background.submit(encode, lambda tokens: report(*fill(tokens)), ready=self.encoder is not None)
+            self.background.submit(
+                encode, lambda tokens: report(*fill(tokens)), ready=self.encoder is not None and not self.alone
+            )
 
         batch = TokenBatcher()
         for index, part in enumerate(shard.ranges):
+            self.of_lines = part.file.kind == "lines"
             rows = read_rows(part.file, source, part.first, part.stop, part.offset)
             for number, row in self._judged(rows, source) if self.judge else rows:
                 self._add(batch, row, source, (index, number, f"{part.file.path}:{number + 1}"))
@@ -156,12 +164,9 @@ class ShardTokenizer:
         if isinstance(row, MalformedRow):
             raise RowError(row.reason, row.problem)
         conversation = to_conversation(row, source.config, source.name, origin)
-        chars = sum(len(message.get("content") or "") for message in conversation.messages)
-        if chars > MAX_ROW_BYTES:  # of a Parquet file, a list or a hub data set
-            raise RowError(
-                "too_large", f"{chars:,} characters, more than the {MAX_ROW_BYTES:,} of the longest conversations"
-            )
-        if conversation.unread:
+        if not self.of_lines:
+            _check_size(conversation)
+        if not SPEECH.keys().isdisjoint(conversation.unread):
             check_speech(self.renderer.unread(conversation))
         if self.plan.data.merge_same_role or self.plan.data.train_on_last_turn:
             conversation = arrange(conversation, self.plan.data)
@@ -173,20 +178,35 @@ class ShardTokenizer:
         conversation = self.check(row, source, origin)
         if self.judge is not None:
             self.judge.check(conversation)
-        sequences = self.render(conversation)
+        render = self.text_renderer(source).sequences if conversation.is_text else self.render
+        sequences = render(conversation)
         if self.guard is not None and self.guard.is_needed(conversation):
-            sequences = self._guarded(self.guard.mark(conversation), sequences)
+            sequences = _guarded(render(self.guard.mark(conversation)), sequences)
         return conversation, sequences
 
-    def _guarded(self, marked: Conversation, plain: list[RenderedSequence]) -> list[RenderedSequence]:
-        """The sequences with control-token text marked, provided that the template does nothing else with it."""
-        found = self.render(marked)
-        same = [(sequence.chunks, sequence.trained) for sequence in plain]
-        if [([c.replace(WORD, "") for c in sequence.chunks], sequence.trained) for sequence in found] != same:
-            raise RowError("control_text", "the template acts on control-token text in a content")
-        for sequence in found:
-            sequence.guarded = WORD in sequence.text
-        return found
+    def text_renderer(self, source: Source) -> TextRenderer:
+        """Renders the raw text of a source."""
+        if source.name not in self.texts:
+            self.texts[source.name] = TextRenderer.of(self.tokenizer, source.config, source.name)
+        return self.texts[source.name]
+
+
+def _check_size(conversation: Conversation) -> None:
+    chars = sum(len(message.get("content") or "") for message in conversation.messages)
+    if chars > MAX_ROW_BYTES:
+        raise RowError(
+            "too_large", f"{chars:,} characters, more than the {MAX_ROW_BYTES:,} of the longest conversations"
+        )
+
+
+def _guarded(marked: list[RenderedSequence], plain: list[RenderedSequence]) -> list[RenderedSequence]:
+    """The sequences with control-token text marked, provided that the template does nothing else with it."""
+    same = [(sequence.chunks, sequence.trained) for sequence in plain]
+    if [([c.replace(WORD, "") for c in sequence.chunks], sequence.trained) for sequence in marked] != same:
+        raise RowError("control_text", "the template acts on control-token text in a content")
+    for sequence in marked:
+        sequence.guarded = WORD in sequence.text
+    return marked
 
 
 def _row_renderer(tokenizer: ChatTokenizer, data: DataConfig, now: datetime) -> RowRenderer:

@@ -19,6 +19,7 @@ from sft_hydra.chat.turn_spans import RenderedSequence
 from sft_hydra.data_prep.conversation import to_conversation
 from sft_hydra.data_prep.exact_cuts import borders_are_exact, is_byte_level, pieces_are_exact
 from sft_hydra.data_prep.plan import Request, first_rows
+from sft_hydra.data_prep.raw_text import TextRenderer
 from sft_hydra.data_prep.sources import MalformedRow, read_rows
 from sft_hydra.data_prep.tokenize import WHOLE, SequenceEncoder, choose_library, start_fast
 from sft_hydra.errors import RowError
@@ -45,7 +46,10 @@ def probe_sequences(request: Request, tokenizer: ChatTokenizer, data: DataConfig
         for _, row in islice(read_rows(listed[0], source, 0, None), ROWS):
             with suppress(RowError, RecursionError, LearnedWrongError):
                 if not isinstance(row, MalformedRow):
-                    found += renderer.sequences(to_conversation(row, source.config, source.name, ""))
+                    talk = to_conversation(row, source.config, source.name, "")
+                    found += (
+                        TextRenderer.of(tokenizer, source.config, source.name) if talk.is_text else renderer
+                    ).sequences(talk)
     return [sequence for sequence in found if _is_unicode(sequence.text)]
 
 

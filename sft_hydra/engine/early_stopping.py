@@ -30,3 +30,12 @@ def observe(state: TrainState, value: float, settings: EarlyStoppingConfig) -> N
 def is_over(state: TrainState, settings: EarlyStoppingConfig) -> bool:
     """Whether training ends here."""
     return settings.metric is not None and state.measurements_without_gain >= settings.patience
+
+
+def why_over(state: TrainState, settings: EarlyStoppingConfig, steps: int) -> str:
+    """One line about it; `steps`: of the whole training."""
+    best = "measured a number" if state.best_value is None else f"improved on {state.best_value:.4f}"
+    return (
+        f"stopped early after step {state.step} of {steps}: {settings.metric} has not {best} in "
+        f"{state.measurements_without_gain} measurements"
+    )

@@ -149,6 +149,8 @@ def notes(packed: PackedSet) -> list[str]:
             )
         if source["cut_at_turn"]:
             found.append(f"{name}: {source['cut_at_turn']:,} long sequences cut after the last turn that fits")
+        if source.get("cut_documents"):
+            found.append(f"{name}: {source['cut_documents']:,} documents longer than a packed row were cut into pieces")
         if source["dropped_sequences"]:
             found.append(f"{name}: {source['dropped_sequences']:,} sequences too long and dropped")
         if source.get("not_read"):

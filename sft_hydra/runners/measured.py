@@ -1,8 +1,10 @@
-"""Which metrics a training measures, and that those which the config goes by are among them."""
+"""What a training measures and when, and that the metrics which the config goes by are among it."""
 
 from sft_hydra.data.shards import PackedSet
+from sft_hydra.engine.loop import TrainState
 from sft_hydra.errors import ConfigError
-from sft_hydra.schema.config import SftConfig
+from sft_hydra.planning.topology import rows_per_step
+from sft_hydra.schema.config import EPOCH, SftConfig
 
 
 def check_metrics(cfg: SftConfig, packed: PackedSet) -> None:
@@ -24,3 +26,12 @@ def check_metrics(cfg: SftConfig, packed: PackedSet) -> None:
     ]
     if problems:
         raise ConfigError(*problems)
+
+
+def validation_is_due(cfg: SftConfig, state: TrainState, rows_per_epoch: int) -> bool:
+    """Whether one follows the last step, by `eval.every`."""
+    every = cfg.eval.every
+    if isinstance(every, int):
+        return every > 0 and state.step % every == 0
+    before = state.rows_consumed - rows_per_step(cfg.train, cfg.seq_length)
+    return every == EPOCH and state.rows_consumed // rows_per_epoch > before // rows_per_epoch

@@ -23,7 +23,7 @@ from sft_hydra.data.dataset import TrainRows
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.data_prep.blend import train_rows
 from sft_hydra.data_prep.owning import in_use
-from sft_hydra.engine.early_stopping import is_over, observe
+from sft_hydra.engine.early_stopping import is_over, observe, why_over
 from sft_hydra.engine.loop import StepResult, TrainState, train_loop
 from sft_hydra.engine.optimizer import OptimizerSet, build_optimizer, check_state_bits
 from sft_hydra.engine.outlook import plan_warnings
@@ -47,12 +47,12 @@ from sft_hydra.runners.data_prep import prepared_set
 from sft_hydra.runners.evaluate import evaluate_chatcore, evaluate_model, read_kept
 from sft_hydra.runners.hub_upload import check_upload, upload_export
 from sft_hydra.runners.kernel_report import kernels_of
-from sft_hydra.runners.measured import check_metrics
+from sft_hydra.runners.measured import check_metrics, validation_is_due
 from sft_hydra.runners.oom import explain_oom
 from sft_hydra.runners.summary import Clock, say_next_steps, write_summary
 from sft_hydra.runners.tracking import data_artifact, model_artifact, no_trackers, open_trackers, tracker_ids
 from sft_hydra.runners.write_export import export_model, report_config_changes
-from sft_hydra.schema.config import EPOCH, EarlyStoppingConfig, SftConfig
+from sft_hydra.schema.config import EarlyStoppingConfig, SftConfig
 
 
 @dataclass(slots=True)
@@ -155,7 +155,7 @@ def _train(training: TrainingContext, clock: Clock) -> ExportReport | None:
     with clock("train"), finish_step_on_interrupt():
         _fit(training)
     if is_over(state, cfg.train.early_stopping) and state.step < training.steps:
-        training.console.say(_why_over(state, training))
+        training.console.say(why_over(state, cfg.train.early_stopping, training.steps))
     elif state.step < training.steps:
         text = f"stopped at step {state.step} of {training.steps}; rerun the same command to resume"
         training.console.note(text)
@@ -267,7 +267,7 @@ def _fit(training: TrainingContext) -> None:
             _record(training, result, progress)
             last = result.step == training.steps
             saves = last or _is_due(cfg, result.step)
-            if not last and _validation_is_due(training):
+            if not last and validation_is_due(cfg, state, training.rows.rows_per_epoch):
                 _validate(training)
             if not last and cfg.eval.chatcore_every and result.step % cfg.eval.chatcore_every == 0:
                 _run_chatcore(training, "training")
@@ -295,15 +295,6 @@ def _fit(training: TrainingContext) -> None:
         saver.wait()
 
 
-def _validation_is_due(training: TrainingContext) -> bool:
-    """Whether `eval.every` requires a validation after this step."""
-    every, state, rows = training.cfg.eval.every, training.state, training.rows.rows_per_epoch
-    if isinstance(every, int):
-        return every > 0 and state.step % every == 0
-    before = state.rows_consumed - rows_per_step(training.cfg.train, training.cfg.seq_length)
-    return every == EPOCH and state.rows_consumed // rows > before // rows
-
-
 def _watch(training: TrainingContext) -> None:
     """Update early stopping if this step measured its metric. All ranks use the first rank's value."""
     settings, step = training.cfg.train.early_stopping, training.state.step
@@ -312,14 +303,6 @@ def _watch(training: TrainingContext) -> None:
     measured = training.latest.get(settings.metric) if training.measured_at.get(settings.metric) == step else None
     if (value := all_gather_objects(measured, training.model.mesh)[0]) is not None:
         observe(training.state, value, settings)
-
-
-def _why_over(state: TrainState, training: TrainingContext) -> str:
-    settings = training.cfg.train.early_stopping
-    return (
-        f"stopped early after step {state.step} of {training.steps}: {settings.metric} has not improved on {state.best_value:.4f} "
-        f"in {state.measurements_without_gain} measurements"
-    )
 
 
 def _is_due(cfg: SftConfig, step: int) -> bool:

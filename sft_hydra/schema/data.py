@@ -103,7 +103,7 @@ class SourceConfig:
     """Part of a hub data set: a configuration, a split, a folder or the stem of a file (`chat_if` for `data/chat_if.jsonl`)."""
     format: str | None = None
     """null (or `auto`): what the keys of a row show; else `openai`, `prompt_completion`, `sharegpt`, `alpaca`, or the schema of a
-    known set: `mmlu`, `gsm8k`, `squad`, `oasst`."""
+    known set: `mmlu`, `gsm8k`, `squad`, `oasst`; `text`: raw text (continued pretraining), every token trained."""
     messages_key: str | None = None
     """null: `messages`."""
     tools_key: str | None = None
@@ -119,6 +119,10 @@ class SourceConfig:
     """`prompt_completion`: the question, with {} where the input goes."""
     prompt_file: str | None = None
     """The same, read from a file."""
+    text_key: str | None = None
+    """`text`: the column that holds the document; null: `text`."""
+    end_token: str | None = None
+    """`text`: the control token behind each document; null: the tokenizer's `eos_token`."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -107,7 +107,9 @@ def test_unreadable_yaml(problems: Problems, empty_folder: Path) -> None:
 def test_defaults_of_a_users_yaml_that_are_no_option(problems: Problems, empty_folder: Path) -> None:
     (empty_folder / "mine.yaml").write_text("# @package _global_\ndefaults:\n  - override /model: nosuch\n")
     (problem,) = problems("experiment=mine.yaml")
-    assert problem.startswith("a file's `defaults` choose model: nosuch, which does not exist; model has: hf, nano3")
+    assert problem.startswith(
+        "a file's `defaults` choose model: nosuch, which does not exist; model has: hf, lightning, nano3"
+    )
     (empty_folder / "data").mkdir()
     (empty_folder / "data" / "mine.yaml").write_text("defaults:\n  - bland\n  - _self_\n")
     (problem,) = problems("--config-dir", str(empty_folder), "data=mine")

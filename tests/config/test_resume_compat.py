@@ -45,7 +45,7 @@ def test_may_change(change: list[str], run: RunPaths, resolved: Resolved) -> Non
         ("optimizer.lr=0.5", "optimizer.lr: 0.01 there, 0.5 here"),
         ("seed=1", "seed: 1234 there, 1 here"),
         ("model.init_std=0.1", "model.init_std: 0.02 there, 0.1 here"),
-        ("data.sources.train.format=openai", "data.sources.train.format: auto there, openai here"),
+        ("data.sources.train.format=openai", "data.sources.train.format: null there, openai here"),
         ("peft=lora", "peft.dim: null there, 32 here"),
         ("train.train_iters=5", "train.train_iters: 10 there, 5 here (may only grow)"),
         ("train.global_batch_size=8", "train.global_batch_size: 4 there, 8 here"),

@@ -83,8 +83,9 @@ def test_products_are_computed_again_under_full_recompute_alone(torchao, monkeyp
     assert counts == [14, 14 + again]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler looks at it
-@pytest.mark.parametrize(("recompute", "again"), [("selective", 0), pytest.param("full", 7, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("recompute", "again"), [("selective", 0), ("full", 7)])
 def test_the_same_in_compiled_blocks(torchao, monkeypatch, recompute, again):
     monkeypatch.setattr(compiled_blocks, "BACKEND", "aot_eager_decomp_partition")
     torch._dynamo.reset()

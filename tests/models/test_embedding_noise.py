@@ -17,6 +17,7 @@ ROW = make_row(LENGTHS, seed=4)
 def noise(alpha=8.0, seed=5, rows=(ROW,)):
     batch = make_batch(list(rows), "cpu").with_noise(32, alpha, seed)
     assert batch.noise is not None
+    assert batch.noise is not None
     return batch.noise.added(torch.zeros(len(batch.input_ids), 32)), batch
 
 

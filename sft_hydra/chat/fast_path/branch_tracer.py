@@ -49,13 +49,13 @@ class Tracer:
     def run(self, work: Callable[[], T]) -> tuple[T, Findings]:
         """What `work` returns when all that it renders is traced, and what the template did on the way."""
         template = self.template
-        plain, marked = template.plain, template.marked
-        template.plain = template.marked = self.traced
+        plain, unmarked, marked = template.plain, template.unmarked, template.marked
+        template.plain = template.unmarked = template.marked = self.traced
         self.seen.clear()
         try:
             result = work()
         finally:
-            template.plain, template.marked = plain, marked
+            template.plain, template.unmarked, template.marked = plain, unmarked, marked
         branches = frozenset(self.seen)
         if branches not in self.known:
             parts = [node for branch in sorted(branches) for node in self.bodies[branch]]
@@ -90,5 +90,8 @@ class Tracer:
 
 def _own_nodes(statement: nodes.Node, branches: list[list[nodes.Node]]) -> list[nodes.Node]:
     """The statement's nodes that are not in a branch of it."""
-    inside = {id(node) for branch in branches for part in branch for node in (part, *part.find_all(nodes.Node))}
-    return [node for node in (statement, *statement.find_all(nodes.Node)) if id(node) not in inside]
+    inside = {id(node) for branch in branches for node in branch}
+    found = [statement]
+    for node in found:  # grows while it is gone through
+        found += [child for child in node.iter_child_nodes() if id(child) not in inside]
+    return found

@@ -4,8 +4,9 @@ A skeleton is what the template made of place holders. There is one only for a s
 every expression is harmless (vet.py), and it serves only contents that nothing is tested for: not empty, no white
 space at their ends that the template would take away, none of the template's literals in them. Tools and calls are filled
 in as the text of their blocks (tool_blocks.py), if the template prints them by these alone. The first rows of every shape
-and each 256th after them are rendered by the template too; a difference raises SkeletonError, and the shard is done again
-without skeletons.
+and each 256th after them are rendered by the template too; a difference raises NotCachedError, and the shard is done again
+without skeletons. To make one costs about as many renders as a conversation has messages, so a longer shape must be met more
+often first; rows of a length at which hardly any is served from the cache are only now and then looked up.
 Invariant: the same sequences as the template makes, or none.
 """
 
@@ -23,7 +24,11 @@ from sft_hydra.chat.tool_blocks import Block
 from sft_hydra.chat.turn_spans import RenderedSequence
 from sft_hydra.records import Conversation
 
-WORTH = 6  # rows of a shape before it gets a skeleton
+WORTH = 6  # rows of a shape before it gets a skeleton; of a longer conversation as many as it has messages
+TRIED = 64  # rows of one length that are looked up whatever comes of it
+SERVED = 50  # then one of so many must be served, or only each SELDOM-th is looked up
+SELDOM = 8
+LONGEST = 64  # messages; longer conversations count as of this length
 CHECKED = 4  # rows of a new shape that the template renders too
 EVERY = 256  # and then one of so many
 SHAPES = 4096
@@ -86,9 +91,20 @@ class RenderCache:
         self.template = template
         self.met: Counter[Shape] = Counter()
         self.known: dict[Shape, _CachedRender | None] = {}
+        self.tried = [0] * (LONGEST + 1)  # rows of so many messages that came here
+        self.served = [0] * (LONGEST + 1)  # those of them that were served
 
     def sequences(self, conversation: Conversation) -> list[RenderedSequence] | None:
         """The sequences of a plain conversation; None if this is a case for the template."""
+        size = min(len(conversation.messages), LONGEST)
+        self.tried[size] = tried = self.tried[size] + 1
+        if tried > TRIED and self.served[size] * SERVED < tried and tried % SELDOM:
+            return None
+        found = self._look_up(conversation)
+        self.served[size] += found is not None
+        return found
+
+    def _look_up(self, conversation: Conversation) -> list[RenderedSequence] | None:
         values: list[str] = []
         lists: list[Any] = []
         shape = self._shape(conversation, values, lists)
@@ -96,7 +112,7 @@ class RenderCache:
             return None
         if shape not in self.known:
             self.met[shape] += 1
-            if self.met[shape] < WORTH or len(self.known) >= SHAPES:
+            if self.met[shape] < max(WORTH, len(conversation.messages)) or len(self.known) >= SHAPES:
                 return None
             self.known[shape] = self._make(conversation)
         skeleton = self.known[shape]

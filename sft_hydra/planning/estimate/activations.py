@@ -45,21 +45,21 @@ def _outputs(s: Sizes, mixer: str, how: Keeping) -> int:
 
 def kept_under_selective(s: Sizes, mixer: str, how: Keeping) -> int:
     """Bytes per token saved under selective activation checkpointing (parallel/activation_checkpointing.py): the outputs of
-    matrix products. A layer with an adapter has two, plus one between the adapter's matrices."""
+    matrix products. A layer with an adapter has one more between the adapter's matrices, and with DoRA a second output."""
     inner, gates = s.inner * how.width, 2 if s.gated else 1
     out = how.width * s.hidden
     if mixer == "attention":
         products = how.width * (s.q + 2 * s.kv) + out * how.tp
-        return products * (2 if how.lora else 1) + how.width * s.q + FP32 * s.heads + _adapters(4, how)
+        return products * (2 if how.dora else 1) + how.width * s.q + FP32 * s.heads + _adapters(4, how)
     if mixer == "mamba":
         scan = s.groups * s.chunk + 2 * s.mamba_inner + s.mamba_inner * s.state // s.chunk
-        projection = how.width * s.mamba_in * (2 if how.lora else 1)
+        projection = how.width * s.mamba_in * (2 if how.dora else 1)
         return projection + FP32 * scan + out * how.tp + _adapters(1, how)
     if mixer == "mlp":
-        return (inner * gates + out * how.tp) * (2 if how.lora else 1) + _adapters(gates + 1, how)
+        return (inner * gates + out * how.tp) * (2 if how.dora else 1) + _adapters(gates + 1, how)
     routed = s.chosen * how.width * (s.expert_inner * gates + s.latent)
     projections = how.width * s.latent + out if s.latent != s.hidden else 0
-    shared = (how.width * s.shared_inner + out) * (2 if how.lora else 1) if s.shared_inner else 0
+    shared = (how.width * s.shared_inner + out) * (2 if how.dora else 1) if s.shared_inner else 0
     return FP32 * s.experts + routed + projections + shared
 
 
