@@ -27,6 +27,13 @@ LORA = LoraConfig(dim=4, alpha=8.0, quantize_base="nf4")
 ROWS = RowList(make_row([5 + i % 7, 20, 3], seed=i) for i in range(60))
 
 
+def newest(folder):
+    """The newest checkpoint, which there is."""
+    found = latest(folder)
+    assert found is not None
+    return found
+
+
 def train(model, optimizer, state, cfg, until):
     losses = []
     train_loop(
@@ -50,10 +57,10 @@ def test_resumed_equals_straight_and_the_checkpoint_holds_adapters_alone(make_cf
     save(tmp_path / "checkpoints", first, optimizer, state, recipe_of(cfg), cfg.checkpoint)
     straight = begun + train(first, optimizer, state, cfg, 8)
     optimizer = build_optimizer(second, cfg.optimizer, cfg.train.precision)
-    state = load(latest(tmp_path / "checkpoints"), second, optimizer)
+    state = load(newest(tmp_path / "checkpoints"), second, optimizer)
     assert begun + train(second, optimizer, state, cfg, 8) == straight
     assert straight[-1] < straight[0]
-    (file,) = latest(tmp_path / "checkpoints").glob("model-*.safetensors")
+    (file,) = newest(tmp_path / "checkpoints").glob("model-*.safetensors")
     assert file.stat().st_size < (folder / "model.safetensors").stat().st_size / 2
 
 
@@ -67,7 +74,7 @@ def test_a_checkpoint_of_full_fine_tuning_is_quantized_as_the_same_folder_is(mak
     with torch.no_grad():
         for name in model.quantized:
             model.get_parameter(name).zero_()
-    load(latest(tmp_path / "checkpoints"), model, None)
+    load(newest(tmp_path / "checkpoints"), model, None)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
 
 
@@ -111,6 +118,7 @@ def test_the_adapter_and_the_merged_model_compute_what_was_trained(make_cfg, tmp
     )
     cfg.export.merge = True
     merged = export(model, export_settings(cfg), tokenizer, tmp_path / "merged")
+    assert merged.note is not None
     assert "weights dequantized from nf4, which are not the source's; rounding to float32 lost" in merged.note
     if family == "qwen3":
         reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
@@ -124,5 +132,6 @@ def test_rounding_of_a_merge_is_counted(make_cfg, tmp_path):
     model = quantized(folder, "nf4", LORA)
     model.config.dtype = torch.bfloat16
     note = export(model, export_settings(cfg), load_tokenizer(make_cfg()), tmp_path / "merged").note
+    assert note is not None
     share = float(note.split("bfloat16 lost ")[1].split(" %")[0])
     assert 0.01 < share < 10
