@@ -27,7 +27,7 @@ from sft_hydra.engine.precision import compute_dtype
 from sft_hydra.errors import CheckpointError
 from sft_hydra.models.build import KEEP_FP32
 from sft_hydra.models.decoder import DecoderModel
-from sft_hydra.models.lora import merged_tensors
+from sft_hydra.models.lora import merge_rounding, merged_tensors
 from sft_hydra.models.state_dict_map import to_disk
 from sft_hydra.parallel.collectives import all_gather_objects
 from sft_hydra.planning.architecture import is_hub_id
@@ -52,7 +52,8 @@ def export_megatron(
     if folder.is_file() or (folder.exists() and any(folder.iterdir()) and not any(folder.glob(f"iter_*/{MADE_BY}"))):
         raise CheckpointError(f"export.path: {folder} exists and was not written by an export; choose another folder")
     dtype = model.config.dtype or compute_dtype(precision, model.device)
-    tensors, report = merged_tensors(model), None
+    rounding = merge_rounding(model, dtype)
+    tensors, report = merged_tensors(model, rounding), None
     if model.mesh.rank == 0:
         building = folder.with_name(folder.name + ".tmp")
         shutil.rmtree(building, ignore_errors=True)
@@ -64,7 +65,8 @@ def export_megatron(
         _write_bridge_files(building, checkpoint, step, source.path)
         shutil.rmtree(folder, ignore_errors=True)
         building.rename(folder)
-        report = ExportReport(folder, "megatron", count, str(dtype).removeprefix("torch."), 0.0, 0.0)
+        note = None if rounding is None else rounding.describe()
+        report = ExportReport(folder, "megatron", count, str(dtype).removeprefix("torch."), 0.0, 0.0, note=note)
     for _ in tensors:
         pass  # gathering is collective: the other ranks send their shards
     return next(answer for answer in all_gather_objects(report, model.mesh) if answer is not None)

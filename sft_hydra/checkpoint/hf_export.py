@@ -25,10 +25,10 @@ from sft_hydra.engine.precision import compute_dtype
 from sft_hydra.errors import CheckpointError
 from sft_hydra.models.build import KEEP_FP32, build_model, transformers_model, use_published_limits
 from sft_hydra.models.decoder import DecoderModel
-from sft_hydra.models.lora import add_adapters, is_adapter, merged_tensors
+from sft_hydra.models.lora import add_adapters, is_adapter, merge_rounding, merged_tensors
+from sft_hydra.models.quantized_linear import whole_tensors
 from sft_hydra.models.state_dict_map import to_disk
 from sft_hydra.parallel.collectives import all_gather_objects, gather_tokens
-from sft_hydra.parallel.full_state_dict import full_tensors
 from sft_hydra.records import PackedRow
 from sft_hydra.schema.config import LoraConfig, ModelConfig, Precision
 
@@ -88,7 +88,8 @@ def export(
         raise CheckpointError(f"export.path: {folder} exists and was not written by an export; choose another folder")
     live = live_logits(model, settings.micro_batch_tokens)
     adapter = settings.peft is not None and not settings.merge
-    tensors = full_tensors(model.state_dict(), model.mesh) if adapter else merged_tensors(model)
+    rounding = None if adapter else merge_rounding(model, export_dtype(model.config, settings.precision))
+    tensors = whole_tensors(model) if adapter else merged_tensors(model, rounding)
     report = None
     if live is not None:
         building = folder.with_name(folder.name + ".tmp")
@@ -101,6 +102,8 @@ def export(
             model.config, settings, tokenizer, building, folder, live, computed, progress, model.trained_whole
         )
         report = writer.adapter(tensors) if adapter else writer.model(tensors)
+        if rounding is not None:
+            report = replace(report, note=rounding.describe())
         shutil.rmtree(folder, ignore_errors=True)
         building.rename(folder)
     for _ in tensors:
@@ -130,6 +133,12 @@ def live_logits(model: DecoderModel, full_tokens: int) -> torch.Tensor | None:
     return everyone[0] if model.mesh.rank == 0 else None
 
 
+def export_dtype(config: Any, precision: Precision | None) -> torch.dtype:
+    """What exports are written in: the source model's dtype; after a random start the one that training computed in."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return config.dtype or compute_dtype(precision, device)
+
+
 def probe_ids(config: Any) -> torch.Tensor:
     """The probe: fixed random ids, (PROBE_TOKENS,)."""
     return torch.randint(0, config.vocab_size, (PROBE_TOKENS,), generator=torch.Generator().manual_seed(0))
@@ -152,7 +161,7 @@ class _Writer:
     def model(self, tensors: Tensors) -> ExportReport:
         from transformers import AutoModelForCausalLM
 
-        dtype = self._dtype()
+        dtype = export_dtype(self.config, self.settings.precision)
         alike = self._alike(dtype)
         count = self._write(alike.keeping(tensors) if alike else tensors, dtype, self.building)
         self.progress("loading the export with transformers to compare logits")
@@ -168,7 +177,7 @@ class _Writer:
         whole = {name: state[name] for name in self.trained_whole}
         base, dtype = self._base(), torch.float32
         if self.settings.source.path is None:
-            dtype = self._dtype()
+            dtype = export_dtype(self.config, self.settings.precision)
             self._write(iter(state.items()), dtype, self.building / "base")
         count = write_adapter(
             self.config, adapters | whole, self.settings.peft, base, self.building, self.tokenizer.new_tokens.ids
@@ -204,11 +213,6 @@ class _Writer:
             assert self.settings.peft is not None
             add_adapters(model, self.settings.peft, self.tokenizer.new_tokens.ids)
         return _Alike(model, dtype)
-
-    def _dtype(self) -> torch.dtype:
-        """The dtype of the source model; for a randomly initialized one, the training dtype."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return self.config.dtype or compute_dtype(self.settings.precision, device)
 
     def _write(self, tensors: Tensors, dtype: torch.dtype, folder: Path) -> int:
         """Write weights, configs and tokenizer. Returns the number of tensors."""

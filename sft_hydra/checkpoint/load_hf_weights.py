@@ -1,6 +1,7 @@
 """Loads the weights of a Hugging Face folder or a Megatron checkpoint into a sharded model, tensor by tensor.
 
-Every rank reads only the rows of its shard, so no rank ever holds the full model in memory.
+Every rank reads only the rows of its shard, and a weight that it quantizes in full, one at a time: no rank ever holds the full
+model in memory.
 """
 
 import json
@@ -42,11 +43,9 @@ def load_weights(
     """Load a model from safetensors or a torch_dist checkpoint; with `new_tokens` its embedding and head may have more rows than
     the files. ModelError lists all tensors that are missing, unexpected or of another shape."""
     folder = local_folder(path, revision)
-    targets = {
-        name: (tensor, stored(model.config, name, tensor.shape))
-        for name, tensor in model.state_dict().items()
-        if not is_adapter(name)
-    }
+    base = {name: tensor for name, tensor in model.state_dict().items() if not is_adapter(name)}
+    shapes = {name: model.quantized[name].shape if name in model.quantized else t.shape for name, t in base.items()}
+    targets = {name: (tensor, stored(model.config, name, shapes[name])) for name, tensor in base.items()}
     own = {name for _, place in targets.values() for name in place.names}
     needed = {name for names in all_gather_objects(own, model.mesh) for name in names}
     reader: _Reader | MegatronWeights
@@ -71,18 +70,22 @@ def load_weights(
         there = shape_on_disk(place, reader.get)
         is_table = new_tokens is not None and name in (model.embedding_name, model.head_name)
         smaller = is_table and there[0] < tensor.shape[0] and there[1:] == tensor.shape[1:]
-        if there != tuple(tensor.shape) and not smaller:
-            raise ModelError(f"{folder}: {name} has shape {there}, but {tuple(tensor.shape)} by config.json")
+        if there != tuple(shapes[name]) and not smaller:
+            raise ModelError(f"{folder}: {name} has shape {there}, but {tuple(shapes[name])} by config.json")
         part, where = local_shard(tensor)
-        if part.numel():
-            if smaller:  # the rows that there are; the others below
-                where = (slice(where[0].start, max(where[0].start, min(where[0].stop, there[0]))), *where[1:])
-                part[: where[0].stop - where[0].start] = from_disk(place, reader.get, where).to(part)
-            else:
-                part.copy_(from_disk(place, reader.get, where))
-            if is_table and new_tokens is not None:
-                start_new_rows(tensor, reader.get(place.names[0]), new_tokens)
-            broken += [] if is_finite(part) else [name]
+        if not part.numel():
+            continue
+        if quantized := model.quantized.get(name):
+            part = from_disk(place, reader.get, quantized.needed(where))
+            quantized.fill(tensor, part)
+        elif smaller:  # the rows that there are; the others below
+            where = (slice(where[0].start, max(where[0].start, min(where[0].stop, there[0]))), *where[1:])
+            part[: where[0].stop - where[0].start] = from_disk(place, reader.get, where).to(part)
+        else:
+            part.copy_(from_disk(place, reader.get, where))
+        if is_table and new_tokens is not None:
+            start_new_rows(tensor, reader.get(place.names[0]), new_tokens)
+        broken += [] if is_finite(part) else [name]
     if everywhere := sorted({name for names in all_gather_objects(broken, model.mesh) for name in names}):
         raise ModelError(*_shown([f"{folder}: {name} has non-finite values (NaN or infinite)" for name in everywhere]))
 
@@ -97,6 +100,7 @@ def is_finite(values: torch.Tensor) -> bool:
 def _check_kinds(model: DecoderModel, reader: "_Reader", names: dict[str, Any], folder: Path) -> None:
     """ModelError if weights on disk are integers or 8-bit floats, as in quantized models, but the model uses them directly."""
     floating = {name for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    floating |= model.quantized.keys()
     own = [(on_disk, reader.get(on_disk).get_dtype()) for name in names if name in floating for on_disk in names[name]]
     odd = {(name, kind) for name, kind in own if kind not in FLOATING}
     if everywhere := sorted({pair for pairs in all_gather_objects(sorted(odd), model.mesh) for pair in pairs}):

@@ -249,8 +249,7 @@ def load(checkpoint: Path, model: DecoderModel, optimizer: OptimizerSet | None) 
     _check(files, targets, model)
     broken = []
     for name, tensor in targets.items():
-        files.read_into(name, tensor)
-        broken += [] if is_finite(local_shard(tensor)[0]) else [name]
+        broken += [] if is_finite(_read(files, name, tensor, model)) else [name]
     if everywhere := sorted({name for names in all_gather_objects(broken, model.mesh) for name in names}):
         shown = ", ".join(everywhere[:5])
         raise CheckpointError(f"{checkpoint}: {len(everywhere)} tensors have non-finite values: {shown}")
@@ -315,11 +314,29 @@ def _progress(model: DecoderModel, optimizer: OptimizerSet, state: TrainState, r
 
 
 def _check(files: ShardFiles, targets: dict[str, torch.Tensor], model: DecoderModel) -> None:
-    shapes = {name: tuple(tensor.shape) for name, tensor in targets.items()}
+    shapes = {
+        name: tuple(model.quantized[name].shape if name in model.quantized else tensor.shape)
+        for name, tensor in targets.items()
+    }
     everywhere = {name for names in all_gather_objects(list(shapes), model.mesh) for name in names}
     problems = files.problems(shapes, everywhere)
     if problems:
         raise CheckpointError(*problems[:20])
+
+
+def _read(files: ShardFiles, name: str, tensor: torch.Tensor, model: DecoderModel) -> torch.Tensor:
+    """Fill what this rank holds of a tensor. Returns the values that were read."""
+    quantized = model.quantized.get(name)
+    part, where = local_shard(tensor)
+    if quantized is None:
+        files.read_into(name, tensor)
+        return part
+    needed = quantized.needed(where)
+    values = torch.empty([place.stop - place.start for place in needed], dtype=quantized.dtype)
+    files.check_whole(name, values.numel() - files.fill(name, values, needed))
+    if part.numel():
+        quantized.fill(tensor, values)
+    return values
 
 
 def _remove(checkpoint: Path) -> None:

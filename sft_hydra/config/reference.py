@@ -21,7 +21,7 @@ from sft_hydra.schema.optim import OPTIMIZERS, Optimizer
 from sft_hydra.schema.ranges import RANGE
 
 GROUPS = ("runner", "model", "data", "peft", "optimizer", "scheduler", "parallel", "cluster", "logger", "experiment")
-BROUGHT = {"peft": "`peft=lora` adds this section; without it, `peft` is `null`."}
+BROUGHT = {"peft": "`peft=lora` or `peft=qlora` adds this section; without it, `peft` is `null`."}
 HEAD = """# Config reference
 
 Made from the dataclasses in `sft_hydra/config/`; `python -m sft_hydra.config.reference` writes it. Values

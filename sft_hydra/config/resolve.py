@@ -90,7 +90,8 @@ def _length_of_set(cfg: SftConfig) -> int | None:
 
 def name_parts(cfg: SftConfig) -> tuple[str, str, str]:
     """(model, data, peft) of the default run name."""
-    return cfg.model.name, cfg.data.name, "full" if cfg.peft is None else "lora"
+    lora = "qlora" if cfg.peft is not None and cfg.peft.quantize_base else "lora"
+    return cfg.model.name, cfg.data.name, "full" if cfg.peft is None else lora
 
 
 def run_name(cfg: SftConfig, typed: Sequence[str]) -> str:

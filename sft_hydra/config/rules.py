@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 
 from sft_hydra.config.adapter import TABLES
+from sft_hydra.config.rules_frozen import frozen_parts, quantized_base
 from sft_hydra.config.serialize import flatten
 from sft_hydra.errors import ModelError
 from sft_hydra.planning.architecture import (
@@ -19,7 +20,7 @@ from sft_hydra.planning.architecture import (
 )
 from sft_hydra.planning.layout import layout_problems, num_experts
 from sft_hydra.planning.topology import possible_layouts, rows_per_step, run_layout
-from sft_hydra.schema.config import Device, ExportFormat, LoraConfig, Precision, Runner, SftConfig
+from sft_hydra.schema.config import Device, ExportFormat, LoraConfig, Precision, Recompute, Runner, SftConfig
 from sft_hydra.schema.data import Packing
 from sft_hydra.schema.optim import AdamW
 from sft_hydra.secret_text import assigns_secret, holds_secret, is_secret_name
@@ -31,6 +32,7 @@ DATA_RUNNERS = (Runner.train, Runner.data_prep, Runner.inspect)
 ALLOWED = {
     "scheduler.kind": ("cosine", "warmdown", "wsd", "constant"),
     "peft.dropout_position": ("pre", "post"),
+    "peft.quantize_base": ("nf4", "int8"),
     "peft.a_init": ("xavier", "kaiming", "uniform", "normal"),
     "inspect.split": ("train", "valid", "test"),
     "logger.wandb.mode": ("online", "offline", "disabled"),
@@ -298,8 +300,11 @@ def routers(cfg: SftConfig) -> Iterator[str]:
             continue
         if architecture.get("model_type") != family or not num_experts(architecture):
             yield f"train.{key}={value:g} needs a mixture of experts with {kind} routers ({family}), which this model is not; remove it"
-        elif run_layout(cfg, architecture).pp > 1:
-            yield f"train.{key}={value:g} is not supported with pipeline parallelism; set parallel.pp=1"
+        elif cfg.train.recompute is not Recompute.none and run_layout(cfg, architecture).pp > 1:
+            yield (
+                f"train.{key}={value:g} with pipeline parallelism and train.recompute={cfg.train.recompute.value}: routers would "
+                "count tokens of another micro-batch when they compute again; set train.recompute=none or parallel.pp=1"
+            )
     if cfg.train.router_bias_update_rate and cfg.peft is not None:
         yield "train.router_bias_update_rate updates the base model, which peft=lora freezes; remove one of them"
 
@@ -401,7 +406,8 @@ def _at_most_one(cfg: SftConfig, section: str, names: tuple[str, ...]) -> Iterat
 RULES: tuple[Rule, ...] = (
     two_betas, known_words, run_name, model_is_set, export_formats, data_is_set, roles_are_known, runner_is_set,
     splits_sum_to_one, length_of_training, batch_size,
-    schedule, layout, foreign_model, fp8, optimizer_state, routers, lora_targets, lora_start, added_tokens, optimizer_warm_start, no_secrets,
+    schedule, layout, foreign_model, fp8, optimizer_state, routers, lora_targets, lora_start, frozen_parts, quantized_base,
+    added_tokens, optimizer_warm_start, no_secrets,
     one_line_each,
 )  # fmt: skip
 

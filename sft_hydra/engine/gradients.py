@@ -20,6 +20,6 @@ def clip_gradients(model: DecoderModel, limit: float | None) -> float:
     counted = [local_shard(grad)[0] for name, grad in gradients if holds_first_copy(grad) and not model.is_copy(name)]
     square = float(nn.utils.get_total_norm(counted)) ** 2
     norm = math.sqrt(sum_over_ranks([square], model.mesh)[0])
-    if limit is not None and norm > limit:
+    if gradients and limit is not None and norm > limit:
         torch._foreach_mul_([local_shard(grad)[0] for _, grad in gradients], limit / (norm + 1e-6))
     return norm

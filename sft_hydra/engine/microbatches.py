@@ -122,7 +122,6 @@ def _losses(results: dict[int, Any], batches: list[Batch]) -> tuple[list[torch.T
 
 def forward_loss(model: DecoderModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed loss over the batch's supervised tokens (scalar), and the loss of every local token (t,)."""
-    for balance in model.balances:
-        balance.real = batch.num_real(model.mesh)
+    model.observe_batch(batch)
     boundaries, model.noise = (batch.cu_seqlens, batch.max_seqlen), batch.noise
     return model(batch.input_ids, batch.position_ids, *boundaries, batch.targets, batch.trained)

@@ -11,27 +11,18 @@ import torch
 
 from sft_hydra.engine.batch import Batch
 from sft_hydra.engine.microbatches import forward_only
-from sft_hydra.errors import ConfigError
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.moe import SigmoidRouter, SoftmaxRouter
 from sft_hydra.models.moe_aux_loss import BalancingLoss
-from sft_hydra.parallel.collectives import sum_over_ranks
+from sft_hydra.parallel.collectives import max_over_ranks, sum_over_ranks
 from sft_hydra.schema.config import TrainConfig
 
 
 def attach_router_counters(model: DecoderModel, train: TrainConfig) -> None:
-    """Attach token counters to the routers that the config balances. Called once, before training.
-
-    ConfigError with pipeline parallelism, which is not supported.
-    """
+    """Attach token counters to the routers that the config balances. Called once, before training."""
     model.balances = []
     if not train.router_aux_loss and not train.router_bias_update_rate:
         return
-    if model.pipeline is not None:
-        raise ConfigError(
-            "train.router_aux_loss and train.router_bias_update_rate are not supported with pipeline parallelism; set "
-            "parallel.pp=1"
-        )
     for router in model.modules():
         is_balanced = (isinstance(router, SoftmaxRouter) and train.router_aux_loss) or (
             isinstance(router, SigmoidRouter) and train.router_bias_update_rate
@@ -48,13 +39,15 @@ def set_balancing_loss(model: DecoderModel, batches: list[Batch], factor: float)
     for balance in balances:
         balance.reset()
         balance.gradient = None
-    if not factor or not balances:
+    experts = _experts(model) if factor else 0
+    if not experts:
         return None
     forward_only(model, batches)
-    experts = len(balances[0].counts)
-    local = torch.stack([balance.counts.double() for balance in balances]).sum(0).tolist()
-    local += torch.stack([balance.sums.double() for balance in balances]).sum(0).tolist()
-    local += [float(sum(balance.tokens for balance in balances))]
+    local = [0.0] * (2 * experts + 1)  # a pipeline stage may have no routers
+    if balances:
+        local = torch.stack([balance.counts.double() for balance in balances]).sum(0).tolist()
+        local += torch.stack([balance.sums.double() for balance in balances]).sum(0).tolist()
+        local += [float(sum(balance.tokens for balance in balances))]
     *sums, tokens = sum_over_ranks(local, model.mesh)
     shares, means = torch.tensor(sums, dtype=torch.float64).div(tokens).split(experts)
     for balance in balances:
@@ -65,11 +58,24 @@ def set_balancing_loss(model: DecoderModel, batches: list[Batch], factor: float)
 def update_router_bias(model: DecoderModel, rate: float) -> None:
     """After a step: lower the selection bias of experts with more tokens than their layer's mean by `rate`, raise that of
     the others by `rate` (DeepSeek-V3)."""
-    if not rate or not model.balances:
+    experts = _experts(model) if rate else 0
+    if not experts:
         return
-    routers = [module for module in model.modules() if isinstance(module, SigmoidRouter)]
-    local = torch.stack([balance.counts.double() for balance in model.balances])
+    routers = {
+        int(name.split(".layers.")[1].split(".")[0]): module
+        for name, module in model.named_modules()
+        if isinstance(module, SigmoidRouter)
+    }  # by layer: each pipeline stage has its own
+    local = torch.zeros(model.config.num_hidden_layers, experts, dtype=torch.float64)
+    for layer, router in routers.items():
+        assert router.balance is not None
+        local[layer] = router.balance.counts.double()
     counts = torch.tensor(sum_over_ranks(local.flatten().tolist(), model.mesh), dtype=torch.float64).view(local.shape)
-    for router, count in zip(routers, counts, strict=True):
+    for layer, router in routers.items():
         bias = router.e_score_correction_bias
-        bias += rate * (count.mean() - count).sign().to(bias)
+        bias += rate * (counts[layer].mean() - counts[layer]).sign().to(bias)
+
+
+def _experts(model: DecoderModel) -> int:
+    """Experts of a layer whose router is balanced, on any rank; 0 if none is."""
+    return int(max_over_ranks(max((len(balance.counts) for balance in model.balances), default=0), model.mesh))

@@ -172,7 +172,8 @@ def _in_eight_bits(named: Named, optimizer: AdamW, model: DecoderModel) -> Optim
     embeddings |= {p for name, p in named if name == model.embedding_name or name.endswith(TOKEN_ROWS)}
     dense = [(name, p) for name, p in named if p.ndim == 2 and p not in embeddings]
     others = [(name, p) for name, p in named if p.ndim != 2 or p in embeddings]
-    rest = [_adamw(_with_lora_plus(others, optimizer), optimizer, model.embedding_name)] if others else []
+    without = [_adamw(_with_lora_plus(others, optimizer), optimizer, model.embedding_name)]
+    rest = without if others or not dense else []
     with_lr = _with_lora_plus(dense, optimizer)
     eight_bit = AdamW8bit(**_adamw_options(with_lr, optimizer, model.embedding_name)) if dense else None
     return OptimizerSet(rest, eight_bit)
@@ -205,5 +206,7 @@ def _adamw_options(with_lr: list[tuple[float, Named]], optimizer: Optimizer, emb
         for label, parameters, decay in (("matrices", decayed, optimizer.weight_decay), (no_decay, plain, 0.0)):
             if parameters:
                 groups.append(_group(label, parameters, lr=lr * optimizer.init_lr_frac, weight_decay=decay))
+    if not groups:  # a pipeline stage may have nothing that is trained
+        groups.append(_group("nothing", [], lr=optimizer.lr * optimizer.init_lr_frac, weight_decay=0.0))
     beta1, beta2 = optimizer.betas
     return {"params": groups, "betas": (beta1, beta2), "eps": optimizer.eps}

@@ -102,8 +102,11 @@ def _model_lines(cfg: SftConfig, arch: dict[str, Any]) -> list[tuple[str, str]]:
     text = f"{cfg.model.name} ({where}), {_count(params.total)} parameters"
     if params.active != params.total:
         text += f", {_count(params.active)} active for one token"
-    trained = trainable_parameters(arch, cfg.peft, cfg.tokenizer.num_new_tokens)
-    how = "all" if cfg.peft is None else f"LoRA dim={cfg.peft.dim} alpha={cfg.peft.alpha:g}"
+    trained = trainable_parameters(arch, cfg.peft, cfg.tokenizer.num_new_tokens, cfg.train)
+    chosen = "what train.freeze and train.trainable leave" if cfg.train.freeze or cfg.train.trainable else "all"
+    how = chosen if cfg.peft is None else f"LoRA dim={cfg.peft.dim} alpha={cfg.peft.alpha:g}"
+    if cfg.peft is not None and cfg.peft.quantize_base:
+        how += f" on a base in {cfg.peft.quantize_base}"
     return [("model", text), ("trained", f"{how}: about {_count(trained)} parameters")]
 
 

@@ -131,4 +131,5 @@ def _common_name(composed: Sequence[DictConfig]) -> str | None:
 
 def _parts_of_name(composed: DictConfig) -> tuple[str, str, str]:
     model, data = (str(OmegaConf.select(composed, f"{section}.name")) for section in ("model", "data"))
-    return model, data, "full" if composed.peft is None else "lora"
+    lora = "qlora" if OmegaConf.select(composed, "peft.quantize_base") else "lora"
+    return model, data, "full" if composed.peft is None else lora

@@ -16,6 +16,7 @@ from sft_hydra.models.embedding_noise import EmbeddingNoise
 from sft_hydra.models.generation_cache import GenerationCache
 from sft_hydra.models.layers import Linear, Packed, RMSNorm
 from sft_hydra.models.moe_aux_loss import BalancingLoss
+from sft_hydra.models.quantized_weight import QuantizedWeight
 from sft_hydra.models.rotary import rotary_tables
 from sft_hydra.models.state_dict_map import ignorable
 from sft_hydra.models.token_rows import TokenRows, replaced_rows
@@ -46,6 +47,7 @@ class DecoderModel(nn.Module, ABC):
         self.keeps_weight_copies = False  # over the micro-batches of a step; see models/weight_copies.py
         self.prefix = ""  # that names of all but the head may lack on disk
         self.adapter_scales: dict[str, float] = {}  # of each layer that has an adapter
+        self.quantized: dict[str, QuantizedWeight] = {}  # weights of which only bytes are kept, by parameter name
         self.trained_whole: frozenset[str] = frozenset()  # parameters of the base that are trained beside adapters
         self.token_ids: tuple[
             int, ...
@@ -131,6 +133,12 @@ class DecoderModel(nn.Module, ABC):
         if targets is not None:
             return self.losses(hidden, targets, trained)
         return hidden if self.reader is None else self.reader(hidden)
+
+    def observe_batch(self, batch: Any, *, repeated: bool = False) -> None:
+        """Tell the routers whose experts are balanced how many tokens of the coming pass over a micro-batch they count: all
+        but padding; none if it is a repetition."""
+        for balance in self.balances:
+            balance.real = 0 if repeated else batch.num_real(self.mesh)
 
     def rounded(self, hidden: torch.Tensor) -> torch.Tensor:
         """`hidden` in the compute dtype."""

@@ -6,7 +6,7 @@ import torch
 
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.seeded_generator import seeded_generator
-from sft_hydra.parallel.dtensor import copy_shard_
+from sft_hydra.parallel.dtensor import copy_shard_, local_shard
 
 OUT_PROJECTIONS = ("o_proj", "down_proj", "out_proj")  # projections into the residual stream
 QK_NORMS = ("q_norm", "k_norm")
@@ -24,21 +24,27 @@ def init_weights(model: DecoderModel, seed: int, std: float) -> None:
     for buffer in model.buffers():
         buffer.zero_()  # the only buffer is the routers' score correction bias
     for name, parameter in model.named_parameters():
+        quantized = model.quantized.get(name)
+        shape = parameter.shape if quantized is None else quantized.shape
         generator = seeded_generator(seed, name)
         layer, leaf = name.split(".")[-2:]
         if leaf in ("A_log", "dt_bias", "D"):
             copy_shard_(parameter, _state_space(leaf, len(parameter), model, generator))
         elif leaf == "bias":
             parameter.zero_()
-        elif parameter.ndim == 1:
+        elif len(shape) == 1:
             parameter.fill_(QK_NORM_START if layer in QK_NORMS else 1.0)
         else:
-            spread = 0.5 * parameter.shape[-1] ** -0.5
+            spread = 0.5 * shape[-1] ** -0.5
             if layer in ("embed_tokens", "lm_head"):
                 spread = std
             elif layer in OUT_PROJECTIONS:
                 spread = std / math.sqrt(2 * depth)
-            copy_shard_(parameter, torch.randn(parameter.shape, generator=generator) * spread)
+            values = torch.randn(shape, generator=generator) * spread
+            if quantized is None:
+                copy_shard_(parameter, values)
+            else:
+                quantized.fill(parameter, values[quantized.needed(local_shard(parameter)[1])])
 
 
 def _state_space(leaf: str, heads: int, model: DecoderModel, generator: torch.Generator) -> torch.Tensor:

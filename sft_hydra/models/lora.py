@@ -19,14 +19,16 @@ from sft_hydra.models.layers import Linear
 from sft_hydra.models.lora_layers import Adapter, LoraGroupedLinear, LoraLinear, joined, scale_of
 from sft_hydra.models.lora_start import first_factors
 from sft_hydra.models.moe import GroupedLinear
+from sft_hydra.models.quantized_linear import QuantizedGroupedLinear, QuantizedLinear, whole_tensors, with_adapter
 from sft_hydra.models.seeded_generator import seeded_generator
 from sft_hydra.models.token_rows import replaced_rows
 from sft_hydra.models.token_tables import init_rows, train_tables
 from sft_hydra.parallel.collectives import all_gather_objects
 from sft_hydra.parallel.dtensor import copy_shard_, full_tensor
-from sft_hydra.parallel.full_state_dict import full_tensors
 from sft_hydra.planning.lora_targets import TOKEN_ROWS, adapter_part, choose, layer_lora, usual_targets
 from sft_hydra.schema.config import LoraConfig
+
+ADAPTABLE = (Linear, nn.Linear, GroupedLinear, QuantizedLinear, QuantizedGroupedLinear)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +57,15 @@ def add_adapters(model: DecoderModel, lora: LoraConfig, token_ids: tuple[int, ..
     head = model.head_weight
     layers: dict[str, nn.Linear | GroupedLinear] = {}
     for name, module in model.named_modules():
-        if type(module) in (Linear, nn.Linear, GroupedLinear) and module.weight is not head:
+        if type(module) in ADAPTABLE and module.weight is not head:
             assert isinstance(module, nn.Linear | GroupedLinear)
             layers[name] = module
     chosen = choose(list(layers), lora, usual_targets(list(layers), model.lora_targets))
     if not chosen:
         raise ConfigError(
             f"peft: no layer of this model can have a LoRA adapter (model_type {model.config.model_type}, {len(layers)} "
-            "linear layers besides lm_head); use peft=null"
+            "linear layers besides lm_head); adapters go on linear layers, of which GPT-2's Conv1D, with its weights transposed, is "
+            "none; use peft=null, with train.freeze to train a part"
         )
     each = {name: layer_lora(lora, name) for name in chosen}
     model.adapter_scales = {name: scale_of(own) for name, own in each.items()}
@@ -70,15 +73,15 @@ def add_adapters(model: DecoderModel, lora: LoraConfig, token_ids: tuple[int, ..
     train_tables(model, lora, token_ids)
     for name in chosen:
         parent, _, leaf = name.rpartition(".")
-        layer = layers[name]
-        own = each[name]
-        model.get_submodule(parent).register_module(leaf, _adapted(layer, own))
+        model.get_submodule(parent).register_module(leaf, _adapted(layers[name], each[name]))
     tables = [name for name, p in model.named_parameters() if p.requires_grad and adapted_table(model, name)]
     sizes = {name: model.get_parameter(name).numel() for name in tables}
     return [*_coverage(layers, each), *(Coverage(name, 1, 1, size) for name, size in sizes.items())]
 
 
 def _adapted(layer: nn.Linear | GroupedLinear, lora: LoraConfig) -> nn.Module:
+    if isinstance(layer, QuantizedLinear | QuantizedGroupedLinear):
+        return with_adapter(layer, lora)
     if isinstance(layer, GroupedLinear):
         return LoraGroupedLinear(layer, lora)
     return DoraLinear(layer, lora) if lora.use_dora else LoraLinear(layer, lora)
@@ -147,11 +150,45 @@ def _trainable(layer: nn.Linear | GroupedLinear, lora: LoraConfig) -> int:
     return count * (lora.dim * (layer.in_features + layer.out_features) + magnitudes)
 
 
+@dataclass(slots=True)
+class MergeRounding:
+    """What rounding to `dtype` takes from merged weights whose base is kept in `kind`: squares summed over all of them."""
+
+    kind: str
+    dtype: torch.dtype
+    lost: float = 0.0
+    update: float = 0.0  # of the adapters, scale * B A
+    layers: int = 0
+
+    def add(self, weight: torch.Tensor, update: torch.Tensor) -> None:
+        """Count one layer: its dequantized weight and what the adapter adds, both fp32."""
+        merged = weight + update
+        self.lost += float((merged - merged.to(self.dtype).float()).square().sum())
+        self.update += float(update.square().sum())
+        self.layers += 1
+
+    def describe(self) -> str:
+        """What was lost, for people: its root mean square, relative to that of the adapters' update."""
+        share = math.sqrt(self.lost / self.update) if self.update else 0.0
+        return (
+            f"merged into {self.layers} weights dequantized from {self.kind}, which are not the source's; rounding to "
+            f"{str(self.dtype).removeprefix('torch.')} lost {100 * share:.2g} % of the adapters' update"
+        )
+
+
+def merge_rounding(model: DecoderModel, dtype: torch.dtype) -> MergeRounding | None:
+    """What counts the rounding of a merge that is written in `dtype`; None: the base is not quantized."""
+    kinds = {weight.kind for weight in model.quantized.values()}
+    return MergeRounding(kinds.pop(), dtype) if kinds else None
+
+
 @torch.no_grad()
-def merged_tensors(model: DecoderModel, *, everywhere: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
+def merged_tensors(
+    model: DecoderModel, rounding: MergeRounding | None = None, *, everywhere: bool = False
+) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, full tensor) of the model with adapters merged, one at a time: adapted weights are copies, others share memory
-    with the model. With several ranks a collective, see `full_tensors`: rank 0 gets the tensors, all must iterate;
-    `everywhere`: every rank gets them."""
+    with the model; quantized weights are dequantized, and `rounding` counts what their merged ones lose. With several ranks a
+    collective, see `full_tensors`: rank 0 gets the tensors, all must iterate; `everywhere`: every rank gets them."""
     state = model.state_dict()
     of_ranks = all_gather_objects([name for name in state if is_adapter(name)], model.mesh)
     parts_of: dict[str, set[str]] = {}
@@ -159,7 +196,7 @@ def merged_tensors(model: DecoderModel, *, everywhere: bool = False) -> Iterator
         layer, part = adapter_part(name) or ("", "")
         parts_of.setdefault(layer, {"weight"}).add(part)
     waiting: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in full_tensors(state, model.mesh, everywhere=everywhere):
+    for name, tensor in whole_tensors(model, everywhere=everywhere):
         layer, leaf = adapter_part(name) or name.rpartition(".")[::2]
         if leaf not in parts_of.get(layer, ()):
             yield name, tensor
@@ -170,8 +207,11 @@ def merged_tensors(model: DecoderModel, *, everywhere: bool = False) -> Iterator
             del waiting[layer]
             if TOKEN_ROWS in parts:
                 yield f"{layer}.weight", replaced_rows(parts["weight"], model.token_ids, parts[TOKEN_ROWS])
-            else:
-                yield f"{layer}.weight", merged_weight(**parts, scale=model.adapter_scales[layer])
+                continue
+            scale = model.adapter_scales[layer]
+            if rounding is not None and f"{layer}.weight" in model.quantized:
+                rounding.add(parts["weight"].float(), scale * (parts["lora_B"] @ parts["lora_A"]))
+            yield f"{layer}.weight", merged_weight(**parts, scale=scale)
 
 
 def merged_state(model: DecoderModel) -> dict[str, torch.Tensor]:

@@ -10,7 +10,8 @@ from torch import nn
 
 from sft_hydra.models.decoder import FamilyModel
 from sft_hydra.models.embedding_noise import EmbeddingNoise
-from sft_hydra.models.moe import MoE
+from sft_hydra.models.moe import MoE, SigmoidRouter, SoftmaxRouter
+from sft_hydra.models.quantized_linear import QuantizedGroupedLinear, QuantizedLinear
 from sft_hydra.parallel.dtensor import local_shard
 from sft_hydra.parallel.pipeline import make_schedule, stages_of_rank
 from sft_hydra.planning.stage_split import partition_layers
@@ -58,19 +59,33 @@ class Stage(nn.Module):
         self.embed, self.packed, self.finish = model.embed, model.packed, model.finish
         self.model = (model,)  # a tuple, so that it is no sub-module
         self.now: Pass
+        self.seen: set[int] = set()  # micro-batches that have been here in this pass
 
     def forward(self, hidden: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """Hidden states (t, D), or the loss (1,) on the last stage. `hidden` (t, D) is the previous stage's output (unused
         on the first stage); `index` (1,) is the micro-batch index."""
         number = int(index)
         batch = self.now.batches[min(number, len(self.now.batches) - 1)]  # extra passes repeat the last micro-batch
+        self._observe(number, batch)
         packed = self.packed(batch.position_ids, batch.cu_seqlens, batch.max_seqlen)
         if self.first:
             self.model[0].noise = batch.noise
             hidden = self.embed(batch.input_ids)
+            if torch.is_grad_enabled() and not any(parameter.requires_grad for parameter in self.parameters()):
+                hidden.requires_grad_()  # the schedule asks every stage for a backward pass
         for block in self.blocks:
             hidden = block(hidden, packed)
         return self._result(number, hidden, batch) if self.last else hidden
+
+    def _observe(self, number: int, batch: MicroBatch) -> None:
+        """Have this stage's routers count the tokens of a micro-batch once. torch's schedule runs the first one twice, to learn
+        the shapes of outputs, and repeats the last one where the number of micro-batches does not fit."""
+        if number in self.seen:
+            for module in self.modules():
+                if isinstance(module, SoftmaxRouter | SigmoidRouter) and module.balance is not None:
+                    module.balance.reset()
+        self.seen = {number} if number in self.seen else self.seen | {number}
+        self.model[0].observe_batch(batch, repeated=number >= len(self.now.batches))
 
     def _result(self, number: int, hidden: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
         """Store the output for a micro-batch; returns its part of the loss (1,)."""
@@ -130,7 +145,7 @@ class Pipeline:
             self._schedules[number] = make_schedule(self.stages, self.model.mesh, device, number)
         schedule = self._schedules[number]
         for stage in self.stages:
-            stage.now = now
+            stage.now, stage.seen = now, set()
         index = torch.arange(number)  # on the CPU: reading it does not synchronize with the device
         inputs = (torch.zeros(number, device=device),) if self.stages[0].first else ()
         last: dict[str, Any] = {"target": index, "losses": []} if self.stages[-1].last else {}
@@ -182,9 +197,16 @@ def split_into_stages(model: FamilyModel, per_rank: int) -> list[Stage]:
 
 def active_parameters(block: nn.Module) -> float:
     """Number of parameters of a block that one token uses (routed experts count top_k of all)."""
-    count = float(sum(parameter.numel() for parameter in block.parameters()))
+    count = float(_parameters(block))
     for module in block.modules():
         if isinstance(module, MoE):
             idle = 1 - module.gate.top_k / module.experts.num_experts
-            count -= idle * sum(parameter.numel() for parameter in module.experts.parameters())
+            count -= idle * _parameters(module.experts)
     return count
+
+
+def _parameters(module: nn.Module) -> int:
+    """Number of parameters, of quantized weights as many as they stand for."""
+    count = sum(parameter.numel() for parameter in module.parameters())
+    quantized = [layer for layer in module.modules() if isinstance(layer, QuantizedLinear | QuantizedGroupedLinear)]
+    return count + sum(layer.code.shape.numel() - layer.weight.numel() for layer in quantized)

@@ -102,6 +102,11 @@ def _expand(pattern: str) -> list[str]:
     return [head + dot + name for name in ALIASES.get(leaf, (leaf,))]
 
 
+def fits(name: str, pattern: str) -> bool:
+    """Whether a name fits a pattern, whose last part may be one of Megatron's names."""
+    return any(_fits(name, expanded) for expanded in _expand(pattern))
+
+
 def _fits(name: str, pattern: str) -> bool:
     """A pattern is the whole name, or the end of it from some dot on; * matches any text."""
     return fnmatchcase(name, pattern) or fnmatchcase(name, "*." + pattern)

@@ -9,7 +9,7 @@ from typing import Any
 
 from sft_hydra.planning.architecture import is_generic
 from sft_hydra.planning.layout import Layout, layout_problems, num_experts, plan_layout
-from sft_hydra.schema.config import ClusterKind, Runner, SftConfig, TrainConfig
+from sft_hydra.schema.config import ClusterKind, Recompute, Runner, SftConfig, TrainConfig
 
 SLURM_GPUS_PER_NODE = 8  # default of cluster.gpus_per_node on Slurm
 MODEL_RUNNERS = (Runner.train, Runner.evaluate, Runner.generate, Runner.export)
@@ -55,9 +55,15 @@ def possible_layouts(cfg: SftConfig, architecture: dict[str, Any]) -> Iterator[L
     requested, world = cfg.parallel, nodes * ranks
     most = 1 if is_generic(cfg, architecture) else world
     experts = most if num_experts(architecture) else 1
-    balancing = cfg.train.router_aux_loss or cfg.train.router_bias_update_rate  # not supported with several stages
-    stages = 1 if balancing else most
-    sizes = [(requested.tp, min(most, ranks)), (requested.pp, stages), (requested.cp, most), (requested.ep, experts)]
+    balancing = cfg.train.router_aux_loss or cfg.train.router_bias_update_rate
+    stages = 1 if balancing and cfg.train.recompute is not Recompute.none else most  # see config/rules.py
+    whole = cfg.peft is not None and cfg.peft.quantize_base is not None  # quantized weights are not split
+    sizes = [
+        (requested.tp, 1 if whole else min(most, ranks)),
+        (requested.pp, stages),
+        (requested.cp, most),
+        (requested.ep, experts),
+    ]
     for tp, pp, cp, ep in product(*([size] if size else _divisors(limit) for size, limit in sizes)):
         if world % (tp * pp * cp):
             continue

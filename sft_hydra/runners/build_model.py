@@ -24,10 +24,13 @@ from sft_hydra.kernels.fused_choice import try_fused
 from sft_hydra.kernels.library_choice import try_kernels
 from sft_hydra.models.build import build_model
 from sft_hydra.models.decoder import DecoderModel
+from sft_hydra.models.freeze import freeze_parameters
 from sft_hydra.models.hf.causal_lm import GenericModel
 from sft_hydra.models.hf.check_contamination import check_contamination
 from sft_hydra.models.init_weights import init_weights
 from sft_hydra.models.lora import Coverage, add_adapters, init_adapters
+from sft_hydra.models.quantized_linear import quantize_linears
+from sft_hydra.models.quantized_weight import check_bitsandbytes
 from sft_hydra.paths import find_checkpoint, read_progress
 from sft_hydra.planning.architecture import read_architecture
 from sft_hydra.planning.layout import Layout
@@ -49,7 +52,7 @@ class RunModel:
     trained: int
     """Number of trained parameters."""
     coverage: list[Coverage]
-    """The layers that LoRA adapts; empty for full fine-tuning."""
+    """The layers that LoRA adapts, or what is trained if `train.freeze` freezes a part; empty for full fine-tuning."""
 
 
 def start_machine(cfg: SftConfig) -> torch.device:
@@ -110,8 +113,16 @@ def new_model(
     packed = cfg.data.packing is not Packing.none
     model = build_model(architecture, "meta", dtype, generic=cfg.model.generic, packed=packed)
     _check_length(model, cfg.seq_length)
+    if cfg.peft is not None and cfg.peft.quantize_base is not None:
+        check_bitsandbytes(cfg.peft.quantize_base)
+        quantize_linears(model, cfg.peft.quantize_base)
     coverage = add_adapters(model, cfg.peft, tokenizer.new_tokens.ids) if cfg.peft is not None else []
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    if cfg.train.freeze or cfg.train.trainable:
+        coverage = freeze_parameters(model, cfg.train.freeze, cfg.train.trainable)
+    sizes = [
+        (model.quantized[name].shape.numel() if name in model.quantized else p.numel(), p.requires_grad)
+        for name, p in model.named_parameters()
+    ]
     materialize_on_mesh(model, cfg.train, layout or Layout(), device)
     if cfg.model.path is not None:
         load_weights(model, cfg.model.path, cfg.model.revision, tokenizer.new_tokens)

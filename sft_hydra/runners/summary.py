@@ -58,7 +58,8 @@ def write_summary(
     summary = {
         "started": clock.date,
         "model": f"{cfg.model.name}, {built.parameters:,} parameters"
-        + (f", LoRA dim {cfg.peft.dim}" if cfg.peft else ""),
+        + (f", LoRA dim {cfg.peft.dim}" if cfg.peft else "")
+        + (f" on a base in {cfg.peft.quantize_base}" if cfg.peft and cfg.peft.quantize_base else ""),
         "seconds": {**{part: round(s, 2) for part, s in clock.seconds.items()}, "total": round(clock.total(), 2)},
         "lineage": {
             "sft_hydra": __version__,

@@ -244,8 +244,8 @@ def _build(
         )
     if built.coverage:
         console.table(
-            "LoRA adapters",
-            ["layers", "adapted", "of", "parameters"],
+            "LoRA adapters" if cfg.peft is not None else "trained parameters",
+            ["layers", "adapted" if cfg.peft is not None else "trained", "of", "parameters"],
             [(c.kind, str(c.adapted), str(c.total), f"{c.trainable:,}") for c in built.coverage],
         )
     metrics = MetricsFile(paths.metrics if first else None, resume_step=resume_step)

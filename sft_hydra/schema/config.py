@@ -105,6 +105,9 @@ class LoraConfig:
     """Adapt every linear layer except the head; overrides `target_modules`."""
     a_init: str = "xavier"
     """`xavier`, `kaiming` (alias `uniform`) or `normal`."""
+    quantize_base: str | None = None
+    """What the frozen weights of linear layers are kept in: `nf4` (4 bits, double quantization; `peft=qlora` sets it),
+    `int8` (8 bits, a scale for each row), null: the precision that is computed in. Without tensor parallelism."""
     init_lora_weights: str | None = None
     """As in PEFT: `gaussian` (the same as `a_init=normal`), or A and B initialized from the weight: `pissa`, `pissa_niter_<n>`
     (faster: a randomized decomposition with n iterations), `olora`. null: A by `a_init`, B zero."""
@@ -219,6 +222,11 @@ class TrainConfig:
     """Packed sequences of one forward pass on one data-parallel rank."""
     precision: Precision | None = None
     """null: bf16 on CUDA, fp32 on a CPU. Master weights and reductions are fp32 either way."""
+    freeze: list[str] = field(default_factory=list)
+    """Full fine-tuning: parameters that are not trained, by names of parameters or modules, wildcards allowed
+    (`[embed_tokens,'model.layers.0.*']`)."""
+    trainable: list[str] | None = None
+    """The other way round: only these are trained, without those of `freeze`. null or []: all."""
     fp8: bool = False
     """Compute the linear layers of all blocks (except routed experts) in fp8, through torchao. For full fine-tuning in bf16 on
     H100 and later, without tensor parallelism."""

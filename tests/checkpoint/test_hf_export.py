@@ -183,7 +183,9 @@ def test_merged_export_equals_the_adapted_model(make_cfg, tokenizer, row, tmp_pa
 
 def test_an_export_that_disagrees_is_refused_and_not_named(make_cfg, tokenizer, tmp_path, monkeypatch):
     wrong = oracle_of(make_model(ARCHITECTURES["qwen3"], seed=1)).state_dict()
-    monkeypatch.setattr(exporting, "merged_tensors", lambda model: ((k, wrong[k]) for k in model.state_dict()))
+    monkeypatch.setattr(
+        exporting, "merged_tensors", lambda model, rounding=None: ((k, wrong[k]) for k in model.state_dict())
+    )
     with pytest.raises(CheckpointError, match="does not match"):
         export(make_model(ARCHITECTURES["qwen3"]), export_settings(make_cfg()), tokenizer, tmp_path / "hf")
     assert not (tmp_path / "hf").exists()

@@ -47,7 +47,7 @@ def user_files(tmp_path: Path) -> dict[str, str]:
 
 
 def test_the_tree_is_complete() -> None:
-    assert len(FILES) == 59
+    assert len(FILES) == 60
     assert {path.parts[0] for path in OPTIONS} == {*GROUPS, "model_data"}
 
 

@@ -73,6 +73,9 @@ MOE_SIX = [(world, sizes) for world, sizes in EXPERTS if 6 % sizes.get("ep", 1) 
 LORA = LoraConfig(dim=4, alpha=8.0)
 DORA = dataclasses.replace(LORA, use_dora=True)
 EXPERTS_LORA = dataclasses.replace(LORA, target_modules=["q_proj", "*.experts.*"])
+QLORA = dataclasses.replace(LORA, quantize_base="nf4")
+EXPERTS_QLORA = dataclasses.replace(EXPERTS_LORA, quantize_base="nf4")
+WITHOUT_TP = [(2, {}), (2, {"cp": 2}), (2, {"pp": 2}), (4, {"dp_replicate": 2}), (3, {})]
 PISSA_LORA = dataclasses.replace(LORA, init_lora_weights="pissa")
 ROWS_LORA = dataclasses.replace(LORA, trainable_new_tokens=True)
 TABLES_LORA = dataclasses.replace(LORA, modules_to_save=["embed_tokens", "lm_head"])
@@ -110,8 +113,36 @@ CASES = {
     "lora nano": (Case("nano", lora=LORA), EXPERTS),
     "lora experts": (Case("nano", lora=EXPERTS_LORA), EXPERTS + DENSE[:4]),
     "lora experts gated": (Case("qwen3_moe", lora=EXPERTS_LORA), MOE_SIX[:6]),
-    "balancing loss": (Case("qwen3_moe", train={"router_aux_loss": 0.5}), [(4, {"cp": 2, "ep": 2}), *MOE_SIX, (3, {})]),
-    "moving bias": (Case("nano", train={"router_bias_update_rate": 0.02}), [(4, {"cp": 2, "ep": 4}), *EXPERTS[:8]]),
+    "qlora": (Case("qwen3", lora=QLORA), WITHOUT_TP),
+    "qlora experts": (
+        Case("nano", lora=EXPERTS_QLORA),
+        [(2, {"ep": 2}), (4, {"ep": 2, "cp": 2}), (4, {"ep": 2, "pp": 2})],
+    ),
+    "qlora int8": (Case("qwen3_moe", lora=dataclasses.replace(QLORA, quantize_base="int8")), [(2, {"ep": 2}), (2, {})]),
+    "qlora recompute": (Case("llama", lora=QLORA, train={"recompute": Recompute.selective}), WITHOUT_TP[:1]),
+    "qlora offload": (Case("qwen3", lora=QLORA, train={"cpu_offload": True}), WITHOUT_TP[:1]),
+    "qlora phi3": (Case("phi3", lora=QLORA), WITHOUT_TP[:1]),
+    "frozen": (Case("qwen3", train={"freeze": ["embed_tokens", "model.layers.0.*"]}), [(2, {"pp": 2}), *DENSE[:4]]),
+    "frozen but last": (Case("llama", train={"trainable": ["*.layers.2.*", "lm_head"]}), [(2, {"pp": 2}), *DENSE[:3]]),
+    "frozen but first": (Case("qwen3", train={"trainable": ["*.layers.0.mlp"]}), [(2, {"pp": 2}), (2, {})]),
+    "frozen experts": (Case("nano", train={"freeze": ["*.experts.*", "gate", "norm"]}), [*EXPERTS[:3], (2, {"pp": 2})]),
+    "frozen recompute": (Case("qwen3", train={"freeze": ["layers.0"], "recompute": Recompute.full}), [(2, {})]),
+    "balancing loss": (
+        Case("qwen3_moe", train={"router_aux_loss": 0.5}),
+        [(4, {"cp": 2, "ep": 2}), *MOE_SIX, (3, {}), (2, {"pp": 2}), (4, {"pp": 2, "ep": 2})],
+    ),
+    "balancing loss interleaved": (
+        Case("qwen3_moe", architecture={"num_hidden_layers": 4}, train={"router_aux_loss": 0.5}),
+        interleaved([(2, {"pp": 2})]),
+    ),
+    "moving bias": (
+        Case("nano", train={"router_bias_update_rate": 0.02}),
+        [(4, {"cp": 2, "ep": 4}), *EXPERTS[:8], (2, {"pp": 2}), (4, {"pp": 2, "ep": 2})],
+    ),
+    "moving bias of three rows": (
+        Case("nano", train={"router_bias_update_rate": 0.02, "global_batch_size": 3}),
+        [(2, {"pp": 2})],
+    ),
     "pipeline": (Case("qwen3"), STAGES),
     "pipeline untied": (Case("llama"), STAGES[:3]),
     "pipeline moe": (Case("qwen3_moe", architecture={"num_hidden_layers": 4}), STAGES_OF_EXPERTS[2:3]),
@@ -147,6 +178,7 @@ QUICK = [
     "recompute",
     "gemma2",
     "lora experts",
+    "qlora",
     "balancing loss",
     "moving bias",
 ]

@@ -30,6 +30,7 @@ HYBRID: dict[str, Any] = {
 }  # fmt: skip
 BF16 = {"precision": Precision.bf16}
 AGAIN = {"recompute": Recompute.full}
+QLORA = LoraConfig(dim=16, quantize_base="nf4")
 SELECTIVE = {"recompute": Recompute.selective}
 
 
@@ -56,6 +57,7 @@ class Case:
 CASES = {
     "dense": Case(DENSE),
     "hybrid, LoRA": Case(HYBRID, lora=LoraConfig(dim=16)),
+    "dense, QLoRA": Case(DENSE | {"vocab_size": 512}, 256, lora=QLORA),
     "dense, bf16, TP2": Case(DENSE, 2048, ranks=2, parallel={"tp": 2}, train=BF16),
     "dense, one short row, 8 bits": Case(DENSE, 64, train={"global_batch_size": 1}, state_bits=8),
 }
@@ -100,6 +102,11 @@ MORE = {
     "wide head, bf16, 8 bits": Case(
         DENSE | {"vocab_size": 16384, "tie_word_embeddings": False}, train=BF16 | {"global_batch_size": 1}, state_bits=8
     ),
+    "dense, frozen": Case(DENSE, train={"freeze": ["embed_tokens", "*.layers.0.*"]}),
+    "hybrid, frozen, FSDP2": Case(HYBRID, ranks=2, train={"freeze": ["embed_tokens", "*.experts.*"]}),
+    "dense, QLoRA, FSDP2": Case(DENSE, lora=QLORA, ranks=2),
+    "hybrid, QLoRA, bf16": Case(HYBRID, lora=QLORA, train=BF16),
+    "experts, QLoRA in int8": Case(MIXTURE, 512, lora=dataclasses.replace(QLORA, quantize_base="int8")),
     "dense, FSDP2, 8 bits": Case(DENSE, ranks=2, state_bits=8),
 }
 

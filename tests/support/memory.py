@@ -14,8 +14,10 @@ from sft_hydra.engine.materialize import materialize_on_mesh
 from sft_hydra.engine.optimizer import build_optimizer
 from sft_hydra.engine.precision import compute_dtype
 from sft_hydra.models.build import build_model
+from sft_hydra.models.freeze import freeze_parameters
 from sft_hydra.models.init_weights import init_weights
 from sft_hydra.models.lora import add_adapters, init_adapters
+from sft_hydra.models.quantized_linear import quantize_linears
 from sft_hydra.planning.recipe import recipe_of
 from sft_hydra.planning.topology import run_layout
 from sft_hydra.schema.config import SftConfig
@@ -53,8 +55,12 @@ def training_peak(cfg: SftConfig) -> int:
         model = build_model(
             architecture, "meta", torch.float32 if cfg.peft is None else compute_dtype(cfg.train.precision, device)
         )
+        if cfg.peft is not None and cfg.peft.quantize_base is not None:
+            quantize_linears(model, cfg.peft.quantize_base)
         if cfg.peft is not None:
             add_adapters(model, cfg.peft)
+        if cfg.train.freeze or cfg.train.trainable:
+            freeze_parameters(model, cfg.train.freeze, cfg.train.trainable)
         materialize_on_mesh(model, cfg.train, run_layout(cfg, architecture), device)
         init_weights(model, 0, 0.02)
         if cfg.peft is not None:

@@ -14,8 +14,10 @@ from sft_hydra.engine.materialize import materialize_on_mesh
 from sft_hydra.engine.optimizer import build_optimizer
 from sft_hydra.models.build import build_model
 from sft_hydra.models.decoder import DecoderModel
+from sft_hydra.models.freeze import freeze_parameters
 from sft_hydra.models.lora import add_adapters
-from sft_hydra.parallel.dtensor import copy_shard_, full_tensor
+from sft_hydra.models.quantized_linear import quantize_linears
+from sft_hydra.parallel.dtensor import copy_shard_, full_tensor, local_shard
 from sft_hydra.planning.layout import Layout
 from sft_hydra.planning.recipe import recipe_of
 from sft_hydra.schema.config import LoraConfig, ModelConfig, SftConfig
@@ -90,12 +92,16 @@ def placed_model(case: Case, cfg: SftConfig, layout: Layout) -> DecoderModel:
     model = build_model(architecture, "meta", torch.float32)
     if case.lora is not None:
         add_adapters(whole, case.lora, case.token_ids)
+        if case.lora.quantize_base:
+            quantize_linears(model, case.lora.quantize_base)
         add_adapters(model, case.lora, case.token_ids)
         generator = torch.Generator().manual_seed(5)
         with torch.no_grad():
             for name, parameter in whole.named_parameters():
                 if parameter.requires_grad or name.endswith("_start"):
                     parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    if cfg.train.freeze or cfg.train.trainable:
+        freeze_parameters(model, cfg.train.freeze, cfg.train.trainable)
     if case.lonely:
         for correction in whole.buffers():
             correction.copy_(torch.tensor([9.0, 9.0] + [0.0] * (len(correction) - 2)))
@@ -104,7 +110,10 @@ def placed_model(case: Case, cfg: SftConfig, layout: Layout) -> DecoderModel:
     materialize_on_mesh(model, cfg.train, layout, torch.device("cpu"))
     values = whole.state_dict()
     for name, tensor in model.state_dict(keep_vars=True).items():
-        copy_shard_(tensor, values[name])
+        if quantized := model.quantized.get(name):
+            quantized.fill(tensor, values[name][quantized.needed(local_shard(tensor)[1])])
+        else:
+            copy_shard_(tensor, values[name])
     return model
 
 

@@ -23,6 +23,7 @@ class Keeping:
     dora: bool
     on_cpu: bool
     tp: int  # tensor-parallel size
+    quantized: float | None = None  # bytes of a frozen weight of a linear layer; None: `width`
 
 
 def kept_by_mixer(s: Sizes, mixer: str, how: Keeping) -> int:

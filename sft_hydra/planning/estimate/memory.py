@@ -9,8 +9,14 @@ from typing import Any
 
 from sft_hydra.planning.estimate.activations import FP32, Keeping, kept_by_mixer, kept_under_selective, norm
 from sft_hydra.planning.estimate.adapters import adapters_by_block, table_parameters
-from sft_hydra.planning.estimate.parameters import expert_parameters, mixer_parameters
+from sft_hydra.planning.estimate.parameters import (
+    expert_parameters,
+    largest_linear,
+    linear_parameters,
+    mixer_parameters,
+)
 from sft_hydra.planning.estimate.sizes import Sizes, sizes_of
+from sft_hydra.planning.estimate.trained import Frozen, frozen_parameters
 from sft_hydra.planning.layout import Layout, layout_problems
 from sft_hydra.planning.lora_targets import starts_from_weight
 from sft_hydra.planning.stage_split import partition_layers
@@ -22,6 +28,8 @@ GIB = 2**30
 ALONE = Layout()
 EIGHT_BITS = 1 + FP32 / 256  # bytes per element with its part of the block's scale
 EAGER_UPDATE, COMPILED_UPDATE = 53, 8  # temporary bytes per element of a weight while its 8-bit state is updated
+QUANTIZED_BYTES = {"nf4": 0.5 + 1 / 64 + FP32 / (64 * 256), "int8": 1.0}  # of a weight with its part of the scales
+DEQUANTIZING = {"nf4": 0, "int8": FP32}  # further bytes of a weight while it is dequantized
 HEAD_CHUNK_TOKENS = 1024  # tokens whose logits exist at the same time (kernels/loss.py)
 
 
@@ -40,10 +48,11 @@ class Memory:
 def estimate_memory(cfg: SftConfig, arch: dict[str, Any], layout: Layout, precision: Precision) -> Memory:
     """Peak memory of the pipeline stage that needs most. The parts, in bytes:
 
-    - weights: 4 per trainable parameter, frozen ones in the compute dtype, sharded by FSDP; plus copies for compute: on one
+    - weights: 4 per trainable parameter, frozen ones in the compute dtype (of quantized linear layers 0.52 with nf4, 1 with
+      int8, and the largest of them dequantized), sharded by FSDP; plus copies for compute: on one
       rank in bf16 the weights cast by layers (of one block with activation checkpointing), with several ranks the embedding,
       lm_head and two all-gathered blocks (with a pipeline: the full stage)
-    - gradients: 4 per trainable parameter, sharded alike; with several ranks one block's gradients before and during the
+    - gradients: 4 per trainable parameter (not those that `train.freeze` freezes), sharded alike; with several ranks one block's gradients before and during the
       reduce-scatter
     - optimizer: 8 per trainable parameter (AdamW; with 8-bit state 2 for matrices that every token uses), 4 for Muon's
     - activations: what all blocks save for one micro-batch (activations.py); on the first pipeline stage for as many
@@ -56,7 +65,7 @@ def estimate_memory(cfg: SftConfig, arch: dict[str, Any], layout: Layout, precis
     """
     how = _keeping(cfg, layout, precision)
     return max(
-        (_of_stage(cfg, stage, layout, how) for stage in _stages(arch, layout, cfg.peft, cfg.tokenizer.num_new_tokens)),
+        (_of_stage(cfg, stage, layout, how) for stage in _stages(arch, layout, cfg)),
         key=lambda memory: memory.total,
     )
 
@@ -70,6 +79,7 @@ class _Stage:
     last: bool
     in_flight: int  # micro-batches whose activations are there at one time
     adapters: int  # parameters of LoRA
+    frozen: Frozen  # in full fine-tuning; of this stage's blocks
     trained_tables: int = 0  # parameters of embedding and head that are trained beside LoRA
     trained_rows: int = 0  # the same of rows of them, which are stored beside their table
     trained_head: bool = False  # the head, or rows of it, is trained beside LoRA
@@ -80,12 +90,20 @@ class _Stage:
         count = self.first + self.last - (self.first and self.last and self.sizes.tied)
         return count * self.sizes.vocab * self.sizes.hidden
 
+    @property
+    def not_trained(self) -> int:
+        """Parameters without a gradient in full fine-tuning."""
+        table = self.sizes.vocab * self.sizes.hidden
+        separate = self.last and self.frozen.head and not (self.first and self.sizes.tied)
+        return sum(self.frozen.blocks) + table * ((self.first and self.frozen.embedding) + separate)
 
-def _stages(arch: dict[str, Any], layout: Layout, lora: LoraConfig | None, new_tokens: int) -> list[_Stage]:
+
+def _stages(arch: dict[str, Any], layout: Layout, cfg: SftConfig) -> list[_Stage]:
     """Cut as models/pipeline_stages.py does it. A rank with several stages is counted as one that is as large."""
-    s, adapters = sizes_of(arch), adapters_by_block(arch, lora)
+    s, adapters = sizes_of(arch), adapters_by_block(arch, cfg.peft)
+    frozen = frozen_parameters(arch, cfg.train)
     if layout.pp == 1:
-        return [_with_tables(_Stage(s, True, True, 1, sum(adapters)), arch, lora, new_tokens)]
+        return [_with_tables(_Stage(s, True, True, 1, sum(adapters), frozen), arch, cfg)]
     costs = [
         float(sum(mixer_parameters(s, m) + (s.chosen * expert_parameters(s) if m == "moe" else 0) for m in mixers))
         for mixers in s.blocks
@@ -99,17 +117,19 @@ def _stages(arch: dict[str, Any], layout: Layout, lora: LoraConfig | None, new_t
             last=number == layout.pp - 1,
             in_flight=layout.pp - (number if layout.vp == 1 else 0),
             adapters=sum(adapters[i] for i in share),
+            frozen=replace(frozen, blocks=tuple(frozen.blocks[i] for i in share)),
         )
         for number, share in enumerate(shares)
     ]
-    return [_with_tables(stage, arch, lora, new_tokens) for stage in stages]
+    return [_with_tables(stage, arch, cfg) for stage in stages]
 
 
-def _with_tables(stage: _Stage, arch: dict[str, Any], lora: LoraConfig | None, new_tokens: int) -> _Stage:
+def _with_tables(stage: _Stage, arch: dict[str, Any], cfg: SftConfig) -> _Stage:
     """The stage, with what of its embedding and head is trained beside LoRA."""
+    lora = cfg.peft
     if lora is None:
         return stage
-    embedding, head = table_parameters(arch, lora, new_tokens)
+    embedding, head = table_parameters(arch, lora, cfg.tokenizer.num_new_tokens)
     tied = stage.sizes.tied
     own = embedding * (stage.first or (tied and stage.last)) + head * stage.last
     trained_head = stage.last and bool(embedding if tied else head)
@@ -125,6 +145,7 @@ def _of_stage(cfg: SftConfig, stage: _Stage, layout: Layout, how: Keeping) -> Me
     if train.cpu_offload:
         weights = gradients = optimizer = 0
     copies, block, sums = _computed_with(stage, layout, how, train.recompute)
+    block += _dequantized(cfg, stage, layout, how)
     tokens = cfg.seq_length * train.micro_batch_size // (layout.cp * layout.tp)
     kept, again = (tokens * size for size in _kept(stage, layout, how, train.recompute))
     logits = _logits(stage, tokens, layout, how) if stage.last else 0
@@ -133,7 +154,8 @@ def _of_stage(cfg: SftConfig, stage: _Stage, layout: Layout, how: Keeping) -> Me
     )
     if layout.pp > 1 and how.full:  # summed over ranks in the last micro-batch only
         earlier = FP32 * (sum(_block(s, mixers, layout) for mixers in s.blocks) + stage.tables)
-    head = FP32 * s.vocab * s.hidden if (how.full and stage.last) or stage.trained_head else 0
+    whole = how.full and stage.last and not stage.frozen.head
+    head = FP32 * s.vocab * s.hidden if whole or stage.trained_head else 0
     rounded = copies if layout.world == 1 else 0  # casts by layers, freed as gradients are computed
     tables = head * (2 if s.tied else earlier > 0)  # gradients of embedding and lm_head at the end
     peaks = (
@@ -163,6 +185,7 @@ def _keeping(cfg: SftConfig, layout: Layout, precision: Precision) -> Keeping:
         dora=cfg.peft is not None and cfg.peft.use_dora,
         on_cpu=cfg.device is Device.cpu,
         tp=layout.tp,
+        quantized=QUANTIZED_BYTES.get(cfg.peft.quantize_base or "") if cfg.peft is not None else None,
     )
 
 
@@ -170,11 +193,31 @@ def _stored(stage: _Stage, layout: Layout, how: Keeping) -> tuple[int, int]:
     """(bytes of the weights stored on a rank, number of trainable parameters of its shard)."""
     local = (sum(_block(stage.sizes, mixers) for mixers in stage.sizes.blocks) + stage.tables) // layout.shards
     if how.full:
-        return FP32 * local, local
+        return FP32 * local, local - stage.not_trained // layout.shards
     trained = (stage.adapters + stage.trained_tables + stage.trained_rows) // layout.shards
     frozen = local - stage.trained_tables // layout.shards
+    saved = _saved_by_quantizing(stage.sizes, stage.sizes.blocks, how) // layout.shards
     starts = stage.adapters // layout.shards if how.starts else 0  # what A and B started as
-    return how.width * frozen + FP32 * (trained + starts), trained
+    return how.width * frozen - saved + FP32 * (trained + starts), trained
+
+
+def _saved_by_quantizing(s: Sizes, blocks: tuple[tuple[str, ...], ...], how: Keeping, ep: int = 1) -> int:
+    """Bytes that the weights of linear layers in these blocks need less than in the compute dtype."""
+    if how.quantized is None:
+        return 0
+    mixers = [mixer for block in blocks for mixer in block]
+    linear = sum(linear_parameters(s, mixer) for mixer in mixers)
+    experts = mixers.count("moe") * s.experts * expert_parameters(s) // ep
+    return int((how.width - how.quantized) * (linear + experts))
+
+
+def _dequantized(cfg: SftConfig, stage: _Stage, layout: Layout, how: Keeping) -> int:
+    """Bytes of the largest weight in the compute dtype, which a product with a quantized one makes."""
+    if cfg.peft is None or cfg.peft.quantize_base is None:
+        return 0
+    s = stage.sizes
+    largest = max(largest_linear(s, mixer, layout.ep) for mixers in s.blocks for mixer in mixers)
+    return (how.width + DEQUANTIZING[cfg.peft.quantize_base]) * largest
 
 
 def _block(s: Sizes, mixers: tuple[str, ...], layout: Layout = ALONE) -> int:
@@ -191,15 +234,20 @@ def _rounds(layout: Layout, how: Keeping) -> bool:
 
 def _computed_with(stage: _Stage, layout: Layout, how: Keeping, recompute: Recompute) -> tuple[int, int, int]:
     """Bytes of temporary weights for the full step, of temporary weights of one block, and of gradients of one block."""
-    blocks = [_block(stage.sizes, mixers, layout) for mixers in stage.sizes.blocks]
+    s = stage.sizes
+    blocks = [_block(s, mixers, layout) for mixers in s.blocks]
+    gathered = [
+        how.width * size - _saved_by_quantizing(s, (mixers,), how, layout.ep)
+        for size, mixers in zip(blocks, s.blocks, strict=True)
+    ]
     if layout.world == 1:
         rounded = [how.width * size for size in blocks] if _rounds(layout, how) else [0]
         return (sum(rounded), 0, 0) if recompute is Recompute.none else (0, max(rounded), 0)
     tables = how.width * stage.tables
     sums = FP32 * max(blocks) if how.full else 0
     if layout.pp > 1:
-        return tables + how.width * sum(blocks), 0, sums
-    return tables, 2 * how.width * max(blocks), sums + (how.width * max(blocks) if how.full else 0)
+        return tables + sum(gathered), 0, sums
+    return tables, 2 * max(gathered), sums + (how.width * max(blocks) if how.full else 0)
 
 
 def _optimizer(cfg: SftConfig, stage: _Stage, layout: Layout, trainable: int) -> int:
@@ -211,11 +259,11 @@ def _optimizer(cfg: SftConfig, stage: _Stage, layout: Layout, trainable: int) ->
 
 def _moments(cfg: SftConfig, stage: _Stage, layout: Layout, trainable: int) -> int:
     if isinstance(cfg.optimizer, AdamW) and cfg.optimizer.state_bits == 8:
-        in_fp32 = 0 if cfg.peft is not None else _embedding_and_experts(stage) // layout.shards
+        in_fp32 = 0 if cfg.peft is not None else min(trainable, _embedding_and_experts(stage) // layout.shards)
         return 2 * FP32 * in_fp32 + int(2 * EIGHT_BITS * (trainable - in_fp32))
     if not isinstance(cfg.optimizer, Muon) or cfg.peft is not None:
         return 2 * FP32 * trainable
-    return 2 * FP32 * trainable - FP32 * (trainable - stage.tables // layout.shards)
+    return 2 * FP32 * trainable - FP32 * max(0, trainable - stage.tables // layout.shards)
 
 
 def _update(cfg: SftConfig, stage: _Stage, layout: Layout, how: Keeping) -> int:
@@ -240,12 +288,13 @@ def _embedding_and_experts(stage: _Stage) -> int:
 def _kept(stage: _Stage, layout: Layout, how: Keeping, recompute: Recompute) -> tuple[int, int]:
     """Bytes per token saved by all blocks, and by the block that is being recomputed."""
     s = stage.sizes
-    all_of = [sum(kept_by_mixer(s, mixer, how) for mixer in mixers) for mixers in s.blocks]
+    blocks = s.blocks[stage.frozen.leading if stage.first else 0 :]  # others save nothing
+    all_of = [sum(kept_by_mixer(s, mixer, how) for mixer in mixers) for mixers in blocks] or [0]
     kept, again = sum(all_of), 0
     if recompute is not Recompute.none:
         kept, again = len(all_of) * how.width * s.hidden, max(all_of)
     if recompute is Recompute.selective:
-        kept += sum(kept_under_selective(s, mixer, how) for mixers in s.blocks for mixer in mixers)
+        kept += sum(kept_under_selective(s, mixer, how) for mixers in blocks for mixer in mixers)
     rotary = 0 if s.mamba_heads else 2 * FP32 * s.head_dim * layout.tp
     last = norm(s.hidden, how) + 2 * how.width * s.hidden if stage.last else 0
     return stage.in_flight * (kept + rotary) + last, again
@@ -275,6 +324,8 @@ def savings(cfg: SftConfig, arch: dict[str, Any], precision: Precision) -> list[
         changes["optimizer.state_bits=8"] = replace(cfg, optimizer=replace(cfg.optimizer, state_bits=8))
     if cfg.peft is None:
         changes["peft=lora"] = replace(cfg, peft=LoraConfig())
+    elif cfg.peft.quantize_base is None and run_layout(cfg, arch).tp == 1:
+        changes["peft.quantize_base=nf4"] = replace(cfg, peft=replace(cfg.peft, quantize_base="nf4"))
     now = estimate_memory(cfg, arch, run_layout(cfg, arch), precision).total
     found = []
     for text, changed in changes.items():
