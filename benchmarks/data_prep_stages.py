@@ -93,7 +93,7 @@ def stages(file: Path, tokenizer: ChatTokenizer, copies: int) -> dict[str, Any]:
         filters, escaper = Filters(FilterConfig()), ControlTokenEscaper(tokenizer)
         talks = clock.time("check", lambda: kept(rows, lambda row: _checked(row, filters)))
         fast, plain = Renderer.of(tokenizer), Renderer.of(tokenizer)
-        plain.skeletons = None
+        plain.render_cache = None
         rendered = clock.time("render", lambda: kept(talks, fast.sequences))
         clock.time("plain", lambda: kept(talks, plain.sequences))
         clock.time("unchecked", lambda: kept(talks, plain.unchecked))

@@ -134,7 +134,7 @@ class Judge:
     def _served(self, talk: Any, index: int) -> set[str]:
         """What transformers renders before a turn, in the turn's mode."""
         thinking = "reasoning_content" in talk.messages[index]
-        shaped = format_messages(talk.messages[:index], self.renderer.habits)
+        shaped = format_messages(talk.messages[:index], self.renderer.traits)
         found = set()
         for messages in (talk.messages[:index], shaped):
             try:

@@ -1,1 +1,1 @@
-"""Messages and tokenizers: what a chat template makes of a conversation. Its way in: tokenizer.py and render.py."""
+"""Chat templates and tokenizers: from conversations to text and token ids. Entry points: tokenizer.py and render.py."""

@@ -1,7 +1,7 @@
 """A tokenizer folder with more tokens than its source: `tokenizer.add_tokens` and `tokenizer.add_special_tokens`.
 
-The folder lives as long as the process. Its files depend on the source's and on the tokens alone, so that every process of a
-run has the same tokenizer.
+The folder is temporary and is deleted when the process exits. Its files depend only on the source folder and the tokens, so
+all processes of a run have the same tokenizer.
 """
 
 import atexit
@@ -20,8 +20,8 @@ LISTS = ("additional_special_tokens", "extra_special_tokens")  # of tokenizer_co
 
 @cache
 def folder_with_tokens(source: Path, names: tuple[str, ...], plain: tuple[str, ...], special: tuple[str, ...]) -> Path:
-    """A copy of the files `names` of the folder `source` whose tokenizer knows the tokens too. A token that it has keeps its
-    id; new ones are numbered from the last id on, plain ones first."""
+    """A copy of the files `names` of `source`, with the tokens added to the tokenizer. Tokens that exist already keep their id;
+    new ones get the next ids, `plain` before `special`."""
     folder = Path(tempfile.mkdtemp(prefix="tokenizer_with_added_tokens_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     for name in names:
@@ -37,7 +37,7 @@ def folder_with_tokens(source: Path, names: tuple[str, ...], plain: tuple[str, .
 
 
 def _name_in_config(file: Path, backend: Tokenizer, plain: tuple[str, ...], special: tuple[str, ...]) -> None:
-    """List the tokens where the config lists its own: some classes take added tokens from there alone."""
+    """Add the tokens to the lists in tokenizer_config.json: some tokenizer classes read added tokens only from there."""
     config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if isinstance(config.get("added_tokens_decoder"), dict):
         for id_, token in backend.get_added_tokens_decoder().items():

@@ -1,7 +1,7 @@
-"""Tool calls of any shape in one shape: `read_call`.
+"""Normalizes tool calls to OpenAI's form: `read_call`.
 
-Invariant: arguments are those that the row has, under whatever name; a call whose arguments stand where nobody looks is a
-RowError, never a call with empty arguments.
+Invariant: arguments are found under any of the names below; a call whose arguments are under an unknown name raises RowError
+and never becomes a call with empty arguments.
 """
 
 from typing import Any
@@ -19,13 +19,15 @@ READ = frozenset({*ARGUMENTS, *NAMES, *IDS, "function", "type"})
 
 
 def read_call(call: Any) -> dict[str, Any]:
-    """`{"type": "function", "function": {"name", "arguments": object}}`, from that or the flat form. Raises RowError."""
+    """`{"type": "function", "function": {"name", "arguments": object}}`, from that form or the flat one. Raises RowError."""
     function: Any = call.get("function", call) if isinstance(call, dict) else None
     if isinstance(function, str):
         function = call
     if _is_usual(call, function):
-        given = function["arguments"]
-        return {**call, "function": {**function, "arguments": given if type(given) is dict else _object(given)}}
+        arguments = function["arguments"]
+        if type(arguments) is not dict:
+            arguments = _object(arguments)
+        return {**call, "function": {**function, "arguments": arguments}}
     name = _name(function) if isinstance(function, dict) else None
     if name is None:
         raise RowError("tool_calls", "a tool call needs a function with a name")
@@ -45,14 +47,14 @@ def read_call(call: Any) -> dict[str, Any]:
 
 
 def _is_usual(call: Any, function: Any) -> bool:
-    """True for most calls, which are as they should be."""
+    """Whether the call is in OpenAI's form already, as most are."""
     if type(function) is not dict or function is call or not (USUAL.issuperset(function) and OUTER.issuperset(call)):
         return False
     return type(function.get("name")) is str and function["name"] != "" and function.get("arguments") is not None
 
 
 def unread_of_call(call: Any) -> set[str]:
-    """Keys of a call that `read_call` does not look at."""
+    """Keys of a call that `read_call` does not read."""
     parts = [call, call.get("function")] if isinstance(call, dict) else []
     return {key for part in parts if isinstance(part, dict) for key in part if key not in READ}
 
@@ -64,10 +66,12 @@ def _name(function: dict[str, Any]) -> str | None:
 
 def _arguments(function: dict[str, Any], call: dict[str, Any]) -> dict[str, Any]:
     levels = [function] if function is call else [function, call]
-    given = [(key, _object(level[key])) for level in levels for key in ARGUMENTS if level.get(key) is not None]
-    filled = [(key, value) for key, value in given if value]
+    found = [(key, _object(level[key])) for level in levels for key in ARGUMENTS if level.get(key) is not None]
+    filled = [(key, value) for key, value in found if value]
     if any(value != filled[0][1] for _, value in filled):
-        raise RowError("tool_arguments", f"{' and '.join(key for key, _ in filled)} of a call differ")
+        raise RowError(
+            "tool_arguments", f"{' and '.join(key for key, _ in filled)} of a tool call differ; keep one of them"
+        )
     if filled:
         return filled[0][1]
     others = sorted(
@@ -77,7 +81,7 @@ def _arguments(function: dict[str, Any], call: dict[str, Any]) -> dict[str, Any]
         if key not in READ and isinstance(value, dict) and value
     )
     if others:
-        raise RowError("tool_arguments", f"a call without arguments, but with {', '.join(others)}")
+        raise RowError("tool_arguments", f"a tool call has no arguments, but unknown objects: {', '.join(others)}")
     return {}
 
 
@@ -85,12 +89,12 @@ def _object(value: Any) -> dict[str, Any]:
     if isinstance(value, str):
         value = parse_json(value) if value.strip() else {}
     if not isinstance(value, dict):
-        raise RowError("tool_arguments", f"arguments must be an object, not {type(value).__name__}")
+        raise RowError("tool_arguments", f"arguments of a tool call must be a JSON object, not {type(value).__name__}")
     return value
 
 
 def parse_json(text: str) -> Any:
-    """A JSON text inside a row. Raises RowError."""
+    """Parse a JSON text inside a row. Raises RowError("tool_arguments") if it is not JSON."""
     try:
         long = has_long_number(text.encode("utf-8", "surrogatepass"))
         return parse_leniently(text) if long else orjson.loads(text)

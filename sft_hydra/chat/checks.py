@@ -1,9 +1,9 @@
-"""Holds rendered sequences to what a server renders: `Checks.holds` (the text before every trained turn is the prompt that
-the template renders for the messages before it) and `Checks.dropped` (what of a row does not stand in its text).
+"""Compares rendered sequences with what a server renders: `Checks.holds` (the text before every supervised turn is the prompt
+that the template renders for the messages before it) and `Checks.dropped` (parts of a row that are missing from its text).
 
-Both are learned: a turn in surroundings that were checked before (roles and kinds of fields beside it, and which there are
-before and after it) is trusted, unless a content of its row holds a text that the template looks for. One row in EVERY
-is checked all the same; a difference raises LearnedWrongError, and the shard is done again with every turn checked.
+Results are cached by context: a turn whose context (roles and kinds of fields around, before and after it) was checked before
+is trusted, unless a content of its row contains a text that the template searches for. One row in EVERY is checked anyway; a
+difference raises LearnedWrongError, and the shard is rendered again with every turn checked.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,24 +18,24 @@ from sft_hydra.chat.turn_spans import RenderedSequence, Turn, TurnSpans
 from sft_hydra.chat.whole import LONG, are_unique, lost, lost_of_messages, message_texts, tool_texts
 from sft_hydra.records import Conversation, Message
 
-EVERY = 61  # rows; odd, so that rows that alternate are met in turn
-FINE = 5  # bits
+EVERY = 61  # rows; odd, so that both kinds of alternating rows are checked
+FINE = 5  # low bits of a message code, compared only with the turn itself and the message before it
 MOST_REGIONS = 10_000
 Key = tuple[Any, ...]
 Region = tuple[str, int]
-Made = tuple[RenderedSequence, int, list[int]]  # a sequence, of how many of the row's messages, the turns trained in it
+Made = tuple[RenderedSequence, int, list[int]]  # a sequence, number of the row's messages in it, supervised turns
 
 
 class LearnedWrongError(Exception):
-    """A turn is not rendered as others in the same surroundings are."""
+    """A cached check result is wrong: a turn is rendered unlike others in the same context."""
 
 
 class Checks:
-    """Checks of one template. `careful`: nothing is trusted."""
+    """Checks of one template. `careful`: check every turn, without cached results."""
 
-    def __init__(self, locator: TurnSpans, habits: TemplateTraits, literals: set[str], source: str) -> None:
+    def __init__(self, locator: TurnSpans, traits: TemplateTraits, literals: set[str], source: str) -> None:
         self.locator = locator
-        self.habits = habits
+        self.traits = traits
         self.literals = shortest(text for text in literals if not text.isalnum())
         self.source = source
         self.careful = False
@@ -43,10 +43,10 @@ class Checks:
         self.forget()
 
     def forget(self) -> None:
-        """Learn again, so that what a shard becomes does not depend on the shards before it."""
+        """Clear the cached results, so that a shard's output does not depend on the shards before it."""
         self.good: dict[Key, bool] = {}
         self.whole: dict[Key, str | None] = {}
-        self.regions: dict[bytes, Region] = {}  # of tools: the part of a text that prints them, and where it stood
+        self.regions: dict[bytes, Region] = {}  # tools -> the part of a text that prints them, and its position
         self.rows = 0
 
     def holds(
@@ -58,9 +58,9 @@ class Checks:
         modes: Sequence[bool],
         trusted: bool,
     ) -> bool:
-        """True if each turn stands behind its serving prompt, or as near as this template allows. `trusted`: what was
-        learned counts."""
-        keys = self.surroundings(messages, tools, modes)
+        """Whether each turn follows its serving prompt (for bare turns: as far as the template allows). `trusted`: use cached
+        results. Raises LearnedWrongError."""
+        keys = self.contexts(messages, tools, modes)
         spot = -1
         if trusted:
             self.rows += 1
@@ -82,7 +82,7 @@ class Checks:
                 return False
         return True
 
-    def by_habit(
+    def by_context(
         self,
         messages: Sequence[Message],
         tools: list[Any] | None,
@@ -90,8 +90,9 @@ class Checks:
         quick: Callable[[], RenderedSequence | None],
         sure: Callable[[], RenderedSequence],
     ) -> RenderedSequence:
-        """A sequence of the last turn: `quick` where it was as `sure` in such surroundings before, else `sure`."""
-        key = ("alone", self.surroundings(messages, tools, modes)[-1])
+        """The sequence of the last turn: `quick()` if it equalled `sure()` in this context before, else `sure()`. Raises
+        LearnedWrongError."""
+        key = ("alone", self.contexts(messages, tools, modes)[-1])
         self.rows += 1
         if self.good.get(key) and self.rows % EVERY and (found := quick()) is not None:
             return found
@@ -103,7 +104,7 @@ class Checks:
         return sequence
 
     def is_tested(self, messages: Sequence[Message]) -> bool:
-        """True if a text of a message holds one that the template looks for."""
+        """Whether a message contains a text that the template searches for."""
         for message in messages:
             for name in ("content", "reasoning_content"):
                 text = message.get(name)
@@ -112,7 +113,7 @@ class Checks:
         return False
 
     def dropped(self, conversation: Conversation, made: list[Made], modes: list[bool]) -> str | None:
-        """What of a row does not stand in the sequences made of it; None if all does."""
+        """Name of the first part of a row that is missing from its sequences; None if nothing is missing."""
         region = self._region(conversation.tools)
         for sequence, stop, turns in made:
             text = sequence.text
@@ -130,16 +131,16 @@ class Checks:
         remake: Callable[[Conversation], list[Made]],
         modes: list[bool],
     ) -> str | None:
-        """What the template leaves out of rows like this one, learned with words that stand nowhere else. What stands nowhere
-        else in the row itself, and was found in its texts (`dropped`), need not be learned."""
-        keys: list[Key] = [*self.surroundings(conversation.messages, conversation.tools, modes)]
+        """Name of a part that the template leaves out of rows with this context, found by rendering unique stand-in texts.
+        Parts that are unique in the row itself and were found in its texts (`dropped`) need no stand-ins."""
+        keys: list[Key] = [*self.contexts(conversation.messages, conversation.tools, modes)]
         keys.append(("tools", frozenset(keys)) if conversation.tools else ())
         if self.careful or self._is_open(conversation, keys, made):
             self._learn_whole(conversation, keys, remake, modes)
         return next((name for key in keys if (name := self.whole.get(key)) is not None), None)
 
     def _is_open(self, conversation: Conversation, keys: list[Key], made: list[Made]) -> bool:
-        """Whether something of a row might be left out and only seem to stand there, because the same words stand elsewhere."""
+        """Whether a part of a row may be missing although its text is found, because the same text occurs elsewhere."""
         if conversation.tools and keys[-1] not in self.whole:
             region = self._region(conversation.tools)
             if not all(_holds_region(sequence.text, region) for sequence, _, _ in made):
@@ -158,13 +159,13 @@ class Checks:
         modes: list[bool],
     ) -> None:
         found: list[list[str | None]] = []
-        for letters in ("Kw", "mb"):  # a template may replace a letter, but hardly all of them
+        for letters in ("Kw", "mb"):  # two spellings, in case the template replaces letters
             stand_in = Conversation(_with_stand_ins(conversation.messages, letters), conversation.tools, "", "")
             try:
                 made = remake(stand_in)
             except LimitError:
                 raise
-            except Exception:  # the template does not take such words: the row itself is looked at
+            except Exception:  # the template rejects the stand-ins: use the row itself
                 made = []
             found.append(_what_is_lost(stand_in, made, modes))
             if not any(found[-1]):
@@ -176,7 +177,7 @@ class Checks:
             self.whole[key] = self.whole.get(key) or name
 
     def _learn_region(self, tools: list[Any], text: str) -> None:
-        """Remember how tools are printed in a text whose messages hold none of their words."""
+        """Remember how the tools are printed, from a text whose messages contain none of their words."""
         places = [(text.find(wanted), len(wanted)) for _, wanted in tool_texts(tools)]
         if not places or min(places)[0] < 0:
             return
@@ -194,14 +195,14 @@ class Checks:
         prompt = self.locator.served(messages[: turn.index], tools, thinking)
         if not turn.bare:
             return prompt == prefix
-        if prompt is None:  # nobody can ask for what an assistant says first
+        if prompt is None:  # the assistant opens the conversation: there is no prompt
             return True
         if not (prompt.startswith(prefix) or prefix.startswith(prompt)):
             return False
         return self.locator.alone(messages[: turn.index + 1], tools, thinking).bare_headers > 0
 
-    def surroundings(self, messages: Sequence[Message], tools: list[Any] | None, modes: Sequence[bool]) -> list[Key]:
-        """Of each message: what may decide how it is rendered, but for the words."""
+    def contexts(self, messages: Sequence[Message], tools: list[Any] | None, modes: Sequence[bool]) -> list[Key]:
+        """The context of each message: all that may decide how it is rendered, except its texts."""
         fine = [self._code(message, modes[index]) for index, message in enumerate(messages)]
         codes = [code >> FINE for code in fine]
         after, later = [0] * len(codes), 0
@@ -219,7 +220,7 @@ class Checks:
         return keys
 
     def _code(self, message: Message, thinking: bool) -> int:
-        """A number for what a message is: its role, its mode, whether it calls and has a text, and in the last bits more of it."""
+        """A code of a message's kind: role, mode, whether it has calls and text; in the low FINE bits white space, calls, weight."""
         content = message.get("content")
         kind = 0
         if type(content) is str and content:
@@ -238,12 +239,12 @@ def _holds_region(text: str, region: Region | None) -> bool:
 def _key_of(tools: list[Any]) -> bytes:
     try:
         return orjson.dumps(tools)
-    except TypeError:  # an integer of more than 64 bits, or half a surrogate pair
+    except TypeError:  # an integer of more than 64 bits, or a lone surrogate
         return repr(tools).encode("utf-8", "surrogatepass")
 
 
 def _what_is_lost(conversation: Conversation, made: list[Made], modes: list[bool]) -> list[str | None]:
-    """Of each message, and last of the tools: what the template leaves out."""
+    """What the template leaves out of each message and, last, of the tools; None where nothing is missing."""
     names: list[str | None] = [None] * (len(conversation.messages) + 1)
     for sequence, stop, turns in made:
         text = sequence.text

@@ -1,7 +1,7 @@
-"""What ends an assistant's turn at serving: `learn_ends(closings) -> Ends`, and `Ends.missing` for a trained text.
+"""End-of-turn tokens of assistant turns: `learn_ends(answer, call) -> Ends`.
 
-Most templates print an end-of-turn token inside the turn. Some print none: there the opener of the next role is where a
-server stops, so it is trained with the turn, and the last turn, which nothing follows, gets it too.
+Most templates print an end-of-turn token inside the turn. For those that do not, a server stops at the opener of the next
+role; this opener is supervised as part of the turn, and is appended to a last turn.
 """
 
 import re
@@ -18,24 +18,25 @@ CONTROL = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Closing:
-    """What a template prints after the last word of a turn that is the last (`alone`), and between that word and the
-    next message's content (`followed`). None: the template refuses such a conversation."""
+    """What a template prints after the last word of a turn: `alone` if the turn is the last, `followed` up to the content of
+    the next message. None: the template raises an error for such a conversation."""
 
     alone: str | None
     followed: str | None
-    own: str | None = None  # of `followed`, what the turn itself prints; None: not known
+    own: str | None = None  # the part of `followed` that the turn itself prints; None: unknown
 
 
 @dataclass(slots=True)
 class End:
-    """`tokens`: control texts with one of which a trained text closes (empty: the template has none, any text will do).
-    `added`: what a last turn lacks, put behind it."""
+    """How supervised text ends. `tokens`: control texts, one of which ends it (empty: the template prints none, any text is
+    accepted). `added`: text appended to a last turn."""
 
     tokens: tuple[str, ...] = ()
     added: str = ""
-    replaces: bool = False  # instead of what the template prints after a last turn only
+    replaces: bool = False  # `added` replaces what the template prints only after a last turn
 
     def closes(self, text: str) -> bool:
+        """Whether `text` ends with an end-of-turn token, or needs none."""
         return not self.tokens or text.rstrip().endswith(self.tokens)
 
 
@@ -47,16 +48,17 @@ class Ends:
     call: End = field(default_factory=End)
 
     def of(self, calls: bool) -> End:
+        """The end of a turn with (`calls`) or without tool calls."""
         return self.call if calls else self.answer
 
     @property
     def added(self) -> list[str]:
-        """The openers that end turns, where the template prints no end."""
+        """Openers that serve as end-of-turn tokens, if the template prints none inside the turn."""
         return [token for end in (self.answer, self.call) if end.added for token in control_texts(end.added)]
 
 
 def learn_ends(answer: Closing, call: Closing, tokens: Iterable[str] = ()) -> Ends:
-    """From what stands after an answer and after a call. `tokens`: the tokenizer's control tokens."""
+    """The ends of turns, from the text after an answer and after a tool call. `tokens`: the tokenizer's control tokens."""
     pattern = _pattern(tokens)
     ends = Ends(_answer_end(answer, pattern))
     ends.call = _call_end(call, ends.answer, pattern)
@@ -64,7 +66,7 @@ def learn_ends(answer: Closing, call: Closing, tokens: Iterable[str] = ()) -> En
 
 
 def control_texts(text: str, tokens: Iterable[str] = ()) -> list[str]:
-    """Control tokens in a text, in order: `tokens`, and whatever looks like one."""
+    """Control tokens in a text, in order: those in `tokens`, and texts that match the usual patterns (CONTROL)."""
     return _pattern(tokens).findall(text)
 
 
@@ -100,7 +102,7 @@ def _call_end(closing: Closing, answer: End, pattern: re.Pattern[str]) -> End:
 
 
 def _next_opener(closing: Closing, pattern: re.Pattern[str]) -> End:
-    """The control token that comes next once something follows; only white space may stand before it."""
+    """The control token printed next when a message follows; only white space may precede it."""
     alone, followed = closing.alone or "", closing.followed or ""
     shared = common_prefix([alone, followed])
     if alone.strip() != shared.strip():

@@ -1,7 +1,7 @@
 """Flags that say whether a message, or each message of a row, is supervised: `message_weight`, `read_flag`.
 
-Every framework has its own name for the same thing: OpenAI `weight`, LLaMA-Factory and ms-swift `loss`, axolotl `train` and
-`training`, others `masked`. Invariant: a flag is obeyed, or its row is a RowError that names it; it is never dropped.
+Frameworks name this flag differently: OpenAI `weight`, LLaMA-Factory and ms-swift `loss`, axolotl `train` and
+`training`, others `masked`. Invariant: a flag is obeyed, or RowError names it; it is never ignored.
 """
 
 from collections.abc import Mapping
@@ -34,11 +34,11 @@ SUPERVISED = (  # true: supervised
     ),
 )
 CONTEXT = ("masked", "is_masked", "ignore", "ignored", "ignore_loss", "no_loss", "skip_loss", "no_train", "not_trained")
-REFUSED = {  # what such a key may mean is not clear, or not possible here
-    "mask": "it may mean either; `train` and `masked` are clear",
-    "train_detail": "parts of a message cannot be supervised by themselves",
-    "training_detail": "parts of a message cannot be supervised by themselves",
-    "loss_detail": "parts of a message cannot be supervised by themselves",
+REFUSED = {  # ambiguous or unsupported flags
+    "mask": "the meaning is ambiguous; use `train` or `masked`",
+    "train_detail": "supervising parts of a message is not supported",
+    "training_detail": "supervising parts of a message is not supported",
+    "loss_detail": "supervising parts of a message is not supported",
 }
 FLAGS = frozenset({*SUPERVISED, *CONTEXT, *REFUSED, "prefix"})
 WORDS = {"true": True, "yes": True, "on": True, "y": True, "t": True} | dict.fromkeys(
@@ -62,7 +62,7 @@ def read_flag(value: Any) -> bool | None:
 
 
 def is_supervised(key: str, value: Any) -> bool:
-    """What a flag of this name and value says of a message. Raises RowError if that is not clear."""
+    """Whether a message with this flag is supervised. Raises RowError for an ambiguous name or value."""
     if key in REFUSED:
         raise RowError("training_flag", f"{key}={value!r} on a message: {REFUSED[key]}")
     found = read_flag(value)
@@ -73,10 +73,10 @@ def is_supervised(key: str, value: Any) -> bool:
 
 
 def message_weight(message: Mapping[str, Any]) -> bool | None:
-    """Whether the flags of an assistant message want it supervised; None: it has none. Raises RowError."""
+    """Whether an assistant message is supervised by its flags; None if it has no flags. Raises RowError."""
     found = {key: is_supervised(key, message[key]) for key in message if key in FLAGS and key != "prefix"}
     if len(set(found.values())) > 1:
         raise RowError("training_flag", f"flags of a message contradict each other: {', '.join(sorted(found))}")
     if "prefix" in message and read_flag(message["prefix"]) is not False:
-        raise RowError("training_flag", "prefix=true: the message is only the beginning of an answer")
+        raise RowError("training_flag", "prefix=true marks an incomplete answer, which is not supported")
     return next(iter(found.values()), None)

@@ -1,7 +1,7 @@
-"""The Jinja environment that chat templates run in: the sandbox of Jinja, with the look-ups that templates make most first.
+"""The Jinja environment of chat templates: Jinja's immutable sandbox with fast paths for the most frequent look-ups.
 
-Invariant: the same text and the same refusals as `ImmutableSandboxedEnvironment`. Only exact built-in types and public
-names of a fixed list take the short way; everything else goes to the sandbox.
+Invariant: the same output and the same errors as `ImmutableSandboxedEnvironment`. Only exact built-in types and a fixed list
+of public names take the fast path; everything else goes to the sandbox.
 """
 
 import json
@@ -38,25 +38,28 @@ SAFE_STR_METHODS = frozenset(
 
 
 class GenerationTag(Extension):
-    """`{% generation %}...{% endgeneration %}` as transformers knows it; here it changes nothing: spans come from marks."""
+    """The tag `{% generation %}...{% endgeneration %}` of transformers. It has no effect: spans come from marks (template.py)."""
 
     tags = {"generation"}  # noqa: RUF012 (the base class declares it so)
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
+        """The statements inside the tag."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 class FastSandbox(ImmutableSandboxedEnvironment):
-    """`ImmutableSandboxedEnvironment` with short cuts for plain dicts, strings and loop variables, and with arithmetic
-    that cannot hang."""
+    """`ImmutableSandboxedEnvironment` with fast paths for plain dicts, strings and loop variables, and with limits on
+    integer arithmetic (resource_limits.py)."""
 
     intercepted_binops = frozenset(["*", "**"])
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """`left * right` or `left ** right`. Raises LimitError for integers that are too large."""
         return times(left, right) if operator == "*" else power(left, right)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
+        """`obj.attribute` in a template."""
         kind = type(obj)
         if kind is dict:
             if attribute not in DICT_NAMES:
@@ -72,6 +75,7 @@ class FastSandbox(ImmutableSandboxedEnvironment):
         return super().getattr(obj, attribute)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 (as in Jinja)
+        """A call in a template."""
         if type(getattr(__obj, "__self__", None)) is str and __obj.__name__ in SAFE_STR_METHODS:
             kwargs.pop("_loop_vars", None)
             kwargs.pop("_block_vars", None)
@@ -80,8 +84,8 @@ class FastSandbox(ImmutableSandboxedEnvironment):
 
 
 def make_environment(now: Callable[[], datetime] = datetime.now) -> FastSandbox:
-    """The environment with what chat templates expect of it: `tojson` that keeps Unicode, `raise_exception`,
-    `strftime_now`, `break` and `continue`, whitespace trimming as in transformers."""
+    """The environment with what chat templates use: `tojson` that keeps Unicode, `raise_exception`, `strftime_now` (the time
+    `now()`), `break` and `continue`, and white-space trimming as in transformers."""
     environment = FastSandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", GenerationTag]
     )

@@ -1,4 +1,4 @@
-"""JSON as data sets have it: long integers and lone surrogates are kept, NaN is marked."""
+"""Lenient JSON parsing for data sets: long integers and lone surrogates are kept, NaN is marked (NoNumber)."""
 
 import json
 import math
@@ -9,12 +9,12 @@ LONG_NUMBER = b"0" * 19
 
 
 class NoNumber(float):
-    """NaN or an infinite number, which JSON does not have: a row that holds one where it matters is rejected."""
+    """NaN or infinity, which JSON does not allow. A row with one in a field that is used is rejected."""
 
 
 def parse_leniently(text: str | bytes) -> Any:
-    """A JSON text by the standard library, which keeps long integers and lone surrogates; NaN and what is too large for
-    a float become NoNumber. Raises ValueError or RecursionError."""
+    """Parse JSON with the standard library, which keeps long integers and lone surrogates; NaN and numbers too large for a
+    float become NoNumber. Raises ValueError or RecursionError."""
     return json.loads(text, parse_constant=NoNumber, parse_float=_finite)
 
 
@@ -24,6 +24,6 @@ def _finite(text: str) -> float:
 
 
 def has_long_number(text: bytes) -> bool:
-    """True if a number of more than 64 bits may be in a JSON text, which only the standard library keeps. Twelve times as
-    quick as a pattern."""
+    """Whether a JSON text may contain a number of more than 64 bits, which orjson does not keep. Twelve times faster than a
+    regular expression."""
     return LONG_NUMBER in text.translate(DIGITS_AS_ZEROS)

@@ -1,7 +1,7 @@
-"""One message of a chat row in the form that the rest of the house works with: `check_message`.
+"""Normalizes one message of a chat row: `check_message`.
 
-Invariant: what comes out has string contents, reasoning only where there is some, tool calls of one shape with arguments as
-objects, and `weight` 0 where a flag says that it is context; what does not fit is RowError with a reason.
+Invariant: the result has string contents, `reasoning_content` only if the message has reasoning, tool calls in OpenAI's form
+with arguments as objects, and `weight` 0 if a flag marks it as context. Anything else raises RowError with a reason.
 """
 
 import json
@@ -22,11 +22,11 @@ OF_CALLS, OF_REASONING = frozenset(CALL_KEYS), frozenset(KEYS)
 
 
 def check_message(message: Any) -> Message:
-    """One message in the form that the rest of the room works with. Raises RowError."""
+    """The normalized message (`records.Message`). Raises RowError."""
     if not isinstance(message, dict):
         raise RowError("format", f"a message must be an object, not {type(message).__name__}")
     role, content = message.get("role"), message.get("content")
-    if type(content) is str and type(role) is str and role in ROLES:  # most messages are as they should be
+    if type(content) is str and type(role) is str and role in ROLES:  # most messages are normalized already
         if len(message) == 2:
             if role != "assistant" or "</think>" not in content:
                 return message
@@ -35,22 +35,22 @@ def check_message(message: Any) -> Message:
     clean = {key: value for key, value in message.items() if value is not None}
     role = _named(clean)
     if role in CALLS:
-        given = clean.pop("content", None)
-        clean |= {"role": "assistant", "content": "", "tool_calls": calls_in(given)}
+        calls = clean.pop("content", None)
+        clean |= {"role": "assistant", "content": "", "tool_calls": calls_in(calls)}
         role = "assistant"
     if role != "assistant":
         clean = {key: value for key, value in clean.items() if key not in FLAGS}
     if "content" in clean:
         clean["content"] = _text(clean["content"], role)
     elif role not in ("assistant", "system"):
-        raise RowError("content", f"a {role} message without content")
+        raise RowError("content", f"a {role} message has no content")
     if role == "assistant":
         _complete_assistant(clean)
     return clean
 
 
 def _named(message: Message) -> str:
-    """The role; a message of ShareGPT gets the keys `role` and `content`."""
+    """The role. ShareGPT's keys `from` and `value` become `role` and `content`."""
     role = message.get("role", message.get("from"))
     if not isinstance(role, str) or not role:
         raise RowError("role", f"a message's role must be text, not {role!r}")
@@ -71,21 +71,21 @@ def _text(content: Any, role: str) -> str:
         if not others:
             return "".join(part["text"] for part in parts)
         if role != "tool":
-            raise RowError("content", f"content parts that are not text: {', '.join(others)}")
-    if role == "tool":  # results are often given as the object that the tool returned
+            raise RowError("content", f"content parts of type {', '.join(others)} are not supported, only text")
+    if role == "tool":  # results are often the JSON object that the tool returned
         return as_json(content)
     raise RowError("content", f"content of a {role} message must be text, not {type(content).__name__}")
 
 
 def as_json(value: Any) -> str:
-    """A value as compact JSON. Raises RowError for NaN."""
+    """A value as compact JSON. Raises RowError for NaN and infinity."""
     try:
         return orjson.dumps(value).decode()
-    except TypeError:  # an integer of more than 64 bits, half a surrogate pair, or no number
+    except TypeError:  # an integer of more than 64 bits, a lone surrogate, or NaN
         try:
             return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         except ValueError:
-            raise RowError("content", "NaN or an infinite number in a result, which is no JSON") from None
+            raise RowError("content", "NaN or infinity in a tool result is not valid JSON") from None
 
 
 def _complete_assistant(message: Message) -> None:
@@ -99,7 +99,7 @@ def _complete_assistant(message: Message) -> None:
     if "</think>" in content and not (reasoning and reasoning.strip()):
         inline, message["content"] = split_content(content, bool(calls))
         reasoning = inline if message["content"] != content else reasoning
-    if reasoning:  # blank is kept as empty: the row is one of a reasoning data set
+    if reasoning:  # blank reasoning becomes "": the row belongs to a reasoning data set
         message["reasoning_content"] = "" if reasoning.isspace() else reasoning
     if calls:
         message["tool_calls"] = [read_call(call) for call in calls]
@@ -113,10 +113,10 @@ def _complete_assistant(message: Message) -> None:
 
 
 def _take_calls(message: Message) -> list[Any]:
-    """Take the calls of a message out of whatever key they are under. Raises RowError if two of these have some."""
+    """Remove and return the tool calls of a message, under any of CALL_KEYS. Raises RowError if two keys differ."""
     found = {key: message[key] for key in CALL_KEYS if key in message}
     if "function_calls" in found and isinstance(found["function_calls"], str):
-        del found["function_calls"]  # text that some templates print as it is
+        del found["function_calls"]  # text that some templates print verbatim
     lists = []
     for key, calls in found.items():
         del message[key]
@@ -129,15 +129,15 @@ def _take_calls(message: Message) -> list[Any]:
         if calls and calls not in lists:
             lists.append(calls)
     if len(lists) > 1:
-        raise RowError("tool_calls", f"{' and '.join(found)} of a message differ")
+        raise RowError("tool_calls", f"{' and '.join(found)} of a message differ; keep one of them")
     return lists[0] if lists else []
 
 
 def calls_in(value: Any) -> list[Any]:
-    """The calls that a message of a role for calls holds as its content."""
+    """The calls in the content of a message whose role is a call (`function_call`, ...). Raises RowError."""
     if isinstance(value, str):
         try:
             value = parse_json(value)
         except RowError:
-            raise RowError("tool_arguments", "function_call is not JSON") from None
+            raise RowError("tool_arguments", "the content of a function_call message is not JSON") from None
     return value if isinstance(value, list) else [value]

@@ -1,4 +1,4 @@
-"""The messages and tools that a chat template is probed with: each text in them stands in no other."""
+"""Messages and tools for probing a chat template; every text occurs only once."""
 
 from typing import Any
 
@@ -21,14 +21,17 @@ TOOLS = [
 
 
 def user(number: int) -> Message:
+    """A user message with the content `Quser<number>`."""
     return {"role": "user", "content": f"Quser{number}"}
 
 
 def assistant(number: int, **more: Any) -> Message:
+    """An assistant message with the content `Qasst<number>` and the fields `more`."""
     return {"role": "assistant", "content": f"Qasst{number}", **more}
 
 
 def caller(content: str) -> Message:
+    """An assistant message with this content and one tool call."""
     function = {"name": "fnq", "arguments": {"kq": "vq7"}}
     call = {"id": "call00001", "type": "function", "function": function}
     return {"role": "assistant", "content": content, "tool_calls": [call]}

@@ -1,6 +1,6 @@
-"""Where a message keeps its reasoning: under one of many names, as text, parts or an object, or inside its content.
+"""Reads the reasoning of a message: under any of KEYS, as text, parts or an object, or inside its content.
 
-Invariant: reasoning that a message has is found or its row is a RowError; an answer that only quotes `</think>` keeps it.
+Invariant: reasoning is found or RowError is raised; an answer that only quotes `</think>` is not split.
 """
 
 import re
@@ -14,12 +14,12 @@ KEYS = (
 )
 TEXTS = ("text", "thinking", "reasoning", "content", "reasoning_content", "reasoning_text", "reasoningText", "summary")
 OPENED = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
-# reasoning whose tag the prompt had opened: models close it on a line of its own and leave a blank line
+# reasoning whose opening tag is in the prompt: models close it on a separate line, followed by a blank line
 UNOPENED = re.compile(r"(.*?)\n?</think>(?:[ \t]*\n[ \t]*\n\s*|\s*\Z)", re.DOTALL)
 
 
 def take_reasoning(message: dict[str, Any]) -> str | None:
-    """Take the reasoning out of a message's own keys and give it as text; None: it has none. Raises RowError."""
+    """Remove the reasoning keys of a message and return the reasoning; None if it has none. Raises RowError."""
     found = [(key, reasoning_text(key, message.pop(key))) for key in KEYS if key in message]
     filled = [text for _, text in found if text.strip()]
     if filled:
@@ -28,7 +28,7 @@ def take_reasoning(message: dict[str, Any]) -> str | None:
 
 
 def reasoning_text(key: str, value: Any) -> str:
-    """Reasoning given as text, a list of parts or an object. Raises RowError if there is some that cannot be read."""
+    """The text of reasoning that is a text, a list of parts or an object. Raises RowError if it cannot be read."""
     if value is None:
         return ""
     if isinstance(value, str):
@@ -42,15 +42,15 @@ def reasoning_text(key: str, value: Any) -> str:
         if value and (
             value.get("data") or not {"type", "id", "format", "index", "signature", "status"}.issuperset(value)
         ):
-            raise RowError("reasoning", f"{key} holds reasoning that is no text (keys: {', '.join(map(str, value))})")
+            raise RowError("reasoning", f"{key} contains reasoning without a text (keys: {', '.join(map(str, value))})")
         return ""
-    if isinstance(value, bool | int | float):  # a switch or a count, which is not the reasoning itself
+    if isinstance(value, bool | int | float):  # a switch or a token count, not the reasoning itself
         return ""
     raise RowError("reasoning", f"{key} must be text, a list of parts or an object, not {type(value).__name__}")
 
 
 def split_content(content: str, has_calls: bool) -> tuple[str | None, str]:
-    """Reasoning inside a content, or None, and the rest. Raises RowError where a `</think>` may be either."""
+    """(reasoning inside a content, or None; the rest). Raises RowError if a `</think>` is ambiguous."""
     if "</think>" not in content:
         return None, content
     inline = OPENED.match(content)
@@ -58,8 +58,10 @@ def split_content(content: str, has_calls: bool) -> tuple[str | None, str]:
         before = found[1].rstrip()
         rest = content[found.end() :]
         if before.count("```") % 2 or before.endswith((":", "`")) or "</think>" in rest:
-            raise RowError("reasoning", "`</think>` without `<think>` may close reasoning or be a part of the answer")
-        if rest or has_calls:  # an answer may end with the tag; reasoning is followed by one
+            raise RowError(
+                "reasoning", "`</think>` without `<think>` is ambiguous: end of reasoning or part of the answer"
+            )
+        if rest or has_calls:  # reasoning is followed by an answer or calls; an answer may end with the tag
             inline = found
     if inline is None:
         return None, content

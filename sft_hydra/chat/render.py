@@ -1,8 +1,8 @@
-"""From a Conversation to training sequences as text: `Renderer.sequences`; and to the text a server renders:
-`Renderer.prompt_text`.
+"""Renders conversations: `Renderer.sequences` (training sequences as text) and `Renderer.prompt_text` (the text that a server
+renders).
 
-Invariant: a trained chunk starts where the serving generation prompt ends and closes with the turn's end; what stands
-before it is, character for character, what the template renders at inference. Nothing else is trained.
+Invariant: a supervised chunk starts where the generation prompt ends and ends with the turn's end; the text before it equals,
+character by character, what the template renders at inference. Nothing else is supervised.
 
 Owner of: which tokens are supervised.
 """
@@ -27,12 +27,14 @@ from sft_hydra.errors import DataError, RowError
 from sft_hydra.records import Conversation, Message
 from sft_hydra.schema.data import DataConfig, MultiTurn, Reasoning
 
-MOST_WORK = 2_000_000  # messages to render for one conversation: some ten seconds
+MOST_WORK = 2_000_000  # messages to render for one conversation, about ten seconds
 
 
 class Renderer:
-    """Renders conversations with one template. `template` None: contents as they are, one after the other. `tokens`: the
-    tokenizer's control tokens, as far as they are known."""
+    """Renders conversations with one template.
+
+    `template` None concatenates the contents unchanged. `variables` are passed to the template, `now` is its current time, and
+    `tokens` are the tokenizer's control tokens. DataError if the template cannot render a question and its answer."""
 
     def __init__(
         self,
@@ -46,31 +48,31 @@ class Renderer:
     ) -> None:
         self.reasoning = reasoning
         self.multi_turn = multi_turn
-        self.habits = TemplateTraits()
+        self.traits = TemplateTraits()
         self.template: ChatTemplate | None = None
         self.locator: TurnSpans | None = None
         self.checks: Checks | None = None
-        self.skeletons: RenderCache | None = None
-        self.with_tools: Renderer | None = None  # renders conversations with tools, by a template of their own
+        self.render_cache: RenderCache | None = None
+        self.with_tools: Renderer | None = None  # renders conversations with tools, if they have a separate template
         if template is None:
             return
-        given = dict(variables or {})
-        given.setdefault("chat_template_kwargs", {})
-        self.template = ChatTemplate(template, given, now or datetime.now())
-        self.habits = probe_template(self.template, tokens)
-        self.locator = TurnSpans(self.template, self.habits)
-        self.checks = Checks(self.locator, self.habits, self.template.literals, template)
+        variables = dict(variables or {})
+        kwargs = variables.setdefault("chat_template_kwargs", {})
+        self.template = ChatTemplate(template, variables, now or datetime.now())
+        self.traits = probe_template(self.template, tokens)
+        self.locator = TurnSpans(self.template, self.traits)
+        self.checks = Checks(self.locator, self.traits, self.template.literals, template)
         self.tested = shortest(text for text in self.template.literals if not re.fullmatch(r"\w+", text))
-        if self.habits.marked:
-            self.skeletons = RenderCache(self.template, self)
+        if self.traits.marked:
+            self.render_cache = RenderCache(self.template, self)
         if reasoning is Reasoning.keep:
-            if not self.habits.keeps_reasoning:
+            if not self.traits.keeps_reasoning:
                 raise DataError(
                     "data.reasoning=keep: this chat template drops the reasoning of earlier turns. "
                     "Use data.reasoning=split_turns (one sequence per user turn) or another tokenizer.chat_template."
                 )
             self.template.variables.update(KEEP_REASONING)
-            self.template.variables["chat_template_kwargs"] = {**given["chat_template_kwargs"], **KEEP_REASONING}
+            self.template.variables["chat_template_kwargs"] = {**kwargs, **KEEP_REASONING}
 
     @classmethod
     def of(
@@ -81,7 +83,7 @@ class Renderer:
         variables: dict[str, Any] | None = None,
     ) -> "Renderer":
         """The renderer of a tokenizer's template, with the policies of `data`. `variables` (default: the tokenizer's special
-        tokens and template_kwargs) are handed to the template."""
+        tokens and template_kwargs) are passed to the template."""
         data = data or DataConfig(reasoning=Reasoning.split_turns)
         tokens = [token.text for token in tokenizer.added]
         variables = tokenizer.template_variables if variables is None else variables
@@ -97,7 +99,7 @@ class Renderer:
         return renderer
 
     def forget(self) -> None:
-        """Learn again which shapes of rows need no check, as for the first shard."""
+        """Clear the cached check results, as before the first shard."""
         for renderer in (self, self.with_tools):
             if renderer is not None and renderer.checks is not None:
                 renderer.checks.forget()
@@ -106,17 +108,17 @@ class Renderer:
         """Render and check every row from now on."""
         for renderer in (self, self.with_tools):
             if renderer is not None and renderer.checks is not None:
-                renderer.skeletons = None
+                renderer.render_cache = None
                 renderer.checks.careful = True
 
     def prompt_text(
         self, messages: Sequence[Message], tools: Sequence[Any] | None = None, thinking: bool = False
     ) -> str:
-        """What serving renders for these messages, generation prompt included. Raises DataError if they cannot be read."""
+        """The text that a server renders for these messages, with the generation prompt. DataError for invalid messages."""
         try:
             checked = [check_message(message) for message in messages]
         except RowError as problem:
-            raise DataError(f"a message cannot be read: {problem.detail}") from None
+            raise DataError(f"invalid message: {problem.detail}") from None
         if self.template is None:
             return "".join(_content(message) for message in checked)
         if tools and self.with_tools is not None:
@@ -124,22 +126,22 @@ class Renderer:
         return self.template.render(self._shape(checked), tools or None, thinking, prompt=True)
 
     def chosen(self, conversation: Conversation) -> "Renderer":
-        """The renderer of the named template that transformers picks for this conversation: `tool_use` if it has tools."""
+        """The renderer of the template that transformers selects: `tool_use` for conversations with tools, if there is one."""
         return self.with_tools if self.with_tools is not None and conversation.tools else self
 
     def sequences(self, conversation: Conversation) -> list[RenderedSequence]:
-        """Training sequences of one conversation, at least one. Raises RowError, and LearnedWrongError (see checks.py)."""
+        """Training sequences of one conversation, at least one. Raises RowError and LearnedWrongError (see checks.py)."""
         if (chosen := self.chosen(conversation)) is not self:
             return chosen.sequences(conversation)
-        if self.skeletons is not None:
-            found = self.skeletons.sequences(conversation)
+        if self.render_cache is not None:
+            found = self.render_cache.sequences(conversation)
             if found is not None:
                 return found
         return self.by_template(conversation)
 
     def by_template(self, conversation: Conversation, trusted: bool = True) -> list[RenderedSequence]:
-        """The same by rendering the template, whatever the conversation. `trusted`: what was learned from rows of the same
-        shape need not be checked again. Raises RowError."""
+        """Training sequences by running the template, without the render cache. `trusted`: use cached check results of rows in
+        the same context. Raises RowError and LearnedWrongError."""
         if self.template is None:
             return [_passthrough(conversation)]
         try:
@@ -153,10 +155,10 @@ class Renderer:
             raise RowError("template", f"{type(problem).__name__}: {problem}") from None
 
     def unchecked(self, conversation: Conversation) -> list[RenderedSequence]:
-        """Sequences by the template that were not held against what a server renders. Raises whatever the template does."""
+        """Training sequences without checks against the server's prompts. Raises RowError and whatever the template raises."""
         found = [sequence for sequence, _, _ in self._made(conversation, None)]
         if not found:
-            raise RowError("nothing_to_learn", "no assistant turn that is trained")
+            raise RowError("nothing_to_learn", "the conversation has no supervised assistant turn")
         return found
 
     def _checked(self, conversation: Conversation, trusted: bool) -> list[RenderedSequence]:
@@ -164,7 +166,7 @@ class Renderer:
         trusted = trusted and not self.checks.is_tested(conversation.messages)
         made = self._made(conversation, trusted)
         if not made:
-            raise RowError("nothing_to_learn", "no assistant turn that is trained")
+            raise RowError("nothing_to_learn", "the conversation has no supervised assistant turn")
         modes = self._modes(conversation)
         name = self.checks.dropped(conversation, made, modes)
         if name is None:
@@ -174,20 +176,20 @@ class Renderer:
         return [sequence for sequence, _, _ in made]
 
     def _modes(self, conversation: Conversation) -> list[bool]:
-        """Of each message: whether it is thinking mode, because it has reasoning."""
+        """Whether each message is in thinking mode, i.e. has reasoning that is kept."""
         keep = self.reasoning is not Reasoning.drop
         return [keep and bool(message.get("reasoning_content")) for message in conversation.messages]
 
     def _made(self, conversation: Conversation, trusted: bool | None) -> list[Made]:
-        """Sequences with the turns that are trained in them. `trusted` None: nothing is checked."""
+        """Sequences with their supervised turns. `trusted` None: without checks."""
         messages = self._shape(conversation.messages)
-        wanted = [_is_learned(message) for message in conversation.messages]
+        wanted = [_is_supervised(message) for message in conversation.messages]
         modes = self._modes(conversation)
         tools = conversation.tools
         keep = self.reasoning is not Reasoning.drop
         thinking = keep and any("reasoning_content" in message for message in conversation.messages)
         self._check_support(messages)
-        if any(modes) and self.habits.reasoning_field is None and not self.habits.opens_reasoning:
+        if any(modes) and self.traits.reasoning_field is None and not self.traits.opens_reasoning:
             raise RowError("reasoning", "the template does not render reasoning; data.reasoning=drop leaves it out")
         cut = [(len(messages), 0)]
         if thinking and self.reasoning is Reasoning.split_turns:
@@ -203,14 +205,14 @@ class Renderer:
         return [made for made in out if any(made[0].trained)]
 
     def _check_support(self, messages: list[Message]) -> None:
-        """Raises RowError for what the template would leave out without a word."""
-        if not self.habits.renders_calls and any("tool_calls" in message for message in messages):
+        """Raises RowError for messages that the template would silently leave out."""
+        if not self.traits.renders_calls and any("tool_calls" in message for message in messages):
             raise RowError("template_tools", "the template does not render tool calls")
-        if not self.habits.renders_results and any(message["role"] == "tool" for message in messages):
+        if not self.traits.renders_results and any(message["role"] == "tool" for message in messages):
             raise RowError("template_tools", "the template does not render tool results")
 
     def _must_split(self, messages: list[Message], tools: list[Any] | None) -> bool:
-        """True if a later user turn changes how an earlier turn is rendered, so that no single text serves both."""
+        """Whether a later user turn changes how an earlier turn is rendered, so that both do not fit in one text."""
         if self.multi_turn is not MultiTurn.auto:
             return self.multi_turn is MultiTurn.split
         last_user = max((index for index, message in enumerate(messages) if message["role"] == "user"), default=0)
@@ -218,24 +220,24 @@ class Renderer:
         if not answers:
             return False
         calls = bool(tools) or any("tool_calls" in message for message in answers)
-        if not (self.habits.stable_calls if calls else self.habits.stable):
+        if not (self.traits.stable_calls if calls else self.traits.stable):
             return True
         if all(map(self._is_plain, answers)) and not any(self._is_tested(message) for message in messages):
             return False
         assert self.template is not None
-        if not self.habits.marked:
+        if not self.traits.marked:
             return True
         ends = [stop for stop, _ in user_turns(messages, greeting=True)]
         _check_work(ends)
         return not same_turns(self.template, messages, tools, ends[:-1])
 
     def _is_plain(self, message: Message) -> bool:
-        """True if no trimming can tell whether this is the last turn."""
+        """Whether the content has no white space at its ends, which templates may trim differently in a last turn."""
         content = message.get("content", "")
         return type(content) is str and content == content.strip()
 
     def _is_tested(self, message: Message) -> bool:
-        """True if the template looks for a text that this content holds."""
+        """Whether the content contains a text that the template searches for."""
         content = message.get("content")
         return type(content) is str and any(text in content for text in self.tested)
 
@@ -247,14 +249,14 @@ class Renderer:
         turns: list[int],
         trusted: bool | None,
     ) -> list[Made]:
-        """These turns in one text if they stand there as served; else those of each mode in one; else each in its own."""
+        """Sequences of these turns: one text if all are rendered as served, else one per thinking mode, else one per turn."""
         assert self.locator is not None
         assert self.checks is not None
         thinking = [turn for turn in turns if modes[turn]]
         mixed = 0 < len(thinking) < len(turns)
         policy = self.multi_turn is MultiTurn.one or self.reasoning is Reasoning.keep  # the user wants one text
-        tries = not (thinking and self.habits.opens_reasoning) and (policy or self.habits.modes_mix or not mixed)
-        calls = not self.habits.stable_steps and any("tool_calls" in messages[turn] for turn in turns)
+        tries = not (thinking and self.traits.opens_reasoning) and (policy or self.traits.modes_mix or not mixed)
+        calls = not self.traits.stable_steps and any("tool_calls" in messages[turn] for turn in turns)
         if tries and not (calls and len(turns) > 1):
             try:
                 sequence, found = self.locator.together(messages, tools, modes, turns)
@@ -279,8 +281,8 @@ class Renderer:
     def _alone(
         self, messages: list[Message], tools: list[Any] | None, modes: list[bool], trusted: bool | None
     ) -> RenderedSequence:
-        """The last turn behind what serving renders. Where that was the template's own text in such surroundings before,
-        the text is rendered but once."""
+        """The last turn after its serving prompt. If the template's plain text was equal in this context before, it is rendered
+        only once."""
         assert self.locator is not None
         assert self.checks is not None
         locator, turn = self.locator, len(messages) - 1
@@ -295,17 +297,19 @@ class Renderer:
 
         if not trusted or self.checks.careful:
             return locator.alone(messages, tools, modes[turn])
-        return self.checks.by_habit(messages, tools, modes, quick, lambda: locator.alone(messages, tools, modes[turn]))
+        return self.checks.by_context(
+            messages, tools, modes, quick, lambda: locator.alone(messages, tools, modes[turn])
+        )
 
     def _shape(self, messages: Iterable[Message]) -> list[Message]:
         if self.reasoning is Reasoning.drop:
             messages = [{k: v for k, v in message.items() if k != "reasoning_content"} for message in messages]
-        return format_messages(list(messages), self.habits)
+        return format_messages(list(messages), self.traits)
 
 
 def user_turns(messages: Sequence[Message], greeting: bool = False) -> list[tuple[int, int]]:
-    """(stop, first trained index) of each user turn that something follows: `messages[:stop]` is its sequence.
-    `greeting`: what an assistant says before the first user is a turn of its own."""
+    """(stop, first supervised index) of each user turn that is followed by a message; `messages[:stop]` is its sequence.
+    `greeting`: assistant messages before the first user message form a separate turn."""
     users = [index for index, message in enumerate(messages) if message["role"] == "user"]
     ends = [*users[1:], len(messages)] if users else []
     turns = [(end, start + 1) for start, end in zip(users, ends, strict=True) if end > start + 1]
@@ -316,16 +320,16 @@ def user_turns(messages: Sequence[Message], greeting: bool = False) -> list[tupl
 
 
 def _check_work(ends: Iterable[int]) -> None:
-    """Raises RowError when texts that end at these messages are too many and too long to be rendered one by one."""
+    """Raises RowError if rendering a text up to each of these message indices takes more than MOST_WORK messages."""
     if (work := sum(ends)) > MOST_WORK:
         raise RowError(
             "too_many_turns",
-            f"its turns need a text of their own each, together of {work:,} messages (of {MOST_WORK:,})",
+            f"splitting it per turn would render {work:,} messages (limit {MOST_WORK:,})",
         )
 
 
-def _is_learned(message: Message) -> bool:
-    """An assistant turn that says something and has no weight of 0."""
+def _is_supervised(message: Message) -> bool:
+    """Whether a message is an assistant turn with content, reasoning or calls, and its weight is not 0."""
     if message["role"] != "assistant" or message.get("weight", 1) == 0:
         return False
     content = message.get("content", "")
@@ -338,7 +342,7 @@ def _content(message: Message) -> str:
 
 def _passthrough(conversation: Conversation) -> RenderedSequence:
     chunks = [_content(message) for message in conversation.messages]
-    trained = [_is_learned(message) for message in conversation.messages]
+    trained = [_is_supervised(message) for message in conversation.messages]
     if not any(trained):
-        raise RowError("nothing_to_learn", "no assistant turn that is trained")
+        raise RowError("nothing_to_learn", "the conversation has no supervised assistant turn")
     return RenderedSequence(chunks, trained)

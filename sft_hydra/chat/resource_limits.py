@@ -1,9 +1,9 @@
-"""Time and memory that one conversation may cost: `limit_resources()` around what strangers wrote, and `power` and `times` for
-numbers in templates, which no signal interrupts.
+"""Time and memory limits for one conversation: `limit_resources()` around untrusted templates and data; `power` and `times`
+limit integer arithmetic in templates, which signals cannot interrupt.
 
-Outside `limit_resources()` the process has its own signal handler, timer and limits again.
-Invariant: a template or tool schema that loops or grows without end is a LimitError after seconds, in a process that
-goes on. The sandbox says what a template may touch, this says how much it may take.
+After `limit_resources()` the previous signal handlers, timers and limits are restored.
+Invariant: a template or tool schema that loops or grows without end raises LimitError after SECONDS, and the process
+continues. The sandbox (jinja_env.py) limits what a template can access; this module limits what it can use.
 """
 
 import resource
@@ -18,25 +18,24 @@ from typing import Any, NoReturn
 from sft_hydra.chat.wall_time import Alarm
 from sft_hydra.errors import DataError
 
-SECONDS = 20.0  # of this process's own work; the slowest honest conversations take a second
-PATIENCE = 1.5  # times as long by the clock, which also counts what the system does for it, on a machine that is busy
-BYTES = 4 << 30  # more than the process had
-PREFIX = "the chat template, or what it is given,"
-FRESH = 0.25  # seconds for which a process's size is taken to be what it was
-BITS = 1 << 16  # of an integer that a template computes
+SECONDS = 20.0  # of processor time; the slowest real conversations take one second
+PATIENCE = 1.5  # wall-clock limit over processor-time limit, for a busy machine
+BYTES = 4 << 30  # of address space, in addition to what the process has
+PREFIX = "the chat template, or its input,"
+FRESH = 0.25  # seconds for which a measured process size is reused
+BITS = 1 << 16  # maximum size of an integer that a template computes
 
 _active = False
 
 
 class LimitError(DataError):
-    """Something took too long, or too much memory."""
+    """A conversation exceeded the time, memory or integer limit."""
 
 
 class limit_resources:  # noqa: N801 (a context manager, called like those of contextlib)
-    """Raises LimitError when what is inside works for more than `seconds` (SECONDS), takes PATIENCE times as long by the
-    clock, or more memory than BYTES.
-    In threads other than the first nothing is limited, because signals reach only that one; inside another `limited`
-    that one holds."""
+    """Raises LimitError if the body uses more than `seconds` (default SECONDS) of processor time, PATIENCE times that of
+    wall-clock time, or BYTES of additional memory.
+    Only the main thread is limited, because only it receives signals; a nested context has no effect."""
 
     def __init__(self, seconds: float | None = None) -> None:
         self.seconds = SECONDS if seconds is None else seconds
@@ -60,23 +59,23 @@ class limit_resources:  # noqa: N801 (a context manager, called like those of co
         try:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
             self.alarm.cancel()
-        finally:  # a signal may come in this very moment
+        finally:  # a signal may arrive during the clean-up
             self.alarm.cancel()
             signal.signal(signal.SIGVTALRM, self.handler if self.handler is not None else signal.SIG_DFL)
-            signal.setitimer(signal.ITIMER_VIRTUAL, *self.timer)  # another's, if this process has one
+            signal.setitimer(signal.ITIMER_VIRTUAL, *self.timer)  # the timer that was set before, if any
             if self.memory is not None:
                 resource.setrlimit(resource.RLIMIT_AS, self.memory)
             _active = False
         if isinstance(value, MemoryError):
-            raise LimitError(f"{PREFIX} takes more than {BYTES >> 30} GiB of memory") from None
+            raise LimitError(f"{PREFIX} uses more than {BYTES >> 30} GiB of memory") from None
 
 
 def _stop(*_: Any) -> NoReturn:
-    raise LimitError(f"{PREFIX} works for too long")
+    raise LimitError(f"{PREFIX} takes too long")
 
 
 def _limit_memory() -> tuple[int, int] | None:
-    """The limits that were in force; None where the system has no such limit."""
+    """Set the memory limit and return the previous (soft, hard) limits in bytes; None where the system has none."""
     if sys.platform != "linux":
         return None
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
@@ -87,20 +86,20 @@ def _limit_memory() -> tuple[int, int] | None:
 
 @lru_cache(maxsize=1)
 def _size(moment: int) -> int:
-    """Bytes of address space of this process at about that moment: to ask takes longer than most conversations."""
+    """Bytes of address space of this process at about that moment. Cached, because reading it is slower than most renders."""
     with open("/proc/self/statm", "rb") as stream:
         return int(stream.read().split()[0]) * resource.getpagesize()
 
 
 def power(base: Any, exponent: Any) -> Any:
-    """`base ** exponent`, which no signal interrupts, unless it is too large."""
+    """`base ** exponent`. Raises LimitError for integers of more than BITS bits."""
     if isinstance(base, int) and isinstance(exponent, int) and base.bit_length() * exponent > BITS:
-        raise LimitError(f"{PREFIX} computes a number of too many digits")
+        raise LimitError(f"{PREFIX} computes an integer of more than {BITS:,} bits")
     return base**exponent
 
 
 def times(left: Any, right: Any) -> Any:
-    """`left * right`, unless it is a number of too many digits."""
+    """`left * right`. Raises LimitError for integers of more than BITS bits."""
     if isinstance(left, int) and isinstance(right, int) and left.bit_length() + right.bit_length() > BITS:
-        raise LimitError(f"{PREFIX} computes a number of too many digits")
+        raise LimitError(f"{PREFIX} computes an integer of more than {BITS:,} bits")
     return left * right

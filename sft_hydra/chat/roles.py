@@ -1,4 +1,4 @@
-"""What roles are called: `role_of`."""
+"""Role names of data sets: `role_of`."""
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 NAMES = {
@@ -12,7 +12,7 @@ CALLS = frozenset({"function_call", "tool_call", "tool_calls"})  # roles whose c
 
 
 def role_of(name: str) -> str:
-    """The role of that name in OpenAI's words; a name that nobody knows as it is."""
+    """OpenAI's name for a role (`human` -> `user`); an unknown name is returned unchanged."""
     if name in ROLES:
         return name
     plain = name.strip().lower()

@@ -1,8 +1,8 @@
-"""Rendering with what a row itself says: `RowRenderer.sequences` hands `chat_template_kwargs` of rows to their template.
+"""Rendering with template variables of a row: `RowRenderer.sequences` passes a row's `chat_template_kwargs` to the template.
 
-Invariant: the thinking mode that a row names is the one it is rendered in; what its template does not read is named in the
-conversation's `unread`. A renderer is kept for every set of switches (`enable_thinking=false`), because they change
-generation prompts; texts and lists are handed over for one row.
+Invariant: a row is rendered in the thinking mode that it sets; keys that the template does not read are reported by `unread`.
+A renderer is kept for each set of switches (`enable_thinking=false`), because they change generation prompts; texts and lists
+are passed for one row only.
 """
 
 from collections import OrderedDict
@@ -17,14 +17,14 @@ from sft_hydra.errors import RowError
 from sft_hydra.records import Conversation
 
 MODES = ("enable_thinking", "thinking")
-KEPT = 32  # renderers; each has learnt the template anew
-SWITCH_CHARS = 16  # a longer text is no switch
+KEPT = 32  # renderers; each has probed the template
+SWITCH_CHARS = 16  # a longer text is not a switch
 
 Kwargs = dict[str, Any]
 
 
 class RowRenderer:
-    """Sequences of any conversation. `make`: the renderer whose template gets these variables too."""
+    """Renders any conversation. `make(variables)`: a renderer whose template gets these additional variables."""
 
     def __init__(self, make: Callable[[Kwargs], Renderer]) -> None:
         self.make = make
@@ -33,7 +33,7 @@ class RowRenderer:
         self.names = frozenset[str]().union(*map(names_read, both))
         self.known: OrderedDict[str, Renderer] = OrderedDict()
         self.careful = False
-        self.reads: dict[str, bool] = {}  # of keys of rows without words for the template
+        self.reads: dict[str, bool] = {}  # key -> whether it is read, for rows without template_kwargs
 
     def sequences(self, conversation: Conversation) -> list[RenderedSequence]:
         """Training sequences, at least one. Raises RowError and LearnedWrongError as Renderer does."""
@@ -41,7 +41,9 @@ class RowRenderer:
             return self.plain.sequences(conversation)
         kwargs = self.used(conversation)
         if lost := [key for key in _texts(conversation) if key not in kwargs]:
-            raise RowError("template_drops", f"chat_template_kwargs.{lost[0]}: the chat template does not read it")
+            raise RowError(
+                "template_drops", f"chat_template_kwargs.{lost[0]}: the chat template does not read this variable"
+            )
         switches = {key: value for key, value in kwargs.items() if _is_switch(value)}
         more = {key: value for key, value in kwargs.items() if key not in switches}
         renderer = self._of(switches).chosen(conversation)
@@ -58,23 +60,23 @@ class RowRenderer:
             template.variables = before
 
     def used(self, conversation: Conversation) -> Kwargs:
-        """The row's words for the template that this one reads; both names of the thinking mode are the same to us."""
-        given = conversation.template_kwargs
-        kwargs = {key: value for key, value in given.items() if key in self.names}
-        mode = next((given[key] for key in MODES if isinstance(given.get(key), bool)), None)
+        """The row's variables that the template reads. Both names of the thinking mode are set if either is."""
+        row = conversation.template_kwargs
+        kwargs = {key: value for key, value in row.items() if key in self.names}
+        mode = next((row[key] for key in MODES if isinstance(row.get(key), bool)), None)
         if mode is not None and not self.names.isdisjoint(MODES):
             kwargs |= dict.fromkeys(MODES, mode)
         return kwargs
 
     def unread(self, conversation: Conversation) -> set[str]:
-        """Keys of the row that neither the house nor its template reads."""
+        """Keys of the row that neither this package nor the template reads."""
         if not conversation.template_kwargs:
             return {key for key in conversation.unread if not self._is_read_by_name(key)}
         used = self.used(conversation)
         found = {key for key in conversation.unread if not self._is_read(key, used)}
-        given = conversation.meta.get("chat_template_kwargs") or ()
-        if isinstance(given, dict):
-            found |= {f"chat_template_kwargs.{key}" for key in given.keys() - used.keys() - {"tools"}}
+        row = conversation.meta.get("chat_template_kwargs") or ()
+        if isinstance(row, dict):
+            found |= {f"chat_template_kwargs.{key}" for key in row.keys() - used.keys() - {"tools"}}
         if any(used.get(key) is False for key in MODES) and any(
             "reasoning_content" in m for m in conversation.messages
         ):
@@ -92,7 +94,7 @@ class RowRenderer:
         return name in self.names if group in ("messages", "tool_calls") and name else key in used
 
     def forget(self) -> None:
-        """Learn again which shapes of rows need no check, as for the first shard."""
+        """Clear the cached check results, as before the first shard."""
         for renderer in (self.plain, *self.known.values()):
             renderer.forget()
 
@@ -117,7 +119,7 @@ class RowRenderer:
 
 
 def renderers_of(make: Callable[[Kwargs], Renderer], variables: Kwargs) -> Callable[[Kwargs], Renderer]:
-    """`make`, called with `variables` and what is given more."""
+    """`make` with `variables` and further ones, which take precedence."""
     return lambda more: make(_joined(variables, more) if more else variables)
 
 
@@ -131,9 +133,9 @@ def names_read(renderer: Renderer) -> frozenset[str]:
 
 
 def _texts(conversation: Conversation) -> list[str]:
-    """Keys of `chat_template_kwargs` that hold what the model is to see: texts, tools, documents."""
-    given = conversation.template_kwargs.items()
-    return [key for key, value in given if key not in conversation.meta and value and not _is_switch(value)]
+    """Keys of `chat_template_kwargs` with content for the model: texts, tools, documents."""
+    items = conversation.template_kwargs.items()
+    return [key for key, value in items if key not in conversation.meta and value and not _is_switch(value)]
 
 
 def _is_switch(value: Any) -> bool:
@@ -146,6 +148,6 @@ def _joined(variables: Kwargs, more: Kwargs) -> Kwargs:
     return {**variables, **more, "chat_template_kwargs": {**variables.get("chat_template_kwargs", {}), **more}}
 
 
-def _without_reasoning(given: Conversation) -> Conversation:
-    messages = [{key: value for key, value in m.items() if key != "reasoning_content"} for m in given.messages]
-    return Conversation(messages, given.tools, given.origin, given.source, given.meta, given.template_kwargs)
+def _without_reasoning(talk: Conversation) -> Conversation:
+    messages = [{key: value for key, value in m.items() if key != "reasoning_content"} for m in talk.messages]
+    return Conversation(messages, talk.tools, talk.origin, talk.source, talk.meta, talk.template_kwargs)

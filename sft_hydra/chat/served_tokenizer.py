@@ -1,9 +1,9 @@
-"""The tokenizer that serving will have: `served_file(tokenizer, made, texts)`.
+"""The tokenizer.json that encodes as serving does: `served_file(tokenizer, made, texts)`.
 
-`AutoTokenizer` takes `tokenizer.json` as it is for some classes and builds its own from the vocabulary for others
-(`LlamaTokenizer`), and adds tokens that only the config names. Where that may be, transformers is asked in a process of its
-own, because it loads torch. Invariant: the file that encodes gives the ids of `AutoTokenizer` on these texts, or it is a
-DataError.
+transformers' `AutoTokenizer` uses `tokenizer.json` unchanged for some classes, rebuilds it from the vocabulary for others
+(`LlamaTokenizer`), and adds tokens that only the config lists. Where these may differ (`may_differ`), `AutoTokenizer` is run in
+a separate process, because it loads torch. Invariant: the returned file gives the ids of `AutoTokenizer` on these texts, or
+DataError is raised.
 """
 
 import json
@@ -17,42 +17,47 @@ from tokenizers import Tokenizer
 from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.errors import DataError
 
-AS_THEY_ARE = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes that take tokenizer.json as it is
-OUR_FAMILIES = ("llama", "qwen3", "qwen3_moe", "nemotron_h")  # for which transformers does not choose another class
+AS_THEY_ARE = ("PreTrainedTokenizerFast", "TokenizersBackend")  # classes that use tokenizer.json unchanged
+OUR_FAMILIES = (
+    "llama",
+    "qwen3",
+    "qwen3_moe",
+    "nemotron_h",
+)  # model types for which transformers keeps the configured class
 QWEN_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-BUILT = {"Qwen2Tokenizer": ("NFC", QWEN_PATTERN)}  # classes that build the same: normalizer and pattern
+BUILT = {"Qwen2Tokenizer": ("NFC", QWEN_PATTERN)}  # class -> normalizer and split pattern that it builds
 SCRIPT = """
 import json, sys
 from transformers import AutoTokenizer
-asked = json.load(sys.stdin)
-tokenizer = AutoTokenizer.from_pretrained(asked["folder"], local_files_only=True)
-tokenizer.backend_tokenizer.save(asked["file"])
-print(json.dumps([tokenizer(text, add_special_tokens=False)["input_ids"] for text in asked["texts"]]))
+request = json.load(sys.stdin)
+tokenizer = AutoTokenizer.from_pretrained(request["folder"], local_files_only=True)
+tokenizer.backend_tokenizer.save(request["file"])
+print(json.dumps([tokenizer(text, add_special_tokens=False)["input_ids"] for text in request["texts"]]))
 """
 SECONDS = 600
 
 
 def served_file(tokenizer: ChatTokenizer, made: Path, texts: list[str]) -> Path:
-    """The tokenizer.json that encodes as `AutoTokenizer` does: the tokenizer's own, or `made`, which is written. Raises
-    DataError if there is none."""
-    _ = tokenizer.backend  # a damaged tokenizer.json is named by its own reader
+    """The tokenizer.json that encodes `texts` as `AutoTokenizer` does: the tokenizer's file, or `made`, which is written then.
+    Raises DataError if neither does or if transformers cannot load the tokenizer."""
+    _ = tokenizer.backend  # raises DataError for a damaged tokenizer.json
     ids = _ask(tokenizer, made, texts)
     if _encodes(tokenizer.file, texts) == ids and _rules(tokenizer.file) == _rules(made):
         made.unlink()
         return tokenizer.file
     if _encodes(made, texts) != ids:
         raise DataError(
-            f"{tokenizer.folder}: transformers' {tokenizer.config.get('tokenizer_class')} gives other ids than its own "
-            "tokenizer.json, and they cannot be reproduced. Save it again with `AutoTokenizer.from_pretrained(...)"
-            ".save_pretrained(folder)`, or give another tokenizer.path."
+            f"{tokenizer.folder}: transformers' {tokenizer.config.get('tokenizer_class')} encodes differently from "
+            "tokenizer.json, and its ids cannot be reproduced. Save the tokenizer again with `AutoTokenizer.from_pretrained(...)"
+            ".save_pretrained(folder)`, or set another tokenizer.path."
         )
     return made
 
 
 def may_differ(tokenizer: ChatTokenizer) -> bool:
-    """False if transformers surely takes this tokenizer.json as it is."""
+    """Whether `AutoTokenizer` may encode differently from this tokenizer.json; False only if it certainly does not."""
     config = tokenizer.config
     name = str(config.get("tokenizer_class") or AS_THEY_ARE[0])
     family = tokenizer.model_type
@@ -65,7 +70,7 @@ def may_differ(tokenizer: ChatTokenizer) -> bool:
 
 
 def _names_more(tokenizer: ChatTokenizer) -> bool:
-    """True if the config names tokens, or flags of tokens, that tokenizer.json does not have."""
+    """Whether the config lists tokens, or flags of tokens, that tokenizer.json does not have."""
     known = {token["content"]: token for token in tokenizer.spec.get("added_tokens", ())}
     if set(tokenizer.special_tokens.values()) - known.keys():
         return True
@@ -87,7 +92,7 @@ def _values(listed: Any) -> list[Any]:
 
 
 def _is_built(tokenizer: ChatTokenizer, normalizer: str, pattern: str) -> bool:
-    """True if the file's own rules are those that the class builds."""
+    """Whether the rules in the file are those that the class builds."""
     spec = tokenizer.spec
     rules = (spec.get("pre_tokenizer") or {}).get("pretokenizers") or [{}, {}]
     first, last = rules[0], rules[-1]
@@ -99,9 +104,9 @@ def _is_built(tokenizer: ChatTokenizer, normalizer: str, pattern: str) -> bool:
 
 
 def _ask(tokenizer: ChatTokenizer, file: Path, texts: list[str]) -> list[list[int]]:
-    asked = json.dumps({"folder": str(tokenizer.folder), "file": str(file), "texts": texts})
+    request = json.dumps({"folder": str(tokenizer.folder), "file": str(file), "texts": texts})
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], input=asked, capture_output=True, text=True, timeout=SECONDS, check=False
+        [sys.executable, "-c", SCRIPT], input=request, capture_output=True, text=True, timeout=SECONDS, check=False
     )
     if done.returncode:
         why = (done.stderr.strip().splitlines() or ["?"])[-1]
@@ -117,7 +122,7 @@ def _encodes(file: Path, texts: list[str]) -> list[list[int]]:
 
 
 def _rules(file: Path) -> str:
-    """All of a tokenizer.json but what comes after the ids are known."""
+    """The parts of a tokenizer.json that decide the ids, as text to compare."""
     spec = json.loads(file.read_text(encoding="utf-8"))
     model = {key: value or None for key, value in spec["model"].items()}
     model["merges"] = [

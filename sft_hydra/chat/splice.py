@@ -1,4 +1,4 @@
-"""What of a turn's own text the model writes after a generation prompt that the text does not begin with: `continuation`."""
+"""The supervised text of a turn whose rendered text does not start with the generation prompt: `continuation`."""
 
 import re
 from typing import Any
@@ -12,8 +12,11 @@ CLOSES = re.compile(r"(?<![a-z])end(?![a-z])", re.IGNORECASE)
 
 
 def continuation(own: str, prompt: str, message: Message) -> tuple[str | None, bool]:
-    """The trained text of a turn, and whether it is no continuation of `prompt` because that opens reasoning, of which the
-    turn has none. `own`: what the template prints for the turn, header first; None if it has another header."""
+    """(supervised text, is_open) of a turn that follows the generation prompt `prompt`.
+
+    `own` is what the template prints for the turn, including its header. The text is None if the turn has another header than
+    the prompt, or reasoning that the prompt does not open. `is_open`: the prompt opens reasoning, but the turn has none, so
+    the text does not continue the prompt."""
     if not prompt and not own[: _first_word(own, message)].strip():  # a template whose turns have no header
         return own, False
     if prompt and own.startswith(prompt):
@@ -24,20 +27,20 @@ def continuation(own: str, prompt: str, message: Message) -> tuple[str | None, b
     scaffold, rest = prompt[len(header) :], own[len(header) :]
     first = _first_word(rest, message)
     printed = rest[:first]
-    if printed.strip().startswith(scaffold.strip()):  # only white space differs
+    if printed.strip().startswith(scaffold.strip()):  # they differ only in white space
         cut = printed.index(scaffold.strip()) + len(scaffold.strip()) if scaffold.strip() else 0
         after = printed[cut:]
         return (after.lstrip() if scaffold[-1:].isspace() else after) + rest[first:], False
     thoughtful = bool(message.get("reasoning_content") or message.get("reasoning") or message.get("thinking"))
     tag = OPENS_REASONING.search(scaffold)
     opens = bool(tag and not CLOSES.search(tag[0]))
-    if CONTROL.match(scaffold.lstrip()) and not opens:  # an empty block of reasoning, after which the answer comes
+    if CONTROL.match(scaffold.lstrip()) and not opens:  # an empty reasoning block before the answer
         return rest, False
     return (None, False) if thoughtful else (rest, True)
 
 
 def _first_word(rest: str, message: Message) -> int:
-    """Where the first of the message's own texts stands in `rest`; 0 if none does."""
+    """Position of the first of the message's texts in `rest`; 0 if it contains none of them."""
     texts: list[Any] = [message.get(key) for key in ("reasoning_content", "reasoning", "thinking", "content")]
     texts += [call["function"]["name"] for call in message.get("tool_calls") or ()]
     places = [rest.find(text.strip()) for text in texts if isinstance(text, str) and text.strip()]

@@ -1,8 +1,8 @@
-"""A chat template that says which text belongs to which message: `ChatTemplate.render` and `ChatTemplate.scan`.
+"""A chat template that locates the text of each message: `ChatTemplate.render` and `ChatTemplate.scan`.
 
-The template's own syntax tree is edited once: both ends of a message loop's body get a mark, printed only when the loop
-variable is one of the row's messages. One render then tells every turn of a conversation, in any template.
-Invariant: marked text without its marks is the plain text; content cannot forge a mark (a random number per process).
+The template's syntax tree is edited once: a mark is added at both ends of a message loop's body, printed only if the loop
+variable is one of the row's messages. One render then locates all turns of a conversation, for any template.
+Invariant: marked text without its marks equals the plain text; content cannot forge a mark (a random token per process).
 """
 
 import secrets
@@ -26,20 +26,20 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """A rendered text, the ranges of it that each message (by index) printed, and where the last mark stood."""
+    """A rendered text, the character ranges printed by each message (by index), and the position of the last mark (`tail`)."""
 
     text: str
     segments: dict[int, list[Span]]
     tail: int
 
     def segment_text(self, index: int) -> str:
-        """All that message `index` printed."""
+        """The text printed by message `index`."""
         return "".join(self.text[start:stop] for start, stop in self.segments.get(index, ()))
 
 
 @dataclass(frozen=True, slots=True)
 class Marking:
-    """Which loops are marked: their numbers in the order of the source (None: all); `assigned`: also what follows
+    """Which loops are marked, numbered in source order (None: all). `assigned`: also mark the statements after
     `{% set message = messages[i] %}`."""
 
     loops: frozenset[int] | None
@@ -47,8 +47,8 @@ class Marking:
 
 
 class ChatTemplate:
-    """A template compiled twice: as it is, and with marks. `variables` are the tokenizer's special tokens and the user's
-    `template_kwargs`; `now` answers `strftime_now`."""
+    """A template compiled twice: unchanged, and with marks. `variables` are the tokenizer's special tokens and the user's
+    `template_kwargs`; `now` is the time of `strftime_now`. DataError for invalid Jinja."""
 
     def __init__(self, source: str, variables: dict[str, Any], now: datetime) -> None:
         self.source = source
@@ -56,7 +56,7 @@ class ChatTemplate:
         self.environment = make_environment(lambda: now)
         self.environment.filters["open_mark"] = lambda value: self._mark("o", value)
         self.environment.filters["close_mark"] = lambda value: self._mark("c", value)
-        self.indices: dict[int, int] = {}  # id(message) -> its index, for the render that is going on
+        self.indices: dict[int, int] = {}  # id(message) -> its index, during a render
         self.blocks: dict[Marking, dict[str, Block]] = {}
         try:
             with limit_resources():
@@ -66,16 +66,16 @@ class ChatTemplate:
                 self.plain = self.compile(tree)
         except (TemplateError, RecursionError, ValueError, ArithmeticError) as problem:
             line = f", line {problem.lineno}" if isinstance(problem, TemplateSyntaxError) else ""
-            raise DataError(f"tokenizer.chat_template: no Jinja template ({problem}{line})") from None
-        self.unmarked = self.plain  # `plain`, with blocks for tool definitions once they are in use
+            raise DataError(f"tokenizer.chat_template: not a valid Jinja template ({problem}{line})") from None
+        self.unmarked = self.plain  # `plain`, or with blocks for tool definitions (use_blocks)
         self.marked: Template | None = None
         self.marking: Marking | None = None
 
     def render(
         self, messages: Sequence[Message], tools: Sequence[Any] | None, thinking: bool, prompt: bool = False
     ) -> str:
-        """The text as a server renders it; `prompt` adds the generation prompt. Raises jinja2.TemplateError or what
-        the template's expressions raise."""
+        """The text as a server renders it; `prompt` adds the generation prompt. Raises jinja2.TemplateError, or whatever the
+        template's expressions raise."""
         context = self._context(messages, tools, thinking, prompt)
         with limit_resources():
             if self.unmarked is self.plain:
@@ -84,12 +84,12 @@ class ChatTemplate:
             known = sum(len(block.known) for block in blocks)
             text = self.unmarked.render(context)
             if known != sum(len(block.known) for block in blocks) and text != self.plain.render(context):
-                self.unmarked = self.plain  # definitions that were new: the template prints them otherwise
+                self.unmarked = self.plain  # the template prints the new definitions differently
                 text = self.plain.render(context)
             return text
 
     def use_blocks(self) -> None:
-        """Render tool definitions by blocks in `render` too from now on: once per list, not once per text."""
+        """Use blocks (tool_blocks.py) for tool definitions in `render` too, so that each list is rendered once, not per text."""
         if self.marking is None or not self.blocks.get(self.marking):
             return
         tree = self.environment.parse(self.source)
@@ -99,7 +99,7 @@ class ChatTemplate:
     def scan(
         self, messages: Sequence[Message], tools: Sequence[Any] | None, thinking: bool, prompt: bool = False
     ) -> Scan:
-        """`render`, and the ranges of every message. Needs `mark` to have been called."""
+        """`render`, with the ranges of every message. `mark` must have been called."""
         assert self.marked is not None
         self.indices = {id(message): index for index, message in enumerate(messages)}
         try:
@@ -110,7 +110,7 @@ class ChatTemplate:
         return _split_marks(raw)
 
     def mark(self, marking: Marking | None) -> None:
-        """Compile the marked version with these marks; None: there is none."""
+        """Compile the marked version with these marks; None removes it."""
         self.marking = marking
         self.unmarked = self.plain
         self.marked = None if marking is None else self.compile(self.marked_tree(marking))
@@ -123,14 +123,15 @@ class ChatTemplate:
         return tree
 
     def compile(self, tree: nodes.Template) -> Template:
+        """Compile a syntax tree in this template's environment."""
         tree.set_environment(self.environment)
         with limit_resources():
             code = self.environment.compile(tree)
         return Template.from_code(self.environment, code, self.environment.make_globals(None))
 
     def markings(self) -> list[Marking]:
-        """All ways of marking worth a try, simplest first: one loop (the largest body is nearly always the one over the
-        messages), then all loops, then the same with indexed messages too."""
+        """The ways of marking to try, simplest first: one loop (the largest body is nearly always the one over messages), then
+        all loops, then the same with indexed messages."""
         sizes = self.loop_sizes
         order = sorted(range(len(sizes)), key=lambda number: -sizes[number])
         choices = [frozenset({number}) for number in order] + [None]
@@ -156,7 +157,7 @@ class ChatTemplate:
 
 
 class _Marker:
-    """Edits a syntax tree in place; `visit` returns the size of every `for` body, in the order of the source."""
+    """Adds marks to a syntax tree in place; `visit` returns the number of nodes of every loop, in source order."""
 
     def __init__(self, marking: Marking) -> None:
         self.marking = marking
@@ -204,7 +205,7 @@ def _print_filter(target: Any, name: str) -> nodes.Output:
 
 
 def _split_marks(raw: str) -> Scan:
-    """Take the marks out. A message's ranges are what stands between its marks and not between another's inside."""
+    """Remove the marks. A message's ranges are the text between its marks, without that of marks nested inside."""
     first, *pieces = raw.split(NONCE)
     out, position, tail = [first], len(first), 0
     stack: list[int] = []

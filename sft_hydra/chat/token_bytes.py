@@ -1,4 +1,4 @@
-"""How many bytes of text each token stands for: what turns a loss in nats per token into bits per byte."""
+"""Number of UTF-8 bytes of each token, to convert a loss in nats per token to bits per byte."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +8,7 @@ from sft_hydra.chat.tokenizer import ChatTokenizer
 
 
 def token_bytes(tokenizer: ChatTokenizer, vocab_size: int) -> NDArray[np.int64]:
-    """(vocab_size,) bytes of each id; 0 for special tokens, which no person writes, and ids that the tokenizer lacks."""
+    """(vocab_size,) bytes of each id; 0 for special tokens and for ids that the tokenizer lacks."""
     words, sizes = TokenText(tokenizer), np.zeros(vocab_size, np.int64)
     special = {token.id for token in tokenizer.added if token.special}
     for token in range(min(tokenizer.vocab_size, vocab_size)):

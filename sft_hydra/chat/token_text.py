@@ -1,7 +1,7 @@
-"""What tokens say: `TokenText` gives their bytes, tells control tokens, and finds where turns start by their headers.
+"""Text of tokens: `TokenText` returns their bytes, identifies control tokens, and finds turns by their headers.
 
-Roles are only read off the headers of the common templates (`<|im_start|>user`, `<|user|>`, `[INST]`, ...); nothing
-depends on them but what people see. Elsewhere there are simply no roles.
+Roles are recognized from the headers of common templates (`<|im_start|>user`, `<|user|>`, `[INST]`, ...) and are used only for
+display. With other templates no roles are found.
 """
 
 import re
@@ -17,10 +17,12 @@ WRITTEN = {
     **{"developer": "system", "human": "user", "inst": "user", "/inst": "assistant", "model": "assistant"},
     **{"gpt": "assistant", "ipython": "tool", "function": "tool", "environment": "tool", "observation": "tool"},
 }
-HEADER_TOKENS = 6  # a role's name is at most so many tokens
+HEADER_TOKENS = 6  # maximum number of tokens of a role's name
 
 
 class TokenText:
+    """Bytes, kinds and roles of the tokens of one tokenizer; results are cached."""
+
     def __init__(self, tokenizer: ChatTokenizer) -> None:
         self.backend = tokenizer.backend
         self.added = tokenizer.added_tokens
@@ -35,13 +37,15 @@ class TokenText:
         return self._bytes[token]
 
     def is_control(self, token: int) -> bool:
+        """Whether this is an added token."""
         return token in self.added
 
     def is_space(self, token: int) -> bool:
+        """Whether the token is white space only."""
         return not self.bytes_of(token).strip()
 
     def turns(self, ids: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-        """(positions of the control tokens that open a turn, indices into ROLES)."""
+        """(positions of the control tokens that open a turn, their roles as indices into ROLES), for `ids` (tokens,)."""
         starts, roles = [], []
         for position in np.flatnonzero(np.isin(ids, list(self.added))).tolist():
             header = tuple(ids[position : position + 1 + HEADER_TOKENS].tolist())
@@ -54,12 +58,12 @@ class TokenText:
 
     def _role(self, header: tuple[int, ...]) -> int:
         own = self.bytes_of(header[0]).decode(errors="replace")
-        said = b""
+        name = b""
         for token in header[1:]:
             if token in self.added:
                 break
-            said += self.bytes_of(token)
-        line = said.decode(errors="replace").partition("\n")[0]
+            name += self.bytes_of(token)
+        line = name.decode(errors="replace").partition("\n")[0]
         role = WRITTEN.get(line.strip().lower()) or WRITTEN.get(re.sub(r"[<>|\[\]｜_\s]", "", own).lower())
         return ROLES.index(role) if role else -1
 
@@ -68,7 +72,7 @@ class TokenText:
             return self.added[token][0].encode()
         piece = self.backend.id_to_token(token)
         if piece is None:
-            return f"<{token}?>".encode()  # not in this tokenizer: another one made the shards
+            return f"<{token}?>".encode()  # not in this tokenizer: the shards were made with another one
         if self.byte_level:
             return bytes(BYTE_OF[sign] for sign in piece if sign in BYTE_OF)
         if re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", piece):
@@ -77,7 +81,7 @@ class TokenText:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """Sign -> byte in byte-level BPE: printable bytes stand for themselves, the others for signs from 256 on."""
+    """Character -> byte in byte-level BPE (as in GPT-2): printable bytes map to themselves, others to code points from 256."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(others)}

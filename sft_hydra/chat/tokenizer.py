@@ -1,6 +1,6 @@
-"""The tokenizer of a run with its chat template: `load_tokenizer(cfg)` finds the files, `ChatTokenizer` answers for them.
+"""The tokenizer of a run with its chat template: `load_tokenizer(cfg)` finds the files, `ChatTokenizer` reads them.
 
-Invariant: the template text held here is the very one that prepares data, prompts the model and goes into the export.
+Invariant: the same template text prepares data, prompts the model and is written to the export.
 """
 
 import hashlib
@@ -34,16 +34,15 @@ FILES = (
 )
 TEMPLATE_FILE = "chat_template.jinja"
 NAMED_TEMPLATES = "additional_chat_templates"
-WITH_TOOLS = "tool_use"  # the named template that transformers takes for conversations with tools
-NEW_CLASSES = ("TokenizersBackend", "Qwen3_5Tokenizer")  # of transformers 5 alone; both 4 and 5 know:
-COMMON_CLASS = "PreTrainedTokenizerFast"  # takes tokenizer.json as it is
+WITH_TOOLS = "tool_use"  # the named template that transformers uses for conversations with tools
+NEW_CLASSES = ("TokenizersBackend", "Qwen3_5Tokenizer")  # only in transformers 5
+COMMON_CLASS = "PreTrainedTokenizerFast"  # in transformers 4 and 5; uses tokenizer.json unchanged
 
 
 @dataclass(frozen=True, slots=True)
 class AddedToken:
-    """A token that is looked for in text before the tokenizer's own rules. `special`: nothing that a person writes.
-    `lstrip`, `rstrip`: it swallows the white space beside it. `normalized`: it is looked for in normalized text.
-    `single_word`: only where no letter stands beside it."""
+    """A token that is matched in text before the tokenizer's rules. `special`: a control token. `lstrip`, `rstrip`: it includes
+    the white space before or after it. `normalized`: it is matched in normalized text. `single_word`: only at word boundaries."""
 
     id: int
     text: str
@@ -60,12 +59,14 @@ class NewTokens:
 
     ids: tuple[int, ...] = ()
     known: int = 0
-    """Number of ids of the tokenizer without them: those from here on are new."""
+    """Number of ids of the tokenizer without them; ids from here on are new."""
 
 
 class ChatTokenizer:
-    """`tokenizer.json` and its companions in `folder`, and the template text in use (None: contents as they are).
-    `named`: further templates in use, by name; transformers takes `tool_use` for conversations with tools."""
+    """A tokenizer folder (`tokenizer.json`, `tokenizer_config.json`, ...) and its chat template.
+
+    `template` None: contents are used unchanged. `named`: further templates by name; `tool_use` is used for conversations with
+    tools, as in transformers. `file`: a tokenizer.json outside `folder` (served_tokenizer.py)."""
 
     def __init__(
         self,
@@ -79,45 +80,45 @@ class ChatTokenizer:
         self.template = template
         self.named = dict(named or {})
         self.template_kwargs = dict(template_kwargs or {})
-        self.file = file or folder / "tokenizer.json"  # another one where serving has another (served_tokenizer.py)
+        self.file = file or folder / "tokenizer.json"  # or the one that serving uses (served_tokenizer.py)
         self.config = _read_json(folder / "tokenizer_config.json")
         self.new_tokens = NewTokens()
 
     @cached_property
     def backend(self) -> Tokenizer:
-        """The tokenizer in the reference library; read when first used, because that takes time."""
+        """The `tokenizers` tokenizer, loaded at first use. DataError if tokenizer.json is invalid."""
         try:
             backend = Tokenizer.from_file(str(self.file))
         except Exception as problem:  # the library raises bare exceptions
             raise DataError(f"{self.file}: cannot be read as a tokenizer ({problem})") from None
-        backend.no_truncation()  # a file may ask for both, which transformers does not do either
+        backend.no_truncation()  # a file may enable both; transformers ignores that too
         backend.no_padding()
         return backend
 
     def serve_from(self, file: Path) -> None:
-        """Read the tokenizer from another file from now on."""
+        """Switch to another tokenizer.json."""
         self.file = file
         for name in ("backend", "spec", "added", "vocab_size"):
             self.__dict__.pop(name, None)
 
     @cached_property
     def spec(self) -> dict[str, Any]:
-        """What tokenizer.json says but for the vocabulary, which takes long to read."""
+        """The content of tokenizer.json without the vocabulary, which is slow to parse."""
         data = self.file.read_bytes()
         head = data[: data.find(b'"vocab"')]
         try:
             return dict(json.loads(head + b'"vocab": {}}}'))
-        except (ValueError, RecursionError):  # its keys stand in another order, or it is damaged
+        except (ValueError, RecursionError):  # other order of keys, or a damaged file
             return _read_json(self.file)
 
     @cached_property
     def model_type(self) -> str | None:
-        """The family that a config.json beside the tokenizer names."""
+        """`model_type` of the config.json beside the tokenizer; None if there is none."""
         return _read_json(self.folder / "config.json").get("model_type")
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over the bytes of tokenizer.json and of the template."""
+        """SHA-256 of tokenizer.json and of the templates."""
         digest = hashlib.sha256((self.folder / "tokenizer.json").read_bytes())
         digest.update(b"\0template\0" + (self.template or "").encode())
         for name, text in sorted(self.named.items()):
@@ -126,19 +127,19 @@ class ChatTokenizer:
 
     @property
     def identity(self) -> tuple[str, str]:
-        """All of its files and of the template that a packed set depends on, as text to compare."""
+        """What a packed set depends on, to compare: the fingerprint, and the special tokens as JSON."""
         return self.fingerprint, json.dumps(self.special_tokens, sort_keys=True)
 
     @cached_property
     def special_tokens(self) -> dict[str, str]:
-        """What the tokenizer's config names: `bos_token`, `eos_token`, `pad_token`, `unk_token`, ... (template variables)."""
-        said = {**_read_json(self.folder / "special_tokens_map.json"), **self.config}
-        named = {key: _token_text(value) for key, value in said.items() if key.endswith("_token")}
+        """`bos_token`, `eos_token`, `pad_token`, `unk_token`, ... of the tokenizer's config (template variables)."""
+        fields = {**_read_json(self.folder / "special_tokens_map.json"), **self.config}
+        named = {key: _token_text(value) for key, value in fields.items() if key.endswith("_token")}
         return {key: text for key, text in named.items() if text is not None}
 
     @cached_property
     def added(self) -> list[AddedToken]:
-        """All added tokens, by id."""
+        """All added tokens, ordered by id."""
         decoder = sorted(self.backend.get_added_tokens_decoder().items())
         return [
             AddedToken(i, t.content, t.special, t.lstrip, t.rstrip, t.normalized, t.single_word) for i, t in decoder
@@ -146,68 +147,72 @@ class ChatTokenizer:
 
     @property
     def added_tokens(self) -> dict[int, tuple[str, bool]]:
-        """id -> (text, special) of the added tokens."""
+        """Added tokens: id -> (text, special)."""
         return {token.id: (token.text, token.special) for token in self.added}
 
     @cached_property
     def vocab_size(self) -> int:
-        """Number of ids, added tokens included: a model's embedding needs at least so many rows."""
+        """Number of ids, including added tokens; a model's embedding needs at least as many rows."""
         return max(self.backend.get_vocab_size(), *(token.id + 1 for token in self.added), 0)
 
     @cached_property
     def unknown_id(self) -> int | None:
-        """The token for text that the vocabulary cannot write, where it has one."""
+        """Id of the token for text outside the vocabulary; None if there is none."""
         model = self.spec.get("model", {})
         text, id_ = model.get("unk_token"), model.get("unk_id")
         return self.backend.token_to_id(text) if isinstance(text, str) else id_ if isinstance(id_, int) else None
 
     @property
     def eos_id(self) -> int | None:
+        """Id of `eos_token`; None if there is none."""
         return self._special_id("eos_token")
 
     @property
     def bos_id(self) -> int | None:
+        """Id of `bos_token`; None if there is none."""
         return self._special_id("bos_token")
 
     @property
     def pad_id(self) -> int | None:
+        """Id of `pad_token`; None if there is none."""
         return self._special_id("pad_token")
 
     @cached_property
     def end_of_turn_ids(self) -> list[int]:
-        """Tokens that close an assistant turn, found by rendering one; without a template, the tokenizer's eos."""
+        """Ids of the tokens that end an assistant turn, found by rendering one; without a template, EOS."""
         if self.template is None:
             return [] if self.eos_id is None else [self.eos_id]
         tokens = [token.text for token in self.added]
         texts: list[str] = []
         for template in [self.template, self.named.get(WITH_TOOLS)]:
             if template is not None:
-                habits = probe_closings(ChatTemplate(template, self.template_variables, datetime.now()), tokens)
-                texts += end_of_turn_texts(habits, tokens)
+                traits = probe_closings(ChatTemplate(template, self.template_variables, datetime.now()), tokens)
+                texts += end_of_turn_texts(traits, tokens)
         known = {token.text: token.id for token in self.added}
         return [known[text] for text in dict.fromkeys(texts) if text in known]
 
     @property
     def template_variables(self) -> dict[str, Any]:
-        """What the template may ask for beside the messages: special tokens and the user's `template_kwargs`."""
+        """Template variables besides the messages: special tokens and the user's `template_kwargs`."""
         kwargs = self.template_kwargs
         return {**self.special_tokens, **kwargs, "chat_template_kwargs": kwargs}
 
     @property
     def bos_prefix(self) -> list[int]:
-        """What the tokenizer itself puts before a text (a BOS, or nothing); templates print their own."""
+        """Ids that the tokenizer adds before a text: [BOS] or []. Templates print their own BOS."""
         return [id_ for id_ in self.backend.encode("", add_special_tokens=True).ids if id_ == self.bos_id]
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a rendered text; control tokens in it are recognised, nothing is put before or after it."""
+        """Token ids of a rendered text. Control tokens in it are recognized; no BOS or EOS is added."""
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: list[int]) -> str:
+        """The text of token ids, including special tokens."""
         return self.backend.decode(ids, skip_special_tokens=False)
 
     def save_files(self, folder: Path) -> None:
-        """Copy the tokenizer's files, with a class that transformers 4 knows too, and write the template in use both as
-        `chat_template.jinja` and where older readers look for it."""
+        """Copy the tokenizer's files to `folder`, with a tokenizer class that transformers 4 and 5 have, and write the template
+        to `chat_template.jinja` and, for older versions, to tokenizer_config.json."""
         folder.mkdir(parents=True, exist_ok=True)
         for name in FILES:
             if (self.folder / name).is_file():
@@ -215,7 +220,7 @@ class ChatTokenizer:
         config = {key: value for key, value in self.config.items() if key != "chat_template"}
         if config.get("tokenizer_class") in (None, *NEW_CLASSES):
             config["tokenizer_class"] = COMMON_CLASS
-        if isinstance(config.get("extra_special_tokens"), list):  # in transformers 4 a mapping, and this the list
+        if isinstance(config.get("extra_special_tokens"), list):  # transformers 4 expects a mapping here
             config.setdefault("additional_special_tokens", config.pop("extra_special_tokens"))
         if self.template is not None:
             config["chat_template"] = self.template
@@ -232,8 +237,8 @@ class ChatTokenizer:
 
 
 def grown_vocabulary(cfg: SftConfig, architecture: dict[str, Any], tokenizer: ChatTokenizer) -> dict[str, Any]:
-    """The fields of a config.json, with a row for every token that was added. TokenizerMismatchError if the tokenizer itself
-    has more ids than the model."""
+    """The fields of a config.json, with `vocab_size` enlarged for added tokens. TokenizerMismatchError if the tokenizer without
+    them has more ids than the model."""
     whole_tables = cfg.peft is not None and cfg.peft.path is not None and cfg.peft.modules_to_save
     size = architecture.get("vocab_size")
     if isinstance(size, int) and (tokenizer.new_tokens.ids or whole_tables):
@@ -243,25 +248,25 @@ def grown_vocabulary(cfg: SftConfig, architecture: dict[str, Any], tokenizer: Ch
 
 
 def check_vocabulary(cfg: SftConfig, architecture: dict[str, Any], tokenizer: ChatTokenizer) -> None:
-    """TokenizerMismatchError if the tokenizer has more ids than the model of this config.json."""
+    """TokenizerMismatchError if the tokenizer has more ids than `vocab_size` of this config.json."""
     size = architecture.get("vocab_size")
     if isinstance(size, int) and size < tokenizer.vocab_size:
         raise TokenizerMismatchError(
             f"tokenizer_mismatch: the tokenizer in {tokenizer.folder} has {tokenizer.vocab_size:,} ids, the model "
-            f"{cfg.model.path or cfg.model.name} only {size:,}; set tokenizer.path to the model's own"
+            f"{cfg.model.path or cfg.model.name} only {size:,}; set tokenizer.path to the model's tokenizer"
         )
 
 
 def load_tokenizer(cfg: SftConfig) -> ChatTokenizer:
     """The tokenizer of `tokenizer.path` (else of `model.path`, else the bundled one) with the template of
-    `tokenizer.chat_template`. Raises ConfigError or DataError saying which file is missing where."""
+    `tokenizer.chat_template`. ConfigError or DataError names a missing or invalid file."""
     path = cfg.tokenizer.path or cfg.model.path or "demo"
     folder = BUNDLED if path == "demo" else _folder_of(path, cfg.model.revision if path == cfg.model.path else None)
     folder = torch_dist_folder(folder) or folder
     if not (folder / "tokenizer.json").is_file():
         raise DataError(
-            f"tokenizer.path={path}: no tokenizer.json in {folder}. Older formats become one by "
-            "`AutoTokenizer.from_pretrained(...).save_pretrained(folder)` of transformers."
+            f"tokenizer.path={path}: no tokenizer.json in {folder}. Convert older formats with transformers: "
+            "`AutoTokenizer.from_pretrained(...).save_pretrained(folder)`."
         )
     template = _template_of(cfg.tokenizer.chat_template, folder)
     named = named_templates(folder) if cfg.tokenizer.chat_template == "default" else {}
@@ -292,12 +297,14 @@ def _template_of(choice: str | None, folder: Path) -> str | None:
         return named[choice]
     path = Path(choice).expanduser()
     if not path.is_file():
-        raise ConfigError(f"tokenizer.chat_template={choice}: no such file (`default`, null, a path or a Jinja text)")
+        raise ConfigError(
+            f"tokenizer.chat_template={choice}: no such file; use `default`, null, a path or a Jinja text"
+        )
     return path.read_text(encoding="utf-8")
 
 
 def named_templates(folder: Path) -> dict[str, str]:
-    """The templates that a tokenizer brings beside its `default` one, by name. Raises DataError."""
+    """The named templates of a tokenizer, without its `default` one: name -> text. DataError for an invalid entry."""
     found = _listed_templates(folder)
     for path in sorted((folder / NAMED_TEMPLATES).glob("*.jinja")):
         found[path.stem] = path.read_text(encoding="utf-8")
@@ -305,13 +312,13 @@ def named_templates(folder: Path) -> dict[str, str]:
 
 
 def _listed_templates(folder: Path) -> dict[str, str]:
-    """`chat_template` of tokenizer_config.json where it is a list of templates with names."""
+    """Named templates in `chat_template` of tokenizer_config.json, if it is a list."""
     listed = _read_json(folder / "tokenizer_config.json").get("chat_template")
     found: dict[str, str] = {}
     for entry in listed if isinstance(listed, list) else ():
         name, text = (entry.get("name"), entry.get("template")) if isinstance(entry, dict) else (None, None)
         if not isinstance(name, str) or not isinstance(text, str):
-            raise DataError(f"{folder}/tokenizer_config.json: each chat_template of a list needs a name and a template")
+            raise DataError(f"{folder}/tokenizer_config.json: each entry of chat_template needs a name and a template")
         found[name] = text
     return found
 
@@ -326,7 +333,7 @@ def _own_template(folder: Path) -> str:
         names = sorted(named_templates(folder))
         choice = f", one of its named templates ({', '.join(names)})" if names else ""
         raise DataError(
-            f"{folder}: this tokenizer brings no default chat template. Give one with "
+            f"{folder}: this tokenizer has no default chat template. Set "
             f"tokenizer.chat_template=<file or Jinja text>{choice}, or null for texts that are rendered already."
         )
     return found
@@ -340,7 +347,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as problem:
         raise DataError(f"{path}: cannot be read ({problem})") from None
     if not isinstance(found, dict):
-        raise DataError(f"{path}: holds no JSON object")
+        raise DataError(f"{path}: must contain a JSON object, not {type(found).__name__}")
     return found
 
 

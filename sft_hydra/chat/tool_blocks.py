@@ -1,8 +1,7 @@
-"""Loops over tool definitions and tool calls, taken out of the template as functions of what they loop over.
+"""Extracts loops over tool definitions and tool calls from a template, as cached filters.
 
-A loop whose body needs nothing but its variable and the template's own macros prints a function of its list: it becomes a
-filter, which is quicker, and definitions are rendered once per list, not once per row, because the rows of a data set share
-them. Any other loop stays as it is.
+A loop whose body uses only its variable and the template's macros prints a function of its list. It becomes a filter, which is
+faster; definitions are rendered once per list, not per row, because rows of a data set share them. Other loops are unchanged.
 """
 
 from collections.abc import Callable
@@ -14,13 +13,13 @@ from jinja2 import Environment, Template, meta, nodes
 
 from sft_hydra.chat.whole import call_texts, lost, tool_texts
 
-REMEMBERED = 10_000
+REMEMBERED = 10_000  # cached texts per block
 PURE_GLOBALS = {"raise_exception"}
 PREFIX = "block_of_"
 
 
 class Block:
-    """The filter that a loop has become. `stand_in`, if set, answers in its place."""
+    """The filter that replaces a loop: list -> text. `stand_in`, if set, is called instead."""
 
     def __init__(self, environment: Environment, loop: nodes.For, macros: list[nodes.Macro]) -> None:
         self.remembers = _kind(loop) == "tools"
@@ -32,7 +31,7 @@ class Block:
         self.render = template.module.block  # type: ignore[attr-defined]
         self.known: dict[bytes, str] = {}
         self.stand_in: Callable[[Block, Any], str] | None = None
-        self.sound: set[str] = set()  # texts of definitions that were found whole
+        self.sound: set[str] = set()  # texts that were checked to contain all of their definitions
 
     def __call__(self, values: Any) -> str:
         if self.stand_in is not None:
@@ -51,7 +50,7 @@ class Block:
         return text
 
     def is_whole(self, values: list[Any], text: str) -> bool:
-        """Whether `text` holds all of the definitions or calls that it was made of."""
+        """Whether `text` contains all of the definitions or calls `values`."""
         if not self.remembers:
             return lost(call_texts(values), text) is None
         if text not in self.sound and lost(tool_texts(values), text) is None:
@@ -64,8 +63,8 @@ class Block:
 def take_out_blocks(
     environment: Environment, tree: nodes.Template, known: dict[str, Block], calls: bool = True
 ) -> None:
-    """Edit the syntax tree of a template in place; the blocks are filters of the environment, named PREFIX and a number.
-    `known`: those made before from the same tree. `calls`: loops over calls become blocks too."""
+    """Replace loops by blocks in a template's syntax tree, in place. The blocks are filters of the environment, named PREFIX and
+    a number; `known` has those made before from the same tree and gets the new ones. `calls`: also replace loops over calls."""
     macros = [statement for statement in tree.body if isinstance(statement, nodes.Macro)]
     numbers = count()
 
@@ -91,7 +90,7 @@ def take_out_blocks(
 
 
 def _kind(loop: nodes.For) -> str | None:
-    """`tools` or `tool_calls`, what a loop goes over; None for anything else."""
+    """`tools` or `tool_calls` if a loop iterates over them, else None."""
     values = loop.iter
     if isinstance(values, nodes.Name):
         name = values.name

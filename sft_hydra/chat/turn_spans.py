@@ -1,8 +1,8 @@
-"""Where assistant turns stand in a rendered text: `TurnSpans.together` (several turns of one text) and `TurnSpans.alone` (one
-turn after what serving renders before it).
+"""Locates assistant turns in rendered text: `TurnSpans.together` (several turns in one text) and `TurnSpans.alone` (one turn after
+its serving prompt).
 
-Invariant: a trained range starts where a generation prompt ends and closes with its turn. Where the template gives no
-such text in one piece, it is put together from the serving prompt and the turn's own text, or the turn is refused.
+Invariant: a supervised range starts where a generation prompt ends and ends with its turn. If the template does not render such
+a text, it is composed of the serving prompt and the turn's text, or RowError is raised.
 """
 
 from collections.abc import Sequence
@@ -20,27 +20,28 @@ from sft_hydra.records import Message
 
 @dataclass(slots=True)
 class RenderedSequence:
-    """One training sequence as text: chunks end to end, each wholly trained or not at all."""
+    """One training sequence as text: consecutive chunks; `trained` says for each whether it is supervised."""
 
     chunks: list[str]
     trained: list[bool]
-    bare_headers: int = 0  # turns that do not start with the serving prompt; only their header is masked
-    open_ends: int = 0  # turns of a template that prints nothing that ends a turn
-    apart: bool = False  # of one turn, because the template shows its turns in no one text as they were served
-    guarded: bool = False  # control-token text of contents is broken by the guard's word
+    bare_headers: int = 0  # turns that differ from the generation prompt; only their header is masked
+    open_ends: int = 0  # turns without an end-of-turn token, because the template prints none
+    apart: bool = False  # has one turn, because the template does not render all turns in one text as served
+    guarded: bool = False  # control-token text in contents is escaped (data_prep/control_tokens.py)
 
     @property
     def text(self) -> str:
+        """The whole text."""
         return "".join(self.chunks)
 
 
 class TurnNotFoundError(Exception):
-    """The marks do not tell where a turn of this text stands."""
+    """A turn cannot be located by marks in this text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Trained ranges of one turn, the `index`-th message. `bare`: it does not start with a serving prompt."""
+    """Supervised ranges of one turn, message `index`. `bare`: it does not start with the generation prompt."""
 
     index: int
     spans: list[Span]
@@ -48,19 +49,19 @@ class Turn:
 
 
 class TurnSpans:
-    """Finds turns with a template's marks and habits."""
+    """Locates turns with a template's marks and traits."""
 
-    def __init__(self, template: ChatTemplate, habits: TemplateTraits) -> None:
+    def __init__(self, template: ChatTemplate, traits: TemplateTraits) -> None:
         self.template = template
-        self.habits = habits
-        self.headers = sorted((header for header in habits.headers if header.strip()), key=len, reverse=True)
+        self.traits = traits
+        self.headers = sorted((header for header in traits.headers if header.strip()), key=len, reverse=True)
 
     def together(
         self, messages: Sequence[Message], tools: list[Any] | None, modes: Sequence[bool], turns: list[int]
     ) -> tuple[RenderedSequence, list[Turn]]:
-        """One text of all messages with these turns trained. `modes[i]`: message i is in thinking mode. Raises
-        NotLocatedError."""
-        if not self.habits.marked:
+        """One text of all messages in which these turns are supervised. `modes[i]`: message i is in thinking mode. Raises
+        TurnNotFoundError."""
+        if not self.traits.marked:
             raise TurnNotFoundError
         scan = self.template.scan(messages, tools, any(modes[turn] for turn in turns))
         found = [self._turn(scan, messages, turn, modes[turn]) for turn in turns]
@@ -80,12 +81,12 @@ class TurnSpans:
         return cut_text(text, spans, bare, self._open_ends(messages, turns)), found
 
     def alone(self, messages: Sequence[Message], tools: list[Any] | None, thinking: bool) -> RenderedSequence:
-        """The last message after what serving renders before it. Raises RowError if it cannot be told."""
-        if thinking and self.habits.opens_reasoning:
+        """The last message after its serving prompt. Raises RowError if it cannot be located."""
+        if thinking and self.traits.opens_reasoning:
             return self._with_reasoning(messages, tools)
         prefix = self.served(messages[:-1], tools, thinking)
         open_ends = self._open_ends(messages, [len(messages) - 1])
-        if prefix is not None and not self.habits.trails and not self._end(messages[-1]).replaces:
+        if prefix is not None and not self.traits.trails and not self._end(messages[-1]).replaces:
             text = self.template.render(messages, tools, thinking)
         else:
             text = self._last(messages, tools, thinking).text
@@ -94,7 +95,7 @@ class TurnSpans:
             header = next((header for header in self.headers if rest.startswith(header)), "")
             if header and prefix == self.template.render(
                 messages[:-1], tools, thinking
-            ):  # there is no generation prompt
+            ):  # the template has no generation prompt
                 start = len(prefix) + len(header)
                 return self._closed(messages, [text[:start], text[start:]], 1, open_ends)
             return self._closed(messages, [prefix, rest], 0, open_ends)
@@ -109,46 +110,46 @@ class TurnSpans:
         prompt = prefix[len(common_prefix([prefix, shown])) :] or self._prompt(thinking, messages[-2]["role"])
         spliced, is_open = continuation(own, prompt, messages[-1])
         if spliced is None:
-            raise RowError("turn_not_located", "the template does not render this turn after its own prompt")
+            raise RowError("turn_not_located", "this turn does not start with the template's generation prompt")
         if is_open:  # the prompt opens reasoning, and this turn has none
             start = len(text) - len(spliced)
             if not prefix.startswith(text[:start]):
-                raise RowError("turn_not_located", "the template does not render this turn after its own prompt")
+                raise RowError("turn_not_located", "this turn does not start with the template's generation prompt")
             return self._closed(messages, [text[:start], spliced], 1, open_ends)
         return self._closed(messages, [prefix, spliced], 0, open_ends)
 
     def served(self, before: Sequence[Message], tools: list[Any] | None, thinking: bool) -> str | None:
-        """What serving renders after these messages; None where nobody can ask (the template refuses it)."""
+        """The serving prompt after these messages; None if there are none and the template raises an error."""
         if before:
             return self.template.render(before, tools, thinking, prompt=True)
         try:
             return self.template.render(before, tools, thinking, prompt=True)
-        except (
-            Exception
-        ):  # a conversation that the assistant opens; a template may raise whatever its expressions raise
+        except Exception:  # the assistant opens the conversation; a template may raise whatever its expressions raise
             return None
 
     def _closed(self, messages: Sequence[Message], chunks: list[str], bare: int, open_ends: int) -> RenderedSequence:
-        """Context and trained text, which gets the end that a last turn of this template lacks."""
+        """A sequence of context and supervised text, with the end-of-turn token that the template omits in a last turn."""
         end = self._end(messages[-1])
         if not end.closes(chunks[1]):
             chunks[1] += end.added
             if not end.closes(chunks[1]):
-                raise RowError("end_of_turn", "the template does not print the end of this turn")
+                raise RowError("end_of_turn", "the template does not print an end-of-turn token for this turn")
         first = 0 if chunks[0] else 1
         return RenderedSequence(chunks[first:], [False, True][first:], bare, open_ends, apart=True)
 
     def _end(self, message: Message) -> End:
-        return self.habits.ends.of("tool_calls" in message)
+        return self.traits.ends.of("tool_calls" in message)
 
     def _open_ends(self, messages: Sequence[Message], turns: list[int]) -> int:
         return sum(not self._end(messages[turn]).tokens for turn in turns)
 
     def _with_reasoning(self, messages: Sequence[Message], tools: list[Any] | None) -> RenderedSequence:
-        """For templates whose prompt opens <think> but which print no reasoning: prompt, reasoning, the turn's text."""
+        """For templates that open <think> in the prompt but do not print reasoning: prompt, reasoning, the turn's text."""
         prefix = self.served(messages[:-1], tools, True)
         if prefix is None or not prefix.rstrip().endswith("<think>"):
-            raise RowError("reasoning", "the template has no place for the reasoning of this turn")
+            raise RowError(
+                "reasoning", "the template cannot render this turn's reasoning; data.reasoning=drop leaves it out"
+            )
         scan = self._last(messages, tools, True)
         turn = self._turn(scan, messages, len(messages) - 1, True)
         close = "\n</think>\n\n" if prefix.endswith("\n") else "</think>"
@@ -157,23 +158,25 @@ class TurnSpans:
         return self._closed(messages, chunks, 0, self._open_ends(messages, [len(messages) - 1]))
 
     def _last(self, messages: Sequence[Message], tools: list[Any] | None, thinking: bool) -> Scan:
-        if not self.habits.marked:
+        if not self.traits.marked:
             text = self.template.render(messages, tools, thinking)
             return Scan(text, {}, len(text))
         scan = self.template.scan(messages, tools, thinking)
         return Scan(scan.text[: self._stop(scan, messages)], scan.segments, scan.tail)
 
     def _stop(self, scan: Scan, messages: Sequence[Message]) -> int:
-        """Where the last turn ends: with the text, unless what follows the last mark is not part of it."""
+        """End of the last turn: the end of the text, unless the text after the last mark does not belong to it."""
         replaced = messages[-1]["role"] == "assistant" and self._end(messages[-1]).replaces
-        return scan.tail if self.habits.trails or replaced else len(scan.text)
+        return scan.tail if self.traits.trails or replaced else len(scan.text)
 
     def _first(self, messages: Sequence[Message], scan: Scan, open_ends: int) -> RenderedSequence:
-        """A turn that opens the conversation where serving cannot ask for one: what stands before its words is masked."""
+        """A turn that opens the conversation without a serving prompt: the text before its content is masked."""
         content = messages[0].get("content")
         start = scan.text.find(content.strip()) if isinstance(content, str) and content.strip() else -1
         if start < 0:
-            raise RowError("turn_not_located", "the template does not render an assistant that speaks first")
+            raise RowError(
+                "turn_not_located", "the template does not render an assistant message that opens the conversation"
+            )
         return self._closed(messages, [scan.text[:start], scan.text[start:]], 1, open_ends)
 
     def _turn(self, scan: Scan, messages: Sequence[Message], index: int, thinking: bool) -> Turn:
@@ -190,15 +193,15 @@ class TurnSpans:
             raise TurnNotFoundError
         if is_last:  # what follows the last message belongs to it
             spans[-1] = (spans[-1][0], stop)
-        elif self.habits.call_stop and "tool_calls" in messages[index]:
+        elif self.traits.call_stop and "tool_calls" in messages[index]:
             a, b = spans[0]
-            spans[0] = (a, b + len(self.habits.call_stop) * scan.text.startswith(self.habits.call_stop, b))
+            spans[0] = (a, b + len(self.traits.call_stop) * scan.text.startswith(self.traits.call_stop, b))
         if not is_last:
             spans[-1] = self._to_end(scan.text, spans[-1], self._end(messages[index]))
         return Turn(index, spans, bare)
 
     def _to_end(self, text: str, span: Span, end: End) -> Span:
-        """A turn's range with the opener behind it that ends it, where the template prints no end."""
+        """A turn's range, extended by the next role's opener if the template prints no end-of-turn token."""
         start, stop = span
         if end.closes(text[start:stop]):
             return span
@@ -209,7 +212,7 @@ class TurnSpans:
         return start, stop + space + len(token)
 
     def _header(self, text: str, start: int, stop: int, before: str, thinking: bool) -> tuple[int, bool]:
-        """Length of the generation prompt with which a turn starts; of the bare header, and True, if there is none."""
+        """(length of the generation prompt that a turn starts with, False), or (length of its bare header, True)."""
         prompt = self._prompt(thinking, before)
         if prompt and text.startswith(prompt, start) and start + len(prompt) <= stop:
             return len(prompt), False
@@ -224,12 +227,12 @@ class TurnSpans:
         return len(common), True
 
     def _prompt(self, thinking: bool, before: str) -> str:
-        prompts = self.habits.prompts
+        prompts = self.traits.prompts
         return prompts.get((thinking, before), prompts.get((thinking, "user"), ""))
 
 
 def cut_text(text: str, spans: list[Span], bare: int = 0, open_ends: int = 0) -> RenderedSequence:
-    """Cut a text at the trained spans, which must come in order. Raises NotLocatedError if they do not."""
+    """Split a text at the supervised spans. Raises TurnNotFoundError if they overlap, are empty or out of order."""
     chunks: list[str] = []
     trained: list[bool] = []
     position = 0

@@ -1,4 +1,4 @@
-"""An alarm by the clock that leaves the alarm of the program around it as it was."""
+"""A wall-clock alarm that restores the previous SIGALRM timer and handler: `Alarm`."""
 
 import signal
 import time
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Alarm:
-    """Calls `handler` in the first thread after `seconds`, unless it is cancelled before."""
+    """Calls `handler` in the main thread after `seconds` of wall-clock time, unless cancelled."""
 
     def __init__(self, seconds: float, handler: Callable[..., Any]) -> None:
         self.began = time.monotonic()
@@ -15,7 +15,7 @@ class Alarm:
         self.timer = signal.setitimer(signal.ITIMER_REAL, seconds)
 
     def cancel(self) -> None:
-        """Also sets what was set before for the time that is left of it."""
+        """Stop the alarm and restore the previous one with its remaining time."""
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, self.handler if self.handler is not None else signal.SIG_DFL)
         left, every = self.timer

@@ -1,7 +1,7 @@
-"""What of a row stands in its rendered text: `lost(texts, text)` names the first that does not, `message_texts` and
-`tool_texts` say what must.
+"""Checks that a rendered text contains all of a row: `lost(texts, text)` names the first missing part; `message_texts` and
+`tool_texts` list the required parts.
 
-A template may trim, escape and reorder what it prints; it may not leave it out.
+A template may trim, escape and reorder texts, but not leave them out.
 """
 
 import html
@@ -11,12 +11,12 @@ from typing import Any
 
 from sft_hydra.records import Conversation, Message
 
-LONG = 24  # letters of a text that stands in another only because it is quoted
-Named = tuple[str, str]  # what it is, for people; the text that must stand
+LONG = 24  # characters; a text of this length does not occur elsewhere by chance
+Named = tuple[str, str]  # (name for messages, text that must occur)
 
 
 def message_texts(message: Message, reasoning: bool) -> Iterator[Named]:
-    """All that a message says. `reasoning`: its reasoning too."""
+    """Content and calls of a message, and with `reasoning` its reasoning."""
     role = message["role"]
     thought = message.get("reasoning_content")
     if reasoning and thought:
@@ -29,7 +29,8 @@ def message_texts(message: Message, reasoning: bool) -> Iterator[Named]:
 
 
 def lost_of_messages(messages: list[Message], turns: list[int], modes: list[bool], text: str) -> str | None:
-    """The first of what messages say that `text` does not hold; of an assistant's only the turns in `turns`."""
+    """Name of the first part of the messages that is missing from `text`; None if nothing is. Assistant messages count only if
+    they are in `turns`."""
     position = 0
     for index, message in enumerate(messages):
         if message["role"] == "assistant" and index not in turns:
@@ -46,19 +47,19 @@ def lost_of_messages(messages: list[Message], turns: list[int], modes: list[bool
 
 
 def are_unique(messages: list[Message], conversation: Conversation, source: str) -> bool:
-    """Whether all that these messages of a conversation say is long and stands nowhere else, in the row or in the template's
-    source, so that a text that holds it holds it because of them. Never for messages with calls, whose names tools have too."""
+    """Whether all texts of these messages are long and occur nowhere else, in the row or in the template's source, so that
+    finding them proves that they were printed. False for messages with calls, whose names also occur in tools."""
     if any("tool_calls" in message for message in messages):
         return False
-    said = [text for message in messages for _, text in message_texts(message, True)]
-    if any(len(text) < LONG for text in said):
+    texts = [text for message in messages for _, text in message_texts(message, True)]
+    if any(len(text) < LONG for text in texts):
         return False
     everything = "\0".join([*_printable(conversation), source])
-    return all(everything.count(text.strip()) == 1 for text in said)
+    return all(everything.count(text.strip()) == 1 for text in texts)
 
 
 def _printable(conversation: Conversation) -> Iterator[str]:
-    """All texts of a row, and its calls and tools in the forms that templates print."""
+    """All texts of a row, and its calls and tools in the forms that templates print them."""
     for message in conversation.messages:
         yield from (text for _, text in message_texts(message, True))
         yield from (text for key in ("name", "tool_call_id") if isinstance(text := message.get(key), str))
@@ -94,7 +95,7 @@ def tool_texts(tools: Iterable[Any] | None) -> Iterator[Named]:
 
 
 def lost(texts: Iterable[Named], text: str) -> str | None:
-    """The first of `texts` that `text` does not hold; None if it holds all. Texts are looked for in their order first."""
+    """Name of the first of `texts` that `text` does not contain; None if it contains all. Searches in order first."""
     position = 0
     for name, wanted in texts:
         place = text.find(wanted, position)
@@ -106,7 +107,7 @@ def lost(texts: Iterable[Named], text: str) -> str | None:
 
 
 def _stands_changed(wanted: str, text: str) -> bool:
-    """Whether a text stands there trimmed, escaped, or with other white space."""
+    """Whether `text` contains `wanted` trimmed, escaped, or with other white space."""
     stripped = wanted.strip()
     if not stripped:
         return True

@@ -31,7 +31,7 @@ def test_prompts_are_those_of_the_template(file: Path) -> None:
     assert template is not None
     talk = [user("Rain?"), call(), result("sun"), assistant("No.")]
     for tools in ([TOOL], [TOOL, OTHER], [TOOL], [OTHER]):
-        messages = renderer._shape(talk) if renderer.habits.renders_calls else [user("Rain?"), assistant("No.")]
+        messages = renderer._shape(talk) if renderer.traits.renders_calls else [user("Rain?"), assistant("No.")]
         try:
             expected = plain(template, messages, tools)
         except Exception:  # the template refuses the conversation

@@ -50,7 +50,7 @@ def renderer(name: str) -> Renderer:
 def test_trained_text_follows_the_serving_prompt_and_closes(name: str, renderer: Renderer, shape: str) -> None:
     talk = conversation(shapes()[shape])
     if shape in REFUSED.get(name, ()):
-        with pytest.raises(RowError, match=r"does not render tool|leaves out the|no place for the reasoning"):
+        with pytest.raises(RowError, match=r"does not render tool|leaves out the|cannot render this turn"):
             renderer.sequences(talk)
         return
     prompts = served_prompts(renderer, talk)

@@ -104,7 +104,7 @@ def test_every_turn_stands_behind_its_prompt_and_closes(name: str, talk: str) ->
 
 def test_an_opener_that_ends_turns_ends_generation_too() -> None:
     renderer = Renderer(TEMPLATES["the next opener ends a turn"], dict(VARIABLES), tokens=["<|user|>", "<|bot|>"])
-    assert end_of_turn_texts(renderer.habits, ["<|user|>", "<|bot|>"]) == ["<|user|>"]
+    assert end_of_turn_texts(renderer.traits, ["<|user|>", "<|bot|>"]) == ["<|user|>"]
 
 
 def test_a_header_that_no_prompt_prints_is_not_trained() -> None:
@@ -248,7 +248,7 @@ def test_a_template_that_wants_tools_is_probed_with_tools() -> None:
 def test_rows_of_a_trusted_shape_are_held_to_serving_now_and_then() -> None:
     template = PLAIN.replace("{%- for m", "{%- if messages[-1].content | length > 30 %}{{ '!' }}{%- endif %}{%- for m")
     renderer = Renderer(template)
-    renderer.skeletons = None
+    renderer.render_cache = None
     for _ in range(3):
         renderer.sequences(conversation({"messages": TALKS["more"]}))
     long = [user("Hi?"), assistant("Hello."), user("Well?"), assistant("A long answer, longer than thirty letters.")]

@@ -242,7 +242,7 @@ PROVOKED: dict[str, Callable[[], str]] = {
     "cannot render a question and its answer": lambda: shown(
         f"runner=data_prep {DATA} 'tokenizer.chat_template=\"{{{{ raise_exception(1) }}}}\"'"
     ),
-    "brings no default chat template": base_tokenizer,
+    "has no default chat template": base_tokenizer,
     "overlong": lambda: rejected({"messages": [{"role": "user", "content": "word " * 200}, CHAT[1]]}),
     "sequences truncated": cut_off,
     "unknown roles": lambda: rejected(roles("user", "assistant", "judge")),

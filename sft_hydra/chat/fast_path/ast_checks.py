@@ -1,6 +1,8 @@
-"""What a template does to contents, read from its syntax tree: `literals` (texts it looks for) and `is_content_independent` (an
-expression whose result depends on a content only by printing and trimming it, by such texts, and by its being there).
-What it does to tools and calls: `blocks_are_printed` and `leaves_tools_to_blocks`.
+"""Static checks of a template's syntax tree.
+
+`string_constants`: the texts it searches for in contents. `is_content_independent`: whether a node's output depends on a
+content only by printing and trimming it, by its presence, and by such texts. `blocks_are_printed`, `leaves_tools_to_blocks`:
+whether tools and calls are printed only by blocks (tool_blocks.py).
 """
 
 from collections.abc import Iterable
@@ -17,8 +19,8 @@ TESTS = {"defined", "undefined", "none", "string", "mapping", "iterable", "seque
 
 
 def string_constants(parts: Iterable[nodes.Node]) -> set[str]:
-    """Texts that these parts of a template search or split contents with: a content that holds one of them may change
-    how its message is rendered."""
+    """Texts that these parts of a template search for or split contents at; a content with one of them may be rendered
+    differently."""
     parts = list(parts)
     found: set[str] = set()
     for node in parts:
@@ -26,7 +28,7 @@ def string_constants(parts: Iterable[nodes.Node]) -> set[str]:
             for operand in node.ops:
                 if operand.op in ("in", "notin"):
                     found |= _constants([node.expr, operand.expr])
-                    if not _constants([node.expr]):  # searched for by a name: any text that was given one
+                    if not _constants([node.expr]):  # the text is in a variable: take all texts that are assigned
                         named = [part for part in parts if isinstance(part, nodes.Assign | nodes.Call)]
                         found |= _constants(named)
         elif isinstance(node, nodes.Filter) or (isinstance(node, nodes.Call) and not isinstance(node.node, nodes.Name)):
@@ -35,12 +37,12 @@ def string_constants(parts: Iterable[nodes.Node]) -> set[str]:
 
 
 def compared_constants(parts: Iterable[nodes.Node]) -> set[str]:
-    """Texts that something is equal to or not."""
+    """Texts that expressions are compared with."""
     return _constants(node for node in parts if isinstance(node, nodes.Compare))
 
 
 def is_content_independent(node: nodes.Node) -> bool:
-    """True for a node of an executed part that treats contents as the docstring above says."""
+    """Whether a node of an executed branch uses contents only as the module docstring allows."""
     if isinstance(node, nodes.Filter):
         return node.name in FILTERS or node.name in MARKS or _is_block(node)
     if isinstance(node, nodes.Test):
@@ -55,7 +57,7 @@ def is_content_independent(node: nodes.Node) -> bool:
 
 
 def _is_harmless_index(node: nodes.Getitem) -> bool:
-    """`messages[0]`, `x['content']`, `content.split(...)[-1]`; not a part of a text."""
+    """Whether an index is like `messages[0]`, `x['content']` or `content.split(...)[-1]`; not a slice of a text."""
     if isinstance(node.arg, nodes.Const) and isinstance(node.arg.value, str):
         return True
     return isinstance(node.node, nodes.Call) or (isinstance(node.node, nodes.Name) and "messages" in node.node.name)
@@ -72,7 +74,7 @@ def _is_harmless_compare(op: str, left: nodes.Expr, right: nodes.Expr) -> bool:
     sides = (left, right)
     constants = [side.value for side in sides if isinstance(side, nodes.Const)]
     counted = [side.node for side in sides if isinstance(side, nodes.Filter) and side.name in ("length", "count")]
-    if counted:  # empty or not; how many only of messages
+    if counted:  # comparison with 0 is allowed; other counts only of messages
         about_messages = all(isinstance(node, nodes.Name) and "messages" in node.name for node in counted)
         return about_messages or (bool(constants) and all(value == 0 for value in constants))
     if op in ("in", "notin"):
@@ -89,7 +91,7 @@ def _may_be_text(node: nodes.Expr) -> bool:
 
 
 def _constants(parts: Iterable[nodes.Node]) -> set[str]:
-    """Texts in expressions, the expressions themselves included."""
+    """String constants in expressions, including the expressions themselves."""
     found: set[str] = set()
     for part in parts:
         constants = [part] if isinstance(part, nodes.Const) else part.find_all(nodes.Const)
@@ -98,13 +100,13 @@ def _constants(parts: Iterable[nodes.Node]) -> set[str]:
 
 
 def blocks_are_printed(tree: nodes.Template) -> bool:
-    """True if no block of tools or calls (tool_blocks.py) lies where its text is caught, so that all of it is printed."""
+    """Whether every block's text is printed directly, i.e. no block is inside a macro, assignment, filter or call block."""
     catching = (nodes.Macro, nodes.AssignBlock, nodes.FilterBlock, nodes.CallBlock)
     return not any(_is_block(node) for catcher in tree.find_all(catching) for node in catcher.find_all(nodes.Filter))
 
 
 def leaves_tools_to_blocks(parts: Iterable[nodes.Node]) -> bool:
-    """True if these parts of a template print tools and calls by blocks alone, and else look only whether there are any."""
+    """Whether these parts of a template print tools and calls only by blocks, and otherwise only test whether there are any."""
     return all(
         not _means_tools(child) or _is_test(node, child) or _is_block(node)
         for node in parts
@@ -113,7 +115,7 @@ def leaves_tools_to_blocks(parts: Iterable[nodes.Node]) -> bool:
 
 
 def _means_tools(node: nodes.Node) -> bool:
-    """An expression for the tools or for a message's calls, or one that may give these."""
+    """Whether an expression is, or may evaluate to, the tools or a message's calls."""
     if isinstance(node, nodes.And | nodes.Or):
         return _means_tools(node.left) or _means_tools(node.right)
     if isinstance(node, nodes.Name):
@@ -128,7 +130,7 @@ def _means_tools(node: nodes.Node) -> bool:
 
 
 def _is_test(node: nodes.Node, child: nodes.Node) -> bool:
-    """Whether `node` asks of `child` only if there is something; what is counted is looked at by `is_content_independent`."""
+    """Whether `node` only tests whether `child` is empty; counts are checked by `is_content_independent`."""
     if isinstance(node, nodes.If | nodes.CondExpr):
         return child is node.test
     counts = isinstance(node, nodes.Filter) and node.name in ("length", "count")

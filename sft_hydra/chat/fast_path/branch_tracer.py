@@ -1,5 +1,4 @@
-"""Renders a template and tells which parts of its syntax tree were gone through, so that only these need to be harmless:
-`Tracer`."""
+"""Records which branches of a template a render executes, so that only these are checked (ast_checks.py): `Tracer`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,8 +20,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What the branches that a render went through do to contents: `literals` that no content may hold and `compared`
-    texts that none may be, if they are `harmless` at all. `blocks`: tools and calls are printed by blocks alone."""
+    """Properties of the branches that a render executed.
+
+    `harmless`: all of them are content-independent, for contents that contain none of `literals` and equal none of
+    `compared`. `blocks`: tools and calls are printed only by blocks."""
 
     harmless: bool
     blocks: bool
@@ -31,13 +32,13 @@ class Findings:
 
 
 class Tracer:
-    """Renders a template so that it can be told which of its branches were gone through."""
+    """A template with a filter at the start of every branch that records its execution."""
 
     def __init__(self, template: ChatTemplate) -> None:
         assert template.marking is not None
         self.template = template
         self.marking = template.marking
-        self.bodies: list[list[nodes.Node]] = []  # of each branch: the nodes that are its own
+        self.bodies: list[list[nodes.Node]] = []  # branch -> its nodes, without those of nested branches
         self.seen: set[int] = set()
         self.known: dict[frozenset[int], Findings] = {}
         template.environment.filters["visited"] = self._visited
@@ -47,7 +48,7 @@ class Tracer:
         self.traced = template.compile(marked)
 
     def run(self, work: Callable[[], T]) -> tuple[T, Findings]:
-        """What `work` returns when all that it renders is traced, and what the template did on the way."""
+        """(result of `work`, findings about the branches that its renders executed)."""
         template = self.template
         plain, unmarked, marked = template.plain, template.unmarked, template.marked
         template.plain = template.unmarked = template.marked = self.traced
@@ -72,7 +73,7 @@ class Tracer:
         return ""
 
     def _enter(self, body: list[nodes.Node]) -> None:
-        """Put a sign at the start of a branch and of all branches in it."""
+        """Add the recording filter at the start of a branch and of all nested branches."""
         own: list[nodes.Node] = []
         number = len(self.bodies)
         self.bodies.append(own)
@@ -83,15 +84,15 @@ class Tracer:
             own += _own_nodes(statement, branches)
             for branch in branches:
                 self._enter(branch)
-        anything = nodes.Name("messages", "load")  # a filter of constants would be computed before any render
+        anything = nodes.Name("messages", "load")  # a filter of a constant would be evaluated at compile time
         sign = nodes.Filter(anything, "visited", [nodes.Const(number)], [], None, None)
         body.insert(0, nodes.Output([sign], lineno=1))
 
 
 def _own_nodes(statement: nodes.Node, branches: list[list[nodes.Node]]) -> list[nodes.Node]:
-    """The statement's nodes that are not in a branch of it."""
+    """The statement's nodes outside its branches."""
     inside = {id(node) for branch in branches for node in branch}
     found = [statement]
-    for node in found:  # grows while it is gone through
+    for node in found:  # grows during the iteration
         found += [child for child in node.iter_child_nodes() if id(child) not in inside]
     return found

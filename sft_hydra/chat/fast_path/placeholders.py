@@ -1,6 +1,6 @@
-"""A conversation with place holders in the place of all that differs between rows of one shape: `PlaceholderConversation`.
+"""A conversation with placeholders for everything that differs between rows of one shape: `PlaceholderConversation`.
 
-Invariant: a place holder that the template changes or cuts shows in `formats`, which then gives nothing.
+Invariant: if the template changes or cuts a placeholder, `formats` returns None.
 """
 
 from typing import Any
@@ -11,24 +11,26 @@ from sft_hydra.chat.tool_blocks import Block
 from sft_hydra.chat.turn_spans import RenderedSequence
 from sft_hydra.records import Conversation, Message
 
-TEXTS = ("content", "reasoning_content", "tool_call_id", "name")  # fields of messages that are texts
-EDGES = (" ", "\n")  # white space that a text may start or end with, where the template leaves it alone
+TEXTS = ("content", "reasoning_content", "tool_call_id", "name")  # text fields of messages
+EDGES = (" ", "\n")  # white space that a text may start or end with, if the template keeps it
 CALL = {"type": "function", "function": {"name": "Zq", "arguments": {}}}
 TOOL = {"type": "function", "function": {"name": "Zq", "description": "Zq", "parameters": {}}}
 
 
 class PlaceholderConversation:
-    """`conversation`: the one given, with place holders `texts` for its texts, made of what escaping would change; with
-    `head` and `tail` where a text starts or ends with white space. Its tools and calls are others, `count` of each."""
+    """`conversation`: the original with placeholders `texts` for its texts, which contain characters that escaping changes.
 
-    def __init__(self, given: Conversation, filler: str, head: str, tail: str, count: int) -> None:
+    A placeholder starts with `head` or ends with `tail` where the text has white space there. Each list of tools or calls is
+    replaced by `count` dummy ones."""
+
+    def __init__(self, original: Conversation, filler: str, head: str, tail: str, count: int) -> None:
         self.filler = filler
         self.texts: list[str] = []
-        self.blocks: list[tuple[Block, int]] = []  # block and number of its list; their holders end `texts`
+        self.blocks: list[tuple[Block, int]] = []  # (block, number of its list); their placeholders are last in `texts`
         self.lists: list[Any] = []
         messages: list[Message] = []
-        tools = self._list(TOOL, count) if given.tools else None
-        for message in given.messages:
+        tools = self._list(TOOL, count) if original.tools else None
+        for message in original.messages:
             probe = dict(message)
             for name in TEXTS:
                 if text := message.get(name):
@@ -38,10 +40,10 @@ class PlaceholderConversation:
             if "tool_calls" in message:
                 probe["tool_calls"] = self._list(CALL, count)
             messages.append(probe)
-        self.conversation = Conversation(messages, tools, given.origin, given.source)
+        self.conversation = Conversation(messages, tools, original.origin, original.source)
 
     def stand_in(self, block: Block, values: Any) -> str:
-        """What a block prints. Raises ValueError for a list that is not one of the row's."""
+        """The placeholder that a block prints. Raises ValueError for a list that is not one of the row's."""
         if isinstance(values, Undefined):  # a message without calls
             return ""
         place = (block, [id(known) for known in self.lists].index(id(values)))
@@ -51,7 +53,7 @@ class PlaceholderConversation:
         return self.texts[len(self.texts) - len(self.blocks) + self.blocks.index(place)]
 
     def formats(self, sequences: list[RenderedSequence]) -> list[list[str]] | None:
-        """Chunks with place holders as fields of format strings; None if a part of a holder is left."""
+        """Chunks as format strings, with placeholders as fields; None if a part of a placeholder remains."""
         found = []
         for sequence in sequences:
             chunks = [chunk.replace("{", "{{").replace("}", "}}") for chunk in sequence.chunks]

@@ -1,13 +1,13 @@
-"""Rendering without the template: once per *shape* of conversation (roles, in order), then by filling in the contents.
+"""Cached rendering: the template runs once per *shape* of conversation (roles and fields, in order), then contents are filled in.
 
-A skeleton is what the template made of place holders. There is one only for a shape on whose way through the template
-every expression is harmless (vet.py), and it serves only contents that nothing is tested for: not empty, no white
-space at their ends that the template would take away, none of the template's literals in them. Tools and calls are filled
-in as the text of their blocks (tool_blocks.py), if the template prints them by these alone. The first rows of every shape
-and each 256th after them are rendered by the template too; a difference raises NotCachedError, and the shard is done again
-without skeletons. To make one costs about as many renders as a conversation has messages, so a longer shape must be met more
-often first; rows of a length at which hardly any is served from the cache are only now and then looked up.
-Invariant: the same sequences as the template makes, or none.
+A cache entry is the template's output for placeholders. A shape gets one only if every expression that its render executes is
+content-independent (ast_checks.py). It serves only contents that the template's tests do not distinguish: not empty, without
+white space at the ends that the template would trim, without the template's literals. Tools and calls are filled in as the text
+of their blocks (tool_blocks.py), if only blocks print them. The first CHECKED rows of a shape and every EVERY-th are also
+rendered by the template; a difference raises NotCachedError, and the shard is rendered again without the cache. Making an entry
+costs about one render per message, so longer shapes must occur more often first; conversation lengths that are rarely served
+from the cache are looked up only now and then.
+Invariant: the same sequences as the template's, or None.
 """
 
 from collections import Counter
@@ -24,21 +24,21 @@ from sft_hydra.chat.tool_blocks import Block
 from sft_hydra.chat.turn_spans import RenderedSequence
 from sft_hydra.records import Conversation
 
-WORTH = 6  # rows of a shape before it gets a skeleton; of a longer conversation as many as it has messages
-TRIED = 64  # rows of one length that are looked up whatever comes of it
-SERVED = 50  # then one of so many must be served, or only each SELDOM-th is looked up
+WORTH = 6  # rows of a shape before it is cached; for longer conversations, as many as they have messages
+TRIED = 64  # rows of one length that are always looked up
+SERVED = 50  # then one of this many must be served, else only every SELDOM-th is looked up
 SELDOM = 8
 LONGEST = 64  # messages; longer conversations count as of this length
-CHECKED = 4  # rows of a new shape that the template renders too
-EVERY = 256  # and then one of so many
-SHAPES = 4096
+CHECKED = 4  # first rows of a shape that the template renders too
+EVERY = 256  # and then one of this many
+SHAPES = 4096  # maximum number of cached shapes
 FIELDS = frozenset({"role", "tool_calls", *TEXTS})
 
 Shape = tuple[str, ...]
 
 
 class Real(Protocol):
-    """What renders conversations by the template."""
+    """Renders conversations with the template (render.Renderer)."""
 
     def by_template(self, conversation: Conversation, trusted: bool = True) -> list[RenderedSequence]: ...
 
@@ -46,26 +46,27 @@ class Real(Protocol):
 
 
 class NotCachedError(LearnedWrongError):
-    """A skeleton gave another text than the template."""
+    """A cached render differs from the template's."""
 
 
 @dataclass(slots=True)
 class _CachedRender:
-    """`formats[s][c]`: chunk c of sequence s as a format string of the row's contents and, after them, the texts of
-    `blocks`, each of one of the row's lists of tools or calls."""
+    """`formats[s][c]`: chunk c of sequence s as a format string; its fields are the row's contents, then the texts of `blocks`,
+    each for one of the row's lists of tools or calls."""
 
     formats: list[list[str]]
     trained: list[list[bool]]
     bare_headers: list[int]
     open_ends: list[int]
     apart: list[bool]
-    literals: list[str]  # texts that no content may hold
-    compared: set[str]  # texts that no content may be
-    longest: int  # of these
+    literals: list[str]  # texts that contents must not contain
+    compared: set[str]  # texts that contents must not equal
+    longest: int  # length of the longest of `compared`
     blocks: list[tuple[Block, int]]
     used: int = 0
 
     def fits(self, values: list[str]) -> bool:
+        """Whether the template renders these contents as it did the placeholders."""
         for text in values:
             if len(text) <= self.longest and text in self.compared:
                 return False
@@ -75,6 +76,7 @@ class _CachedRender:
         return True
 
     def fill(self, values: list[str]) -> list[RenderedSequence]:
+        """The sequences with these contents."""
         return [
             RenderedSequence([chunk.format(*values) for chunk in chunks], trained, bare, open_ends, apart)
             for chunks, trained, bare, open_ends, apart in zip(
@@ -84,18 +86,18 @@ class _CachedRender:
 
 
 class RenderCache:
-    """Skeletons of one template by shape. `renderer` is the real thing."""
+    """Cached renders of one template by shape. `renderer` renders without the cache."""
 
     def __init__(self, template: ChatTemplate, renderer: Real) -> None:
         self.renderer = renderer
         self.template = template
-        self.met: Counter[Shape] = Counter()
+        self.seen: Counter[Shape] = Counter()
         self.known: dict[Shape, _CachedRender | None] = {}
-        self.tried = [0] * (LONGEST + 1)  # rows of so many messages that came here
-        self.served = [0] * (LONGEST + 1)  # those of them that were served
+        self.tried = [0] * (LONGEST + 1)  # number of messages -> rows
+        self.served = [0] * (LONGEST + 1)  # number of messages -> rows served from the cache
 
     def sequences(self, conversation: Conversation) -> list[RenderedSequence] | None:
-        """The sequences of a plain conversation; None if this is a case for the template."""
+        """The sequences of a conversation; None if the template must render it. Raises NotCachedError."""
         size = min(len(conversation.messages), LONGEST)
         self.tried[size] = tried = self.tried[size] + 1
         if tried > TRIED and self.served[size] * SERVED < tried and tried % SELDOM:
@@ -111,33 +113,31 @@ class RenderCache:
         if shape is None:
             return None
         if shape not in self.known:
-            self.met[shape] += 1
-            if self.met[shape] < max(WORTH, len(conversation.messages)) or len(self.known) >= SHAPES:
+            self.seen[shape] += 1
+            if self.seen[shape] < max(WORTH, len(conversation.messages)) or len(self.known) >= SHAPES:
                 return None
             self.known[shape] = self._make(conversation)
-        skeleton = self.known[shape]
-        if skeleton is None or (lists and not _add_blocks(skeleton, lists, values)) or not skeleton.fits(values):
+        entry = self.known[shape]
+        if entry is None or (lists and not _add_blocks(entry, lists, values)) or not entry.fits(values):
             return None
-        found = skeleton.fill(values)
-        skeleton.used += 1
-        if (skeleton.used <= CHECKED or skeleton.used % EVERY == 0) and found != self.renderer.by_template(
-            conversation
-        ):
+        found = entry.fill(values)
+        entry.used += 1
+        if (entry.used <= CHECKED or entry.used % EVERY == 0) and found != self.renderer.by_template(conversation):
             raise NotCachedError(conversation.origin)
         return found
 
     def _shape(self, conversation: Conversation, values: list[str], lists: list[Any]) -> Shape | None:
-        """Roles and kinds of fields, with the contents in `values` and tools and calls in `lists`; None if a content may
-        change what is printed."""
+        """Roles and kinds of fields; contents are added to `values`, tools and calls to `lists`. None if a content may change
+        how the conversation is rendered."""
         shape: list[str] = []
         if conversation.tools:
-            shape.append("")  # which is no role
+            shape.append("")  # not a role
             lists.append(conversation.tools)
         for message in conversation.messages:
             shape.append(message["role"])
             text = message.get("content")
             if len(message) == 2 and type(text) is str and text and text == text.strip():
-                values.append(text)  # most messages, told quickly
+                values.append(text)  # fast path for most messages
                 continue
             if not FIELDS.issuperset(message):
                 return None
@@ -160,17 +160,18 @@ class RenderCache:
 
     @cached_property
     def tracer(self) -> Tracer:
+        """The tracer of the template, compiled at first use."""
         return Tracer(self.template)
 
     def _make(self, conversation: Conversation) -> _CachedRender | None:
-        """Render the shape with place holders of two lengths; None unless each is printed as it is in both, and the way
-        through the template is harmless."""
+        """Render the shape with placeholders of two lengths; None unless both are printed unchanged and all executed branches
+        are content-independent."""
         one = PlaceholderConversation(conversation, "x", " \n", "\n ", count=1)
         two = PlaceholderConversation(conversation, "a longer text\nof two lines ", "\n ", " \n", count=2)
         try:
             self.renderer.by_template(conversation, trusted=False)
             (first, seen), (second, more) = self._trace(one), self._trace(two)
-        except Exception:  # the template refuses the shape: every row of it goes the slow way and is told why
+        except Exception:  # the template raises for this shape: each row gets the error from a plain render
             return None
         literals, compared = {*seen.literals, *more.literals}, seen.compared | more.compared
         formats = one.formats(first)
@@ -199,8 +200,7 @@ class RenderCache:
 
 
 def _kind(text: Any) -> str | None:
-    """What of a text may change how it is printed: whether there is one, and white space at its ends; None: it may
-    be changed itself."""
+    """The kind of a text for the shape: whether it is empty, and white space at its ends; None: the template may change it."""
     if type(text) is not str:
         return None
     if not text:
@@ -208,21 +208,19 @@ def _kind(text: Any) -> str | None:
     first, last = text[0], text[-1]
     if not (first.isspace() or last.isspace()):
         return ""
-    if text.isspace():  # an answer of white space alone is not learned
+    if text.isspace():  # an answer of white space only is not supervised
         return None
     if not (first in EDGES or first.isprintable()) or not (last in EDGES or last.isprintable()):
         return None
     return f"{'starts ' * (first in EDGES)}{'ends ' * (last in EDGES)}blank "
 
 
-def _add_blocks(skeleton: _CachedRender, lists: list[Any], values: list[str]) -> bool:
-    """Add the texts of tools and calls to a row's values; False where the template cannot print them, or not all of them."""
+def _add_blocks(entry: _CachedRender, lists: list[Any], values: list[str]) -> bool:
+    """Add the texts of tools and calls to a row's values. False if a block fails or leaves a part out."""
     try:
         with limit_resources():
-            texts = [block(lists[number]) for block, number in skeleton.blocks]
-    except Exception:  # whatever the template's expressions raise; it is told when the row is rendered
+            texts = [block(lists[number]) for block, number in entry.blocks]
+    except Exception:  # whatever the template's expressions raise; rendering the row reports it
         return False
     values += texts
-    return all(
-        block.is_whole(lists[number], text) for (block, number), text in zip(skeleton.blocks, texts, strict=True)
-    )
+    return all(block.is_whole(lists[number], text) for (block, number), text in zip(entry.blocks, texts, strict=True))

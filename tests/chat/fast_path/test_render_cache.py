@@ -99,12 +99,12 @@ def rows(*texts: str, count: int = 1) -> list[object]:
 
 
 def skeleton_of(renderer: Renderer, length: int = 4) -> object:
-    """The skeleton that a plain conversation of so many turns has got."""
-    assert renderer.skeletons is not None
+    """The entry that a plain conversation of so many turns has got."""
+    assert renderer.render_cache is not None
     for talk in rows(*(f"text {i}" for i in range(length)), count=WORTH):
         renderer.sequences(talk)  # type: ignore[arg-type]
-    (skeleton,) = renderer.skeletons.known.values()
-    return skeleton
+    (entry,) = renderer.render_cache.known.values()
+    return entry
 
 
 @pytest.mark.parametrize("name", sorted(SERVED))
@@ -125,7 +125,7 @@ def test_templates_that_look_into_contents_have_none(name: str) -> None:
 )
 def test_any_content_is_rendered_as_the_template_does(source: str, texts: list[str]) -> None:
     renderer = renderer_of(source)
-    for talk in rows(*(f"text {i}" for i in range(len(texts))), count=WORTH):  # so that this shape has its skeleton
+    for talk in rows(*(f"text {i}" for i in range(len(texts))), count=WORTH):  # so that this shape has its entry
         renderer.sequences(talk)  # type: ignore[arg-type]
     (talk,) = rows(*texts)
     try:
@@ -144,13 +144,13 @@ def test_real_rows_are_rendered_as_the_template_does(shared: Path) -> None:
 
     source = (shared / "assets" / "tokenizers" / "nemotron3_nano" / "chat_template.jinja").read_text()
     renderer = Renderer(source)
-    assert renderer.skeletons is not None
+    assert renderer.render_cache is not None
     served = 0
     for path in sorted((shared / "assets" / "chat").glob("*.jsonl")):
         origin = Source(path.stem, SourceConfig(path=str(path)))
         for number, row in read_rows(files_of(origin)[0], origin, 0, 150):
             talk = to_conversation(row, origin.config, origin.name, f"{path}:{number}")
-            quick = renderer.skeletons.sequences(talk)
+            quick = renderer.render_cache.sequences(talk)
             if quick is not None:
                 served += 1
                 assert quick == renderer.by_template(talk)
@@ -159,8 +159,8 @@ def test_real_rows_are_rendered_as_the_template_does(shared: Path) -> None:
 
 def test_a_difference_is_noticed() -> None:
     renderer = Renderer(TURNS.replace("BODY", SERVED["plain"]))
-    skeleton = skeleton_of(renderer)
-    skeleton.formats[0][0] += "!"  # type: ignore[attr-defined]
+    entry = skeleton_of(renderer)
+    entry.formats[0][0] += "!"  # type: ignore[attr-defined]
     talks = rows(*(f"text {i}" for i in range(4)), count=CHECKED)
     with pytest.raises(NotCachedError):
         [renderer.sequences(talk) for talk in talks]  # type: ignore[arg-type]
@@ -186,11 +186,11 @@ def tool_talk(tools: list[object], text: str, arguments: dict[str, object], id: 
 
 
 def tool_skeleton(renderer: Renderer) -> object:
-    assert renderer.skeletons is not None
+    assert renderer.render_cache is not None
     for number in range(WORTH):
         renderer.sequences(tool_talk([TOOL], "Let me see.", {"place": f"city {number}"}, "call_1"))
-    (skeleton,) = renderer.skeletons.known.values()
-    return skeleton
+    (entry,) = renderer.render_cache.known.values()
+    return entry
 
 
 @pytest.mark.parametrize("name", sorted(TOOLS_SERVED))
@@ -227,7 +227,7 @@ def test_any_tools_and_calls_are_rendered_as_the_template_does(
 ) -> None:
     renderer = renderer_of(source)
     talk = tool_talk(tools, text, arguments, id)
-    for _ in range(WORTH):  # so that this shape has its skeleton
+    for _ in range(WORTH):  # so that this shape has its entry
         with suppress(RowError):
             renderer.sequences(tool_talk([TOOL], text and "words", {"place": "Oslo"}, "call_1"))
     try:

@@ -20,23 +20,23 @@ def talk(roles: str) -> Conversation:
 
 def test_a_long_shape_gets_its_skeleton_after_as_many_rows_as_it_has_messages() -> None:
     renderer = Renderer(SOURCE, {})
-    assert renderer.skeletons is not None
+    assert renderer.render_cache is not None
     for roles in ("ua", "ua" * 8):
         for row in range(1, max(WORTH, len(roles)) + 1):
             renderer.sequences(talk(roles))
-            made = [shape for shape in renderer.skeletons.known if len(shape) == len(roles)]
+            made = [shape for shape in renderer.render_cache.known if len(shape) == len(roles)]
             assert bool(made) is (row >= max(WORTH, len(roles)))
 
 
 def test_rows_of_a_length_that_is_never_served_are_seldom_looked_up() -> None:
     renderer = Renderer(SOURCE, {})
-    cache = renderer.skeletons
+    cache = renderer.render_cache
     assert cache is not None
     shapes = [f"u{number:012b}a".replace("0", "u").replace("1", "a") for number in range(TRIED + 10 * SELDOM)]
     for roles in shapes:
         renderer.sequences(talk(roles))
     assert not cache.known
-    assert sum(cache.met.values()) == TRIED + 10
+    assert sum(cache.seen.values()) == TRIED + 10
     for _ in range(SELDOM * 30):  # a shape that repeats is found all the same
         renderer.sequences(talk(shapes[0]))
     assert cache.known
@@ -44,9 +44,9 @@ def test_rows_of_a_length_that_is_never_served_are_seldom_looked_up() -> None:
 
 def test_what_is_served_is_what_the_template_makes() -> None:
     cached, plain = Renderer(SOURCE, {}), Renderer(SOURCE, {})
-    plain.skeletons = None
+    plain.render_cache = None
     for _ in range(3 * WORTH):
         for roles in ("ua", "uaua", "uauaua"):
             assert cached.sequences(talk(roles)) == plain.sequences(talk(roles))
-    assert cached.skeletons is not None
-    assert all(cached.skeletons.known.values())
+    assert cached.render_cache is not None
+    assert all(cached.render_cache.known.values())
