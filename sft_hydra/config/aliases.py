@@ -1,7 +1,7 @@
-"""What other frameworks call our keys: a flag or key that is a peer's name is answered with the line to write here.
+"""Key names of other frameworks: for an unknown flag or key that another framework uses, returns the equivalent here.
 
-The names are those of Megatron-LM's arguments, Megatron-Bridge and the Nemotron recipes, NeMo RL, nanochat, TRL, Axolotl
-and submitit's launcher. They stand in peer_keys.yaml, which explains its notation.
+Covers Megatron-LM's arguments, Megatron-Bridge and the Nemotron recipes, NeMo RL, nanochat, TRL, Axolotl and submitit's
+launcher. The names are in peer_keys.yaml, which documents its notation.
 """
 
 import re
@@ -15,12 +15,13 @@ import yaml
 
 from sft_hydra.schema.config import SftConfig
 
-UNKNOWN = "..."  # in place of a value that is not known
+UNKNOWN = "..."  # replaces an unknown value
 _NAMED = re.compile(r"\{(\w*)\}")
 
 
 class Answer(NamedTuple):
-    """`key`: ours with the same meaning and value, else empty; `line`: what to write, else empty; `why`: there is none, because."""
+    """The equivalent of another framework's key: `key`, our key with the same value, if there is one; `line`, the overrides to
+    write; or `why`, the reason why there is none. Unused fields are empty."""
 
     key: str = ""
     line: str = ""
@@ -28,28 +29,28 @@ class Answer(NamedTuple):
 
     def __str__(self) -> str:
         if self.why:
-            return f"nothing to set here: {self.why}"
+            return f"there is no equivalent: {self.why}"
         if not self.key:
-            return f"it is written {self.line} here"
+            return f"write {self.line} instead"
         return f"it is called {self.key} here" + (f": {self.line}" if UNKNOWN not in self.line else "")
 
 
 @cache
 def peer_tables() -> dict[str, dict[str, Any]]:
-    """Peer -> their name -> our entry for it; the peer `any` holds what is the same for several."""
+    """Framework -> its key -> our entry, as in peer_keys.yaml; `any` has the keys that frameworks share."""
     table: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("peer_keys.yaml").read_text("utf-8"))
     return table
 
 
 def peer_answer(key: str, value: str | None = None) -> Answer | None:
-    """For a flag or key of the command line that is not ours; `value` as it was typed. None if no peer has it."""
+    """The equivalent of an unknown flag or key of the command line; `value` as typed. None if no framework has this key."""
     name = key.lstrip("-+~").replace("-", "_")
     tables = peer_tables()
     for table in tables.values():
         if name in table:
             return _answer(table[name], value, {})
     if name.partition(".")[0] in SftConfig.__dataclass_fields__:
-        return None  # a misspelt key of ours is more likely than a peer's rare one
+        return None  # more likely a misspelt key of ours than a rare one of another framework
     found = (section_entry(name, table) for table in tables.values())
     return next((_answer(entry, value, {}) for entry in found if entry is not None), None)
 
@@ -57,8 +58,10 @@ def peer_answer(key: str, value: str | None = None) -> Answer | None:
 def file_answer(
     peer: str, key: str, value: str | None, beside: Mapping[str, str], ours: Collection[str]
 ) -> Answer | None:
-    """For a key of a whole file of this peer; `beside`: the other values of its section, `ours`: all our keys. A value of null is the peer's default,
-    and as unknown as one that is not there."""
+    """The equivalent of a key in a config file of the framework `peer`; None if it has no entry.
+
+    `beside`: the other values of its section; `ours`: all our keys. A value of null means the framework's default and is
+    treated as unknown."""
     table = peer_tables()[peer]
     if key in table:
         entry = table[key]
@@ -73,7 +76,7 @@ def file_answer(
 
 
 def section_entry(key: str, table: Mapping[str, Any]) -> Any:
-    """The entry `<section>.*` of the innermost section that has one."""
+    """The entry `<section>.*` of the innermost section that has one; None if none has."""
     section = key.rpartition(".")[0]
     while section and f"{section}.*" not in table:
         section = section.rpartition(".")[0]
