@@ -4,7 +4,7 @@
 
 Each `*.jinja` is put upon the tokenizer, with the control tokens that it names. A row of each shape is rendered as data
 preparation does. Its verdict: `exact` if before every trained span stands what `apply_chat_template` renders for the
-messages before that turn, with generation prompt and mode, and the span holds the turn and closes; `told` if the row was
+messages before that turn, with generation prompt and mode, and the span holds the turn and closes; `reported` if the row was
 rejected with a reason or counted as having only its header masked; `WRONG` else. `--write` puts the table between the marks
 of a page.
 """
@@ -99,17 +99,17 @@ class Judge:
         self.renderer = Renderer.of(ours)
 
     def verdict(self, shape: str) -> tuple[str, str]:
-        """`exact`, `told` or `WRONG`, and why."""
+        """`exact`, `reported` or `WRONG`, and why."""
         messages, tools = SHAPES[shape], [TOOL] if shape in WITH_TOOLS else None
         talk = to_conversation({"messages": messages, "tools": tools}, SourceConfig(), shape, shape)
         try:
             sequences = self.renderer.sequences(talk)
         except RowError as problem:
-            return "told", f"{problem.reason}: {problem.detail}"
+            return "reported", f"{problem.reason}: {problem.detail}"
         if any(sequence.bare_headers for sequence in sequences):
-            return "told", "only the header is masked"
+            return "reported", "only the header is masked"
         if any(sequence.open_ends for sequence in sequences):
-            return "told", "nothing ends a turn"
+            return "reported", "nothing ends a turn"
         learned: Counter[int] = Counter()
         for sequence in sequences:
             before = ""
@@ -171,7 +171,7 @@ def main() -> None:
     arguments = parser.parse_args()
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    lines = ["| template | exact | told | why told |", "|---|---|---|---|"]
+    lines = ["| template | exact | reported | reason |", "|---|---|---|---|"]
     totals: Counter[str] = Counter()
     for path in sorted(arguments.templates.glob("*.jinja")):
         try:
@@ -186,9 +186,9 @@ def main() -> None:
         for shape, (verdict, why) in verdicts.items():
             if verdict == "WRONG":
                 print(f"WRONG {path.stem}, {shape}: {why}")
-        reasons = Counter(why for verdict, why in verdicts.values() if verdict == "told")
+        reasons = Counter(why for verdict, why in verdicts.values() if verdict == "reported")
         why = "; ".join(f"{_cell(reason)} ({count})" for reason, count in reasons.most_common())
-        lines.append(f"| {path.stem} | {counts['exact']} | {counts['told']} | {why} |")
+        lines.append(f"| {path.stem} | {counts['exact']} | {counts['reported']} | {why} |")
         print(lines[-1], flush=True)
     table = "\n".join(lines)
     print(dict(totals))

@@ -37,12 +37,16 @@ FIELDS = frozenset({"role", "tool_calls", *TEXTS})
 Shape = tuple[str, ...]
 
 
-class Real(Protocol):
+class TemplateRenderer(Protocol):
     """Renders conversations with the template (render.Renderer)."""
 
-    def by_template(self, conversation: Conversation, trusted: bool = True) -> list[RenderedSequence]: ...
+    def by_template(self, conversation: Conversation, trusted: bool = True) -> list[RenderedSequence]:
+        """See render.Renderer."""
+        ...
 
-    def unchecked(self, conversation: Conversation) -> list[RenderedSequence]: ...
+    def unchecked(self, conversation: Conversation) -> list[RenderedSequence]:
+        """See render.Renderer."""
+        ...
 
 
 class NotCachedError(LearnedWrongError):
@@ -88,7 +92,7 @@ class _CachedRender:
 class RenderCache:
     """Cached renders of one template by shape. `renderer` renders without the cache."""
 
-    def __init__(self, template: ChatTemplate, renderer: Real) -> None:
+    def __init__(self, template: ChatTemplate, renderer: TemplateRenderer) -> None:
         self.renderer = renderer
         self.template = template
         self.seen: Counter[Shape] = Counter()
