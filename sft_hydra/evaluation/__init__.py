@@ -1,0 +1,1 @@
+"""Evaluation of chat models: ChatCORE, lm-evaluation-harness, exact match, and generation."""

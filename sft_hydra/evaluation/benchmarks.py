@@ -1,6 +1,6 @@
 """Benchmark items in their hub schema, from a folder of local files or from the hub.
 
-Invariant: a requested benchmark is read or an error names it; it is never silently replaced by a smaller one.
+Invariant: a requested benchmark is read, or an error names it; it is never replaced by another one.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from sft_hydra.data_prep.sources import MalformedRow, Source, files_of, read_row
 from sft_hydra.errors import DataError
 from sft_hydra.schema.data import SourceConfig
 
-WITHOUT_HUB = "its items can also come from files, eval.data_dir=<folder with <task>_<split>.jsonl>"
+WITHOUT_HUB = "to read its items from local files, set eval.data_dir=<folder with <task>_<split>.jsonl>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ def read_benchmark(name: str, split: str, data_dir: str | None) -> Rows:
 
 def _checked(row: Any, known: Benchmark | None, origin: str) -> dict[str, Any]:
     if isinstance(row, MalformedRow) or not isinstance(row, dict):
-        raise DataError(f"{origin}: not a JSON object")
+        raise DataError(f"{origin}: the row is not a JSON object")
     if known is None:
         return row
     row = known.completed(row)

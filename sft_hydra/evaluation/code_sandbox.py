@@ -1,8 +1,8 @@
 """Runs programs written by a model, each in a separate process: limited in time and memory, without network, file writes or
 child processes (see code_sandbox_child.py).
 
-Invariant: whatever the program does, the caller gets a verdict within the time limit, and `passed` only if the program
-ran to its end: a random token says so, which is drawn here for each program and which the program cannot reach.
+Invariant: whatever the program does, the caller gets a verdict within the time limit, and `passed` only if the program ran to
+its end. The child reports this with a random token, generated here for each program, which the program cannot read.
 """
 
 import os
@@ -22,25 +22,26 @@ CHILD = Path(__file__).with_name("code_sandbox_child.py")
 SECONDS = 5  # of processor time
 WALL_CLOCK_FACTOR = 3  # wall-clock limit over processor time, for a busy machine
 MEMORY = 1 << 30  # bytes of address space
-MOST_ANSWER = 4096  # bytes; a verdict is shorter, so what goes on writing is ended
+MOST_ANSWER = 4096  # bytes; a verdict is shorter, so a child that writes this much is killed
 FAILED = b"failed "
 
 
 def run_programs(programs: Sequence[str], seconds: int = SECONDS) -> list[str]:
-    """`run_program` for each program, as many in parallel as there are processors."""
+    """`run_program` for each program, one per processor in parallel."""
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         return list(pool.map(lambda program: run_program(program, seconds), programs))
 
 
 def run_program(program: str, seconds: int = SECONDS) -> str:
-    """`passed` if it runs to its end, else what it raised, `time limit`, or how it died."""
+    """The verdict: `passed` if the program runs to its end, else its exception, `time limit`, or how it died. `seconds`: limit
+    of processor time."""
     token = secrets.token_hex(16).encode()
-    with TemporaryDirectory(prefix="sft_hydra_answer_") as folder, TemporaryFile() as given:
-        given.write(token + b"\n" + program.encode("utf-8", "replace"))
-        given.seek(0)
+    with TemporaryDirectory(prefix="sft_hydra_answer_") as folder, TemporaryFile() as program_file:
+        program_file.write(token + b"\n" + program.encode("utf-8", "replace"))
+        program_file.seek(0)
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", str(CHILD), str(seconds), str(MEMORY)],
-            stdin=given,
+            stdin=program_file,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd=folder,
@@ -60,7 +61,7 @@ def run_program(program: str, seconds: int = SECONDS) -> str:
 
 
 def _read(process: subprocess.Popen[bytes], deadline: float) -> bytes:
-    """What the child writes, up to MOST_ANSWER bytes. TimeoutError if it neither ends nor writes that much in time."""
+    """The output of the child, up to MOST_ANSWER bytes. TimeoutError if it does not finish by the deadline."""
     assert process.stdout is not None
     answer = b""
     with selectors.DefaultSelector() as selector:
@@ -76,8 +77,8 @@ def _read(process: subprocess.Popen[bytes], deadline: float) -> bytes:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the child, with what it may have started, and take its exit status."""
-    with suppress(ProcessLookupError):  # it has ended
+    """Kill the child's process group and read its exit status."""
+    with suppress(ProcessLookupError):  # it has ended already
         os.killpg(process.pid, signal.SIGKILL)
     assert process.stdout is not None
     process.stdout.close()
@@ -88,9 +89,9 @@ def _verdict(answer: bytes, token: bytes, code: int) -> str:
     if answer == token:
         return "passed"
     if len(answer) >= MOST_ANSWER:
-        return "wrote too much where its verdict goes"
+        return "wrote too much to the verdict pipe"
     if answer.startswith(FAILED):
         return answer.removeprefix(FAILED).decode("utf-8", "replace")
     if answer:
-        return "wrote where its verdict goes"
+        return "wrote to the verdict pipe"
     return "time limit" if code in (-signal.SIGXCPU, -signal.SIGKILL) else f"died ({code})"

@@ -1,10 +1,10 @@
 """The process that code_sandbox.py starts: it drops privileges, then runs a generated program.
 
-Run by file name, with nothing of this package: a token and the program come in on stdin, the verdict goes out on stdout:
-the token if the program ran to its end, else what it raised. What must stay out of the program's reach (the token, the
-hook, what comes after the program) is held by C code alone, in no variable, frame or module that Python shows.
+Run by file name, without importing this package. It reads a token and the program from stdin and writes the verdict to
+stdout: the token if the program ran to its end, else the exception. What the program must not reach (the token, the hook, the
+code that runs after the program) is referenced only from C code, not from a variable, frame or module visible in Python.
 
-Not a prison for hostile code (a container is), but for what a model writes by mistake, or to be graded well.
+It contains mistakes of a model and attempts to fake a passing grade. It does not contain hostile code; use a container for that.
 """
 
 import _posixsubprocess
@@ -17,9 +17,9 @@ from functools import partial
 from operator import call
 
 NEW_USER_AND_NETWORK = 0x10000000 | 0x40000000  # CLONE_NEWUSER | CLONE_NEWNET
-MADE_WITHOUT_OPENING = ("mkfifo", "mknod")  # files that no limit of size and no audit event keeps from being made
-# By machine, the calls that seccomp refuses: mknod, mknodat, ptrace, process_vm_readv, process_vm_writev, execve, execveat,
-# fork, vfork, and what makes or removes names of files.
+MADE_WITHOUT_OPENING = ("mkfifo", "mknod")  # they create files despite the size limit and without an audit event
+# Machine -> system calls that seccomp refuses: mknod, mknodat, ptrace, process_vm_readv, process_vm_writev, execve, execveat,
+# fork, vfork, and those that create, rename or remove files.
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 REFUSED_CALLS = {
     "x86_64": (133, 259, 101, 310, 311, 59, 322, 57, 58, 82, 83, 84, 86, 87, 88, 258, 263, 264, 265, 266, 316),
@@ -28,7 +28,7 @@ REFUSED_CALLS = {
 
 
 def limit(seconds: int, memory: int) -> None:
-    """Set resource limits: processor time (s), memory (bytes), no file writes, no child processes."""
+    """Set resource limits: processor time (s), address space (bytes), and zero for written file size and child processes."""
     for kind, most in (
         (resource.RLIMIT_CPU, seconds),
         (resource.RLIMIT_AS, memory),
@@ -41,8 +41,8 @@ def limit(seconds: int, memory: int) -> None:
 
 
 def give_up_by_kernel() -> None:
-    """Into a network of its own, which reaches nothing, and without the calls above, where the kernel lets us; what this
-    process holds in memory is closed to other processes of the user."""
+    """Where the kernel permits: enter an empty network namespace and refuse the system calls above. Other processes of the user
+    cannot read this process's memory."""
     import ctypes
     import struct
 
@@ -52,7 +52,7 @@ def give_up_by_kernel() -> None:
     machine = os.uname().machine
     if machine not in REFUSED_CALLS:
         return
-    # A BPF program: (code, jump if true, jump if false, value) each. Load the machine, then the number of the call.
+    # A BPF program of (code, jump if true, jump if false, value): load the machine, then the system call number.
     numbers = REFUSED_CALLS[machine]
     program = [(0x20, 0, 0, 4), (0x15, 1, 0, AUDIT_ARCH[machine]), (0x06, 0, 0, 0x7FFF0000), (0x20, 0, 0, 0)]
     program += [(0x15, len(numbers) - i, 0, number) for i, number in enumerate(numbers)]
@@ -63,9 +63,9 @@ def give_up_by_kernel() -> None:
     libc.prctl(22, 2, filters, 0, 0)  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
 
 
-def make_hook():  # type: ignore[no-untyped-def] # noqa: C901 (what it calls would be within reach)
-    """An audit hook, which cannot be taken off: no files are written, nothing is started, no network, no look into other
-    frames of this process. What it looks at are constants in its code and its own arguments' defaults."""
+def make_hook():  # type: ignore[no-untyped-def] # noqa: C901 (a helper would be reachable from the program)
+    """An audit hook (it cannot be removed) that refuses writing files, starting processes, network access, and access to other
+    frames. It uses only constants in its code and its argument defaults, which the program cannot change."""
 
     def hook(event, arguments, text=str, raw=bytes, number=int, kind=type, refuse=PermissionError):  # type: ignore[no-untyped-def]
         if event == "open":
@@ -99,7 +99,7 @@ def make_hook():  # type: ignore[no-untyped-def] # noqa: C901 (what it calls wou
 
 
 def prepare(seconds: int, memory: int, verdict: int):  # type: ignore[no-untyped-def]
-    """What is called, one after the other: the program, then the token's way out, then the end of the process."""
+    """An iterator that runs the program, writes the token, and exits the process, one step per item."""
     token, program = b"".join(iter(partial(os.read, 0, 1 << 20), b"")).split(b"\n", 1)
     silent = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
@@ -115,19 +115,20 @@ def prepare(seconds: int, memory: int, verdict: int):  # type: ignore[no-untyped
     code = compile(program.decode("utf-8", "replace"), "answer.py", "exec", dont_inherit=True)
     sys.addaudithook(make_hook())
     gc.collect()
-    gc.freeze()  # what is here is not found by those who ask the garbage collector
+    gc.freeze()  # hides these objects from gc.get_objects
     return map(call, (partial(exec, code, {"__name__": "__main__"}), *end))  # type: ignore[arg-type]
 
 
 def refuse(*_: object) -> None:
+    """Raises PermissionError; replaces fork_exec."""
     raise PermissionError("sandbox: no process is started")
 
 
 def main(write=os.write, leave=os._exit) -> None:  # type: ignore[no-untyped-def]
-    """The defaults are what a program that empties this module cannot take away."""
+    """Run the program from stdin. The argument defaults stay available if the program clears this module."""
     verdict = os.dup(1)
     try:
-        # no variable holds the steps: the frames that the program can see know nothing
+        # the steps are not in a variable, so the program cannot find them in frames
         deque(prepare(int(sys.argv[1]), int(sys.argv[2]), verdict), 0)
     except BaseException as error:
         why = f"failed {error.__class__.__name__}: {error}"[:300]

@@ -28,7 +28,7 @@ class Transcript:
 class ExactMatchResult:
     """Scores and transcripts of an exact-match evaluation."""
 
-    tasks: dict[str, float]  # share of conversations that match
+    tasks: dict[str, float]  # task -> share of conversations that match, 0 to 1
     average: float  # over tasks
     transcripts: list[Transcript]
 
@@ -79,6 +79,7 @@ class _Game:
         self._advance([])
 
     def prompt(self) -> Prompt:
+        """The prompt for the next assistant turn."""
         assert self.expected is not None
         return Prompt(list(self.messages), self.item.tools, "reasoning_content" in self.expected)
 

@@ -110,6 +110,7 @@ class _Noted(logging.Handler):
         self.note = note
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Pass a warning on, unless it is expected."""
         if not any(text in record.getMessage() for text in EXPECTED_WARNINGS):
             self.note(f"lm-eval: {record.getMessage()}")
 

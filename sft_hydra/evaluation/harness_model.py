@@ -135,8 +135,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         room = self.max_length - max_new_tokens
         if room < 1:
             raise ConfigError(
-                f"eval.max_new_tokens: {max_new_tokens} new tokens leave no room for a prompt in the model's context of "
-                f"{self.max_length} tokens; lower eval.max_new_tokens"
+                f"eval.max_new_tokens: {max_new_tokens} new tokens fill the model's context of {self.max_length} "
+                "tokens, without room for a prompt; lower eval.max_new_tokens"
             )
         ids = [self.tok_encode(prompt) for prompt in prompts]
         self.shortened += sum(len(prompt) > room for prompt in ids)

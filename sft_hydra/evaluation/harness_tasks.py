@@ -68,7 +68,7 @@ def check_names(settings: EvalConfig) -> None:
         problems.append(
             f"eval.tasks: {name} is not a task of the lm-evaluation-harness"
             + (f"; did you mean {', '.join(near)}?" if near else "")
-            + " (a task file of yours: a path with a / or .yaml in it)"
+            + " (for your own task file, use a path that contains a / or .yaml)"
         )
     if problems:
         raise ConfigError(*problems)
@@ -139,7 +139,9 @@ def _local_task(entry: Any, settings: EvalConfig) -> tuple[ConfigurableTask, str
     functions."""
     config: dict[str, Any] = entry.cfg or {}
     name, subset = entry.name, config.get("dataset_name")
-    if "dataset_path" not in config or f"{entry.yaml_path.parent}/" in str(config):  # so it names Python functions
+    if "dataset_path" not in config or f"{entry.yaml_path.parent}/" in str(
+        config
+    ):  # then it refers to Python functions
         raise ConfigError(
             f"eval.tasks: {name} uses Python functions that need its original data: remove eval.data_dir for it, or write a "
             "task file for your rows"

@@ -1,5 +1,5 @@
-"""What evaluation asks of a model, from token ids to token ids: `LanguageModel`; and a transformers model that answers on one
-process: `TransformersModel`."""
+"""The model interface of evaluation, on token ids: `LanguageModel`; and a transformers model in one process:
+`TransformersModel`."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,8 +16,8 @@ AfterBatch = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """Generation settings; `temperature` 0 is greedy. An answer ends before the first of `stop_ids` or after a token with
-    which one of `stop_texts` is in it."""
+    """Generation settings; `temperature` 0 is greedy. An answer ends before the first of `stop_ids` or after the token that
+    completes one of `stop_texts`."""
 
     max_new_tokens: int
     stop_ids: list[int]
@@ -29,27 +29,27 @@ class Decoding:
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """Size of a batch: sequences, and tokens of them with padding and answers."""
+    """Maximum batch size: sequences, and tokens including padding and answers."""
 
     sequences: int
     tokens: int
 
 
 class LanguageModel(Protocol):
-    """A model that answers prompts. Over several ranks every rank calls the same methods, each with its share of the work."""
+    """A model that generates and scores text. With several ranks, all call the same methods, each with its share of the work."""
 
     @property
     def max_length(self) -> int | None:
-        """Context length in tokens; None if the config does not say."""
+        """Context length in tokens; None if the config does not define it."""
 
     @property
     def share(self) -> tuple[int, int]:
-        """(number, of how many) of the share of the work that this rank does; (0, 1) on one process."""
+        """(index, number of shares) of this rank's share of the work; (0, 1) for one process."""
 
     def generate(
         self, prompts: list[list[int]], numbers: Sequence[int], decoding: Decoding, after_batch: AfterBatch
     ) -> list[list[int]]:
-        """New token ids for each prompt; random numbers depend on the seed and the prompt's number alone. `after_batch` is
+        """New token ids for each prompt; random numbers depend only on the seed and the prompt's number. `after_batch` is
         called with the number of prompts of each batch."""
 
     def log_likelihoods(self, pairs: list[Pair], after_batch: AfterBatch) -> list[tuple[float, bool]]:
@@ -57,8 +57,8 @@ class LanguageModel(Protocol):
 
 
 class TransformersModel:
-    """`hf_model` on its device, under autocast to `autocast` if that is set; `decode` turns ids into text for stop texts.
-    `share`: the part of the work of this rank, if each rank has such a model."""
+    """`hf_model` on its device, with autocast to `autocast` if it is set. `decode` converts ids to text for stop texts.
+    `share`: this rank's share of the work, if every rank has a model."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class TransformersModel:
 
     @property
     def max_length(self) -> int | None:
-        """`max_position_embeddings` of the config."""
+        """`max_position_embeddings` of the config; None if it has none."""
         limit = getattr(self.hf_model.config.get_text_config(), "max_position_embeddings", None)
         return None if limit is None else int(limit)
 

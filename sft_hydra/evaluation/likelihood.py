@@ -59,7 +59,7 @@ def log_likelihoods(
 
 
 def inputs_of(pairs: list[Pair]) -> list[Input]:
-    """Distinct inputs, longest first, so that running out of memory shows at the start."""
+    """Distinct inputs, longest first, so that running out of memory occurs at the start."""
     same: dict[tuple[int, ...], list[int]] = {}
     for number, (context, continuation) in enumerate(pairs):
         same.setdefault((*context, *continuation[:-1]), []).append(number)

@@ -70,7 +70,7 @@ def read_prompts(path: str) -> Iterator[Conversation]:
         while conversation.messages and conversation.messages[-1]["role"] == "assistant":
             conversation.messages.pop()
         if not conversation.messages:
-            raise DataError(f"{key}: {origin}: contains no message other than answers; add a user message")
+            raise DataError(f"{key}: {origin}: all messages are answers of the assistant; add a user message")
         yield conversation
 
 

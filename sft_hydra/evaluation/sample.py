@@ -1,7 +1,7 @@
 """Batched generation with a transformers model, from token ids to new token ids.
 
-Invariant: the answer to a prompt does not depend on the rest of its batch, nor on its place in the list but through the
-random numbers of its own.
+Invariant: the answer to a prompt does not depend on the rest of its batch; its position matters only for its random numbers
+(and not if `numbers` is passed).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ BATCH_TOKENS = 1 << 17
 
 @dataclass(frozen=True, slots=True)
 class StopTexts:
-    """Texts that end an answer; the caller cuts the answer at them."""
+    """Texts that end an answer; the answer includes them, the caller truncates it."""
 
     texts: tuple[str, ...]
     decode: Callable[[list[int]], str]
@@ -47,8 +47,8 @@ def generate(
     """New token ids for every prompt, up to and excluding the first of `stop_ids`. `temperature` 0 is greedy.
 
     Prompts of similar length are batched, padded on the left: at most `batch_size`, with at most `batch_tokens` tokens of
-    prompts, padding and answers together. A prompt's random numbers are those of `seed` and its number in `numbers` (by
-    default its place). `after_batch` is called with the size of each batch.
+    prompts, padding and answers together. A prompt's random numbers depend on `seed` and its number in `numbers` (default:
+    its index). `after_batch` is called with the size of each batch.
     """
     numbers = range(len(prompts)) if numbers is None else numbers
     answers: list[list[int]] = [[] for _ in prompts]
@@ -63,7 +63,7 @@ def generate(
 
 
 def batches(lengths: Sequence[int], max_new_tokens: int, batch_size: int, batch_tokens: int) -> Iterator[list[int]]:
-    """Indices of prompts of similar length, longest first, so that running out of memory shows at the start."""
+    """Batches of indices of prompts of similar length, longest first, so that running out of memory occurs at the start."""
     order = sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True)
     while order:
         room = batch_tokens // (lengths[order[0]] + max_new_tokens)
@@ -73,7 +73,7 @@ def batches(lengths: Sequence[int], max_new_tokens: int, batch_size: int, batch_
 
 
 class Draws:
-    """Sampling of the next tokens of a batch: each of its prompts has uniform random numbers of its own."""
+    """Samples the next tokens of a batch, with a separate random stream for each prompt (CPU generator, same on all devices)."""
 
     def __init__(
         self, seed: int, numbers: Sequence[int], max_new_tokens: int, temperature: float, top_p: float
@@ -86,8 +86,8 @@ class Draws:
         self.temperature, self.top_p = temperature, top_p
 
     def tokens(self, logits: torch.Tensor, step: int) -> torch.Tensor:
-        """Token ids (rows,) drawn from `logits` (rows, vocab) among the fewest likeliest tokens that hold `top_p` of the
-        probability, for new token number `step`."""
+        """Token ids (rows,) sampled from `logits` (rows, vocab) by nucleus sampling (Holtzman et al. 2020): from the
+        smallest set of most likely tokens with total probability `top_p`. `step`: index of the new token."""
         values, ids = (logits.float() / self.temperature).softmax(-1).sort(descending=True, stable=True)
         sums = values.cumsum(-1)
         kept = (sums - values < self.top_p).sum(-1, keepdim=True)
@@ -108,7 +108,7 @@ def _generate_batch(
     from transformers import GenerationConfig
 
     longest = max(len(prompt) for prompt in prompts)
-    padding = stop_ids[0] if stop_ids else 0  # masked before a prompt, cut off after an answer: any id works
+    padding = stop_ids[0] if stop_ids else 0  # masked before a prompt, removed after an answer: any id works
     input_ids = torch.tensor([[padding] * (longest - len(p)) + p for p in prompts], device=hf_model.device)
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=hf_model.device)
     attention_mask = (torch.arange(longest, device=hf_model.device) >= longest - lengths[:, None]).long()

@@ -1,7 +1,7 @@
-"""The work of evaluation shared by ranks: the first rank asks, every rank answers its share, and the first gets all answers.
+"""Distributes evaluation over ranks: rank 0 broadcasts requests, every rank answers its share, and rank 0 gathers all answers.
 
-Invariant: the ranks make the same calls in the same order, whether they have work, have none or are to stop; none waits for
-one that does something else.
+Invariant: all ranks make the same collective calls in the same order, also without work or after a stop signal, so that they
+never deadlock.
 
 Owner of: every rank answers its share of the prompts.
 """
@@ -29,7 +29,7 @@ class _Request:
 
 @dataclass(frozen=True, slots=True)
 class _Answered:
-    """Answers of one rank, by number of the item. `stopped`: a signal ended its work before its time."""
+    """Answers of one rank: number of the item -> answer. `stopped`: a signal interrupted it."""
 
     answers: dict[int, Any]
     stopped: bool
@@ -37,8 +37,8 @@ class _Answered:
 
 @contextmanager
 def shared_over_ranks(model: LanguageModel, mesh: Mesh) -> Iterator[LanguageModel | None]:
-    """On the first rank the model that answers with all ranks; on the others None, after they have answered all that it was
-    asked: `with shared_over_ranks(model, mesh) as shared: if shared is not None: ...`. A collective."""
+    """On rank 0 a model that uses all ranks. The other ranks answer its requests and get None when there are no more:
+    `with shared_over_ranks(model, mesh) as shared: if shared is not None: ...`. A collective."""
     if mesh.layout.world == 1:
         yield model
         return
@@ -51,23 +51,23 @@ def shared_over_ranks(model: LanguageModel, mesh: Mesh) -> Iterator[LanguageMode
         try:
             yield shared
         finally:
-            if not shared.asking:  # else this rank failed while the others answer, and its end is theirs
+            if not shared.asking:  # else this rank failed during a request, and the job ends with it
                 ranks.broadcast(None)
 
 
 def _serve(model: LanguageModel, ranks: ObjectExchange) -> None:
-    """Answer requests of the first rank until there are no more."""
+    """Answer requests of rank 0 until it ends."""
 
     def after_batch(count: int) -> None:
         if signals.stop_requested():
-            raise StoppedError("a rank received a signal to stop")
+            raise StoppedError("a rank received a stop signal")
 
     while (request := ranks.broadcast(None)) is not None:
         ranks.gather(_answer(model, request, after_batch))
 
 
 class _Shared:
-    """The model of the first rank, whose every call is answered by all ranks."""
+    """The model of rank 0; every call is answered by all ranks."""
 
     share = (0, 1)
 
@@ -91,7 +91,7 @@ class _Shared:
         return self._ask(_Request(pairs, None), after_batch)
 
     def _ask(self, request: _Request, after_batch: AfterBatch) -> list[Any]:
-        """The answers in order. StoppedError if a rank was to stop."""
+        """The answers in order. StoppedError if a rank received a stop signal."""
         total, own, done, shown = len(request.items), len(_share(self._model, request)), 0, 0
 
         def count(answered: int) -> None:
@@ -106,14 +106,14 @@ class _Shared:
         parts = self._ranks.gather(_answer(self._model, request, count))
         self.asking = False
         if any(part.stopped for part in parts):
-            raise StoppedError("stopped before all was answered; the same command starts over")
+            raise StoppedError("evaluation stopped before it was complete; rerun the same command to restart it")
         found = {number: answer for part in parts for number, answer in part.answers.items()}
         after_batch(total - shown)
         return [found[number] for number in range(total)]
 
 
 def _answer(model: LanguageModel, request: _Request, after_batch: Callable[[int], None]) -> _Answered:
-    """What this rank makes of its share."""
+    """The answers of this rank's share."""
     own = _share(model, request)
     items = [request.items[number] for number in own]
     try:
@@ -128,8 +128,8 @@ def _answer(model: LanguageModel, request: _Request, after_batch: Callable[[int]
 
 
 def _share(model: LanguageModel, request: _Request) -> list[int]:
-    """Numbers of the items of this rank's share: long ones and short ones like every other share. Pairs that differ in their
-    last token alone stay together."""
+    """Numbers of the items in this rank's share. Long and short items are spread evenly; pairs that differ only in their last
+    token stay together."""
     mine, of = model.share
     groups: dict[tuple[int, ...], list[int]] = {}
     for number, item in enumerate(request.items):

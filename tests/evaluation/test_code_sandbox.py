@@ -47,9 +47,9 @@ EVERYWHERE = "import os\nfor pipe in range(3, 32):\n  try: os.write(pipe, b'pass
 @pytest.mark.parametrize(
     ("program", "verdict"),
     [
-        (EVERYWHERE, "wrote where its verdict goes"),
-        (EVERYWHERE + "os._exit(0)", "wrote where its verdict goes"),
-        (f"while True:\n  {EVERYWHERE.replace(chr(10), chr(10) + '  ')}", "wrote too much where its verdict goes"),
+        (EVERYWHERE, "wrote to the verdict pipe"),
+        (EVERYWHERE + "os._exit(0)", "wrote to the verdict pipe"),
+        (f"while True:\n  {EVERYWHERE.replace(chr(10), chr(10) + '  ')}", "wrote too much to the verdict pipe"),
         ("class passed(BaseException): pass\nraise passed", "passed: "),
         ("import os\nos.mkfifo('x')", "AttributeError"),
         ("import sys\ndel sys.modules['posix']\nimport posix\nposix.mknod('x')", "PermissionError"),

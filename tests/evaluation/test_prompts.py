@@ -23,7 +23,9 @@ def test_prompt_files_of_all_kinds(tmp_path):
 def test_bad_prompt_files_are_refused(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "One"}\n{"messages": [{"role": "assistant", "content": "Hi"}]}\n')
-    with pytest.raises(DataError, match=r"generate.prompt_file: .*a.jsonl:2: contains no message other than answers"):
+    with pytest.raises(
+        DataError, match=r"generate.prompt_file: .*a.jsonl:2: all messages are answers of the assistant"
+    ):
         list(read_prompts(str(path)))
     with pytest.raises(DataError, match="no such file"):
         list(read_prompts(str(tmp_path / "none.txt")))
