@@ -1,7 +1,7 @@
 """Rows of other formats as OpenAI chat rows: `adapt(row, source) -> Adapted`.
 
-Owns what the formats are called and how they are told apart, and which keys of a row are read. Invariant: a key that says
-what is supervised or what the model sees is read or its row is a RowError; all others are named in `unread`.
+Defines the names of the formats, how a row's format is detected, and which keys of a row are read. Invariant: a key that
+determines what is supervised or what the model sees is read, or its row raises RowError; all others are listed in `unread`.
 """
 
 from dataclasses import dataclass, field
@@ -39,7 +39,8 @@ COLUMNS = frozenset({*SYSTEM, *KWARGS, *MEDIA, *ROW_FLAGS, *tool_definitions.KEY
 
 @dataclass(slots=True)
 class Adapted:
-    """`messages` as the row has them, in OpenAI's form; `tools`; `kwargs` for the template; `read`: keys that were used."""
+    """A row as chat messages. `messages` are in OpenAI's format, `tools` a list of definitions or None, `kwargs` are variables
+    for the chat template, `read` are the row's keys that were used."""
 
     messages: Any
     tools: Any = None
@@ -48,13 +49,14 @@ class Adapted:
 
 
 def adapt(row: Any, source: SourceConfig) -> Adapted:
-    """Messages and tools of a row in the format that `source` names or, with `auto`, that its keys tell. Raises RowError."""
+    """Messages and tools of a row, in the format that `source` names or, with `auto`, that its keys indicate. RowError if the
+    row does not have that format."""
     if isinstance(row, list):  # a bare list of messages
         return Adapted(row)
     if not isinstance(row, dict):
         raise RowError("format", f"a row must be an object, not {type(row).__name__}")
     messages_key = source.messages_key or MESSAGES
-    if messages_key in row and COLUMNS.isdisjoint(row) and _is_usual(source):  # most rows, told quickly
+    if messages_key in row and COLUMNS.isdisjoint(row) and _is_usual(source):  # most rows: a cheap test
         return Adapted(row[messages_key], read=_keys_of(messages_key))
     kind = _format_of(row, source) if source.format in AUTO else source.format
     read: set[str] = set()
@@ -86,7 +88,7 @@ def _keys_of(messages_key: str) -> set[str]:
 
 
 def _add_columns(row: dict[str, Any], source: SourceConfig, kind: str | None, found: Adapted) -> None:
-    """What stands beside the messages: flags, tools, a system message, words for the template."""
+    """Read the columns beside the messages: flags, tools, a system message, template variables."""
     columns = COLUMNS.intersection(row)
     if columns or (source.tools_key or TOOLS) in row:
         found.tools = _tools(row, source, found.read)
@@ -106,9 +108,9 @@ def _add_columns(row: dict[str, Any], source: SourceConfig, kind: str | None, fo
 
 
 def _check_media(row: dict[str, Any], messages: Any) -> None:
-    given = [key for key in MEDIA if row.get(key)]
-    if given and any(f"<{key}>" in str(messages) for key in MEDIA):
-        raise RowError("content", f"{', '.join(given)}, which text models do not see")
+    media = [key for key in MEDIA if row.get(key)]
+    if media and any(f"<{key}>" in str(messages) for key in MEDIA):
+        raise RowError("content", f"the row has {', '.join(media)}; only text is supported")
 
 
 def _format_of(row: dict[str, Any], source: SourceConfig) -> str:
@@ -138,7 +140,7 @@ def _messages(row: dict[str, Any], source: SourceConfig, kind: str | None, read:
     if isinstance(messages, str) and messages.lstrip().startswith("["):
         messages = parse_json(messages)
     if kind == "sharegpt" and not all(isinstance(turn, dict) for turn in _listed(messages)):
-        raise RowError("format", "a turn of `conversations` must be an object")
+        raise RowError("format", "every turn of `conversations` must be an object")
     return messages
 
 
@@ -169,7 +171,7 @@ def _prompt_completion(row: dict[str, Any], source: SourceConfig, read: set[str]
 
 
 def _as_context(message: Any) -> Any:
-    """A message of a prompt: what an assistant says there is not supervised."""
+    """A message of a prompt: an assistant message there is not supervised."""
     if not isinstance(message, dict) or role_of(str(message.get("role", message.get("from")))) != "assistant":
         return message
     return {**{key: value for key, value in message.items() if key != "train"}, "weight": 0}
@@ -207,26 +209,26 @@ def _tools(row: dict[str, Any], source: SourceConfig, read: set[str]) -> Any:
         if key not in row:
             continue
         if row[key] not in (None, "", [], {}):
-            given = tool_definitions.read_tools(row[key])
-            if found and given and given != found:
+            tools = tool_definitions.read_tools(row[key])
+            if found and tools and tools != found:
                 raise RowError("tools", f"the row's {key} differs from its other tools")
-            found = found or given
+            found = found or tools
         read.add(key)
     return found
 
 
 def _kwargs(row: dict[str, Any], found: Adapted) -> dict[str, Any]:
-    """What the row hands to the chat template."""
-    given = row.get("chat_template_kwargs")
+    """Variables that the row passes to the chat template."""
+    variables = row.get("chat_template_kwargs")
     found.read.add("chat_template_kwargs")
-    if isinstance(given, str):
-        given = parse_json(given) if given.strip() else None
-    if not isinstance(given, dict | None):
-        raise RowError("chat_template_kwargs", f"must be an object, not {type(given).__name__}")
+    if isinstance(variables, str):
+        variables = parse_json(variables) if variables.strip() else None
+    if not isinstance(variables, dict | None):
+        raise RowError("chat_template_kwargs", f"must be an object, not {type(variables).__name__}")
     kwargs = {
         key: row[key] for key, kind in KWARGS.items() if isinstance(row.get(key), kind) and row[key] not in ("", [])
     }
-    kwargs |= {str(key): value for key, value in (given or {}).items() if value is not None}
+    kwargs |= {str(key): value for key, value in (variables or {}).items() if value is not None}
     if kwargs.get("tools"):
         tools = tool_definitions.read_tools(kwargs["tools"])
         if found.tools and tools != found.tools:
@@ -234,7 +236,7 @@ def _kwargs(row: dict[str, Any], found: Adapted) -> dict[str, Any]:
         found.tools = tools
     kwargs.pop("tools", None)
     if taken := OWN.intersection(kwargs):
-        raise RowError("chat_template_kwargs", f"{', '.join(sorted(taken))} cannot be given by a row")
+        raise RowError("chat_template_kwargs", f"{', '.join(sorted(taken))} cannot be set by a row; remove it")
     return kwargs
 
 
@@ -257,7 +259,7 @@ def _with_system(key: str, text: str, messages: Any) -> Any:
         return [{"role": "system", "content": text}, *_listed(messages)]
     own = messages[0].get("content", messages[0].get("value"))
     if not isinstance(own, str) or own.strip() != text.strip():
-        raise RowError("system", f"the row's {key} is not the text of its system message")
+        raise RowError("system", f"the row's {key} differs from its system message; keep one of them")
     return messages
 
 

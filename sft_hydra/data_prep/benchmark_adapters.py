@@ -1,6 +1,6 @@
 """Rows of well-known data sets as chats: `mmlu`, `gsm8k`, `squad`, `oasst`. Each takes a row of the set's hub schema.
 
-Raises RowError where a row has not what its schema promises.
+All raise RowError if a row does not match its schema.
 """
 
 import re
@@ -11,46 +11,48 @@ from sft_hydra.errors import RowError
 from sft_hydra.records import Message
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-CALCULATION = re.compile(r"<<[^<>]*>>")  # GSM8K's notes for a calculator
+CALCULATION = re.compile(r"<<[^<>]*>>")  # GSM8K's calculator annotations
 
 
 def multiple_choice(question: str, choices: list[str]) -> str:
-    """The text of a question with lettered choices, also used to evaluate."""
+    """The text of a question with lettered choices; evaluation uses the same text."""
     lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
     return "\n".join([question, "", *lines, "", "Answer with the letter of the right choice only."])
 
 
 def mmlu(row: dict[str, Any]) -> list[Message]:
-    """`{question, choices, answer}`, answer a number; auxiliary_train has these under `train`."""
+    """`{question, choices, answer}`, where `answer` is the index of the correct choice; the split auxiliary_train has these
+    under `train`. Source: Hendrycks et al. 2021."""
     row = row["train"] if isinstance(row.get("train"), dict) else row
     question, choices, answer = row.get("question"), row.get("choices"), row.get("answer")
     if not isinstance(choices, list) or not isinstance(answer, int) or not 0 <= answer < len(choices):
-        raise RowError("format", "mmlu: needs question, choices and the number of the right one in answer")
+        raise RowError("format", "mmlu: needs `question`, `choices` and, in `answer`, the index of the correct choice")
     return _chat(multiple_choice(str(question), [str(choice) for choice in choices]), LETTERS[answer])
 
 
 def gsm8k(row: dict[str, Any]) -> list[Message]:
-    """`{question, answer}`; the calculator's notes are left out of the answer."""
+    """`{question, answer}`; calculator annotations are removed from the answer. Source: Cobbe et al. 2021."""
     return _chat(_text(row, "question"), CALCULATION.sub("", _text(row, "answer")))
 
 
 def squad(row: dict[str, Any]) -> list[Message]:
-    """`{context, question, answers: {text: [...]}}`: the context is the system message."""
+    """`{context, question, answers: {text: [...]}}`: the context becomes the system message, the first
+    answer is used. Source: Rajpurkar et al. 2016."""
     answers = row.get("answers")
     texts = answers.get("text") if isinstance(answers, dict) else None
     if not texts:
-        raise RowError("format", "squad: no answer to learn")
+        raise RowError("format", "squad: `answers.text` is empty, so there is nothing to supervise")
     return [{"role": "system", "content": _text(row, "context")}, *_chat(_text(row, "question"), str(texts[0]))]
 
 
 def oasst(row: dict[str, Any]) -> list[Message]:
-    """A tree `{prompt: {text, role, replies}}`, or the messages of one as `{messages: [{message_id, parent_id, ...}]}`: at
-    each turn the best-ranked reply, as far as an assistant's."""
+    """A tree `{prompt: {text, role, replies}}`, or the messages of one as `{messages: [{message_id, parent_id, ...}]}`.
+    Each turn is the best-ranked reply; the conversation ends with the last assistant message. Source: Köpf et al. 2023."""
     if isinstance(row.get("prompt"), dict):
         return _path(row["prompt"], lambda node: node.get("replies") or [])
     nodes = row.get("messages")
     if not isinstance(nodes, list) or not nodes:
-        raise RowError("format", "oasst: needs a tree with prompt, or the messages of one")
+        raise RowError("format", "oasst: needs a tree under `prompt`, or the messages of a tree under `messages`")
     children: dict[Any, list[dict[str, Any]]] = {}
     for node in nodes:
         children.setdefault(node.get("parent_id"), []).append(node)
@@ -58,7 +60,8 @@ def oasst(row: dict[str, Any]) -> list[Message]:
 
 
 def trees(rows: Iterable[tuple[int, Any]], first: int, stop: int | None) -> Iterator[tuple[int, Any]]:
-    """Flat oasst rows, in the order of the set, as one row per tree; of trees that start in first..stop."""
+    """(row number, row) with the flat oasst rows of each tree joined into one row, for the trees that start in rows
+    first..stop (stop excluded; None: to the end)."""
     tree: list[Any] = []
     number = first
     for index, row in rows:

@@ -1,9 +1,9 @@
-"""How much of each source an epoch holds: `plan_epoch(packed, data)`, and the rows that follow: `train_rows`.
+"""How many packed sequences of each source one epoch has (`plan_epoch`), and the training rows in order (`train_rows`).
 
 `epochs`: how often a source is seen in one epoch of the blend (default 1; fractions and repetition both work).
 `weight`: share of the training tokens; then an epoch has about as many tokens as all weighted sources together, so
 sources below their natural share are cut and those above it repeat. Either every source has a weight or none has.
-Invariant: a blend is an index over packed rows; changing it packs nothing again.
+Invariant: a blend is an index over packed sequences; changing it does not repack.
 """
 
 import numpy as np
@@ -18,7 +18,8 @@ from sft_hydra.schema.data import DataConfig
 
 
 def plan_epoch(packed: PackedSet, data: DataConfig) -> list[SourceShare]:
-    """Rows of each source in one epoch, in the order of `packed.sources`. Raises ConfigError for unclear wishes."""
+    """Packed sequences of each source in one epoch, in the order of `packed.sources`. ConfigError if weights and epochs
+    contradict each other (`check_weights`) or the blend is empty."""
     of_source, tokens = packed.row_source("train"), packed.row_tokens("train")
     available = np.bincount(of_source, minlength=len(packed.sources))
     totals = np.bincount(of_source, tokens, minlength=len(packed.sources))
@@ -34,7 +35,7 @@ def plan_epoch(packed: PackedSet, data: DataConfig) -> list[SourceShare]:
     share = rows * mean
     if not rows.sum():
         raise ConfigError(
-            "data: this blend draws no training row from any source; raise data.sources.*.epochs or weight"
+            "data: this blend has 0 training rows; raise data.sources.<name>.epochs or data.sources.<name>.weight"
         )
     return [
         SourceShare(name, int(rows[i]), int(available[i]), float(share[i] / share.sum()))
@@ -43,17 +44,18 @@ def plan_epoch(packed: PackedSet, data: DataConfig) -> list[SourceShare]:
 
 
 def train_rows(packed: PackedSet, cfg: SftConfig) -> TrainRows:
-    """The packed rows of this run's blend, in training order. Raises ConfigError as `plan_epoch` does."""
+    """The packed sequences of this run's blend, in training order. ConfigError as in `plan_epoch`."""
     return TrainRows(packed, plan_epoch(packed, cfg.data), cfg.seed, cfg.data.order)
 
 
 def check_weights(sources: list[Source]) -> None:
-    """Raises ConfigError unless weights and epochs of these sources say one clear thing."""
+    """ConfigError unless either all sources have a weight or none has, no source has both weight and epochs, and none of
+    them is negative."""
     configs = {source.name: source.config for source in sources if source.only is None}
     weights = {name: config.weight for name, config in configs.items() if config.weight is not None}
     epochs = {name: config.epochs for name, config in configs.items() if config.epochs is not None}
     problems = [
-        f"data: {what} of {name} is {value}, must be 0 or more"
+        f"data: {what} of source {name} is {value}; it must be 0 or more"
         for what, values in (("weight", weights), ("epochs", epochs))
         for name, value in values.items()
         if value < 0
@@ -61,11 +63,11 @@ def check_weights(sources: list[Source]) -> None:
     if weights and len(weights) < len(configs):
         problems.append(
             f"data: {', '.join(weights)} have a weight, {', '.join(sorted(set(configs) - set(weights)))} have none; "
-            "give every source one, or none (then `epochs` counts)"
+            "set weight for every source, or for none of them and use epochs"
         )
     if weights and not any(weights.values()):
-        problems.append("data: the weight of every source is 0")
-    problems += [f"data: {name} has both weight and epochs; give one of them" for name in weights if name in epochs]
+        problems.append("data: the weight of every source is 0; set at least one above 0")
+    problems += [f"data: {name} has both weight and epochs; set only one of them" for name in weights if name in epochs]
     if problems:
         raise ConfigError(*problems)
 
@@ -74,12 +76,12 @@ def _weights(packed: PackedSet, data: DataConfig) -> tuple[NDArray[np.float64] |
     """(weights or None, epochs) by source."""
     try:
         sources = sources_of(data)
-    except ConfigError:  # a packed set that stands for itself
+    except ConfigError:  # the packed set is used without its sources
         return None, np.ones(len(packed.sources))
     check_weights(sources)
     configs = {source.name: source.config for source in sources if source.only is None}
     if packed.metadata.get("foreign") and not set(packed.sources) <= set(configs):
-        return None, np.ones(len(packed.sources))  # names that happen to be equal wish nothing
+        return None, np.ones(len(packed.sources))  # equal names by coincidence: not its sources
     mine = [configs.get(name) for name in packed.sources]
     epochs = np.array([1.0 if config is None or config.epochs is None else config.epochs for config in mine])
     weights = np.array([0.0 if config is None or config.weight is None else config.weight for config in mine])

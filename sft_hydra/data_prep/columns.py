@@ -1,6 +1,7 @@
 """Rows of Parquet files: `parquet_rows`.
 
-Invariant: a value that Python cannot hold (a time of nanoseconds, a year 20000) fails a row only where it is used.
+Invariant: a value that Python cannot represent (a timestamp in nanoseconds, the year 20000) rejects a row only if its
+column is used.
 """
 
 from collections.abc import Iterator
@@ -18,13 +19,13 @@ BATCH = 512  # rows
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A value that cannot be read, and why; nobody takes it for a text or a list."""
+    """Placeholder for a value that cannot be read, with the reason; neither text nor list, so any use of it rejects the row."""
 
     problem: str
 
 
 def parquet_file(file: InputFile) -> Any:
-    """A Parquet file, opened, and held to its contents if they are known. Raises DataError."""
+    """A `pyarrow.parquet.ParquetFile`, verified against the file's checksums if they are known. DataError if it is not Parquet."""
     import pyarrow
     from pyarrow import parquet
 
@@ -45,7 +46,7 @@ def _told_as_parquet(path: str) -> Iterator[None]:
 
 
 def parquet_rows(file: InputFile, first: int, stop: int | None) -> Iterator[tuple[int, Any]]:
-    """(number, row) of rows first..stop. Raises DataError where no column of a row group can be read, ChangedError where the
+    """(number, row) of rows first..stop. Raises DataError if no column of a row group can be read, ChangedError if the
     file has fewer rows than planned."""
     table = parquet_file(file)
     check_rows(file, table.metadata.num_rows, stop)
@@ -77,7 +78,7 @@ def _group_rows(path: str, table: Any, group: int, skip: int) -> Iterator[Any]:
 def _batch_rows(batch: Any) -> list[Any]:
     try:
         return list(batch.to_pylist())
-    except Exception:  # what a value that Python does not know raises differs by its type
+    except Exception:  # the exception for an unrepresentable value depends on its type
         columns = {name: _values(batch.column(index)) for index, name in enumerate(batch.schema.names)}
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
@@ -97,7 +98,7 @@ def _value(scalar: Any) -> Any:
 
 
 def _by_columns(path: str, table: Any, group: int, problem: Exception) -> list[Any]:
-    """The rows of a row group of which a column cannot be read."""
+    """The rows of a row group read column by column, after reading it as a whole raised `problem`."""
     size = table.metadata.row_group(group).num_rows
     columns: dict[str, list[Any]] = {}
     readable = 0

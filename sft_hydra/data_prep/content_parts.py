@@ -1,7 +1,7 @@
 """Messages whose content is a list of parts, as Anthropic, Gemini, Bedrock, Mistral and the AI SDK have it: `expand`.
 
-One message becomes several where it holds tool results beside text. Invariant: parts keep their order or the row is a
-RowError; a part of another kind (an image) is a RowError that names it.
+One message becomes several where it holds tool results beside text. Invariant: parts keep their order or the row
+is rejected; a part of another kind (an image) raises a RowError that names it.
 """
 
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ READ = frozenset(
 
 def expand(messages: list[Any], unread: set[str]) -> list[Any]:
     """The messages with contents as text, reasoning, calls and results under their own keys. Adds to `unread` the keys of
-    parts that nobody reads. Raises RowError."""
+    parts that are not read. RowError for unsupported parts and for parts in an order that templates cannot print."""
     for message in messages:
         if type(message) is dict and type(message.get("content")) is not str and _has_list(message):
             return [part for message in messages for part in _expand(message, unread)]
@@ -49,7 +49,8 @@ def expand(messages: list[Any], unread: set[str]) -> list[Any]:
 
 
 def join_calls(messages: list[Any]) -> list[Any]:
-    """Neighbours of a role for calls as one message, because the model makes them in one turn (ms-swift writes them so)."""
+    """Consecutive messages of a tool-call role as one message, because the model makes these calls in one turn (the format of
+    ms-swift)."""
     out: list[Any] = []
     for message in messages:
         if _is_call(message) and out and _is_call(out[-1]):
@@ -120,19 +121,21 @@ def _read_part(part: Any, unread: set[str]) -> tuple[str, Any]:
     if (kind in TEXT or "type" not in part) and isinstance(part.get("text"), str):
         return "text", part["text"]
     raise RowError(
-        "content", f"content parts that are not text: {kind if 'type' in part else ', '.join(map(str, part))}"
+        "content", f"unsupported content part (text only): {kind if 'type' in part else ', '.join(map(str, part))}"
     )
 
 
 def _assistant(rest: Message, parts: list[tuple[str, Any]]) -> Message:
     kinds = [kind for kind, _ in parts]
     if "result" in kinds or [ORDER[kind] for kind in kinds] != sorted(ORDER[kind] for kind in kinds):
-        raise RowError("content", f"parts of an answer in an order that no template prints: {', '.join(kinds)}")
+        raise RowError(
+            "content", f"assistant content parts must be ordered reasoning, text, calls; found {', '.join(kinds)}"
+        )
     joined = {kind: [value for other, value in parts if other == kind] for kind in ORDER}
     message = {**rest, "content": "".join(joined["text"])}
     for kind, key in (("reasoning", "reasoning_content"), ("call", "tool_calls")):
         if joined[kind] and message.get(key):
-            raise RowError("content", f"{key} stands in the content and beside it")
+            raise RowError("content", f"{key} is both in the content parts and a key of the message; keep one of them")
     if joined["reasoning"]:
         message["reasoning_content"] = "".join(joined["reasoning"])
     if joined["call"]:
@@ -143,7 +146,7 @@ def _assistant(rest: Message, parts: list[tuple[str, Any]]) -> Message:
 def _others(rest: Message, parts: list[tuple[str, Any]], role: str) -> Iterator[Message]:
     """A message for each result, and one for each run of text between them."""
     if any(kind in ("call", "reasoning") for kind, _ in parts):
-        raise RowError("content", f"a tool call or reasoning in a {role} message")
+        raise RowError("content", f"tool call or reasoning in a {role} message; only assistant messages can have these")
     text: list[str] = []
     for kind, value in parts:
         if kind == "text":
@@ -161,7 +164,7 @@ def _result(part: dict[str, Any]) -> Message:
     content = next((part[key] for key in ("content", "output", "result", "response") if key in part), "")
     if isinstance(content, list) and all(isinstance(item, dict) for item in content):
         if any(item.get("type") not in (None, *TEXT) for item in content):
-            raise RowError("content", "a tool result with parts that are not text")
+            raise RowError("content", "tool result with a part other than text; only text is supported")
         texts = [item.get("text") for item in content]
         content = "".join(texts) if all(isinstance(text, str) for text in texts) else as_json(content)
     elif not isinstance(content, str):

@@ -1,7 +1,7 @@
-"""Input files whose bytes are known: `known(path)` reads one once, `CheckedFile` later gives these bytes and no others.
+"""Checksums of input files: `Contents.read` computes them once, `CheckedFile` verifies every block that is read later.
 
-Invariant: what is read through CheckedFile is what the checksum of the file was made of, block by block, whatever happens to
-the file in the meantime; else ChangedError.
+Invariant: bytes read through CheckedFile are those that the checksum was computed from, even if the file is written in the
+meantime; otherwise ChangedError.
 
 Owner of: what is prepared are the bytes that the content key was made of.
 """
@@ -23,17 +23,18 @@ BLOCK = 1 << 20  # bytes
 
 
 class ChangedError(DataError):
-    """An input is not what it was when its preparation began."""
+    """An input changed after its preparation began."""
 
     def __init__(self, path: str, how: str) -> None:
         super().__init__(
-            f"{path}: changed while it was being prepared ({how}); the same command prepares it as it is now"
+            f"{path}: changed during data preparation ({how}); rerun the command to prepare the current contents"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """`sha256` of a file's bytes, the CRC-32 of each BLOCK of them, and by what a glance tells whether it is the same file."""
+    """Checksums of a file: `sha256` (hex) of its bytes, `size` in bytes, `blocks` the CRC-32 of each BLOCK, and `stamp` (device,
+    inode, size, mtime, ctime) to detect an unmodified file without reading it."""
 
     sha256: str
     size: int
@@ -42,7 +43,8 @@ class Contents:
 
     @classmethod
     def read(cls, path: str, look: Callable[[bytes], None] = lambda _: None) -> "Contents":
-        """Read a file once; `look` is shown every block. Raises OSError, or ChangedError if it changes meanwhile."""
+        """Read a file once and call `look` with every block. OSError if it cannot be read, ChangedError if it is written
+        meanwhile."""
         digest, blocks, size = hashlib.sha256(), [], 0
         with open(path, "rb", buffering=0) as stream:
             before = _stamp(os.fstat(stream.fileno()))
@@ -52,11 +54,11 @@ class Contents:
                 size += len(block)
                 look(block)
             if _stamp(os.fstat(stream.fileno())) != before:
-                raise ChangedError(path, "it was written while its checksum was taken")
+                raise ChangedError(path, "written while its checksum was computed")
         return cls(digest.hexdigest(), size, np.array(blocks, np.uint32), before)
 
     def check(self, path: str) -> None:
-        """Raises ChangedError unless the file at this path has these contents. A glance where nothing touched it."""
+        """ChangedError unless the file at this path has these contents. The bytes are read only if the stamp differs."""
         try:
             if _stamp(os.stat(path)) == self.stamp:
                 return
@@ -65,18 +67,20 @@ class Contents:
             raise ChangedError(path, str(problem.strerror)) from None
         if now.sha256 != self.sha256:
             raise ChangedError(
-                path, f"it had {self.size:,} bytes, sha256 {self.sha256[:12]}, and has {now.size:,}, {now.sha256[:12]}"
+                path,
+                f"it had {self.size:,} bytes with sha256 {self.sha256[:12]}, now {now.size:,} with {now.sha256[:12]}",
             )
 
 
 class CheckedFile(io.RawIOBase):
-    """The bytes of a file that are known, read and checked a block at a time. OSError if it cannot be opened."""
+    """A file whose blocks are verified against their checksums as they are read. OSError if it cannot be opened, ChangedError if
+    a block differs."""
 
     def __init__(self, path: str, contents: Contents) -> None:
         self.path, self.contents = path, contents
         self.position = 0
         self.number, self.block = -1, b""
-        self.descriptor = -1  # closing is asked for even where opening failed
+        self.descriptor = -1  # close() also runs if opening failed
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def readable(self) -> bool:
@@ -115,12 +119,12 @@ class CheckedFile(io.RawIOBase):
         if len(block) < size:
             raise ChangedError(self.path, f"it ends at byte {number * BLOCK + len(block):,} of {self.contents.size:,}")
         if zlib.crc32(block) != self.contents.blocks[number]:
-            raise ChangedError(self.path, f"other bytes from byte {number * BLOCK:,} on")
+            raise ChangedError(self.path, f"its bytes differ from byte {number * BLOCK:,} on")
         return block
 
 
 def open_known(path: str, contents: Contents | None) -> IO[bytes]:
-    """A file for reading, held to its contents if they are known. OSError if it cannot be opened."""
+    """A file opened for reading bytes, verified against `contents` unless None. OSError if it cannot be opened."""
     if contents is None:
         return open(path, "rb", buffering=BLOCK)
     return io.BufferedReader(CheckedFile(path, contents), BLOCK)

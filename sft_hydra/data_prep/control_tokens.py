@@ -1,8 +1,9 @@
-"""Control-token text that users, tools or data sets wrote into contents: found, marked, and encoded as ordinary text.
+"""Escaping of control-token text in message contents, so that it is encoded as ordinary text.
 
-`ControlTokenEscaper.mark` breaks every such text with a random word before the template sees it; `ControlTokenEscaper.encode` takes the word out
-again and encodes what it marked as plain text, what the template itself printed as control tokens.
-Invariant: no id of a control token comes out of untrusted content; the text is what it was.
+`ControlTokenEscaper.mark` inserts a random word into every such text before the template is rendered;
+`ControlTokenEscaper.encode` removes the word and encodes these texts as ordinary text, and those that the template itself
+printed as control tokens.
+Invariant: untrusted content never yields the id of a control token, and the text itself is unchanged.
 """
 
 import json
@@ -23,8 +24,9 @@ WORD = f"g{secrets.token_hex(8)}"
 
 
 class ControlTokenEscaper:
-    """For one tokenizer; `encode_ordinary`: its encoding without added tokens, if there is a quick one. In user, system and tool texts every added token is untrusted; in assistant texts those
-    marked special (`<think>` and `<tool_call>` are not, and mean there what the template means)."""
+    """Escapes control-token text for one tokenizer. `encode_ordinary`: a fast encoder that ignores added tokens, if there is
+    one. In user, system and tool texts every added token is escaped; in assistant texts only those marked special
+    (`<think>` and `<tool_call>` are not, and keep their meaning there)."""
 
     def __init__(self, tokenizer: ChatTokenizer, encode_ordinary: Callable[[str], list[int]] | None = None) -> None:
         self.file = tokenizer.file
@@ -36,14 +38,14 @@ class ControlTokenEscaper:
         self.shows_in_json = not any(sign in text for text in self.added for sign in '"\\\n\r\t')
 
     def is_needed(self, conversation: Conversation) -> bool:
-        """True if a text of this row holds what would become a control token."""
+        """True if a text of this row contains the text of a control token."""
         plain = [message["content"] for message in conversation.messages if len(message) == 2 and "content" in message]
         if (
             not (conversation.tools or conversation.template_kwargs)
             and len(plain) == len(conversation.messages)
             and not self.every.finds("\0".join(plain))
         ):
-            return False  # most rows, told quickly
+            return False  # most rows: a cheap test
         for message in conversation.messages:
             finder = self.special if message["role"] == "assistant" else self.every
             content = message.get("content")
@@ -51,11 +53,11 @@ class ControlTokenEscaper:
                 return True
             if len(message) > 2 and self._is_in(message, finder):
                 return True
-        given = conversation.tools, conversation.template_kwargs
-        return any(value and self._is_in(value, self.every) for value in given)
+        others = conversation.tools, conversation.template_kwargs
+        return any(value and self._is_in(value, self.every) for value in others)
 
     def _is_in(self, value: Any, finder: "_Finder") -> bool:
-        """Whether one of the texts inside a JSON value holds a control token; for most values its JSON text tells."""
+        """True if a text inside a JSON value contains a control token. Tests the serialized JSON where that is equivalent."""
         if self.shows_in_json:
             try:
                 return finder.finds(orjson.dumps(value).decode())
@@ -72,20 +74,20 @@ class ControlTokenEscaper:
         return found
 
     def mark(self, conversation: Conversation) -> Conversation:
-        """A copy whose control texts are broken by WORD."""
+        """A copy in which WORD splits every control-token text."""
         messages = [
             _map_message(message, self.special if message["role"] == "assistant" else self.every, _break)
             for message in conversation.messages
         ]
         tools = [_map(tool, lambda text: _break(text, self.every)) for tool in conversation.tools or ()]
         kwargs = _map(conversation.template_kwargs, lambda text: _break(text, self.every))
-        given = conversation
+        before = conversation
         return Conversation(
-            messages, tools or None, given.origin, given.source, given.meta, kwargs, is_text=given.is_text
+            messages, tools or None, before.origin, before.source, before.meta, kwargs, is_text=before.is_text
         )
 
     def encode(self, chunk: str) -> list[int]:
-        """Ids of a chunk of marked text. Raises RowError where the tokenizer cannot do it."""
+        """Token ids of a chunk of marked text. RowError if a control token cannot be encoded as plain text."""
         ids: list[int] = []
         position = 0
         for match in self.every.pattern.finditer(chunk):
@@ -101,7 +103,9 @@ class ControlTokenEscaper:
             return []
         ids = self.encode_ordinary(text.replace(WORD, ""))
         if not self.ids.isdisjoint(ids):
-            raise RowError("control_text", "holds a control token that this tokenizer cannot write as ordinary text")
+            raise RowError(
+                "control_text", "contains a control token that cannot be encoded as plain text by this tokenizer"
+            )
         return ids
 
     def _encode_slowly(self, text: str) -> list[int]:
@@ -109,17 +113,18 @@ class ControlTokenEscaper:
 
     @cached_property
     def ids(self) -> set[int]:
+        """Ids of all added tokens but the unknown token."""
         return {token.id for token in self.added.values()} - {self.unknown_id}
 
     @cached_property
     def ordinary(self) -> Tokenizer:
-        """The tokenizer without its added tokens; read when first used."""
+        """The tokenizer without its added tokens, loaded at first use."""
         spec = json.loads(self.file.read_text(encoding="utf-8"))
         return Tokenizer.from_str(json.dumps({**spec, "added_tokens": [], "post_processor": None}))
 
 
 class _Finder:
-    """One pattern for many texts, with a cheap test first."""
+    """Searches for many texts with one pattern, after a cheap test of their first characters."""
 
     def __init__(self, texts: list[str]) -> None:
         self.firsts = sorted({text[0] for text in texts})
@@ -133,7 +138,7 @@ class _Finder:
 
 
 def any_of(texts: list[str]) -> str:
-    """A pattern that matches the longest of these texts; what they begin with in common is tested once."""
+    """A regular expression that matches the longest of these texts; common prefixes are factored out."""
     if not texts:
         return r"(?!)"
     groups: dict[str, list[str]] = {}

@@ -1,6 +1,6 @@
-"""From a parsed row to a checked Conversation, or to a reason why not: `to_conversation`.
+"""Conversion of a parsed row to a checked Conversation: `to_conversation`.
 
-Invariant: what went in is not lost: a row that does not fit is RowError with a reason, and keys that nobody reads are named.
+Invariant: nothing of a row is dropped silently: an invalid row raises RowError with a reason, and unread keys are listed.
 """
 
 from typing import Any
@@ -29,10 +29,14 @@ def to_conversation(row: Any, source: SourceConfig, name: str, origin: str) -> C
     meta = row if isinstance(row, dict) else {}
     if not isinstance(found.messages, list) or not found.messages:
         keys = f"; its keys: {', '.join(list(map(str, row))[:9])}" if isinstance(row, dict) else ""
-        hint = "; raw text needs format: text" if isinstance(row, dict) and isinstance(row.get("text"), str) else ""
-        raise RowError("no_messages", f"no list of messages{keys}{hint}")
+        hint = (
+            "; for raw text set the source's format=text"
+            if isinstance(row, dict) and isinstance(row.get("text"), str)
+            else ""
+        )
+        raise RowError("no_messages", f"the row has no list of messages{keys}{hint}")
     unread = unread_of_row(meta, found.read)
-    if all(map(_is_plain, found.messages)) and found.messages[-1]["role"] == "assistant":  # most rows, told quickly
+    if all(map(_is_plain, found.messages)) and found.messages[-1]["role"] == "assistant":  # most rows: a cheap test
         return Conversation(list(found.messages), found.tools, origin, name, meta, found.kwargs, unread)
     messages = join_calls(expand(found.messages, unread))
     _check_answer(row, found.read, messages)
@@ -45,19 +49,21 @@ def to_conversation(row: Any, source: SourceConfig, name: str, origin: str) -> C
 
 
 def _check_answer(row: Any, read: set[str], messages: list[Any]) -> None:
-    """Raises RowError if the answer to the last message stands elsewhere in the row."""
+    """RowError if the answer to the last message is in another column."""
     last = messages[-1]
     if not isinstance(row, dict) or not isinstance(last, dict):
         return
     beside = [key for key in ANSWERS if row.get(key) not in (None, "", []) and key not in read]
     if beside and role_of(str(last.get("role", last.get("from")))) in ("user", "tool"):
         raise RowError(
-            "content", f"the answer to the last message stands in {beside[0]}, which is not read beside messages"
+            "content",
+            f"the answer to the last message is in the column {beside[0]}, which is not read when the row has messages; append "
+            "it to the messages",
         )
 
 
 def _is_plain(message: Any) -> bool:
-    """True for a message of a role and a text that are as they should be."""
+    """True for a message with only a known role and a text, which needs no conversion."""
     if type(message) is not dict or len(message) != 2:
         return False
     role, content = message.get("role"), message.get("content")
@@ -70,7 +76,7 @@ def _is_plain(message: Any) -> bool:
 
 
 def _with_tools_of_system(messages: list[Any], tools: Any) -> tuple[list[Any], Any]:
-    """Tools that the first message carries become those of the row, if it has no others."""
+    """Move tools of the first message to the row, if the row has none."""
     first = messages[0]
     if (
         tools

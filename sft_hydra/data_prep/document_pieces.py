@@ -1,7 +1,7 @@
-"""Documents of raw text that are longer than a packed row, cut into pieces: `split_documents`.
+"""Splitting of raw-text documents that are longer than a packed sequence: `split_documents`.
 
-Invariant: each token of a document but its first is a target exactly once: a piece starts with the last token of the piece
-before it, as context.
+Invariant: each token of a document except the first is a target exactly once: every piece starts with the last token of the
+previous piece as unsupervised context.
 """
 
 import numpy as np
@@ -13,8 +13,8 @@ from sft_hydra.data_prep.tokenize import TokenBatch
 def split_documents(
     tokens: TokenBatch, owners: NDArray[np.int64], longest: int
 ) -> tuple[TokenBatch, NDArray[np.int64], int]:
-    """The same documents in pieces of at most `longest` tokens, the owner of each piece, and how many documents were cut.
-    `owners` (sequences,) are the rows that the documents are from."""
+    """The documents in pieces of at most `longest` tokens, the owner of each piece (pieces,), and how many documents were split.
+    `owners` (sequences,): index of the row of each document."""
     longest = max(longest, 2)
     long = np.flatnonzero(tokens.lengths > longest)
     if not len(long):

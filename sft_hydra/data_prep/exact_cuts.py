@@ -1,7 +1,7 @@
-"""Whether a text may be encoded in pieces: `cuts_are_exact(tokenizer, sequences)`.
+"""Whether texts can be encoded in pieces: `is_byte_level`, `borders_are_exact`, `pieces_are_exact`.
 
-Invariant: pieces are encoded by themselves only where their ids are those of the whole text: at control tokens, and after
-the line end of a generation prompt.
+Invariant: a text is split only where the pieces have the same ids as the whole text: at control tokens, and after the line
+end of a generation prompt.
 """
 
 from collections.abc import Iterable
@@ -15,8 +15,8 @@ TRIED = 48  # added tokens
 
 
 def is_byte_level(tokenizer: ChatTokenizer) -> bool:
-    """True if the tokenizer's rules look at bytes alone, and its added tokens at nothing beside them: then pieces between
-    control tokens are as they are in the whole."""
+    """True if the tokenizer is byte-level and its added tokens do not strip or require neighbouring characters: then a text
+    can be split at control tokens."""
     spec = tokenizer.spec
     rules = spec.get("pre_tokenizer") or {}
     parts = rules.get("pretokenizers", [rules])
@@ -30,7 +30,8 @@ def is_byte_level(tokenizer: ChatTokenizer) -> bool:
 
 
 def borders_are_exact(tokenizer: ChatTokenizer) -> bool:
-    """True if texts can be cut before and after every added token that does not reach beyond itself."""
+    """True if texts can be split before and after the added tokens that neither strip neighbouring spaces nor are normalized.
+    Tests up to TRIED of them between the texts LEFT and RIGHT."""
     tokens = [token for token in tokenizer.added if token.text.strip()]
     tokens = [*tokens[: TRIED // 2], *tokens[TRIED // 2 :][-TRIED // 2 :]]
     for token in tokens:
@@ -48,5 +49,5 @@ def borders_are_exact(tokenizer: ChatTokenizer) -> bool:
 def pieces_are_exact(
     tokenizer: ChatTokenizer, sequences: Iterable[RenderedSequence], pieces: Iterable[list[int]]
 ) -> bool:
-    """True if these ids of sequences are those of their whole texts."""
+    """True if `pieces`, the ids of each sequence encoded in pieces, equal those of its whole text."""
     return all(tokenizer.encode(s.text) == ids for s, ids in zip(sequences, pieces, strict=True))

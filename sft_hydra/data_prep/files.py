@@ -1,6 +1,6 @@
-"""Files of a source: which kind each is, its bytes unpacked and in UTF-8, and what of a folder is not read.
+"""Input files of a source: their kind, their decompressed bytes in UTF-8, and the files of a folder that are not read.
 
-Invariant: a file is read whole and right or it is an error or in `not_read`; whatever the case of its suffix.
+Invariant: a file is read completely, raises an error, or is in `not_read`; suffixes are case-insensitive.
 """
 
 import codecs
@@ -27,15 +27,15 @@ BOMS = (  # longest first: UTF-32 begins as UTF-16 does
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-WITHOUT_BOM = {(True, False): "utf-16-be", (False, True): "utf-16-le"}  # whether the bytes of the first sign are zero
-LONGEST_LINE = 64 << 20  # a longer first line that opens a list is an array
+WITHOUT_BOM = {(True, False): "utf-16-be", (False, True): "utf-16-le"}  # which bytes of the first character are zero
+LONGEST_LINE = 64 << 20  # bytes; a longer first line that starts with [ is an array
 
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """One file, hub data set or made part of a source; `kind` is lines, array, parquet, hub, demo or builtin. `plain`: rows
-    can be found by the places of line ends in its bytes. In a plan, `contents` are what its bytes must be when it is read,
-    `fingerprint` is what a hub data set's must be."""
+    """One file, hub data set or generated part of a source; `kind` is lines, array, parquet, hub, demo or builtin. `plain`:
+    rows can be located by the line ends in its bytes (neither compressed nor re-encoded). In a plan, `contents` are the
+    expected checksums of the file, `fingerprint` the expected one of a hub data set."""
 
     path: str
     kind: str
@@ -46,26 +46,26 @@ class InputFile:
 
 @dataclass(slots=True)
 class Listing:
-    """Files of a source, sorted by path, and what of its folder is not read: path -> why."""
+    """Files of a source sorted by path; `not_read`: path -> reason for each file of its folder that is not read."""
 
     files: list[InputFile]
     not_read: dict[str, str] = field(default_factory=dict)
 
 
 def is_packed(path: Path | str) -> bool:
-    """Whether a name is that of a packed file."""
+    """True if the name is that of a compressed file (.gz, .zst)."""
     return str(path).lower().endswith(PACKED)
 
 
 def suffix_of(file: Path) -> str:
-    """The suffix that says what a file holds, in small letters, that of packing left out."""
+    """The suffix of a file's format in lower case, without that of its compression."""
     suffixes = [suffix.lower() for suffix in file.suffixes if suffix.lower() not in PACKED]
     return suffixes[-1] if suffixes else ""
 
 
 def input_file(file: Path, contents: Contents | None = None) -> InputFile | None:
-    """A file of rows; None if its name is not that of one. Raises DataError if it cannot be read, ChangedError if it has other
-    contents."""
+    """The input file at a path; None if its suffix is not that of rows. DataError if it cannot be read, ChangedError if it
+    differs from `contents`."""
     suffix = suffix_of(file)
     if suffix == ".parquet":
         return None if is_packed(file) else InputFile(str(file), "parquet")
@@ -76,19 +76,19 @@ def input_file(file: Path, contents: Contents | None = None) -> InputFile | None
 
 
 def check_kind(file: InputFile) -> None:
-    """Raises ChangedError unless a file, whose contents are known by now, still is of the kind that it was taken for."""
+    """ChangedError if a file with known contents is no longer of the kind that was detected."""
     if file.contents is not None and input_file(Path(file.path), file.contents) != file:
-        raise ChangedError(file.path, "a list of rows became lines, or lines became a list")
+        raise ChangedError(file.path, "it switched between a JSON array and JSON lines")
 
 
 def check_rows(file: InputFile, read: int, stop: int | None) -> None:
-    """Raises ChangedError if a planned file ended before the row that the plan says."""
+    """ChangedError if a planned file has fewer rows (`read`) than the plan expects (`stop`)."""
     if file.contents is not None and stop is not None and read < stop:
-        raise ChangedError(file.path, f"it ends after row {read:,} of {stop:,}")
+        raise ChangedError(file.path, f"it has {read:,} rows instead of {stop:,}")
 
 
 def list_folder(folder: Path) -> Listing:
-    """All files of rows in a folder and its folders."""
+    """All files of rows in a folder and its subfolders; those that cannot be read are in `not_read`."""
     found: list[InputFile] = []
     not_read: dict[str, str] = {}
 
@@ -98,7 +98,7 @@ def list_folder(folder: Path) -> Listing:
     for place, folders, names in os.walk(folder, onerror=unreadable):
         for name in folders:
             if (Path(place) / name).is_symlink():
-                not_read[str(Path(place) / name)] = "a link to a folder"
+                not_read[str(Path(place) / name)] = "link to a folder"
         for name in names:
             path = Path(place) / name
             if (why := _why_not(path)) is not None:
@@ -111,9 +111,9 @@ def list_folder(folder: Path) -> Listing:
 
 
 def _why_not(path: Path) -> str | None:
-    """Why a file of a folder cannot be read."""
+    """The reason why a file of a folder cannot be read; None if it can."""
     if not path.exists():
-        return "a link to nothing"
+        return "broken link"
     if not path.is_file():
         return "not a file"
     return None if os.access(path, os.R_OK) else "cannot be read (Permission denied)"
@@ -149,7 +149,7 @@ def _parsed(line: bytes) -> Any:
 
 
 def _encoding(file: Path, contents: Contents | None) -> str | None:
-    """UTF-16 or UTF-32, if a file is in one of these."""
+    """The encoding of a file that is in UTF-16 or UTF-32; None for UTF-8."""
     with _unpacked(file, contents) as stream:
         start = stream.read(4)
     return _encoding_of(start)
@@ -164,8 +164,8 @@ def _encoding_of(start: bytes) -> str | None:
 
 @contextmanager
 def open_bytes(file: Path | str, contents: Contents | None = None) -> Iterator[IO[bytes]]:
-    """A file's bytes, unpacked if it is .gz or .zst, and in UTF-8 whatever its encoding. Raises DataError if it cannot be
-    read, ChangedError if `contents` are not what is in it."""
+    """A stream of a file's bytes, decompressed if it is .gz or .zst, and re-encoded to UTF-8 from UTF-16 or UTF-32. DataError if
+    it cannot be read, ChangedError if it differs from `contents`."""
     try:
         with _unpacked(file, contents) as stream:
             encoding = _encoding_of(stream.peek(4)[:4])  # type: ignore[attr-defined]
@@ -194,7 +194,7 @@ def _unpacked(file: Path | str, contents: Contents | None) -> Iterator[Any]:
 
 
 class _Recoded(io.RawIOBase):
-    """Bytes of another encoding as UTF-8."""
+    """A stream of another encoding, re-encoded as UTF-8."""
 
     def __init__(self, stream: IO[bytes], encoding: str) -> None:
         self.stream = stream

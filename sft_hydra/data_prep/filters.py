@@ -1,7 +1,7 @@
-"""Which conversations are not worth learning: `Filters.check` returns a reason or None.
+"""Filters of conversations: `Filters.check` raises RowError for a rejected one.
 
-On by default: structure, tools, tools_missing. Each filter is one function of a Conversation; what it says is counted by
-its name and written beside the row's place.
+On by default: structure, tools, tools_missing. Each filter is a function of one Conversation; rejections are counted by the
+name of the filter and written to rejects.jsonl with the origin of the row.
 """
 
 import re
@@ -22,13 +22,14 @@ ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 TOOL_CALL = "<tool_call>"
 TOOLS_HEADER = "# Tools"
 REPEATED_WORDS = 8  # a run of this many words...
-REPEATED_SHARE = 0.3  # ...that fills more than this share of an answer is pathological
-SCHEMA_SECONDS = 1.0  # to check the arguments of one call
-SHORT_ANSWER = 64  # answers of fewer words are never called repetitive
+REPEATED_SHARE = 0.3  # ...that fills more than this share of an answer is rejected
+SCHEMA_SECONDS = 1.0  # time limit for the arguments of one call
+SHORT_ANSWER = 64  # answers of fewer words are not tested for repetition
 
 
 class Filters:
-    """The filters that a config turns on, with compiled patterns and tool schemas."""
+    """The filters that `data.filters` enables, with compiled patterns and cached tool schemas. ConfigError for an invalid
+    pattern."""
 
     def __init__(self, config: FilterConfig) -> None:
         self.config = config
@@ -36,12 +37,12 @@ class Filters:
             self.patterns = [re.compile(pattern) for pattern in config.patterns]
         except re.error as problem:
             raise ConfigError(
-                f"data.filters.patterns: {problem.pattern!r} is no regular expression ({problem})"
+                f"data.filters.patterns: {problem.pattern!r} is not a valid regular expression ({problem})"
             ) from None
         self.validators: dict[bytes, Any] = {}
 
     def check(self, conversation: Conversation) -> None:
-        """Raises RowError with the filter's name as its reason."""
+        """RowError, with the filter's name as its reason, if a filter rejects the conversation."""
         config = self.config
         if config.structure and not conversation.is_text:
             _check_structure(conversation)
@@ -69,14 +70,16 @@ class Filters:
         for call in calls:
             name = call["function"]["name"]
             if name not in known and name not in header:
-                given = f"the tools are {sorted(map(str, known))}" if known else "the row has no tools"
-                raise RowError("tools", f"calls {name!r}, but {given} and the text before it names no such tool")
+                tools = f"its tools are {sorted(map(str, known))}" if known else "it has no tools"
+                raise RowError(
+                    "tools", f"call of undefined tool {name!r}: {tools}, and the text before the call does not name it"
+                )
             if name in known and self.config.tool_schema:
                 self._check_arguments(known[name], call["function"]["arguments"])
         for message in conversation.messages:
             refers = message.get("tool_call_id") if message["role"] == "tool" else None
             if refers and len(ids) == len(calls) and refers not in ids:
-                raise RowError("tools", f"a result refers to call {refers!r}, which nobody made")
+                raise RowError("tools", f"tool result for unknown call id {refers!r}")
 
     def _check_arguments(self, tool: dict[str, Any], arguments: dict[str, Any]) -> None:
         try:
@@ -89,8 +92,10 @@ class Filters:
                 if not problems or validator.is_valid(_spelled_out(arguments, wrong)):
                     return
         except LimitError:
-            raise RowError("tool_schema", f"the schema of {tool.get('name')!r} takes too long to check") from None
-        except Exception:  # a schema that the library does not understand says nothing about the row
+            raise RowError(
+                "tool_schema", f"checking the schema of {tool.get('name')!r} took more than {SCHEMA_SECONDS:g} s"
+            ) from None
+        except Exception:  # an invalid schema: the row cannot be checked against it
             return
         raise RowError("tool_schema", f"arguments of {tool.get('name')!r}: {problems[0].message[:200]}")
 
@@ -108,7 +113,7 @@ class Filters:
 
 
 def _headers(conversation: Conversation) -> str:
-    """What stands before the first answer."""
+    """Text before the first assistant message, where tools may be listed in a format of its own."""
     first = next(i for i, message in enumerate(conversation.messages) if message["role"] == "assistant")
     texts = [str(message.get("content", "")) for message in conversation.messages[:first]]
     if conversation.template_kwargs:  # some templates take tools from there
@@ -117,7 +122,7 @@ def _headers(conversation: Conversation) -> str:
 
 
 def _spelled_out(arguments: dict[str, Any], keys: set[Any]) -> dict[str, Any]:
-    """Arguments with texts under `keys` that spell a number, list or object ("7", "[1]") as these: many models do so."""
+    """Arguments with JSON strings under `keys` ("7", "[1]") parsed: many models write numbers and lists as text."""
     return {k: _value_of(value) if k in keys and isinstance(value, str) else value for k, value in arguments.items()}
 
 
@@ -141,7 +146,7 @@ def _check_structure(conversation: Conversation) -> None:
     if not ROLES.issuperset(roles):
         raise RowError("structure", f"unknown roles {', '.join(sorted({*roles} - ROLES))}")
     if "assistant" not in roles:
-        raise RowError("structure", "no assistant message to learn from")
+        raise RowError("structure", "the conversation has no assistant message")
 
 
 def _check_tools_missing(conversation: Conversation) -> None:
@@ -153,7 +158,8 @@ def _check_tools_missing(conversation: Conversation) -> None:
         if TOOL_CALL in message["content"] or TOOL_CALL in message.get("reasoning_content", ""):
             if not any(TOOLS_HEADER in str(other.get("content", "")) for other in conversation.messages):
                 raise RowError(
-                    "tools_missing", f"{TOOL_CALL} in a message, but neither tools nor a `{TOOLS_HEADER}` header"
+                    "tools_missing",
+                    f"a message has {TOOL_CALL}, but the row has neither tools nor a `{TOOLS_HEADER}` header",
                 )
             return
 

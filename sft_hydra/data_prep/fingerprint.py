@@ -1,8 +1,8 @@
-"""What is known of inputs before their rows are parsed: `survey` reads each file once, `count_rows` and `line_offsets` tell
-from that how many rows there are and where they start.
+"""Fingerprints of inputs: `fingerprint_inputs` reads each file once; `count_rows` and `line_offsets` derive from that the
+number of rows and the byte offsets at which they start.
 
-Invariant: the identity changes with the content. A plain file of lines is read once for all of this, whatever its size;
-of a packed one the rows are counted in a second pass.
+Invariant: the identity changes with the content. A plain file of lines is read once for all of this; the rows of a
+compressed one are counted in a second pass.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from sft_hydra.data_prep.hub_sets import hub_data
 from sft_hydra.data_prep.sources import Source, read_rows
 from sft_hydra.errors import DataError
 
-THREADS = 4  # files read at once: hashing is what takes the time
+THREADS = 4  # files read at once; hashing dominates
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +41,15 @@ class InputFingerprint:
 
 
 def fingerprint_inputs(inputs: Sequence[tuple[InputFile, Source]]) -> list[InputFingerprint]:
-    """Look at all inputs. Raises DataError if one cannot be read or is written meanwhile."""
+    """The fingerprint of every input, in their order. DataError if one cannot be read, ChangedError if it is written
+    meanwhile."""
     with _readers() as (pool, stopped):
         return list(pool.map(lambda pair: _fingerprint(pair[0], pair[1], stopped), inputs))
 
 
 @contextmanager
 def _readers() -> Iterator[tuple[ThreadPoolExecutor, Event]]:
-    """Threads, and the event at which they stop: when what is done with them is interrupted."""
+    """A thread pool, and an event that is set to stop its threads if the block raises."""
     stopped = Event()
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
         try:
@@ -60,7 +61,7 @@ def _readers() -> Iterator[tuple[ThreadPoolExecutor, Event]]:
 
 
 class _InterruptedError(Exception):
-    """The survey is over."""
+    """Ends a thread whose result is no longer needed."""
 
 
 def _fingerprint(file: InputFile, source: Source, stopped: Event) -> InputFingerprint:
@@ -94,7 +95,7 @@ def _identity_of_made(file: InputFile, source: Source) -> str:
 
 
 def count_rows(file: InputFile, source: Source, seen: InputFingerprint) -> int:
-    """Rows of an input; of lines the number of lines, blank ones too."""
+    """Number of rows of an input; for JSON lines the number of lines, including blank ones. DataError if it cannot be read."""
     if file.kind == "parquet":
         return int(parquet_file(file).metadata.num_rows)
     if file.kind == "hub":
@@ -114,7 +115,7 @@ def count_rows(file: InputFile, source: Source, seen: InputFingerprint) -> int:
 
 
 def line_offsets(file: InputFile, rows: list[int], seen: InputFingerprint) -> list[int]:
-    """Byte offsets at which these rows of a plain file of lines start; zeros for every other kind of file."""
+    """Byte offset at which each of `rows` (numbers from 0) starts in a plain file of lines; 0 for every other kind of file."""
     if file.kind != "lines" or not file.plain or not any(rows):
         return [0] * len(rows)
     with open_bytes(file.path, file.contents) as stream:
@@ -122,7 +123,7 @@ def line_offsets(file: InputFile, rows: list[int], seen: InputFingerprint) -> li
 
 
 def _offset(stream: IO[bytes], row: int, lines: NDArray[np.int64]) -> int:
-    """Where `row` starts: behind as many line ends."""
+    """Byte offset of the start of `row`: after that many line ends. `lines` as in `InputFingerprint`."""
     if not row:
         return 0
     number = int(np.searchsorted(lines, row)) - 1

@@ -1,8 +1,7 @@
-"""Which files of a data set repository are meant by `subset` and `split`: `chosen_files`.
+"""Which files of a data set repository `subset` and `split` select: `chosen_files`.
 
-A repository says in its card (README.md) which files make which split of which configuration, or says nothing and its
-folders and file names speak. `subset` may be a configuration, a split, a folder or the stem of a file, as other tools use
-it. Without `split`: the train split where there is one, else every split of the configuration.
+The card of a repository (README.md) may list the files of each split and configuration; otherwise folder and file names
+decide. `subset` may be a configuration, a split, a folder or the stem of a file, as in other tools. Without `split`: the train split where there is one, else every split of the configuration.
 """
 
 import re
@@ -34,8 +33,8 @@ class Part:
 
 
 def chosen_files(names: list[str], card: str, subset: str | None, split: str | None, where: str) -> list[str] | None:
-    """Of the files of a repository those that are meant, sorted; None where only the `datasets` library can read them.
-    DataError lists what there is, if nothing fits."""
+    """The selected files of a repository, sorted; None if only the `datasets` library can read them. `names`: its files,
+    `card`: the text of its README.md, `where`: its name in errors. DataError, with the choices, if nothing matches."""
     readable = sorted(name for name in names if READ.fullmatch(name) and name.rsplit("/", 1)[-1] not in ABOUT)
     parts = _parts(card)
     if parts:
@@ -46,14 +45,14 @@ def chosen_files(names: list[str], card: str, subset: str | None, split: str | N
         missing = False
     if found:
         return found
-    if not readable or missing:  # other kinds of files, or what the card names lies elsewhere
+    if not readable or missing:  # other formats, or the card refers to files elsewhere
         return None
     choices = sorted(
         {part.config for part in parts} | {part.split for part in parts} | {_stem(name) for name in readable}
     )
-    asked = ", ".join(f"{key}={value}" for key, value in (("subset", subset), ("split", split)) if value)
+    requested = ", ".join(f"{key}={value}" for key, value in (("subset", subset), ("split", split)) if value)
     raise DataError(
-        f"{where}: no files for {asked or 'a data set without subset'}; there are: {', '.join(choices[:40])}"
+        f"{where}: no files match {requested or 'a data set without subset'}; available: {', '.join(choices[:40])}"
     )
 
 
@@ -82,14 +81,14 @@ def _of_names(names: list[str], subset: str | None, split: str | None) -> list[s
     if split is not None:
         named = [name for name in found if _is_called(name, split)]
         unnamed = split == "train" and not any(_is_called(name, other) for name in found for other in SPLITS)
-        found = found if unnamed else named  # files that name no split are for training
+        found = found if unnamed else named  # files without a split in their name are for training
     else:
         found = [name for name in found if _is_called(name, "train")] or found
     return found
 
 
 def _is_called(name: str, word: str) -> bool:
-    """Whether a folder on the way to a file, or the file itself but for a number, has this name."""
+    """True if a parent folder of a file, or the file itself apart from a shard number, has this name."""
     return word in name.split("/")[:-1] or re.fullmatch(re.escape(word) + NUMBERED, _stem(name)) is not None
 
 
@@ -101,10 +100,10 @@ def _stem(name: str) -> str:
 def _parts(card: str) -> list[Part]:
     front = FRONT.match(card.removeprefix("\ufeff").replace("\r\n", "\n"))
     try:
-        said = yaml.safe_load(front[1]) if front else None
+        front_matter = yaml.safe_load(front[1]) if front else None
     except yaml.YAMLError:
         return []
-    configs = said.get("configs") if isinstance(said, dict) else None
+    configs = front_matter.get("configs") if isinstance(front_matter, dict) else None
     parts: list[Part] = []
     for config in configs if isinstance(configs, list) else []:
         if isinstance(config, dict) and config.get("data_files"):
@@ -117,14 +116,14 @@ def _parts(card: str) -> list[Part]:
     return parts
 
 
-def _splits(said: Any, base: str) -> list[tuple[str, tuple[str, ...]]]:
-    if isinstance(said, str):
-        return [("train", (base + said,))]
-    if not isinstance(said, list):
+def _splits(data_files: Any, base: str) -> list[tuple[str, tuple[str, ...]]]:
+    if isinstance(data_files, str):
+        return [("train", (base + data_files,))]
+    if not isinstance(data_files, list):
         return []
-    texts = tuple(base + entry for entry in said if isinstance(entry, str))
+    texts = tuple(base + entry for entry in data_files if isinstance(entry, str))
     found = [("train", texts)] if texts else []
-    for entry in said:
+    for entry in data_files:
         if isinstance(entry, dict):
             paths = entry.get("path") or []
             patterns = tuple(base + str(path) for path in ([paths] if isinstance(paths, str) else paths))

@@ -1,4 +1,4 @@
-"""Data sets that the `datasets` library reads: of the hub, and folders that `save_to_disk` wrote."""
+"""Data sets read with the `datasets` library: from the hub, and folders written by `save_to_disk`."""
 
 import json
 from collections.abc import Callable
@@ -12,26 +12,26 @@ from sft_hydra.errors import DataError
 from sft_hydra.hub import reach_hub
 from sft_hydra.schema.data import SourceConfig
 
-ONE, SEVERAL = "state.json", "dataset_dict.json"  # what save_to_disk leaves in the folder of a set, and of its splits
+ONE, SEVERAL = "state.json", "dataset_dict.json"  # marker files of save_to_disk: for one data set, for several splits
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether `save_to_disk` wrote this folder."""
+    """True if `save_to_disk` wrote this folder."""
     return (folder / SEVERAL).is_file() or ((folder / ONE).is_file() and (folder / "dataset_info.json").is_file())
 
 
 def other_splits(folder: Path, config: SourceConfig) -> dict[str, str]:
-    """Splits of a saved folder that a source does not read: path -> why."""
+    """Splits of a saved folder that a source does not read: path -> reason."""
     if not (folder / SEVERAL).is_file():
         return {}
     taken = config.split or "train"
     names = json.loads((folder / SEVERAL).read_text(encoding="utf-8")).get("splits", [])
-    return {str(folder / name): f"another split than {taken}" for name in names if name != taken}
+    return {str(folder / name): f"not the split {taken}" for name in names if name != taken}
 
 
 def repository_files(path: str, subset: str | None, split: str | None) -> list[Path] | None:
-    """The files of a data set repository (a folder or a hub id) that are meant, fetched if need be, to be read as they are:
-    rows of a file need not have the same columns. None where the `datasets` library must read it."""
+    """The selected files of a data set repository (a folder or a hub id), downloaded if necessary, to be read directly: rows of
+    a file need not have the same columns. None if the `datasets` library must read it. DataError if nothing matches."""
     local = Path(path).expanduser()
     if local.is_dir():
         names = [str(file.relative_to(local)) for file in local.rglob("*") if file.is_file()]
@@ -54,13 +54,13 @@ def repository_files(path: str, subset: str | None, split: str | None) -> list[P
         folder = Path(huggingface_hub.snapshot_download(path, repo_type="dataset", allow_patterns=chosen))
     except DataError:
         raise
-    except Exception:  # network, unknown id, permission: the library may have it in its cache, or says what is wrong
+    except Exception:  # network, unknown id, permission: the library may have it in its cache, or reports the error
         return None
     return [folder / name for name in chosen]
 
 
 def hub_data(path: str, config: SourceConfig) -> Any:
-    """The data set. Raises DataError."""
+    """The data set as a `datasets.Dataset`. DataError if it cannot be loaded."""
     reach_hub()
     import datasets
 
@@ -73,15 +73,16 @@ def hub_data(path: str, config: SourceConfig) -> Any:
             return splits["train"] if "train" in splits else datasets.concatenate_datasets(list(splits.values()))
         found = datasets.load_from_disk(str(local))
         return found[config.split or "train"] if isinstance(found, datasets.DatasetDict) else found
-    except Exception as problem:  # network, unknown id, unknown split: the library has many kinds
+    except Exception as problem:  # network, unknown id, unknown split: many exception types
         raise DataError(
-            f"{path}: cannot be loaded ({type(problem).__name__}: {problem}). Without the hub, give its files in its place: "
+            f"{path}: cannot be loaded ({type(problem).__name__}: {problem}). Without access to the hub use a local copy: "
             "data.sources.<name>.path=<file or folder>"
         ) from None
 
 
 def pruner(features: Any) -> Callable[[Any], Any]:
-    """What takes the nulls out of a row that its columns invented: those of a column of JSON are the row's own."""
+    """A function that removes from a row the nulls that a data set with `features` adds; nulls inside a JSON column belong to
+    the row and stay."""
     import datasets
 
     def prune(feature: Any, value: Any) -> Any:

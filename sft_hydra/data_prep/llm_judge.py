@@ -1,7 +1,7 @@
-"""A language model as a filter: asked once per conversation through an OpenAI-compatible endpoint, remembered for ever.
+"""A language model as a filter: one request per conversation to an OpenAI-compatible endpoint; verdicts are cached.
 
-Invariant: a verdict is appended to the cache before it is used, so that neither a kill nor another run asks again; an
-endpoint that does not answer stops the preparation and loses no row.
+Invariant: a verdict is appended to the cache before it is used, so that it is not requested again after a kill or by another
+run; an endpoint that does not respond stops the preparation, so that rows are not dropped without a verdict.
 """
 
 import json
@@ -20,13 +20,13 @@ from sft_hydra.files import exists, read_text, unreadable
 from sft_hydra.records import Conversation
 from sft_hydra.schema.data import JudgeConfig
 
-PAUSE = 0.5  # seconds before the second try, twice as long before each next
+PAUSE = 0.5  # seconds before the first retry; doubled before each further one
 ANSWER_TOKENS = 16
 
 
 def _read_answers(cache: Path) -> dict[str, str]:
-    """Key -> answer. A last line that a kill has cut is left out; DataError for any other that is not a verdict."""
-    fix = "mend that line, or take the file away: the endpoint is then asked again"
+    """Key -> answer. An incomplete last line (after a kill) is ignored; DataError for any other invalid line."""
+    fix = "repair that line, or delete the file to request the verdicts again"
     answers = {}
     for number, line in enumerate(read_text(cache, error=DataError, fix=fix).split("\n")[:-1], start=1):
         try:
@@ -38,7 +38,8 @@ def _read_answers(cache: Path) -> dict[str, str]:
 
 
 class LLMJudge:
-    """Asks `config.model` about conversations; `cache` is a JSONL file of verdicts that several processes may append to."""
+    """Requests verdicts on conversations from `config.model`. `cache`: JSONL file of verdicts that several processes may append
+    to. DataError if the cache is invalid."""
 
     def __init__(self, config: JudgeConfig, cache: Path) -> None:
         self.config = config
@@ -48,7 +49,7 @@ class LLMJudge:
             self.answers = _read_answers(cache)
 
     def ask(self, conversations: Iterable[Conversation]) -> None:
-        """Get the verdicts of these conversations, several at a time. Raises DataError if the endpoint does not answer."""
+        """Request the verdicts on these conversations, `config.parallel` at a time. DataError if the endpoint does not respond."""
         prompts = {self._key(prompt): prompt for prompt in map(self._prompt, conversations)}
         new = {key: prompt for key, prompt in prompts.items() if key not in self.answers}
         if not new:
@@ -59,18 +60,18 @@ class LLMJudge:
                 for future in futures:
                     future.result()
             except DataError:
-                pool.shutdown(cancel_futures=True)  # those under way still end, and are remembered
+                pool.shutdown(cancel_futures=True)  # requests in flight still finish and are cached
                 raise
 
     def check(self, conversation: Conversation) -> None:
-        """Raises RowError if the verdict is not yes."""
+        """RowError with reason `judge` unless the verdict is yes; DataError if the endpoint does not respond."""
         prompt = self._prompt(conversation)
         key = self._key(prompt)
         if key not in self.answers:
             self._learn(key, prompt)
         answer = self.answers[key]
         if not answer.strip().lower().startswith("yes"):
-            raise RowError("judge", f"{self.config.model} says {answer[:80]!r}")
+            raise RowError("judge", f"{self.config.model} answered {answer[:80]!r}, not yes")
 
     def _key(self, prompt: str) -> str:
         return sha256(f"{self.config.model}\0{prompt}".encode("utf-8", "replace")).hexdigest()
@@ -78,9 +79,9 @@ class LLMJudge:
     def _prompt(self, conversation: Conversation) -> str:
         lines = [f"tools: {json.dumps(conversation.tools, ensure_ascii=False)}"] if conversation.tools else []
         for message in conversation.messages:
-            said = [message.get("reasoning_content"), message.get("content")]
-            said += [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls", ())]
-            lines.append(f"{message['role']}: " + "\n".join(text for text in said if text))
+            texts = [message.get("reasoning_content"), message.get("content")]
+            texts += [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls", ())]
+            lines.append(f"{message['role']}: " + "\n".join(text for text in texts if text))
         return f"{self.config.question}\nAnswer yes or no.\n\n" + "\n\n".join(lines)
 
     def _learn(self, key: str, prompt: str) -> None:
@@ -103,13 +104,13 @@ class LLMJudge:
                 return self._post(prompt)
             except urllib.error.HTTPError as raised:
                 problem = raised
-                if raised.code < 500 and raised.code != 429:  # asking again would not help
+                if raised.code < 500 and raised.code != 429:  # a retry would not help
                     break
-            except (OSError, ValueError, LookupError, TypeError) as raised:  # no answer, or not one of this kind
+            except (OSError, ValueError, LookupError, TypeError) as raised:  # no response, or an invalid one
                 problem = raised
         raise DataError(
-            f"data.filters.judge.url={self.config.url}: no verdict from {self.config.model} after {attempt + 1} tries "
-            f"({problem}). Verdicts so far are kept in {self.cache}; the same command goes on from there."
+            f"data.filters.judge.url={self.config.url}: no verdict from {self.config.model} after {attempt + 1} attempts "
+            f"({problem}). Check the endpoint and rerun the command; verdicts so far are kept in {self.cache}"
         )
 
     def _post(self, prompt: str) -> str:

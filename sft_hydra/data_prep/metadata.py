@@ -1,4 +1,4 @@
-"""What a packed set says about itself: `build_metadata`, and the files beside the shards: `write_set`."""
+"""The metadata of a packed set (`build_metadata`) and the files beside its shards (`write_set`)."""
 
 import json
 import os
@@ -31,10 +31,11 @@ def build_metadata(
     splits: list[Any],
     entries: list[Any],
 ) -> dict[str, Any]:
-    """The content of metadata.json but for the timings. Raises DataError if nothing is left to train on."""
+    """The content of metadata.json without timings. `entries`: those that `WorkerPool.pack` returned. DataError if the train
+    split is empty."""
     per_split = {split: _totals([e for e in entries if e["split"] == split], plan.seq_length) for split in SPLITS}
     if not per_split["train"]["rows"]:
-        raise DataError("nothing to train on: no conversation is left for the train split")
+        raise DataError("the train split is empty: all conversations were rejected or belong to other splits")
     sources = [_source(plan, index, spools, splits, entries) for index in range(len(plan.sources))]
     everything = sum(source["tokens"] for source in sources)
     for source in sources:
@@ -77,7 +78,7 @@ def write_set(
     metadata: dict[str, Any],
     format_: DataFormat,
 ) -> None:
-    """Row indexes, rejects.jsonl and, last, metadata.json with the blend that the config asks for now."""
+    """Write the row indexes, rejects.jsonl and, last, metadata.json with the blend of the current config."""
     rows = {}
     for split in SPLITS:
         indexes = [entry["index"] for entry in entries if entry["split"] == split]
@@ -155,6 +156,6 @@ def _source(plan: Plan, index: int, spools: list[Path], splits: list[Any], entri
 
 
 def _most(counts: dict[str, int], prefix: str) -> dict[str, int]:
-    """The most frequent of the counts whose names begin so."""
+    """The SHOWN_REFUSALS most frequent counts whose names start with `prefix`, without it."""
     found = [(key.removeprefix(prefix), count) for key, count in counts.items() if key.startswith(prefix)]
     return dict(sorted(found, key=lambda entry: (-entry[1], entry[0]))[:SHOWN_REFUSALS])

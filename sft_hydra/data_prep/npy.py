@@ -1,7 +1,7 @@
 """Packed rows as plain arrays without pickle, beside the Parquet shards: `write_npy`.
 
 {training,validation,test}.npy               input_ids of all packed rows end to end, int32
-{training,validation,test}_loss_mask.npy     the rolled mask, uint8
+{training,validation,test}_loss_mask.npy     the shifted mask, uint8
 {training,validation,test}_offsets.npy       (rows + 1,) int64: where each packed row starts
 {training,validation,test}_seq_start_id.npy  starts inside each row, int32, end to end
 {training,validation,test}_seq_offsets.npy   (rows + 1,) int64: where each row's starts begin
@@ -19,7 +19,7 @@ NAMES = {"train": "training", "valid": "validation", "test": "test"}
 
 
 def write_npy(folder: Path, entries: list[Any]) -> None:
-    """Copy the shards that `entries` name into flat arrays, a shard at a time."""
+    """Copy the shards listed in `entries` (of metadata.json) into flat arrays in `folder`, one shard at a time."""
     for split, name in NAMES.items():
         own = [entry for entry in entries if entry["split"] == split]
         if not own:

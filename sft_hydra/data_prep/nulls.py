@@ -1,7 +1,7 @@
-"""Nulls of columnar files: `prune_row` takes out those that the file invented, as far as that can be told.
+"""Nulls of columnar files: `prune_row` removes those that the file format added, as far as they can be recognized.
 
-Arrow gives every row the union of all rows' keys, with nulls. A null that a row had itself cannot be told from these, but
-where a tool requires the argument: then leaving it out would make another call.
+Arrow adds the union of all rows' keys to every row, with nulls. A null that was in the row itself looks the same, except
+where a tool requires the argument: removing it would change the call.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from sft_hydra.errors import RowError
 
 
 def prune_nulls(value: Any) -> Any:
-    """`value` without the keys that are null."""
+    """A copy of a JSON `value` without keys whose value is null, at any depth."""
     if isinstance(value, dict):
         return {key: prune_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
@@ -21,7 +21,8 @@ def prune_nulls(value: Any) -> Any:
 
 
 def prune_row(row: Any, prune: Callable[[Any], Any] = prune_nulls) -> Any:
-    """A row of a columnar file without the nulls of others; `prune` is another way to find these."""
+    """A row of a columnar file without the nulls that the file format added. `prune`: removes them from a value. Null arguments
+    that their tool requires stay."""
     pruned = prune(row)
     if isinstance(row, dict) and isinstance(row.get("messages"), list) and row.get("tools"):
         for before, after in zip(row["messages"], pruned.get("messages", ()), strict=False):

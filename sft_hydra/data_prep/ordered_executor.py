@@ -1,8 +1,8 @@
-"""A thread that works off jobs in their order while the main thread prepares the next ones: `OrderedExecutor`.
+"""A background thread that runs jobs in order while the main thread prepares the next ones: `OrderedExecutor`.
 
-It is for what does without Python: encoding while a tokenizer is still being read, and writing. A worker is one core's work,
-so jobs are done on the spot when they can be.
-Invariant: results are handed over in the order of the jobs, and in the main thread.
+Meant for jobs that release the GIL: encoding while a tokenizer is being loaded, and writing. A worker process is planned to
+use one core, so a job runs in the calling thread when nothing is ahead of it.
+Invariant: results are delivered in the order of the jobs, in the main thread.
 """
 
 from collections import deque
@@ -23,7 +23,7 @@ class _Waiting:
 
 
 class OrderedExecutor:
-    """`ahead`: how much may wait, as weights of jobs, before `submit` waits for the oldest of them."""
+    """`ahead`: total weight of pending jobs above which `submit` waits for the oldest of them."""
 
     def __init__(self, ahead: int) -> None:
         self.ahead = ahead
@@ -32,12 +32,12 @@ class OrderedExecutor:
         self.load = 0
 
     def start(self, job: Callable[[], T]) -> Future[T]:
-        """Do `job` before all that is submitted later."""
+        """Run `job` in the thread, before all jobs that are submitted later."""
         return self.thread.submit(job)
 
     def submit(self, job: Callable[[], T], then: Callable[[T], None], *, ready: bool, weight: int = 1) -> None:
-        """Do `job`, and give what it returns to `then` in this or a later call of `submit` or `finish`, which raise what
-        a job raised. `ready`: nothing has to be waited for, do it here unless others are before it."""
+        """Run `job` and pass its result to `then`, in this or a later call of `submit` or `finish`, which raise what a job
+        raised. `ready`: run it in this thread unless other jobs are ahead of it. `weight`: in the unit of `ahead`."""
         while self.waiting and (self.load + weight > self.ahead or self.waiting[0].future.done()):
             self._hand_over()
         if ready and not self.waiting:
@@ -47,19 +47,20 @@ class OrderedExecutor:
             self.load += weight
 
     def finish(self) -> None:
-        """Wait for all jobs."""
+        """Wait for all jobs and deliver their results. Raises what a job raised."""
         while self.waiting:
             self._hand_over()
 
     def help(self) -> None:
-        """Do here, from the last on, the jobs that the thread has not begun: for jobs whose order does not matter."""
+        """Run the jobs that the thread has not started in this thread, the last one first: for jobs whose order does not
+        matter."""
         for waiting in reversed(self.waiting):
             if waiting.future.cancel():
                 waiting.future = Future()
                 waiting.future.set_result(waiting.job())
 
     def close(self) -> None:
-        """Let the thread end, after the job that it is at: what nobody has waited for is not wanted any more."""
+        """End the thread after its current job; pending jobs are cancelled."""
         self.thread.shutdown(wait=True, cancel_futures=True)
 
     def _hand_over(self) -> None:

@@ -1,8 +1,8 @@
-"""Who may write a packed set: `may_prepare(folder, key, owner)` for those who make it, `in_use(folder)` for those who train on
-it, `working_in(partial)` for machines that tokenize a share each.
+"""Locks on the folder of a packed set: `may_prepare(folder, key, owner)` to make it, `in_use(folder)` to train on it,
+`working_in(partial)` for machines that each tokenize a part.
 
-Invariant: nothing in a set's folder, or in the one beside it where work goes on, is written or removed before it is owned.
-Several preparations of the same set wait for each other; of another set in the same folder, the second is refused.
+Invariant: the folder of a set, and the `.partial` folder beside it, are written only under a lock. Several preparations of
+the same set wait for each other; preparing another set in the same folder meanwhile is a DataError.
 
 Owner of: a packed set's folder has one writer.
 """
@@ -19,13 +19,14 @@ from sft_hydra.files import unwritable
 from sft_hydra.locks import BusyError, Lock, locked
 
 POLL_SECONDS = 0.1
-WAYS_OUT = "wait until it is done, or choose another data.packed_dir"
+WAYS_OUT = "wait until it has finished, or set another data.packed_dir"
 
 
 @contextmanager
 def may_prepare(folder: Path, key: str, owner: str) -> Iterator[None]:
-    """Holds the lock on a set's folder, as soon as nobody else makes this set. `key`: the content key of the set that is to
-    be made, `owner`: by which run. DataError if another set is being made there, or one there is in use."""
+    """Hold the exclusive lock on a set's folder, after waiting for other preparations of the same set. `key`: content key of
+    the set to be made, `owner`: name of the run, for messages. DataError if another set is being prepared there, the set
+    there is in use, or the folder cannot be written."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = Lock(_lock_file(folder))
@@ -37,12 +38,12 @@ def may_prepare(folder: Path, key: str, owner: str) -> Iterator[None]:
             if lock.try_shared():
                 lock.release()
                 raise DataError(
-                    f"{folder}: in use by a run that trains on it, so no other set can be put there; {WAYS_OUT}"
+                    f"{folder}: a run is training on the packed set there, so it cannot be replaced; {WAYS_OUT}"
                 )
             there = _read(lock)
             refused = refused + 1 if there.get("key") not in (None, key) else 0
-            if refused > 1:  # what a holder has just begun to write is not believed at once
-                raise DataError(f"{folder}: {there.get('owner')} is preparing another set there; {WAYS_OUT}")
+            if refused > 1:  # read twice: the holder may just be writing it
+                raise DataError(f"{folder}: {there.get('owner')} is preparing a different packed set there; {WAYS_OUT}")
             time.sleep(POLL_SECONDS)
         lock.write(json.dumps({"key": key, "owner": owner}))
         yield
@@ -52,16 +53,17 @@ def may_prepare(folder: Path, key: str, owner: str) -> Iterator[None]:
 
 @contextmanager
 def in_use(folder: Path) -> Iterator[None]:
-    """While a run trains on the set in this folder, no preparation puts another there. DataError if one is at it."""
+    """Hold the shared lock on a set's folder, so that it is not replaced while a run trains on it. DataError if it is being
+    prepared."""
     try:
         lock = Lock(_lock_file(folder))
-    except OSError:  # a place where nobody can write: nobody can put another there
+    except OSError:  # a read-only place: the set cannot be replaced
         yield
         return
     try:
         if not lock.try_shared():
             raise DataError(
-                f"{folder}: {_read(lock).get('owner', 'another command')} is preparing it again; wait until it is done"
+                f"{folder}: {_read(lock).get('owner', 'another command')} is preparing this packed set; wait until it has finished"
             )
         yield
     finally:
@@ -70,20 +72,22 @@ def in_use(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def working_in(partial: Path) -> Iterator[None]:
-    """While a machine tokenizes its share in this folder, nobody throws it away."""
+    """Hold the shared lock on a `.partial` folder, so that it is not deleted while a machine tokenizes its part in it."""
     with locked(partial / "lock", shared=True):
         yield
 
 
 def throw_away(partial: Path) -> None:
-    """Remove unfinished work. DataError if somebody is at it."""
+    """Delete the unfinished work in a `.partial` folder. DataError if another machine is tokenizing there."""
     if not partial.exists():
         return
     try:
         with locked(partial / "lock"):
             shutil.rmtree(partial)
     except BusyError:
-        raise DataError(f"{partial}: other machines tokenize parts of another set there; {WAYS_OUT}") from None
+        raise DataError(
+            f"{partial}: other machines are tokenizing parts of a different packed set there; {WAYS_OUT}"
+        ) from None
 
 
 def _lock_file(folder: Path) -> Path:

@@ -1,9 +1,9 @@
-"""Which sequences share a packed row: `pack(lengths, capacity, algorithm, seed)`.
+"""Assignment of sequences to packed sequences (bin packing): `pack(lengths, capacity, algorithm, seed)`.
 
 Invariant: every index is in exactly one bin, no bin holds more than `capacity` tokens, the same input gives the same
-bins. Best fit fills one bin after the other: the longest sequence that is left, then what fills the rest exactly (one, two
-or three sequences), else the longest that fits. The lengths that are left are the bits of one big integer, so that
-finding two of a given sum is a shift and an `and`: O(n log n) with small constants, whatever the lengths.
+bins. Best fit fills one bin after the other: the longest remaining sequence, then one, two or three sequences that fill the
+rest exactly, else the longest that fits. The remaining lengths are the bits of one big integer, so that finding two
+lengths with a fixed sum takes a shift and an `and`: O(n log n) with small constants for all distributions of lengths.
 """
 
 import random
@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from sft_hydra.schema.data import Packing
 
 LOOK_AHEAD = 20  # lengths tried as the longest of three that fill a bin
-LAST = 6  # sequences of a bin that are chosen to be of like length
+LAST = 6  # last sequences of a bin, chosen with similar lengths
 
 
 def pack(lengths: NDArray[np.int64], capacity: int, algorithm: Packing, seed: int = 0) -> list[list[int]]:
-    """Bins of indices into `lengths`. Raises ValueError for a length of less than 0 or more than `capacity`."""
+    """Bins of indices into `lengths` (sequences,), in tokens like `capacity`. `seed` is used by first_fit_shuffle. ValueError for
+    a length below 0 or above `capacity`."""
     if len(lengths) and (lengths.min() < 0 or lengths.max() > capacity):
         raise ValueError(f"lengths must be 0..{capacity}, found {lengths.min()}..{lengths.max()}")
     if algorithm is Packing.none:
@@ -35,8 +36,8 @@ def pack(lengths: NDArray[np.int64], capacity: int, algorithm: Packing, seed: in
 
 
 class _Supply:
-    """Sequences that are left, by length. Bit l of `lengths` is set if there is one of length l; bit capacity - l of
-    `mirrored` too."""
+    """Remaining sequences by length. If there is one of length l, bit l of `lengths` and bit capacity - l of `mirrored` are
+    set."""
 
     def __init__(self, lengths: NDArray[np.int64], capacity: int) -> None:
         self.capacity = capacity
@@ -64,11 +65,11 @@ class _Supply:
         return index
 
     def longest(self, room: int) -> int:
-        """The longest length of at most `room`, 0 if there is none."""
+        """The largest remaining length of at most `room`; 0 if there is none."""
         return max((self.lengths & ((2 << room) - 1)).bit_length() - 1, 0)
 
     def exact(self, room: int) -> list[int]:
-        """One, two or three sequences of `room` tokens in all; none if it is not to be had at once."""
+        """Up to three sequences with `room` tokens in total; empty if none are found among the LOOK_AHEAD longest."""
         if self.lengths >> room & 1:
             return [self.take(room)]
         if found := self._pair(room):
@@ -109,8 +110,8 @@ def _best_fit(lengths: NDArray[np.int64], capacity: int) -> list[list[int]]:
             length = supply.longest(room)
             if not length:
                 break
-            count = -(-room // length)  # sequences that the rest takes at least
-            if count <= LAST:  # so many like one another can fill it exactly, the longest alone hardly ever
+            count = -(-room // length)  # sequences needed at least to fill the rest
+            if count <= LAST:  # sequences of similar length can fill it exactly, the longest rarely
                 length = supply.longest(-(-room // count)) or length
             members.append(supply.take(length))
             room -= length
@@ -119,7 +120,7 @@ def _best_fit(lengths: NDArray[np.int64], capacity: int) -> list[list[int]]:
 
 
 def _first_fit(lengths: NDArray[np.int64], order: NDArray[np.int64], capacity: int) -> list[list[int]]:
-    """Each sequence goes to the first bin that has room for it, found in a tree of the largest room below a node."""
+    """Each sequence goes to the first bin with room for it, found in a tree whose nodes hold the largest room below them."""
     leaves = 1 << max(len(lengths) - 1, 0).bit_length()
     tree = [capacity] * (2 * leaves)
     bins: list[list[int]] = []

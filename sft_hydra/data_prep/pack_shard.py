@@ -1,6 +1,7 @@
-"""Second half of a shard's work: a spool and its rows' splits -> packed Parquet shards (`ShardPacker`).
+"""Second stage of a shard: a token store and the split of each row -> packed Parquet shards (`ShardPacker`).
 
-Invariant: the only place where the mask is rolled: stored[j] = trained(j + 1) inside each sequence, its last 0.
+Invariant: the only place where the loss mask is shifted: stored[j] = supervised(j + 1) inside each sequence, 0 at its last
+token.
 
 Owner of: the loss mask is shifted left once, when shards are written.
 """
@@ -23,7 +24,7 @@ WINDOW_TOKENS = 32 << 20  # sequences are packed this many tokens at a time, so 
 
 
 class ShardPacker:
-    """Packs shards of one plan into `folder`; use it as a context manager. Two threads write what is packed."""
+    """Packs shards of one plan into `folder`; a context manager. Two threads write the files."""
 
     def __init__(self, plan: Plan, folder: Path) -> None:
         self.plan = plan
@@ -39,8 +40,8 @@ class ShardPacker:
             thread.close()
 
     def pack(self, shard: ShardPlan, spool_folder: Path, splits: NDArray[np.int8]) -> list[Any]:
-        """Pack the shard's rows of each split. `splits` (rows,): index into SPLITS, or -1 for a row left out.
-        Returns metadata entries, with the row index under `index`, that are whole after `finish`."""
+        """Pack the shard's rows of each split. `splits` (rows,): index into SPLITS, or -1 for a repeated row.
+        Returns metadata entries, with the index of packed sequences under `index`; complete after `finish`."""
         spool = read_token_store(spool_folder)
         starts = np.cumsum(spool.lengths) - spool.lengths
         of_sequence = splits[spool.row_of] if len(spool.row_of) else np.zeros(0, np.int8)
@@ -64,7 +65,7 @@ class ShardPacker:
         return entries
 
     def finish(self) -> None:
-        """Wait until all is written."""
+        """Wait until all files are written. Raises what writing raised."""
         for thread in self.threads:
             thread.finish()
 
@@ -80,7 +81,7 @@ def _pack(
 
 
 def _index(columns: PackedColumns, source: int) -> NDArray[np.int64]:
-    """Tokens, trained tokens and source of each packed row, (rows, 3)."""
+    """Tokens, supervised tokens and source of each packed sequence: (rows, 3)."""
     tokens = np.diff(columns.token_offsets).astype(np.int64)
     rows = np.split(columns.loss_mask.view(bool), columns.token_offsets[1:-1])
     trained = [np.count_nonzero(row) for row in rows]
@@ -88,7 +89,7 @@ def _index(columns: PackedColumns, source: int) -> NDArray[np.int64]:
 
 
 def _close(writer: ShardWriter, sequences: int, index: NDArray[np.int64]) -> dict[str, Any]:
-    """What is to say of a shard that is now whole."""
+    """Close a shard's file; its counts and checksums for metadata.json."""
     writer.close()
     path = writer.path
     return {
@@ -106,7 +107,8 @@ def _close(writer: ShardWriter, sequences: int, index: NDArray[np.int64]) -> dic
 def gather(
     spool: TokenStore, order: NDArray[np.int64], sizes: NDArray[np.int64], starts: NDArray[np.int64], source: int
 ) -> PackedColumns:
-    """The sequences in `order`, `sizes[b]` of them in packed row b, with the mask rolled left inside each."""
+    """The columns of a packed shard: the sequences in `order` (sequences,), `sizes[b]` of them in packed sequence b, with the
+    mask shifted left by one inside each. `starts[i]`: offset in tokens of sequence i in the store."""
     lengths = spool.lengths[order]
     slices = [slice(a, a + n) for a, n in zip(starts[order].tolist(), lengths.tolist(), strict=True)]
     ids = np.concatenate([spool.input_ids[part] for part in slices])

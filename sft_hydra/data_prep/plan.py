@@ -1,7 +1,7 @@
-"""What a preparation will do, decided before any work: sources, files, row ranges of every shard, and the content key.
+"""The plan of a data preparation: sources, files, row ranges of every shard, and the content key.
 
-Invariant: the plan depends on the config and on the bytes of the inputs, never on workers, machines or time. The key is
-made of all that can change a token; weights, epochs and order are not in it, because they only choose among packed rows.
+Invariant: the plan depends on the config and the bytes of the inputs, not on workers, machines or time. The key covers
+everything that can change a token; weights, epochs and order are excluded, because they only select packed sequences.
 
 Owner of: the content key of a packed set.
 """
@@ -27,23 +27,23 @@ from sft_hydra.paths import data_root
 from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.data import DataConfig
 
-ROWS_ONLY = ("weight", "epochs")  # of a source: they choose among packed rows
-READ_ALREADY = ("path", "prompt_file", "system_prompt_file")  # what is in these files is in the key
-RENDERING = 2  # counts changes of what rows become: sets made by older rules are made again
+ROWS_ONLY = ("weight", "epochs")  # of a source: they select packed sequences
+READ_ALREADY = ("path", "prompt_file", "system_prompt_file")  # their contents are in the key
+RENDERING = 2  # version of the rendering rules; a change repacks
 NOT_IN_KEY = {
     *("name", "path", "valid_path", "blend", "sources", "default", "packed_dir", "trust_foreign", "prepare", "force"),
     *("num_workers", "num_parts", "part", "max_bad_rows", "order"),
 }
-MADE = ("hub", "demo", "builtin")  # kinds of input that have no size in bytes
+MADE = ("hub", "demo", "builtin")  # kinds of input without a size in bytes
 SHARD_BYTES = 32 << 20
 BYTES_PER_MADE_ROW = 1000
-ROWS_PER_SHARD = 50_000  # where bytes say little: hub data sets and the demo
+ROWS_PER_SHARD = 50_000  # for kinds of input without a size in bytes
 
 
 @dataclass(frozen=True, slots=True)
 class RowRange:
-    """Rows first..stop of one file. `offset`: byte where row `first` starts, 0 where that cannot be told. `bytes`: about
-    what they take, unpacked; of rows that are made, a guess."""
+    """Rows first..stop of one file. `offset`: byte where row `first` starts, 0 if unknown. `bytes`: their estimated size,
+    decompressed; for generated rows a constant per row."""
 
     file: InputFile
     first: int
@@ -54,7 +54,7 @@ class RowRange:
 
 @dataclass(frozen=True, slots=True)
 class ShardPlan:
-    """The unit of work: some ranges of one source. `number` names its files and is its place in the set."""
+    """The unit of work: row ranges of one source. `number` names its files and is its position in the set."""
 
     number: int
     source: int
@@ -62,16 +62,18 @@ class ShardPlan:
 
     @property
     def rows(self) -> int:
+        """Number of rows."""
         return sum(part.stop - part.first for part in self.ranges)
 
     @property
     def bytes(self) -> int:
+        """Estimated size of the rows, decompressed."""
         return sum(part.bytes for part in self.ranges)
 
 
 @dataclass(slots=True)
 class Plan:
-    """Everything a worker needs to know; it crosses process borders."""
+    """Everything that a worker process needs; it is pickled to the worker processes."""
 
     key: str
     sources: list[Source]
@@ -86,23 +88,24 @@ class Plan:
     named_templates: dict[str, str]
     template_kwargs: dict[str, Any]
     added: list[AddedToken]
-    now: str  # ISO time that templates see as the present
+    now: str  # ISO time that templates get as the current time
     inputs: list[dict[str, Any]]  # per file: source, path, identity
     judge_cache: Path
     not_read: list[dict[str, str]]
 
     @property
     def total_rows(self) -> int:
+        """Number of rows of all shards."""
         return sum(shard.rows for shard in self.shards)
 
     @property
     def by_size(self) -> list[ShardPlan]:
-        """The shards, those that take longest first."""
+        """The shards, largest first."""
         return sorted(self.shards, key=lambda shard: -shard.bytes)
 
 
 def check_splits(data: DataConfig) -> None:
-    """Raises ConfigError unless the ratios are a partition."""
+    """ConfigError unless the ratios of data.split are non-negative, sum to 1 and leave a train split."""
     ratios = [data.split.train, data.split.valid, data.split.test]
     if min(ratios) < 0 or abs(sum(ratios) - 1) > 1e-6 or data.split.train == 0:
         raise ConfigError(
@@ -113,18 +116,19 @@ def check_splits(data: DataConfig) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a config asks for: the content key, the sources with their files, and a record of every input."""
+    """The packed set that a config describes: its content key, the sources with their files, and a record of every input."""
 
     key: str
     sources: list[Source]
     files: list[list[InputFile]]
     inputs: list[dict[str, Any]]
     surveys: list[InputFingerprint]  # in the order of `inputs`
-    not_read: list[dict[str, str]]  # of each source: files of its folder, and why
+    not_read: list[dict[str, str]]  # by source: files of its folder -> reason
 
 
 def read_request(cfg: SftConfig, tokenizer: ChatTokenizer) -> Request:
-    """Reads all input bytes once for their checksums. Raises ConfigError or DataError."""
+    """The request of a config. Reads all input bytes once to compute their checksums. ConfigError for invalid sources, weights
+    or splits, DataError if an input cannot be read."""
     check_splits(cfg.data)
     sources = sources_of(cfg.data)
     check_weights(sources)
@@ -141,7 +145,7 @@ def read_request(cfg: SftConfig, tokenizer: ChatTokenizer) -> Request:
         {"source": source.name, "path": file.path, "identity": seen.identity}
         for (file, source), seen in zip(pairs, surveys, strict=True)
     ]
-    said = {
+    content = {
         "format": FORMAT_VERSION,
         "rendering": RENDERING,
         "tokenizer": tokenizer.fingerprint,
@@ -150,10 +154,10 @@ def read_request(cfg: SftConfig, tokenizer: ChatTokenizer) -> Request:
         "seq_length": cfg.seq_length,
         "seed": cfg.seed,
         "data": {key: value for key, value in asdict(cfg.data).items() if key not in NOT_IN_KEY},
-        "sources": [_said(source) for source in sources],
+        "sources": [_options_of(source) for source in sources],
         "inputs": [{"source": entry["source"], "identity": entry["identity"]} for entry in inputs],
     }
-    text = json.dumps(said, sort_keys=True, default=_plain)
+    text = json.dumps(content, sort_keys=True, default=_plain)
     return Request(
         hashlib.sha256(text.encode()).hexdigest()[:16],
         sources,
@@ -165,7 +169,7 @@ def read_request(cfg: SftConfig, tokenizer: ChatTokenizer) -> Request:
 
 
 def check_unchanged(request: Request, tokenizer: ChatTokenizer) -> None:
-    """Raises ChangedError if an input or the tokenizer is not what the content key was made of."""
+    """ChangedError if an input or the tokenizer changed since the content key was computed."""
     for file in (file for listed in request.files for file in listed):
         if file.contents is not None:
             file.contents.check(file.path)
@@ -173,14 +177,14 @@ def check_unchanged(request: Request, tokenizer: ChatTokenizer) -> None:
 
 
 def check_tokenizer(tokenizer: ChatTokenizer, identity: tuple[str, str]) -> None:
-    """Raises ChangedError unless the tokenizer on disk is the one of this identity."""
+    """ChangedError unless the tokenizer on disk has this identity."""
     on_disk = ChatTokenizer(tokenizer.folder, tokenizer.template, tokenizer.template_kwargs, named=tokenizer.named)
     if on_disk.identity != identity:
-        raise ChangedError(str(tokenizer.folder), "another tokenizer")
+        raise ChangedError(str(tokenizer.folder), "the tokenizer differs")
 
 
 def _known(file: InputFile, seen: InputFingerprint) -> InputFile:
-    """The same input, held from now on to what was seen of it."""
+    """The input with the checksums of `seen`, which are verified from now on when it is read."""
     if file.kind == "hub":
         return replace(file, fingerprint=seen.identity)
     known = replace(file, contents=seen.contents)
@@ -189,7 +193,7 @@ def _known(file: InputFile, seen: InputFingerprint) -> InputFile:
 
 
 def options_of_set(cfg: SftConfig) -> str:
-    """What of a config its packed set depends on, beside the contents of files; as text to compare."""
+    """The options of a config that its packed set depends on, without the contents of files, as JSON for comparison."""
     data = {key: value for key, value in asdict(cfg.data).items() if key not in NOT_IN_KEY}
     inputs = [cfg.data.path, cfg.data.valid_path, cfg.data.blend, asdict(cfg.data)["sources"], asdict(cfg.data.default)]
     tokenizer = [asdict(cfg.tokenizer), None if cfg.tokenizer.path else cfg.model.path]
@@ -197,7 +201,7 @@ def options_of_set(cfg: SftConfig) -> str:
 
 
 def make_plan(cfg: SftConfig, request: Request, tokenizer: ChatTokenizer, now: str) -> Plan:
-    """The whole plan. Counts the rows of all inputs."""
+    """The plan of a request. `now`: ISO time for templates. Counts the rows of all inputs; DataError if one cannot be read."""
     shards: list[ShardPlan] = []
     surveys = iter(request.surveys)
     for index, (source, listed) in enumerate(zip(request.sources, request.files, strict=True)):
@@ -229,7 +233,7 @@ def _judge_cache(cfg: SftConfig) -> Path:
     return Path(cache) if cache else data_root(cfg.output_dir) / "judge.jsonl"
 
 
-def _said(source: Source) -> dict[str, Any]:
+def _options_of(source: Source) -> dict[str, Any]:
     options = {key: value for key, value in asdict(source.config).items() if key not in (*ROWS_ONLY, *READ_ALREADY)}
     return {"name": source.name, "only": source.only, **options}
 
@@ -241,7 +245,7 @@ def _plain(value: Any) -> Any:
 def _shard_ranges(
     source: Source, files: list[InputFile], surveys: list[InputFingerprint], data: DataConfig
 ) -> list[tuple[RowRange, ...]]:
-    """The source's rows cut into `data.num_shards` parts of equal rows (null: about 32 MiB of input each)."""
+    """The source's rows split into `data.num_shards` parts of equal row counts (null: about SHARD_BYTES of input each)."""
     found = [count_rows(file, source, seen) for file, seen in zip(files, surveys, strict=True)]
     counts = _limit(source, files, found, data.sample)
     total = sum(counts)
@@ -281,7 +285,7 @@ def _limit(source: Source, files: list[InputFile], counts: list[int], sample: in
 
 
 def first_rows(request: Request, count: int) -> list[Any]:
-    """The first parsed rows of every source."""
+    """The parsed rows among the first `count` of every source; malformed ones are skipped."""
     found: list[Any] = []
     for source, listed in zip(request.sources, request.files, strict=True):
         numbered = islice(read_rows(listed[0], source, 0, None), count)
@@ -290,7 +294,7 @@ def first_rows(request: Request, count: int) -> list[Any]:
 
 
 def _size(file: InputFile) -> int:
-    """Bytes of an input, unpacked as far as one can guess; 0 of one that is made."""
+    """Estimated bytes of an input, decompressed; 0 for kinds without a size in bytes."""
     if file.kind in MADE:
         return 0
     return Path(file.path).stat().st_size * (4 if is_packed(file.path) or file.kind == "parquet" else 1)

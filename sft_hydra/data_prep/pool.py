@@ -1,8 +1,8 @@
-"""Who does the shards of a preparation, in both halves: this process, and helpers beside it if more are wanted.
+"""The worker processes of a preparation, for tokenizing and packing: this process, and helper processes if more are used.
 
-Each takes the next shard from one counter, so that nobody waits for the slowest and a helper that starts late costs nothing.
-Invariant: which process does a shard changes nothing in it, and no helper outlives this process. Helpers are spawned, because
-forking a process that has threads (tokenizers, torch) can hang it.
+Each takes the next shard from a shared counter, so that a slow or late helper does not hold up the others.
+Invariant: a shard's content does not depend on which process does it, and helpers end with this process. Helpers are spawned,
+because forking a process with threads (tokenizers, torch) can deadlock.
 """
 
 import gc
@@ -27,18 +27,18 @@ from sft_hydra.errors import DataError
 from sft_hydra.process import signals
 from sft_hydra.process.lifeline import Lifeline, end_with_parent
 
-Take = Callable[[], int]  # the place in the list of the next shard to do
+Take = Callable[[], int]  # index of the next shard in the list
 
 
 class WorkerPool:
-    """`tokenize` and `pack` do their half for many shards; use it as a context manager. `library` is the one that
-    encodes, when it has been chosen."""
+    """Tokenizes and packs the shards of a plan; a context manager. `library`: the tokenizer library, once it is chosen.
+    `workers`: number of processes, this one included. `report`: called with the counts of each batch."""
 
     def __init__(self, plan: Plan, library: Future[str], workers: int, report: Report) -> None:
         self.plan = plan
         self.library = library
         self.helpers = workers - 1
-        self.told = report
+        self.report = report
         self.pool: ProcessPoolExecutor | None = None
         self.futures: list[Future[Any]] = []
 
@@ -51,11 +51,11 @@ class WorkerPool:
             self.lifeline = Lifeline()
             state = (self.plan, self.taken, self.reports, self.chosen, self.lifeline.end)
             self.pool = ProcessPoolExecutor(self.helpers, context, _start_helper, state)
-            self.library.add_done_callback(self._tell)
+            self.library.add_done_callback(self._announce)
         return self
 
-    def _tell(self, library: Future[str]) -> None:
-        """Let every helper know the library; any, if the choice failed, so that they come to an end."""
+    def _announce(self, library: Future[str]) -> None:
+        """Send the library to every helper; an arbitrary one if the choice failed, so that they end."""
         for _ in range(self.helpers):
             self.chosen.put("tokenizers" if library.exception() else library.result())
 
@@ -63,7 +63,7 @@ class WorkerPool:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.pool is not None:
-            if kind is not None:  # an error, or a wish to stop: whole spools stay, the rest is not waited for
+            if kind is not None:  # an error or a stop: finished token stores stay, the rest is cancelled
                 self.lifeline.cut()
                 self.pool.shutdown(wait=True, cancel_futures=True)
                 return
@@ -74,7 +74,8 @@ class WorkerPool:
             self.lifeline.cut()
 
     def tokenize(self, shards: list[ShardPlan], partial: Path, done: Done) -> None:
-        """Write the spools of these shards."""
+        """Write the token stores of these shards below `partial`; `done` is called after each. DataError if an input is invalid or
+        a helper was killed."""
         if not shards:
             return
         wanted = {shard.number for shard in shards}
@@ -82,13 +83,14 @@ class WorkerPool:
         worker = ShardTokenizer(self.plan, self.library.result, alone=not self.helpers)
         try:
             take = self._share(done, _tokenize, numbers, partial)
-            _tokenize_shards(worker, numbers, partial, take, self._report, done)
+            _tokenize_shards(worker, numbers, partial, take, self._report_counts, done)
             self._wait()
         finally:
             worker.close()
 
     def pack(self, splits: list[Any], partial: Path, target: Path, done: Done) -> list[Any]:
-        """Write the Parquet shards into `target`; their metadata entries in the order of the plan."""
+        """Write the Parquet shards into `target`. `splits`: for each shard the split of each row. Returns the metadata entries
+        in the order of the plan."""
         numbers = [shard.number for shard in self.plan.by_size]
         take = self._share(done, _pack, numbers, splits, partial, target)
         results = _pack_shards(self.plan, numbers, splits, partial, target, take, done)
@@ -96,29 +98,29 @@ class WorkerPool:
             results.update(found)
         return [entry for number in sorted(results) for entry in results[number]]
 
-    def _share(self, done: Done, work: Callable[..., Any], *given: Any) -> Take:
-        """Let the helpers begin; how this process takes its shards."""
+    def _share(self, done: Done, work: Callable[..., Any], *arguments: Any) -> Take:
+        """Start `work` in the helpers; returns the function from which this process takes its shards."""
         self.done = done
         if self.pool is None:
             return count().__next__
         self.taken.value = 0
-        self.futures = [self.pool.submit(work, *given) for _ in range(self.helpers)]
+        self.futures = [self.pool.submit(work, *arguments) for _ in range(self.helpers)]
         return self._take
 
     def _take(self) -> int:
         self._look_after()
         return _next(self.taken)
 
-    def _report(self, *more: int) -> None:
-        self.told(*more)
+    def _report_counts(self, *more: int) -> None:
+        self.report(*more)
         self._look_after()
 
     def _look_after(self) -> None:
-        """Pass on what helpers report. Raises what one of them raised."""
+        """Forward the reports of the helpers. Raises what one of them raised."""
         while self.futures and not self.reports.empty():
             more = self.reports.get()
             if more:
-                self.told(*more)
+                self.report(*more)
             else:
                 self.done()
         for future in self.futures:
@@ -126,7 +128,7 @@ class WorkerPool:
                 _result(future)
 
     def _wait(self) -> list[Any]:
-        """What the helpers return."""
+        """Wait for the helpers; their results."""
         pending = set(self.futures)
         while pending:
             pending = wait(pending, timeout=0.05).not_done
@@ -140,17 +142,17 @@ def _result(future: Future[Any]) -> Any:
     try:
         return future.result()
     except BrokenProcessPool:
-        if signals.stop_requested():  # a signal to all of us
+        if signals.stop_requested():  # a signal to the whole process group
             raise signals.StoppedError("stopped by a signal") from None
         raise DataError(
-            "a worker of the preparation was killed, most likely because memory ran out: lower data.num_workers. The same "
-            "command goes on with the shards that are finished"
+            "a worker process of the data preparation was killed, most likely because memory ran out. Lower data.num_workers and "
+            "rerun the command; finished shards are reused"
         ) from None
 
 
 def spool_folder(partial: Path, plan: Plan, number: int) -> Path:
-    """Where a tokenized shard is kept. Its name holds all that its content depends on, so that what a process of an earlier
-    attempt may still write is never taken for part of another plan."""
+    """The folder of a tokenized shard. Its name contains the content key and the time of the plan, so that files that a process
+    of an earlier attempt still writes are not mistaken for those of this plan."""
     moment = hashlib.sha256(plan.now.encode()).hexdigest()[:8]
     return partial / "spool" / f"shard_{number:06d}.{plan.key}.{moment}"
 
@@ -167,7 +169,8 @@ def _tokenize_shards(
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Rows are many small objects without cycles: looking for these after every 700 takes a tenth of the time."""
+    """Raise the threshold of the garbage collector in the context: rows are many small objects without reference cycles, and
+    the default threshold costs a tenth of the time."""
     before = gc.get_threshold()
     gc.set_threshold(200_000, *before[1:])
     try:
@@ -196,27 +199,27 @@ def _next(taken: Any) -> int:
 
 
 class _Helper:
-    """The state of a helper process."""
+    """Global state of a helper process."""
 
     plan: Plan
     taken: Any
     reports: Any
     chosen: Any
     library: str | None = None
-    asking = Lock()
+    choosing = Lock()
 
 
 def _start_helper(plan: Plan, taken: Any, reports: Any, chosen: Any, lifeline: Any) -> None:
     end_with_parent(lifeline)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the parent hears it too, and ends its helpers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the parent gets it too and ends its helpers
     os.environ["RAYON_NUM_THREADS"] = "1"  # one process per core already
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _Helper.plan, _Helper.taken, _Helper.reports, _Helper.chosen = plan, taken, reports, chosen
 
 
 def _library() -> str:
-    """The library that the parent has chosen, when it has."""
-    with _Helper.asking:
+    """The library that the parent chose; waits until it is known."""
+    with _Helper.choosing:
         if _Helper.library is None:
             _Helper.library = _Helper.chosen.get()
     return _Helper.library

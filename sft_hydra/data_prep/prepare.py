@@ -2,9 +2,9 @@
 
     plan -> tokenize each shard (pool) -> splits of all rows -> pack each shard (pool) -> metadata.json -> rename
 
-Invariant: a folder with metadata.json is whole, and its rows are those of the inputs that its key was made of. Work goes on in
-`<folder>.partial`, whose finished shards survive a kill and are taken up by the next try; owning.py keeps two preparations of
-one folder apart. The result is the same for any number of workers.
+Invariant: a folder with metadata.json is complete, and its rows are those of the inputs that its key was computed from. Work
+is done in `<folder>.partial`, whose finished shards survive a kill and are reused by the next attempt; locks (owning.py)
+serialize preparations of one folder. The result does not depend on the number of workers.
 """
 
 import json
@@ -42,13 +42,13 @@ from sft_hydra.paths import data_root
 from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.data import Prepare
 
-SERVED = "served_tokenizer.json"  # in the folder of a try
-WORTH_A_WORKER = 48 << 20  # bytes of input that keep a worker busy for some seconds
+SERVED = "served_tokenizer.json"  # in the `.partial` folder
+WORTH_A_WORKER = 48 << 20  # bytes of input above which another worker process pays off
 
 
 def open_existing(cfg: SftConfig) -> PackedSet | None:
-    """The packed set that `cfg` asks for, if it is there. With `data.packed_dir` the set in it, whose seq_length and
-    tokenizer must be the run's. Raises SeqLengthMismatchError, TokenizerMismatchError or DataError."""
+    """The packed set of `cfg` if it exists and is up to date, else None. With `data.packed_dir` the set in it, whose seq_length
+    and tokenizer must be the run's: SeqLengthMismatchError or TokenizerMismatchError. DataError if it is invalid."""
     tokenizer = load_tokenizer(cfg)
     if cfg.data.packed_dir is None:
         return _open(_folder(cfg, read_request(cfg, tokenizer)), cfg)
@@ -60,7 +60,8 @@ def open_existing(cfg: SftConfig) -> PackedSet | None:
 
 
 def prepare(cfg: SftConfig, on_progress: OnProgress | None = None) -> PackedSet:
-    """The packed set that `cfg` asks for, made if it is not there or `data.force` is set. Raises UserError kinds."""
+    """The packed set of `cfg`, made if it does not exist or `data.force` is set. `on_progress` is called as rows are done.
+    ConfigError for invalid options, DataError for invalid inputs or a folder that cannot be written."""
     began = time.monotonic()
     tokenizer = load_tokenizer(cfg)
     if (foreign := _foreign(cfg, tokenizer)) is not None:
@@ -76,11 +77,11 @@ def prepare(cfg: SftConfig, on_progress: OnProgress | None = None) -> PackedSet:
     if (packed := prepared()) is not None:
         return packed
     with may_prepare(folder, request.key, _owner(cfg)):
-        if (packed := prepared()) is not None:  # by whom we waited for
+        if (packed := prepared()) is not None:  # by the preparation that held the lock
             return packed
         try:
             _make(cfg, request, tokenizer, folder, on_progress, began)
-        except OSError as problem:  # inputs that cannot be read are told before, by name
+        except OSError as problem:  # inputs that cannot be read raised DataError before
             raise DataError(f"{folder}: cannot be written {unwritable(problem)}") from None
         except pa.ArrowException as problem:
             raise DataError(f"{folder}: cannot be written ({problem}).") from None
@@ -88,21 +89,23 @@ def prepare(cfg: SftConfig, on_progress: OnProgress | None = None) -> PackedSet:
 
 
 def _foreign(cfg: SftConfig, tokenizer: ChatTokenizer) -> PackedSet | None:
-    """The set of another tool in `data.packed_dir`, if that is trusted. ConfigError if it should be made again."""
+    """The set of another tool in `data.packed_dir`, with `data.trust_foreign`; else None. ConfigError with `data.force`."""
     if not (cfg.data.trust_foreign and cfg.data.packed_dir):
         return None
     packed = PackedSet.open(cfg.data.packed_dir, trust_foreign=True)
     if not packed.metadata.get("foreign"):
         return None
     if cfg.data.force:
-        raise ConfigError(f"data.force=true: {packed.folder} was packed by another tool and cannot be made again here")
+        raise ConfigError(
+            f"data.force=true: {packed.folder} was packed by another tool and cannot be repacked; remove data.force"
+        )
     check_fits(packed, cfg, tokenizer)
     return packed
 
 
 def prepare_part(cfg: SftConfig, on_progress: OnProgress | None = None) -> None:
-    """Tokenize every `data.num_parts`-th shard, on one of several machines that share a file system. `prepare` then finds
-    these shards done."""
+    """Tokenize every `data.num_parts`-th shard from `data.part` on, on one of several machines that share a file system.
+    `prepare` then reuses these shards. Errors as `prepare`."""
     assert cfg.data.part is not None
     assert cfg.data.num_parts is not None
     tokenizer = load_tokenizer(cfg)
@@ -124,12 +127,13 @@ def prepare_part(cfg: SftConfig, on_progress: OnProgress | None = None) -> None:
 
 
 def packed_folder(cfg: SftConfig) -> Path:
-    """Where the packed set that `cfg` asks for is, or goes."""
+    """The folder of the packed set of `cfg`, which need not exist. ConfigError or DataError for invalid inputs."""
     return _folder(cfg, read_request(cfg, load_tokenizer(cfg)))
 
 
 def open_or_prepare(cfg: SftConfig, on_progress: OnProgress | None = None) -> PackedSet:
-    """What training uses: the set if it is there, else made now (`data.prepare=auto`) or MissingPackedDataError."""
+    """The packed set for training: the existing one, else made now (`data.prepare=auto`) or MissingPackedDataError
+    (`data.prepare=never`). Other errors as `prepare`."""
     packed = None if cfg.data.force and cfg.data.prepare is Prepare.auto else open_existing(cfg)
     if packed is not None:
         return packed
@@ -139,8 +143,8 @@ def open_or_prepare(cfg: SftConfig, on_progress: OnProgress | None = None) -> Pa
 
 
 def missing(cfg: SftConfig) -> MissingPackedDataError:
-    """The error that says which packed set is missing and which command makes it."""
-    said = {
+    """The error for a missing packed set, with the command that makes it."""
+    options = {
         "data": cfg.data.name,
         "data.path": cfg.data.path,
         "data.blend": cfg.data.blend,
@@ -148,11 +152,11 @@ def missing(cfg: SftConfig) -> MissingPackedDataError:
         "tokenizer.path": cfg.tokenizer.path,
         "model.path": cfg.model.path,
     }
-    words = [f"{key}={value}" for key, value in said.items() if value is not None]
+    words = [f"{key}={value}" for key, value in options.items() if value is not None]
     command = " ".join(["python -m sft_hydra runner=data_prep", *words, f"seq_length={cfg.seq_length}"])
     place = cfg.data.packed_dir or str(data_root(cfg.output_dir))
     return MissingPackedDataError(
-        f"missing_packed_data: no packed set for this run in {place}, and data.prepare=never. "
+        f"missing_packed_data: {place} has no packed set for this run, and data.prepare=never. "
         f"Make it with the same command and runner=data_prep: {command}"
     )
 
@@ -170,7 +174,7 @@ def _open(folder: Path, cfg: SftConfig) -> PackedSet | None:
 
 def _refuse_strangers(folder: Path) -> None:
     if exists(folder) and not folder.is_dir():
-        raise DataError(f"data.packed_dir={folder}: not a folder. Choose another.")
+        raise DataError(f"data.packed_dir={folder}: not a folder. Choose another path.")
     if folder.is_dir() and any(folder.iterdir()) and not is_ours(folder):
         raise DataError(f"data.packed_dir={folder}: {NOT_OURS}")
 
@@ -187,7 +191,7 @@ def _make(
     _take_back(folder)
     with undisturbed(), ThreadPoolExecutor(1) as background:
         plan, library = _plan(cfg, request, tokenizer, partial, background)
-        target = partial / f"set.{plan.key}.{secrets.token_hex(4)}"  # this attempt's alone
+        target = partial / f"set.{plan.key}.{secrets.token_hex(4)}"  # used by this attempt only
         planned = time.monotonic()
         spools = [spool_folder(partial, plan, shard.number) for shard in plan.shards]
         progress = Reporter(plan, on_progress)
@@ -197,7 +201,7 @@ def _make(
             tokenized = time.monotonic()
             check_rejects(plan, spools)
             splits = _assign(plan, spools)
-            for unfinished in partial.glob("set.*"):  # packing is quick: a half-packed try starts it again
+            for unfinished in partial.glob("set.*"):  # packing is fast: it restarts from the beginning
                 shutil.rmtree(unfinished)
             target.mkdir()
             entries = pool.pack(splits, partial, target, progress.stage("pack"))
@@ -218,16 +222,16 @@ def _make(
 def _plan(
     cfg: SftConfig, request: Request, tokenizer: ChatTokenizer, partial: Path, background: ThreadPoolExecutor
 ) -> tuple[Plan, Future[str]]:
-    """The plan, and the library that encodes when it is known; finished work of another plan is thrown away, that of the
-    same plan, its library and its time are kept."""
+    """The plan, and the tokenizer library once it is chosen. Finished work of another plan is deleted; that of the same plan,
+    its library and its time are reused."""
     record = partial / "plan.json"
-    said = _read_record(record)
+    recorded = _read_record(record)
     served = partial / SERVED
-    if said.get("key") == request.key and not (cfg.data.force and cfg.data.num_parts is None):
+    if recorded.get("key") == request.key and not (cfg.data.force and cfg.data.num_parts is None):
         if served.is_file():
             tokenizer.serve_from(served)
         _recall(tokenizer)
-        return make_plan(cfg, request, tokenizer, said["now"]), background.submit(lambda: str(said["library"]))
+        return make_plan(cfg, request, tokenizer, recorded["now"]), background.submit(lambda: str(recorded["library"]))
     throw_away(partial)
     (partial / "spool").mkdir(parents=True)
     now = datetime.now().isoformat(timespec="seconds")
@@ -243,37 +247,37 @@ def _plan(
         library = choose_backend(tokenizer, texts, partial_of(probe_sequences, request, tokenizer, cfg.data))
         temporary = partial / f"plan.{secrets.token_hex(4)}.tmp"
         temporary.write_text(json.dumps({"key": request.key, "library": library, "now": now}))
-        os.replace(temporary, record)  # before any spool is whole, because that waits for the library
+        os.replace(temporary, record)  # before any token store is complete, which needs the library
         return library
 
     library = background.submit(choose_once)
-    reading.wait()  # first the library that soon does without the interpreter: the plan reads the one that blocks it
+    reading.wait()  # it soon releases the GIL, which loading the reference library for the plan does not
     return make_plan(cfg, request, tokenizer, now), library
 
 
 def _recall(tokenizer: ChatTokenizer) -> None:
-    """Use what earlier preparations found out about a tokenizer, so that the reference library need not read it."""
+    """Apply the cached record of a tokenizer, so that the reference library need not load it."""
     if (known := TokenizerRecord.load(tokenizer, ADVERSARIAL)) is not None:
         known.apply(tokenizer)
 
 
 def _read_record(record: Path) -> dict[str, str]:
-    """What an earlier try wrote down; nothing if that is torn."""
+    """The record of an earlier attempt; empty if it is missing or invalid."""
     try:
-        said = json.loads(record.read_text())
-        return {name: str(said[name]) for name in ("key", "library", "now") if datetime.fromisoformat(said["now"])}
+        entry = json.loads(record.read_text())
+        return {name: str(entry[name]) for name in ("key", "library", "now") if datetime.fromisoformat(entry["now"])}
     except (OSError, ValueError, LookupError, TypeError):
         return {}
 
 
 def _workers(cfg: SftConfig, plan: Plan) -> int:
-    """Processes to use, this one included: as many as have work for longer than they take to start."""
+    """Number of processes, this one included: no more than pay off for the size of the inputs."""
     allowed = cfg.data.num_workers or os.cpu_count() or 1
     return min(allowed, 1 + sum(shard.bytes for shard in plan.shards) // WORTH_A_WORKER, len(plan.shards))
 
 
 def _assign(plan: Plan, spools: list[Path]) -> list[Any]:
-    """Splits of every shard's rows."""
+    """For each shard the split of every row, as index into SPLITS or LEFT_OUT."""
     hashes = [read_token_store(spool).rows["hash"] for spool in spools]
     of_source = [[i for i, shard in enumerate(plan.shards) if shard.source == s] for s in range(len(plan.sources))]
     empty = [np.zeros(0, np.uint64)]
@@ -287,7 +291,7 @@ def _assign(plan: Plan, spools: list[Path]) -> list[Any]:
 
 
 def _publish(target: Path, folder: Path) -> None:
-    """Give the finished set its name; what was there before goes away in the same moment."""
+    """Rename the finished set to `folder`, replacing the set there."""
     old = _old(folder)
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -297,7 +301,7 @@ def _publish(target: Path, folder: Path) -> None:
 
 
 def _take_back(folder: Path) -> None:
-    """Give a set its name again that lost it to another, which then was not finished."""
+    """Restore the previous set after a replacement that did not finish."""
     if _old(folder).is_dir() and not folder.exists():
         os.replace(_old(folder), folder)
 

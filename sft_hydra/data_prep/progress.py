@@ -1,4 +1,4 @@
-"""How far a preparation is: `Progress`, and `Reporter`, which adds up what workers report."""
+"""Progress of a preparation: `Progress`, and `Reporter`, which sums the counts that workers report."""
 
 import time
 from collections.abc import Callable
@@ -9,7 +9,8 @@ from sft_hydra.data_prep.plan import Plan
 
 @dataclass(slots=True)
 class Progress:
-    """How far a preparation is. `stage`: tokenize, pack."""
+    """Progress of a preparation. `stage`: tokenize or pack; `shards` are those of the stage; `trained_tokens`: supervised
+    tokens; `seconds` since its beginning."""
 
     stage: str
     rows: int
@@ -23,6 +24,7 @@ class Progress:
 
     @property
     def tokens_per_second(self) -> float:
+        """Mean rate since the beginning; 0 if no time has passed."""
         return self.tokens / self.seconds if self.seconds > 0 else 0.0
 
 
@@ -30,7 +32,7 @@ OnProgress = Callable[[Progress], None]
 
 
 class Reporter:
-    """Adds up what workers report and passes it on."""
+    """Sums the counts that workers report and passes a copy to `on_progress`."""
 
     def __init__(self, plan: Plan, on_progress: OnProgress | None) -> None:
         self.on_progress = on_progress
@@ -38,6 +40,7 @@ class Reporter:
         self.now = Progress("tokenize", 0, plan.total_rows, 0, 0, 0, 0, len(plan.shards), 0.0)
 
     def stage(self, name: str) -> Callable[[], None]:
+        """Begin a stage (tokenize or pack). Returns the function to call when a shard is done."""
         self.now.stage, self.now.shards = name, 0
 
         def shard_done() -> None:
@@ -47,6 +50,7 @@ class Reporter:
         return shard_done
 
     def add(self, rows: int, tokens: int, trained: int, rejected: int) -> None:
+        """Add counts of rows, tokens, supervised tokens and rejected rows."""
         now = self.now
         now.rows += rows
         now.tokens += tokens

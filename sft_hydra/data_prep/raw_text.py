@@ -1,7 +1,7 @@
 """Raw text rows (`format: text`, continued pretraining): `TextRenderer.sequences`, one document with an end token, every token
-trained.
+supervised.
 
-Documents are packed like conversations: those of one packed row never see each other.
+Documents are packed like conversations: attention does not cross document boundaries.
 """
 
 from typing import Any
@@ -18,12 +18,12 @@ ROLE = "text"  # of the one message that a document is
 
 
 def text_conversation(row: Any, source: SourceConfig, name: str, origin: str) -> Conversation:
-    """The document of a row. Raises RowError with reason `text` or `nothing_to_learn`."""
+    """The document of a row. `name` of the source, `origin` of the row. RowError with reason `text` or `nothing_to_learn`."""
     key = source.text_key or FORMAT
     text = row.get(key) if isinstance(row, dict) else row
     if not isinstance(text, str):
-        found = f"{key} is {type(text).__name__}" if isinstance(row, dict) else f"a {type(row).__name__}"
-        raise RowError("text", f"format: text needs a text under `{key}`, found {found}")
+        found = f"{key} is {type(text).__name__}" if isinstance(row, dict) else f"the row is {type(row).__name__}"
+        raise RowError("text", f"format=text requires a string under `{key}`; {found}")
     if not text.strip():
         raise RowError("nothing_to_learn", f"{key} is empty")
     meta = row if isinstance(row, dict) else {}
@@ -32,18 +32,19 @@ def text_conversation(row: Any, source: SourceConfig, name: str, origin: str) ->
 
 
 def end_token(tokenizer: ChatTokenizer, source: SourceConfig, name: str) -> str:
-    """The control token that ends each document of a source. Raises ConfigError if the tokenizer has no such token."""
+    """The control token that ends each document of a source. ConfigError if the tokenizer does not have it."""
     text = source.end_token or tokenizer.special_tokens.get("eos_token")
     known = [token["content"] for token in tokenizer.spec.get("added_tokens", ())]
     if text in known:
         return str(text)
-    what = "end_token is not set and the tokenizer names no eos_token" if text is None else f"end_token={text!r}"
+    what = "end_token is not set and the tokenizer has no eos_token" if text is None else f"end_token={text!r}"
     shown = ", ".join(known[:8]) or "none"
     raise ConfigError(f"source {name}: {what}; it must be a control token of the tokenizer, which has {shown}")
 
 
 class TextRenderer:
-    """Sequences of raw text. `opener`: a text put before each document, not trained (the tokenizer's BOS, or nothing)."""
+    """Renders documents as sequences. `end`: control token after each document, supervised. `opener`: text before each document,
+    not supervised (the BOS of the tokenizer, or empty)."""
 
     def __init__(self, end: str, opener: str = "") -> None:
         self.end = end
@@ -51,7 +52,7 @@ class TextRenderer:
 
     @classmethod
     def of(cls, tokenizer: ChatTokenizer, source: SourceConfig, name: str) -> "TextRenderer":
-        """The renderer of one source. Without a chat template the encoder puts the BOS before every sequence itself."""
+        """The renderer of one source. Without a chat template the encoder itself adds the BOS. ConfigError as `end_token`."""
         has_bos = tokenizer.template is not None and bool(tokenizer.bos_prefix)
         return cls(end_token(tokenizer, source, name), tokenizer.special_tokens["bos_token"] if has_bos else "")
 

@@ -1,7 +1,7 @@
-"""The reference tokenizer with only what some texts need of its vocabulary: `reduced_reference(tokenizer, texts)`.
+"""The reference tokenizer with only the part of its vocabulary that some texts need: `reduced_reference(tokenizer, texts)`.
 
-To read a whole vocabulary takes the reference library a second. Merges of a byte-pair encoding join parts of one word, so that
-tokens that are no part of a word of these texts cannot occur in their encoding.
+Loading a whole vocabulary takes the reference library a second. Merges of a byte-pair encoding join parts of one word, so
+tokens that are not substrings of a word of these texts cannot occur in their encoding.
 """
 
 import re
@@ -13,12 +13,12 @@ from tokenizers import Tokenizer
 from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.data_prep.control_tokens import any_of
 
-MOST_PARTS = 4_000_000  # of all words; more take longer than reading the vocabulary
+MOST_PARTS = 4_000_000  # substrings of all words; more take longer than loading the vocabulary
 
 
 def reduced_reference(tokenizer: ChatTokenizer, texts: list[str]) -> Tokenizer | None:
-    """A tokenizer with the reference's ids for these texts; None if it cannot be made. Only for tokenizers whose rules look at
-    bytes alone (`is_byte_level`)."""
+    """A tokenizer with the reference's ids for these texts; None if the model is not a plain BPE or the texts are too
+    long. Only for byte-level tokenizers (`is_byte_level`)."""
     spec: dict[str, Any] = orjson.loads(tokenizer.file.read_bytes())
     model = spec["model"]
     if model.get("type") != "BPE" or model.get("dropout"):
@@ -45,7 +45,7 @@ def reduced_reference(tokenizer: ChatTokenizer, texts: list[str]) -> Tokenizer |
 
 
 def _words(spec: dict[str, Any], added: list[str], texts: list[str]) -> set[str]:
-    """The words that texts are cut into before they are encoded, in the letters of the vocabulary."""
+    """The words into which the pre-tokenizer splits the texts, in the alphabet of the vocabulary."""
     rules = Tokenizer.from_str(orjson.dumps({**spec, "added_tokens": [], "post_processor": None}).decode())
     pattern = re.compile(any_of(added))
     words: set[str] = set()

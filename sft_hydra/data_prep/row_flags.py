@@ -1,4 +1,4 @@
-"""Flags of a whole row that say what of it is supervised: `apply_row_flags`."""
+"""Flags of a row that determine which messages are supervised: `apply_row_flags`."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ LISTS = (  # one entry for each message
     *("train_mask", "weights", "message_weights", "turn_weights", "turn_mask", "message_mask", "loss_masks", "losses"),
     *("assistant_masks", "assistant_mask", "completion_mask"),
 )
-MASKED_LISTS = ("masks",)  # of which it is not known whether 1 is supervised
+MASKED_LISTS = ("masks",)  # ambiguous: 1 may mean supervised or masked
 RANGES = ("mask_ranges", "train_ranges")
 KEYS = frozenset({*SUPERVISED, *CONTEXT, *LISTS, *MASKED_LISTS, *RANGES, "mask", "label"})
 
 
 def apply_row_flags(row: dict[str, Any], messages: Any, read: set[str], labelled: bool) -> Any:
-    """The messages with the row's flags on them. Adds to `read` the keys that were flags; `labelled`: the row is a prompt
-    and a completion, whose `label` may call it a bad one. Raises RowError."""
+    """The messages with the row's flags set on each. Adds the keys of flags to `read`. `labelled`: the row is a prompt and a
+    completion, whose `label` may be false (KTO). RowError for flags that are ambiguous or do not fit the messages."""
     for key in KEYS.intersection(row):
         value = row[key]
         if value is None or value == []:
@@ -30,7 +30,7 @@ def apply_row_flags(row: dict[str, Any], messages: Any, read: set[str], labelled
             if labelled and isinstance(value, bool):
                 read.add(key)
                 if not value:
-                    raise RowError("nothing_to_learn", "label=false: the completion is one to avoid")
+                    raise RowError("nothing_to_learn", "label=false: the completion is a negative example")
         elif key not in LISTS:
             _check_scalar(key, value, read)
     return messages
@@ -38,7 +38,7 @@ def apply_row_flags(row: dict[str, Any], messages: Any, read: set[str], labelled
 
 def _apply_list(key: str, flags: list[Any], messages: Any, read: set[str]) -> Any:
     if key in RANGES or key in ("mask", *MASKED_LISTS):
-        raise RowError("training_flag", f"the row's {key} cannot be obeyed; loss_mask with an entry a message can")
+        raise RowError("training_flag", f"the row's {key} is not supported; use loss_mask with one entry per message")
     if key == "label":
         return messages
     if not isinstance(messages, list) or len(flags) != len(messages):
@@ -56,11 +56,13 @@ def _apply_list(key: str, flags: list[Any], messages: Any, read: set[str]) -> An
 
 
 def _check_scalar(key: str, value: Any, read: set[str]) -> None:
-    """A flag of the whole row; what reads as none (a loss that was measured, say) is another field."""
+    """A flag of the whole row; a value that is not a flag (a measured loss, say) is another field."""
     found = read_flag(value)
     if found is None:
         if key == "weight" and isinstance(value, int | float):
-            raise RowError("weight", f"a row's weight must be 0 or 1, not {value!r}: give its source a weight instead")
+            raise RowError(
+                "weight", f"a row's weight must be 0 or 1, not {value!r}; set the weight of its source instead"
+            )
         return
     read.add(key)
     if found is (key in CONTEXT):
@@ -70,9 +72,7 @@ def _check_scalar(key: str, value: Any, read: set[str]) -> None:
 def _check_masked_role(value: Any, read: set[str]) -> None:
     """NeMo's `mask` names the role that is context."""
     if not isinstance(value, str):
-        raise RowError(
-            "training_flag", f"mask={value!r} of the row: it may mean either; `train` and `masked` are clear"
-        )
+        raise RowError("training_flag", f"the row's mask={value!r} is ambiguous; use `train` or `masked` instead")
     read.add("mask")
     if role_of(value) not in ("user", "system", "tool"):
-        raise RowError("training_flag", f"mask={value!r}: the row masks its answers")
+        raise RowError("training_flag", f"mask={value!r}: the row masks its assistant messages")

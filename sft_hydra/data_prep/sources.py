@@ -1,6 +1,6 @@
-"""Where rows come from: the sources of a config, their files, and the rows of any range of a file, one by one.
+"""The sources of a config, their files, and iteration over the rows of any range of a file.
 
-Invariant: a row keeps its place (`file:line`); a line that is no JSON is a Bad row, never the end of the run.
+Invariant: a row keeps its origin (`file:line`); a line that is not JSON is a MalformedRow and does not stop the run.
 """
 
 import json
@@ -25,15 +25,15 @@ from sft_hydra.data_prep.raw_text import FORMAT
 from sft_hydra.errors import ConfigError, DataError
 from sft_hydra.schema.data import DataConfig, SourceConfig
 
-NUMBERS = ("weight", "epochs")  # of an entry of a blend; all else is text
+NUMBERS = ("weight", "epochs")  # keys of a blend entry that are numbers; all others are text
 ONE_OF = (
     ("prompt", "prompt_file"),
     ("system_prompt", "system_prompt_file"),
     ("weight", "epochs"),
-)  # one replaces the other
+)  # setting one overrides the default of the other
 TOGETHER = frozenset(name for names in ONE_OF for name in names)
-TEXT_FIELD = "text_field"  # of an entry of a peer's blend: the column of raw text, which chats do not have
-MAX_ROW_BYTES = 32 << 20  # of one row: some eight million tokens
+TEXT_FIELD = "text_field"  # key of a blend entry of another tool: the column of raw text
+MAX_ROW_BYTES = 32 << 20  # of one row: about eight million tokens
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -48,34 +48,37 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class MalformedRow:
-    """A row that could not be read, and why; `reason` is the word under which it is counted."""
+    """Placeholder for a row that could not be parsed: the problem, and the `reason` under which it is counted."""
 
     problem: str
     reason: str = "malformed"
 
 
 def sources_of(data: DataConfig) -> list[Source]:
-    """The sources that `data.path`, else `data.blend`, else `data.sources` name, with what `data.default` and files of
-    prompts say. Raises ConfigError if there are none."""
+    """The sources of `data.path`, or else of `data.blend` and `data.sources`, with `data.default` and prompt files applied.
+    ConfigError if there are none, or if an option is invalid."""
     return [replace(source, config=_completed(source, data.default)) for source in _named_sources(data)]
 
 
 def _completed(source: Source, default: SourceConfig) -> SourceConfig:
-    said = {name: getattr(source.config, name) for name in SourceConfig.__dataclass_fields__}
+    """The options of a source with the defaults and the contents of its prompt files. ConfigError if one cannot be read."""
+    options = {name: getattr(source.config, name) for name in SourceConfig.__dataclass_fields__}
     for names in ONE_OF:
-        if all(said[name] is None for name in names):
-            said |= {name: getattr(default, name) for name in names}
-    said |= {name: getattr(default, name) for name, value in said.items() if value is None and name not in TOGETHER}
-    said = {name: None if value == "" else value for name, value in said.items()}
+        if all(options[name] is None for name in names):
+            options |= {name: getattr(default, name) for name in names}
+    options |= {
+        name: getattr(default, name) for name, value in options.items() if value is None and name not in TOGETHER
+    }
+    options = {name: None if value == "" else value for name, value in options.items()}
     for name in ("prompt", "system_prompt"):
-        if file := said[f"{name}_file"]:
+        if file := options[f"{name}_file"]:
             try:
-                said[name] = Path(file).expanduser().read_text(encoding="utf-8")
+                options[name] = Path(file).expanduser().read_text(encoding="utf-8")
             except OSError as problem:
                 raise ConfigError(
                     f"source {source.name}: {name}_file={file} cannot be read ({problem.strerror})"
                 ) from None
-    return SourceConfig(**said)
+    return SourceConfig(**options)
 
 
 def _named_sources(data: DataConfig) -> list[Source]:
@@ -87,12 +90,15 @@ def _named_sources(data: DataConfig) -> list[Source]:
     found = _read_blend(Path(data.blend).expanduser()) if data.blend else []
     twice = sorted({source.name for source in found} & set(data.sources))
     if twice:
-        raise ConfigError(f"data.blend={data.blend} and data.sources both name {', '.join(twice)}")
+        raise ConfigError(
+            f"data.blend={data.blend} and data.sources both define {', '.join(twice)}; rename one of them"
+        )
     found += [Source(name, config) for name, config in data.sources.items()]
-    problems = [f"data.sources.{source.name}.path: missing" for source in found if not source.config.path]
+    problems = [f"data.sources.{source.name}.path is not set" for source in found if not source.config.path]
     if not found:
         problems = [
-            "no data: give data=jsonl data.path=<file>, data=blend data.blend=<file> or data.sources.<name>.path"
+            "data: the config has no data source; use data=jsonl data.path=<file>, data=blend data.blend=<file> or "
+            "data.sources.<name>.path=<file>"
         ]
     if problems:
         raise ConfigError(*problems)
@@ -128,21 +134,19 @@ def _read_blend(path: Path) -> list[Source]:
             problems.append(f"{path}: datasets[{number}] needs `name` and `path`")
         found.append(Source(str(entry.get("name")), SourceConfig(**options)))
     names = [source.name for source in found]
-    problems += [
-        f"{path}: the name {name!r} is given twice" for name in sorted({n for n in names if names.count(n) > 1})
-    ]
+    problems += [f"{path}: duplicate name {name!r}" for name in sorted({n for n in names if names.count(n) > 1})]
     if problems:
         raise ConfigError(*problems)
     return found
 
 
 def files_of(source: Source) -> list[InputFile]:
-    """The files of a source, sorted by path. Raises DataError when there are none."""
+    """The files of a source, sorted by path. DataError if there are none."""
     return listing_of(source).files
 
 
 def listing_of(source: Source) -> Listing:
-    """The files of a source, and what of its folder is not read. Raises DataError when there are none."""
+    """The files of a source, and those of its folder that are not read. DataError if there are none."""
     path = str(source.config.path)
     if path.startswith(("demo:", "builtin:")):
         return Listing([InputFile(path, path.partition(":")[0])])
@@ -171,7 +175,7 @@ def listing_of(source: Source) -> Listing:
         raise DataError(_nothing(source, path))
     listed = [(file, input_file(file)) for file in files]
     problems = [
-        f"source {source.name}: {file} is no .jsonl, .json or .parquet (the first two also as .gz, .zst)"
+        f"source {source.name}: {file} is not a .jsonl, .json or .parquet file (the first two also as .gz or .zst)"
         for file, known in listed
         if known is None
     ]
@@ -181,7 +185,7 @@ def listing_of(source: Source) -> Listing:
 
 
 def _nothing(source: Source, path: str) -> str:
-    return f"source {source.name}: nothing found at {path} (a file, folder, glob, hub id or demo:<part>)"
+    return f"source {source.name}: {path} does not exist or contains no input files (expected a file, folder, glob, hub id or demo:<part>)"
 
 
 def _first(not_read: dict[str, str]) -> str:
@@ -192,8 +196,9 @@ def _first(not_read: dict[str, str]) -> str:
 def read_rows(
     file: InputFile, source: Source, first: int, stop: int | None, offset: int = 0
 ) -> Iterator[tuple[int, Any]]:
-    """(row number from 0, parsed row or Bad) of rows first..stop; blank lines of JSON lines are left out. `offset`: the
-    byte where row `first` of a file of lines starts (0: not known)."""
+    """(row number from 0, parsed row or MalformedRow) of rows first..stop (stop excluded; None: to the end); blank lines of
+    JSON lines are skipped. `offset`: byte where row `first` of a file of lines starts (0: unknown). DataError if the file
+    cannot be read, ChangedError if it changed since it was planned."""
     if source.config.format == "oasst":
         rest = _read_rows(file, source, first, None, offset)  # a tree may end beyond `stop`
         return trees(rest, first, stop)
@@ -239,7 +244,7 @@ def _read_lines(file: InputFile, first: int, stop: int | None, offset: int) -> I
                 line = line.removeprefix(b"\xef\xbb\xbf")
             try:
                 if b'"tool' in line and has_long_number(line):
-                    raise ValueError("an integer of more than 64 bits may be in it")
+                    raise ValueError("it may contain an integer of more than 64 bits")
                 yield number, orjson.loads(line)
             except ValueError as problem:
                 if line.strip():
@@ -248,7 +253,7 @@ def _read_lines(file: InputFile, first: int, stop: int | None, offset: int) -> I
 
 
 def lines_of(stream: IO[bytes]) -> Iterator[bytes | MalformedRow]:
-    """Lines; in place of one that is longer than any conversation, which is not kept in memory, a Bad row."""
+    """The lines of a stream; a MalformedRow in place of each longer than MAX_ROW_BYTES, which is not kept in memory."""
     while line := stream.readline(MAX_ROW_BYTES + 1):
         if len(line) <= MAX_ROW_BYTES:
             yield line
@@ -256,9 +261,7 @@ def lines_of(stream: IO[bytes]) -> Iterator[bytes | MalformedRow]:
         size, end = len(line), line
         while not end.endswith(b"\n") and (end := stream.readline(MAX_ROW_BYTES)):
             size += len(end)
-        yield MalformedRow(
-            f"a line of {size:,} bytes, more than the {MAX_ROW_BYTES:,} of the longest conversations", "too_large"
-        )
+        yield MalformedRow(f"a line of {size:,} bytes; the limit of a row is {MAX_ROW_BYTES:,} bytes", "too_large")
 
 
 def _parse_slowly(line: bytes, problem: ValueError) -> Any:

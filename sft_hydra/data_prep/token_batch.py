@@ -1,8 +1,8 @@
-"""Rendered rows of a shard on their way into its spool: `TokenBatcher` collects them, `TokenBatcher.encode` makes tokens of them, and
-`StoreWriter.fill` writes these.
+"""From rendered rows of a shard to its token store: `TokenBatcher` collects and encodes them, `StoreWriter.fill` writes the
+tokens.
 
-Owns what happens to sequences that do not fit: they are cut or left out as the policies say, and everything left out is
-counted and written to rejects.jsonl.
+Defines what happens to sequences longer than seq_length: they are truncated or dropped as configured, and everything dropped
+is counted and written to rejects.jsonl.
 """
 
 from collections import Counter
@@ -22,23 +22,25 @@ from sft_hydra.errors import DataError, RowError
 from sft_hydra.schema.data import Overlong
 
 TEMPLATE_REASONS = ("template", "template_drops", "template_tools", "turn_not_located", "end_of_turn", "reasoning")
-SHOWN = 120  # letters of what a template refuses
-Counts = tuple[int, int, int, int]  # rows, tokens, trained tokens, rejects
+SHOWN = 120  # characters of a template's error message
+Counts = tuple[int, int, int, int]  # rows, tokens, supervised tokens, rejects
 
 
 @dataclass(slots=True)
 class TokenBatcher:
-    """Rows that are encoded together. `owners[i]`: index into `rows` of the row that sequence i is from."""
+    """Rows that are encoded together. `owners[i]`: index into `rows` of the row of sequence i; `chars`: length of all texts;
+    `read`: rows that were read, including rejected ones."""
 
     sequences: list[RenderedSequence] = field(default_factory=list)
     owners: list[int] = field(default_factory=list)
     rows: list[tuple[int, int, int, str]] = field(default_factory=list)  # hash, range, number, origin
     rejects: list[tuple[str, str, str]] = field(default_factory=list)  # origin, reason, detail
-    unread: Counter[str] = field(default_factory=Counter)  # keys that nobody read, by rows
+    unread: Counter[str] = field(default_factory=Counter)  # unread keys -> rows
     chars: int = 0
     read: int = 0
 
     def add(self, place: tuple[int, int, int, str], sequences: list[RenderedSequence]) -> None:
+        """Add the sequences of one row. `place`: its content hash, range, row number and origin."""
         self.owners += [len(self.rows)] * len(sequences)
         self.rows.append(place)
         self.sequences += sequences
@@ -46,8 +48,8 @@ class TokenBatcher:
             self.chars += sum(map(len, sequence.chunks))
 
     def encode(self, encoder: SequenceEncoder) -> TokenBatch:
-        """The tokens of all sequences; rows with control-token text that this tokenizer cannot write as ordinary text are
-        taken out."""
+        """The tokens of all sequences. Rows with control-token text that cannot be encoded as plain text are moved to
+        `rejects`."""
         bad: set[int] = set()
         for owner, sequence in zip(self.owners, self.sequences, strict=True):
             if sequence.guarded and owner not in bad:
@@ -64,7 +66,7 @@ class TokenBatcher:
 
 
 class StoreWriter:
-    """Fills the spool of one shard of `source`."""
+    """Writes the token store of one shard of `source`, applying `data.overlong` and `data.max_doc_tokens`."""
 
     def __init__(self, plan: Plan, source: Source, writer: TokenStoreWriter) -> None:
         self.data = plan.data
@@ -74,7 +76,8 @@ class StoreWriter:
         self.rejected = 0
 
     def fill(self, batch: TokenBatcher, tokens: TokenBatch) -> Counts:
-        """Write a batch; what was done."""
+        """Write a batch and its tokens. Returns counts of rows, tokens, supervised tokens and rejected rows. DataError for a long
+        sequence with `data.overlong=error`."""
         self.rejected = 0
         for reject in batch.rejects:
             self._reject(*reject)
@@ -112,7 +115,7 @@ class StoreWriter:
         self.writer.reject(origin=origin, source=self.source.name, reason=reason, detail=detail)
 
     def _shortened(self, tokens: TokenBatch) -> TokenBatch:
-        """Documents of at most `data.max_doc_tokens`."""
+        """The documents truncated to `data.max_doc_tokens`."""
         most = self.data.max_doc_tokens
         if not most or not (tokens.lengths > most).any():
             return tokens
@@ -122,7 +125,7 @@ class StoreWriter:
         return TokenBatch(tokens.input_ids[inside], tokens.loss_mask[inside], np.minimum(tokens.lengths, most))
 
     def _lengths(self, batch: TokenBatcher, tokens: TokenBatch) -> Any:
-        """Tokens of each sequence that stay: 0 for those that do not fit the policies."""
+        """Number of tokens kept of each sequence (sequences,); 0 for dropped ones."""
         causes: list[tuple[int, str, str]] = []
         kept = tokens.lengths.copy()
         limit = min(self.data.max_doc_tokens or self.seq_length, self.seq_length)
@@ -147,7 +150,7 @@ class StoreWriter:
         return kept
 
     def _fit(self, mask: Any, origin: str) -> tuple[int, str]:
-        """How many tokens of a sequence from `origin` stay, and the reason if none do."""
+        """How many tokens of a sequence with this `mask` (tokens,) are kept, and the reject reason if none."""
         length, seq_length = len(mask), self.seq_length
         if self.data.max_doc_tokens and length > self.data.max_doc_tokens:
             length = self.data.max_doc_tokens
@@ -155,14 +158,14 @@ class StoreWriter:
         if length > seq_length and self.data.overlong is Overlong.error:
             raise DataError(
                 f"{origin}: a sequence of {length} tokens does not fit seq_length={seq_length}. "
-                "Raise seq_length or choose data.overlong=split_turns, drop or truncate."
+                "Raise seq_length, or set data.overlong to split_turns, drop or truncate."
             )
         if length > seq_length and self.data.overlong is Overlong.drop:
             return 0, "overlong"
         if length > seq_length and self.data.overlong is Overlong.truncate:
             length = seq_length
             self.writer.counts["truncated"] += 1
-        if length > seq_length:  # split_turns: up to the last turn that ends inside
+        if length > seq_length:  # split_turns: up to the last supervised turn that fits
             ends = np.flatnonzero(np.diff(mask[: seq_length + 1].astype(np.int8)) == -1) + 1
             self.writer.counts["cut_at_turn"] += len(ends) > 0
             return (int(ends[-1]), "") if len(ends) else (0, "overlong")

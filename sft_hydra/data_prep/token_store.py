@@ -1,10 +1,10 @@
-"""Tokenized shards on their way to packing: flat files in a folder that gets its name when it is whole.
+"""The token store of a shard, between tokenizing and packing: flat files in a folder that is renamed when complete.
 
-ids.bin, mask.bin    tokens of all sequences end to end, int32 and uint8 (before the roll)
+ids.bin, mask.bin    tokens of all sequences end to end, int32 and uint8 (before the shift)
 sequences.npy        (sequences, 2) int64: length, row (index into rows.npy)
-rows.npy             (rows,) of ROW: content hash, place of origin
-rejects.jsonl        rows and sequences left out so far
-counts.json          what was counted
+rows.npy             (rows,) of ROW: content hash, range and row number
+rejects.jsonl        rejected rows and dropped sequences
+counts.json          counters by name
 """
 
 import json
@@ -22,13 +22,14 @@ from numpy.typing import NDArray
 
 from sft_hydra.errors import DataError
 
-MOST_CHARS = 2000  # of a detail that tells why a row was rejected
+MOST_CHARS = 2000  # of the detail of a rejected row
 ROW = np.dtype([("hash", "<u8"), ("range", "<i4"), ("number", "<i8")])
 
 
 @dataclass(slots=True)
 class TokenStore:
-    """A finished tokenized shard, opened for reading."""
+    """A complete tokenized shard. `input_ids` and `loss_mask` (tokens,); `lengths` and `row_of` (sequences,), the latter an index
+    into `rows` (rows,) of ROW; `counts` by name."""
 
     input_ids: NDArray[np.int32]
     loss_mask: NDArray[np.uint8]
@@ -39,13 +40,13 @@ class TokenStore:
 
 
 class TokenStoreWriter:
-    """Collects one shard's sequences; `close` makes the folder appear under its name."""
+    """Writes one shard's sequences to a temporary folder, which `close` renames to `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.temporary = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")  # nobody else's
+        self.temporary = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")  # of this writer only
         self.temporary.mkdir(parents=True)
-        self.ids = open(self.temporary / "ids.bin", "wb")  # noqa: SIM115 (open as long as the writer)
+        self.ids = open(self.temporary / "ids.bin", "wb")  # noqa: SIM115 (closed by `close`)
         self.mask = open(self.temporary / "mask.bin", "wb")  # noqa: SIM115
         self.rejects = open(self.temporary / "rejects.jsonl", "wb")  # noqa: SIM115
         self.lengths: list[NDArray[np.int64]] = []
@@ -56,16 +57,19 @@ class TokenStoreWriter:
     def add(
         self, ids: NDArray[np.int32], mask: NDArray[np.uint8], lengths: NDArray[np.int64], row_of: NDArray[np.int64]
     ) -> None:
+        """Append sequences: `ids` and `mask` (tokens,), `lengths` and `row_of` (sequences,)."""
         ids.tofile(self.ids)
         mask.tofile(self.mask)
         self.lengths.append(lengths)
         self.row_of.append(row_of)
 
     def reject(self, **entry: str) -> None:
+        """Append a line to rejects.jsonl."""
         written = {key: _printable(text) for key, text in entry.items()}
         self.rejects.write(orjson.dumps(written) + b"\n")
 
     def close(self) -> None:
+        """Write the remaining files and rename the folder. OSError if the disk is full."""
         for stream in (self.ids, self.mask, self.rejects):
             stream.close()
         empty = [np.zeros(0, np.int64)]
@@ -78,19 +82,19 @@ class TokenStoreWriter:
 
 
 def _printable(text: str) -> str:
-    """A text that any file takes: halves of surrogate pairs are spelled out, and what is very long is cut."""
+    """A text that UTF-8 can encode: lone surrogates are escaped, and it is truncated to MOST_CHARS."""
     return (text if len(text) <= MOST_CHARS else f"{text[:MOST_CHARS]}...").encode("utf-8", "backslashreplace").decode()
 
 
 def read_token_store(folder: Path) -> TokenStore:
-    """A finished tokenized shard. DataError if it is not what was written."""
+    """A complete tokenized shard, memory-mapped. DataError if its files are missing or inconsistent."""
     try:
         spool = _read_spool(folder)
         if not len(spool.input_ids) == len(spool.loss_mask) == spool.lengths.sum() or spool.rows.dtype != ROW:
-            raise ValueError("its files are not of one length")
+            raise ValueError("the lengths of its files differ")
     except (OSError, ValueError, LookupError, EOFError, TypeError) as problem:
         raise DataError(
-            f"{folder}: not what was written ({problem}); take it away, and this shard is done again"
+            f"{folder}: the token store is corrupt ({problem}); delete this folder and rerun the command to redo the shard"
         ) from None
     return spool
 

@@ -1,9 +1,9 @@
 """From rendered sequences to token ids and masks: `SequenceEncoder.encode`, in bulk.
 
-Invariant: the ids of a sequence are those of its whole text, cut only where that changes nothing (at a control token) or
-where inference itself cuts (after the generation prompt). fastokens does the work only where a probe shows that it
-agrees id for id with the `tokenizers` library; where no cut is exact (exact_cuts.py) every text is encoded whole (WHOLE);
-which one ran is written down.
+Invariant: the ids of a sequence are those of its whole text, split only where that does not change them (at a control token)
+or where inference itself splits (after the generation prompt). fastokens is used only if it gives the same ids as the
+`tokenizers` library on test texts; if splitting is not exact (exact_cuts.py) every text is encoded whole (WHOLE). The
+library is recorded in metadata.json.
 """
 
 from collections.abc import Iterable, Sequence
@@ -64,17 +64,17 @@ class TokenBatch:
 
 
 class BulkEncoder:
-    """Many texts to one flat array of ids. `library` is `fastokens`, `tokenizers` or WHOLE."""
+    """Encodes many texts to one flat array of ids. `library` is `fastokens`, `tokenizers` or WHOLE."""
 
     def __init__(self, tokenizer: ChatTokenizer, library: str) -> None:
         self.tokenizer = tokenizer
         self.fast: fastokens.Tokenizer | None = None
         if library == "fastokens":
-            with _reading:  # a second thread that wants the same one waits for it
+            with _reading:  # a second thread waits for the same tokenizer
                 self.fast = _load_fast(str(tokenizer.file), tokenizer.file.stat().st_mtime_ns)
 
     def encode(self, texts: list[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """Flat ids and `len(texts) + 1` offsets."""
+        """Ids of all texts end to end (tokens,), and the offset of each text (texts + 1,)."""
         if self.fast is not None:
             ids, offsets = self.fast.encode_batch_flat(texts)
             return np.frombuffer(ids, np.int32), np.frombuffer(offsets, np.uint64).astype(np.int64)
@@ -93,21 +93,21 @@ def _load_fast(file: str, stamp: int) -> fastokens.Tokenizer:
 
 
 def forget_tokenizers() -> None:
-    """Read tokenizers from disk again from now on (for benchmarks)."""
+    """Drop the cached fastokens tokenizer, so that it is loaded again (for benchmarks)."""
     _load_fast.cache_clear()
 
 
 def start_fast(tokenizer: ChatTokenizer) -> BulkEncoder | None:
-    """fastokens with this tokenizer; None if it cannot read it."""
+    """An encoder with fastokens; None if it does not support this tokenizer."""
     try:
         return BulkEncoder(tokenizer, "fastokens")
-    except Exception:  # it refuses formats that it does not know, in various ways
+    except Exception:  # unsupported formats raise various exceptions
         return None
 
 
 def choose_library(tokenizer: ChatTokenizer, fast: BulkEncoder | None, texts: Iterable[str]) -> str:
-    """`fastokens` if it gives the same ids as the reference on hard cases, on every added token and on `texts`. What is known
-    from earlier preparations (tokenizer_cache.py) is not looked at again."""
+    """`fastokens` if it gives the same ids as the reference on ADVERSARIAL, on every added token and on `texts`, else
+    `tokenizers`. Results of earlier comparisons are cached (tokenizer_cache.py). `fast`: None if not supported."""
     if fast is None:
         return "tokenizers"
     texts = list(texts)
@@ -130,7 +130,7 @@ def choose_library(tokenizer: ChatTokenizer, fast: BulkEncoder | None, texts: It
 
 
 def _agree_on_rows(tokenizer: ChatTokenizer, fast: BulkEncoder, texts: list[str]) -> bool:
-    """Whether both libraries give the same ids; the reference reads no more of its vocabulary than it needs."""
+    """True if both libraries give the same ids; the reference loads only the needed part of its vocabulary if possible."""
     if "backend" not in tokenizer.__dict__ and is_byte_level(tokenizer):
         reduced = reduced_reference(tokenizer, texts)
         if reduced is not None and _agree(fast, reduced, texts):
@@ -141,14 +141,15 @@ def _agree_on_rows(tokenizer: ChatTokenizer, fast: BulkEncoder, texts: list[str]
 def _agree(fast: BulkEncoder, reference: Tokenizer, texts: list[str]) -> bool:
     try:
         ids, offsets = fast.encode(texts)
-    except Exception:  # it refuses what it does not know, in various ways
+    except Exception:  # unsupported texts raise various exceptions
         return False
     want = reference.encode_batch_fast(texts, add_special_tokens=False)
     return all(ids[offsets[i] : offsets[i + 1]].tolist() == want[i].ids for i in range(len(texts)))
 
 
 class SequenceEncoder:
-    """Encodes rendered sequences. `prefix`: ids put before every sequence (a BOS that only the tokenizer adds)."""
+    """Encodes rendered sequences with `library`. `prefix`: ids put before every sequence (the BOS, where the template does not
+    print it)."""
 
     def __init__(self, tokenizer: ChatTokenizer, library: str, prefix: Sequence[int] = ()) -> None:
         self.tokenizer = tokenizer
@@ -163,13 +164,14 @@ class SequenceEncoder:
         self.prefix = list(prefix)
         self.openers = tuple(t.text for t in tokenizer.added if not (t.lstrip or t.normalized))
         self.closers = tuple(t.text for t in tokenizer.added if not (t.rstrip or t.normalized))
-        self.seen_openers: tuple[str, ...] = ()  # those met so far, tried first: there may be a thousand
+        self.seen_openers: tuple[str, ...] = ()  # those seen so far, tried first: there may be a thousand
         self.seen_closers: tuple[str, ...] = ()
         starts = [self.bulk.encode([f"\n{word}", "\n", word]) for word in ("x", "X", "1", "é", "日", "(", "'")]
         self.cuts_freely = all(ids[: offsets[1]].tolist() == ids[offsets[1] :].tolist() for ids, offsets in starts)
 
     def encode(self, sequences: Sequence[RenderedSequence]) -> TokenBatch:
-        """All sequences in order. Raises RowError only for guarded ones, which callers encode one by one."""
+        """The tokens of all sequences, in order. RowError only for guarded ones (with escaped control-token text), which callers
+        check first with `check_guarded`."""
         texts: list[str] = []
         flags: list[bool] = []
         counts: list[int] = []
@@ -195,7 +197,7 @@ class SequenceEncoder:
         )
 
     def check_guarded(self, sequence: RenderedSequence) -> None:
-        """Raises RowError if a guarded sequence cannot be encoded."""
+        """RowError if the control-token text of a guarded sequence cannot be encoded as plain text."""
         self._encode_one(sequence)
 
     def _cuts_are_exact(self, sequence: RenderedSequence) -> bool:
@@ -207,7 +209,7 @@ class SequenceEncoder:
         return True
 
     def _is_cut(self, left: str, right: str) -> bool:
-        """True if a control token stands at the border, so that nothing merges over it."""
+        """True if a control token is at the boundary of two chunks, so that tokens cannot merge across it."""
         if right.startswith(self.seen_openers) or left.endswith(self.seen_closers):
             return True
         if right.startswith(self.openers):

@@ -1,8 +1,8 @@
-"""First half of a shard's work: rows -> checked and rendered -> tokenized sequences in a spool (`ShardTokenizer.run`).
+"""First stage of a shard: rows -> checked and rendered -> tokenized sequences in a token store (`ShardTokenizer.run`).
 
-Rows are read, checked and rendered here, then encoded and written (token_batch.py); a thread beside encodes those that wait
-while the tokenizer is being read, and all of them where there is but one worker.
-Owns what happens to a row on the way: every row read ends as sequences or as a line in rejects.jsonl, and is counted.
+Rows are read, checked and rendered here, then encoded and written (token_batch.py). A background thread encodes those that
+are rendered while the tokenizer is being loaded, and all of them if there is only one worker.
+Invariant: every row ends as sequences or as a line in rejects.jsonl, and is counted.
 
 Owner of: every input row is used, or is in rejects.jsonl with a reason.
 """
@@ -43,17 +43,17 @@ from sft_hydra.records import Conversation
 from sft_hydra.schema.data import DataConfig
 
 JUDGED_TOGETHER = 256  # rows
-BATCH_CHARS = 2_000_000  # text encoded at once: enough to be quick, little enough to stay small
+BATCH_CHARS = 2_000_000  # characters encoded at once: large enough to be fast, small enough for memory
 BATCH_ROWS = 50_000
-AHEAD = 32  # batches that are rendered before they are encoded, while the tokenizer is being read
+AHEAD = 32  # batches rendered ahead while the tokenizer is being loaded
 
-Report = Callable[[int, int, int, int], None]  # more rows, tokens, trained tokens, rejects
+Report = Callable[[int, int, int, int], None]  # counts of rows, tokens, supervised tokens, rejects
 Done = Callable[[], None]
 
 
 class ShardTokenizer:
-    """Does the first half for any shard of one plan. `library` says which one encodes, as soon as that is known.
-    `alone`: there is no other worker, so that encoding may use a second core."""
+    """Tokenizes any shard of one plan. `library`: returns the tokenizer library; may wait until it is chosen. `alone`: there is
+    no other worker process, so encoding may use a second core. ChangedError if the tokenizer on disk changed."""
 
     def __init__(self, plan: Plan, library: Callable[[], str], alone: bool = False) -> None:
         self.plan = plan
@@ -72,7 +72,7 @@ class ShardTokenizer:
             ends = [token.text for token in tokenizer.added if token.special]
             wanted = Supervisor(self.renderer.sequences, plan.data.roles_to_train, plan.data.mask_reasoning, ends)
             self.render = wanted.sequences
-        self.of_lines = False  # rows are from a file of lines, of which too long ones are not even parsed
+        self.of_lines = False  # rows are from a file of lines, which already limits their size
         self.texts: dict[str, TextRenderer] = {}  # by source
         self.filters = Filters(plan.data.filters)
         judge = plan.data.filters.judge
@@ -81,24 +81,26 @@ class ShardTokenizer:
         self.guard = None if trusted else ControlTokenEscaper(tokenizer)
 
     def warm_up(self) -> None:
-        """Begin to read the tokenizer, which takes a second."""
+        """Start to load the tokenizer in the background, which takes a second."""
         self.background.start(lambda: start_fast(self.tokenizer))
 
     def run(self, shard: ShardPlan, folder: Path, report: Report, done: Done) -> None:
-        """Read and render the shard's rows; its spool is in `folder` when `done` is called, in a later `run` or `finish`."""
+        """Read and render the shard's rows. Its token store is in `folder` when `done` is called, in a later `run` or `finish`.
+        `report` is called with the counts of each batch. DataError if an input is invalid."""
         self.renderer.forget()
         try:
             self._run(shard, folder, report, done)
-        except LearnedWrongError:  # a learned verdict is not right for this template after all
+        except LearnedWrongError:  # the render cache is wrong for this template: render every row
             self.renderer.trust_nothing()
             self._run(shard, folder, report, done)
 
     def finish(self) -> None:
-        """Wait until all spools are written."""
+        """Wait until all token stores are written. Raises what writing them raised."""
         self.background.help()
         self.background.finish()
 
     def close(self) -> None:
+        """End the background thread."""
         self.background.close()
 
     def _run(self, shard: ShardPlan, folder: Path, report: Report, done: Done) -> None:
@@ -149,7 +151,7 @@ class ShardTokenizer:
         return batch.encode(self.encoder)
 
     def _judged(self, rows: Iterator[tuple[int, Any]], source: Source) -> Iterator[tuple[int, Any]]:
-        """The same rows, when the judge has been asked about those that the filters keep, many at a time."""
+        """The same rows, after requesting verdicts on those that the filters keep, JUDGED_TOGETHER rows at a time."""
         assert self.judge is not None
         while chunk := list(islice(rows, JUDGED_TOGETHER)):
             worth = []
@@ -160,7 +162,7 @@ class ShardTokenizer:
             yield from chunk
 
     def check(self, row: Any, source: Source, origin: str) -> Conversation:
-        """A parsed row as a conversation that the filters keep. Raises RowError."""
+        """A parsed row as a conversation. `origin`: `file:line`. RowError if it is invalid or a filter rejects it."""
         if isinstance(row, MalformedRow):
             raise RowError(row.reason, row.problem)
         conversation = to_conversation(row, source.config, source.name, origin)
@@ -174,7 +176,7 @@ class ShardTokenizer:
         return conversation
 
     def convert(self, row: Any, source: Source, origin: str) -> tuple[Conversation, list[RenderedSequence]]:
-        """A parsed row to its conversation and sequences. Raises RowError."""
+        """The conversation and rendered sequences of a parsed row. RowError if it is invalid or rejected."""
         conversation = self.check(row, source, origin)
         if self.judge is not None:
             self.judge.check(conversation)
@@ -185,7 +187,7 @@ class ShardTokenizer:
         return conversation, sequences
 
     def text_renderer(self, source: Source) -> TextRenderer:
-        """Renders the raw text of a source."""
+        """The renderer of a raw-text source, cached by its name. ConfigError if it has no end token."""
         if source.name not in self.texts:
             self.texts[source.name] = TextRenderer.of(self.tokenizer, source.config, source.name)
         return self.texts[source.name]
@@ -194,16 +196,17 @@ class ShardTokenizer:
 def _check_size(conversation: Conversation) -> None:
     chars = sum(len(message.get("content") or "") for message in conversation.messages)
     if chars > MAX_ROW_BYTES:
-        raise RowError(
-            "too_large", f"{chars:,} characters, more than the {MAX_ROW_BYTES:,} of the longest conversations"
-        )
+        raise RowError("too_large", f"{chars:,} characters; the limit of a row is {MAX_ROW_BYTES:,}")
 
 
 def _guarded(marked: list[RenderedSequence], plain: list[RenderedSequence]) -> list[RenderedSequence]:
-    """The sequences with control-token text marked, provided that the template does nothing else with it."""
+    """The sequences with marked control-token text. RowError if the template renders marked text differently."""
     same = [(sequence.chunks, sequence.trained) for sequence in plain]
     if [([c.replace(WORD, "") for c in sequence.chunks], sequence.trained) for sequence in marked] != same:
-        raise RowError("control_text", "the template acts on control-token text in a content")
+        raise RowError(
+            "control_text",
+            "the chat template interprets control-token text in a message content, so it cannot be escaped",
+        )
     for sequence in marked:
         sequence.guarded = WORD in sequence.text
     return marked
@@ -217,17 +220,18 @@ def _row_renderer(tokenizer: ChatTokenizer, data: DataConfig, now: datetime) -> 
 
 
 def content_hash(conversation: Conversation) -> int:
-    """64 bits of a conversation's messages and tools, the same for every tokenizer and template. Raises RowError."""
+    """64 bits of a conversation's messages and tools, independent of tokenizer and template, to find repeated rows
+    and assign splits. RowError with reason `unicode` or `number` if they are not valid JSON."""
     what: list[Any] = [conversation.messages, conversation.tools]
     if conversation.template_kwargs:
         what.append(conversation.template_kwargs)
     try:
         data = orjson.dumps(what, option=orjson.OPT_SORT_KEYS)
-    except TypeError:  # an integer of more than 64 bits, half a surrogate pair, or no number
+    except TypeError:  # an integer of more than 64 bits, a lone surrogate, or NaN
         try:
             data = json.dumps(what, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
         except UnicodeEncodeError:
-            raise RowError("unicode", "holds half a surrogate pair, which is no Unicode text") from None
+            raise RowError("unicode", "contains a lone surrogate, which is not valid Unicode") from None
         except ValueError:
-            raise RowError("number", "holds NaN or an infinite number, which is no JSON") from None
+            raise RowError("number", "contains NaN or an infinite number, which is not valid JSON") from None
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")

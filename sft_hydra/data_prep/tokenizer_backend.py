@@ -1,7 +1,7 @@
-"""Which library encodes the rows of a preparation, and whether in pieces: `choose_backend(tokenizer, texts, sequences)`.
+"""Choice of the tokenizer library of a preparation, and whether it encodes texts in pieces: `choose_backend`.
 
-Invariant: fastokens does it only if it agrees with the reference on hard texts, the tokenizer's own tokens, the template and
-the first rows of every source; texts are encoded in pieces only if the pieces of the first rows have the ids of the whole.
+Invariant: fastokens is used only if it agrees with the reference on adversarial texts, the added tokens, the template and the
+first rows of every source; texts are encoded in pieces only if the pieces of the first rows have the ids of the whole text.
 """
 
 import json
@@ -31,7 +31,7 @@ ALL_CHARS = 250_000  # about, of all rows
 
 
 def probe_texts(request: Request, tokenizer: ChatTokenizer) -> list[str]:
-    """The template and the beginnings of the first rows of every source."""
+    """The template and the beginnings of the first ROWS rows of every source, about ALL_CHARS characters."""
     rows = [_text_of(row) for row in first_rows(request, ROWS)]
     share = min(CHARS, ALL_CHARS // max(len(rows), 1))
     texts = [text for row in rows if _is_unicode(text := row[:share])]
@@ -39,7 +39,7 @@ def probe_texts(request: Request, tokenizer: ChatTokenizer) -> list[str]:
 
 
 def probe_sequences(request: Request, tokenizer: ChatTokenizer, data: DataConfig) -> list[RenderedSequence]:
-    """The first rows of every source as they are rendered."""
+    """The rendered sequences of the first ROWS rows of every source; invalid rows are skipped."""
     renderer = Renderer.of(tokenizer, data)
     found: list[RenderedSequence] = []
     for source, listed in zip(request.sources, request.files, strict=True):
@@ -54,8 +54,9 @@ def probe_sequences(request: Request, tokenizer: ChatTokenizer, data: DataConfig
 
 
 def choose_backend(tokenizer: ChatTokenizer, texts: list[str], sequences: Callable[[], list[RenderedSequence]]) -> str:
-    """`fastokens`, `tokenizers`, or WHOLE. Takes a second for a large vocabulary. `sequences`: some of those to encode."""
-    cut = tokenizer.spec.get("truncation") or tokenizer.spec.get("padding")  # which the reference does without
+    """`fastokens`, `tokenizers`, or WHOLE. `texts`: those to compare both libraries on; `sequences`: returns rendered sequences
+    to compare pieces with whole texts. Takes a second for a large vocabulary."""
+    cut = tokenizer.spec.get("truncation") or tokenizer.spec.get("padding")  # the reference is used without them
     library = choose_library(tokenizer, None if cut else start_fast(tokenizer), texts)
     if is_byte_level(tokenizer):
         return library
@@ -70,7 +71,7 @@ def choose_backend(tokenizer: ChatTokenizer, texts: list[str], sequences: Callab
 def _text_of(row: Any) -> str:
     try:
         return json.dumps(row, ensure_ascii=False, default=str)
-    except RecursionError:  # it will be rejected
+    except RecursionError:  # nested too deeply: the row will be rejected
         return ""
 
 

@@ -1,8 +1,8 @@
-"""What is known of a tokenizer from earlier preparations, so that the reference library need not read it again:
+"""Cached facts about a tokenizer from earlier preparations, so that the reference library need not load it again:
 `TokenizerRecord.load` and `TokenizerRecord.save`.
 
-The record is kept in the user's cache (`$XDG_CACHE_HOME/sft_hydra/tokenizers`) under a hash of tokenizer.json, of the texts that
-both libraries were compared on, and of the versions of both libraries. A record that cannot be read or written is made again.
+The record is stored in the user's cache (`$XDG_CACHE_HOME/sft_hydra/tokenizers`) under a hash of tokenizer.json, of the texts that
+both libraries were compared on, and of the versions of both libraries. A record that cannot be read is recreated.
 """
 
 import hashlib
@@ -25,8 +25,8 @@ KEPT = 256  # hashes of texts
 
 @dataclass(slots=True)
 class TokenizerRecord:
-    """`agrees`: fastokens gives the reference's ids on hard texts. `compared`: hashes of the first rows of data sets on which
-    it does too."""
+    """`agrees`: fastokens gives the reference's ids on adversarial texts. `added`: the added tokens. `compared`: hashes of the
+    first rows of data sets on which both libraries also agree."""
 
     agrees: bool
     added: list[AddedToken]
@@ -35,7 +35,7 @@ class TokenizerRecord:
 
     @classmethod
     def load(cls, tokenizer: ChatTokenizer, texts: Iterable[str]) -> "TokenizerRecord | None":
-        """The record of a tokenizer compared on these hard texts; None if there is none."""
+        """The record of a tokenizer that was compared on these texts; None if there is none or it is invalid."""
         try:
             entry: dict[str, Any] = json.loads(_file(tokenizer, texts).read_text(encoding="utf-8"))
             added = [AddedToken(**token) for token in entry["added"]]
@@ -44,7 +44,7 @@ class TokenizerRecord:
             return None
 
     def save(self, tokenizer: ChatTokenizer, texts: Iterable[str]) -> None:
-        """Keep the record, if the cache can be written."""
+        """Store the record; nothing happens if the cache cannot be written."""
         file = _file(tokenizer, texts)
         entry = {**asdict(self), "compared": self.compared[-KEPT:]}
         temporary = file.with_name(f"{file.name}.{secrets.token_hex(4)}.tmp")
@@ -54,13 +54,13 @@ class TokenizerRecord:
             os.replace(temporary, file)
 
     def apply(self, tokenizer: ChatTokenizer) -> None:
-        """What the reference library would tell of the tokenizer is known from now on."""
+        """Set the added tokens and vocabulary size of `tokenizer`, which the reference library would otherwise be loaded for."""
         tokenizer.added = self.added
         tokenizer.vocab_size = self.vocab_size
 
 
 def hash_of(texts: Iterable[str]) -> str:
-    """One hash of several texts."""
+    """One hash of several texts (32 hex digits), which depends on their boundaries."""
     digest = hashlib.sha256()
     for text in texts:
         data = text.encode("utf-8", "surrogatepass")

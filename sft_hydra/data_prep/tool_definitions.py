@@ -1,4 +1,5 @@
-"""Tools of a row, whoever's form they are in, as OpenAI has them: `read_tools`."""
+"""Conversion of the tool definitions of a row to OpenAI's format: `read_tools`. Accepts Anthropic's, Gemini's, Bedrock's and
+MCP's keys for the schema."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,7 +7,7 @@ from typing import Any
 from sft_hydra.chat.calls import parse_json
 from sft_hydra.errors import RowError
 
-KEYS = (  # columns that hold tools where the source's own has none
+KEYS = (  # columns that may hold tools, beside the one that the source names
     *("functions", "tool_defs", "tool_definitions", "tools_definition", "function_definitions", "available_tools"),
     *("oai_tools", "tool_schemas", "tools_json"),
 )
@@ -16,7 +17,8 @@ Tool = dict[str, Any]
 
 
 def read_tools(tools: Any) -> list[Tool] | None:
-    """Tools as `{"type": "function", "function": {...}}`; None if there are none. Raises RowError."""
+    """Tools as `{"type": "function", "function": {...}}`; None if there are none. `tools`: a list, an object of
+    declarations, or the JSON of one. RowError with reason `tools` if they are not."""
     if isinstance(tools, str):
         tools = parse_json(tools) if tools.strip() else None
     if not tools:
@@ -36,7 +38,7 @@ def _each(tools: list[Any]) -> Iterator[Tool]:
             raise RowError("tools", "tools must be a list of objects")
         function = tool.get("function")
         if type(function) is dict and type(function.get("name")) is str and not _is_foreign(function):
-            yield tool  # as it should be
+            yield tool  # already in this format
             continue
         declared = tool.get("functionDeclarations", tool.get("function_declarations"))
         if isinstance(declared, list):
@@ -46,10 +48,10 @@ def _each(tools: list[Any]) -> Iterator[Tool]:
             tool = tool["toolSpec"]
         function = tool.get("function", tool)
         if not isinstance(function, dict) or not isinstance(function.get("name", ""), str):
-            raise RowError("tools", "a tool must be an object whose name is text")
+            raise RowError("tools", "a tool must be an object with a string as `name`")
         if "function" in tool:
             yield {**tool, "function": _with_parameters(function)} if _is_foreign(function) else tool
-        elif "name" not in tool:  # one that the server brings itself
+        elif "name" not in tool:  # a built-in tool of the server
             yield tool
         else:
             flat = {key: value for key, value in tool.items() if key != "type"}
@@ -61,10 +63,10 @@ def _is_foreign(function: Tool) -> bool:
 
 
 def _with_parameters(function: Tool) -> Tool:
-    """The same with its schema as an object under `parameters`, in the place where it was."""
+    """The function with its schema as an object under `parameters`, at the same position."""
     schemas = [key for key in SCHEMAS if function.get(key) is not None]
     if len(schemas) > 1:
-        raise RowError("tools", f"a tool with {' and '.join(schemas)}")
+        raise RowError("tools", f"a tool has both {' and '.join(schemas)}; keep one of them")
     out: Tool = {}
     for key, value in function.items():
         if key in schemas:

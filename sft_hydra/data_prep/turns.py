@@ -1,5 +1,4 @@
-"""Which turns of a conversation are supervised, and which are one: `arrange`, for `data.train_on_last_turn` and
-`data.merge_same_role`."""
+"""Merging and masking of turns: `arrange`, for `data.merge_same_role` and `data.train_on_last_turn`."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,12 +6,12 @@ from typing import Any
 from sft_hydra.records import Conversation, Message
 from sft_hydra.schema.data import DataConfig
 
-MERGED = ("system", "developer", "user", "assistant")  # each result belongs to its own call
+MERGED = ("system", "developer", "user", "assistant")  # not tool: each result belongs to its own call
 BETWEEN = "\n\n"
 
 
 def arrange(conversation: Conversation, data: DataConfig) -> Conversation:
-    """The conversation as these keys want it; the messages given are not changed."""
+    """A conversation with these two options of `data` applied; the input is not modified."""
     messages = conversation.messages
     if data.merge_same_role:
         messages = _merge(messages)
@@ -26,7 +25,7 @@ def arrange(conversation: Conversation, data: DataConfig) -> Conversation:
 
 
 def _merge(messages: list[Message]) -> list[Message]:
-    """Neighbours of one role as one message, if they are supervised alike."""
+    """Consecutive messages of one role as one message, if both or neither are supervised."""
     out: list[Message] = []
     for message in messages:
         before = out[-1] if out else None

@@ -1,5 +1,5 @@
-"""Keys of a row that nobody reads: `unread_of_messages`, `unread_of_row`. They are counted, and told when the data is
-prepared."""
+"""Keys of a row that are not read: `unread_of_messages`, `unread_of_row`. They are counted and reported by data
+preparation."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,18 +13,18 @@ from sft_hydra.errors import RowError
 
 READ = PLAIN - {"name"} | {"from", "value", "refusal", "function_calls", *CALL_KEYS, *REASONING}
 EMPTY: tuple[Any, ...] = (None, "", [], {})
-SPEECH = {  # where these are not read, something that the model says or sees is lost
-    "messages.function_calls": ("tool_calls", "calls under a key that the chat template does not read"),
+SPEECH = {  # unread keys whose loss would change what the model says or sees: (reason, detail)
+    "messages.function_calls": ("tool_calls", "tool calls under a key that the chat template does not read"),
     "messages.functions": ("tools", "tools of a message, which the chat template does not read"),
     "messages.tools": ("tools", "tools of a message, which the chat template does not read"),
-    "messages.images": ("content", "images, which text models do not see"),
-    "messages.audio": ("content", "sounds, which text models do not hear"),
-    "messages.refusal": ("content", "a refusal beside an answer"),
+    "messages.images": ("content", "images are not supported, only text"),
+    "messages.audio": ("content", "audio is not supported, only text"),
+    "messages.refusal": ("content", "a refusal beside a content; keep one of them"),
 }
 
 
 def unread_of_messages(messages: list[Any]) -> set[str]:
-    """Keys of messages and calls that nobody reads, as `messages.<key>` and `tool_calls.<key>`."""
+    """Keys of messages and calls that are not read, as `messages.<key>` and `tool_calls.<key>`."""
     found: set[str] = set()
     for message in messages:
         if not isinstance(message, dict) or len(message) == 2:
@@ -46,19 +46,19 @@ def unread_of_messages(messages: list[Any]) -> set[str]:
 
 
 def unread_of_row(row: dict[str, Any], read: set[str]) -> set[str]:
-    """Keys of a row that are not in `read` and hold something."""
+    """Keys of a row that are not in `read` and whose value is not empty."""
     return {str(key) for key, value in row.items() if key not in read and (value not in EMPTY)}
 
 
 def check_speech(unread: Iterable[str]) -> None:
-    """Raises RowError if one of these keys holds what the model says or sees."""
+    """RowError if one of these unread keys is in SPEECH, with its reason."""
     for key in unread:
         if key in SPEECH:
             raise RowError(SPEECH[key][0], f"{key}: {SPEECH[key][1]}")
 
 
 def _wants_more(message: dict[str, Any], key: str, value: Any) -> bool:
-    """True if a flag wants a message supervised that is not an answer."""
+    """True if a flag marks a message as supervised that is not an assistant message."""
     if role_of(str(message.get("role", message.get("from")))) == "assistant" or value is None:
         return False
     try:

@@ -1,8 +1,8 @@
-"""Control-token text in contents, for tokenizers whose texts cannot be encoded in pieces: `WholeGuard.encode`.
+"""Escaping of control-token text for tokenizers whose texts cannot be encoded in pieces: `WholeGuard.encode`.
 
-The whole text is encoded at once by a copy of the tokenizer whose added tokens have other names: what the template printed
-is spelled by these, so that what a content spells is ordinary text. Invariant: ids are those that the tokenizer gives a
-text in which the contents' control tokens are no tokens.
+The whole text is encoded at once by a copy of the tokenizer whose added tokens are renamed. Control tokens printed by the
+template are renamed in the text too, those in message contents are not, and so become ordinary text. Invariant: the ids are
+those of a tokenizer that treats control-token text in contents as ordinary text.
 """
 
 import json
@@ -23,7 +23,7 @@ NAME = f"<g{secrets.token_hex(6)}"
 
 
 class WholeGuard:
-    """For one tokenizer."""
+    """Encodes whole texts with escaped control-token text, for one tokenizer."""
 
     def __init__(self, tokenizer: ChatTokenizer) -> None:
         self.tokenizer = tokenizer
@@ -31,7 +31,8 @@ class WholeGuard:
         self.control = {token.id for token in self.tokens.values()} - {tokenizer.unknown_id}
 
     def encode(self, chunks: Sequence[str], trained: Sequence[bool]) -> tuple[list[int], NDArray[np.int64]]:
-        """Ids of the chunks of a marked text, end to end, and the chunk of each. Raises RowError where that cannot be."""
+        """Ids of the chunks of a marked text (tokens,), and the index of the chunk of each (tokens,). `trained`: whether each
+        chunk is supervised. RowError if a control token cannot be encoded as plain text."""
         renamed: list[str] = []
         count = 0
         for chunk in chunks:
@@ -42,7 +43,9 @@ class WholeGuard:
         ids = [self.ids.get(id_, id_) for id_ in encoding.ids]
         kept = sum(id_ in self.ids for id_ in encoding.ids)
         if kept != count or any(id_ in self.control for id_ in encoding.ids if id_ not in self.ids):
-            raise RowError("control_text", "holds a control token that this tokenizer cannot write as ordinary text")
+            raise RowError(
+                "control_text", "contains a control token that cannot be encoded as plain text by this tokenizer"
+            )
         return ids, owners(encoding.offsets, renamed, trained)
 
     def _name(self, token: AddedToken) -> str:
@@ -50,20 +53,20 @@ class WholeGuard:
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
-        """Finds added tokens as the tokenizer does: the longest, and whole words where the token wants these."""
+        """Matches added tokens as the tokenizer does: the longest, and only whole words for tokens with `single_word`."""
         words = any_of([token.text for token in self.tokens.values() if token.single_word])
         others = any_of([token.text for token in self.tokens.values() if not token.single_word])
         return re.compile(rf"{others}|(?<!\w)(?:{words})(?!\w)")
 
     @cached_property
     def ids(self) -> dict[int, int]:
-        """Id of a renamed token -> id of the token."""
+        """Id of a renamed token -> id of the original token."""
         found = {self.backend.token_to_id(self._name(token)): token.id for token in self.tokens.values()}
         return {id_: own for id_, own in found.items() if id_ is not None}
 
     @cached_property
     def backend(self) -> Tokenizer:
-        """The tokenizer with other names for its added tokens; read when first used."""
+        """The tokenizer with renamed added tokens, loaded at first use."""
         spec = json.loads(self.tokenizer.file.read_text(encoding="utf-8"))
         added = [
             {**entry, "content": self._name(self.tokens[entry["content"]])}
@@ -76,8 +79,9 @@ class WholeGuard:
 
 
 def owners(offsets: Sequence[tuple[int, int]], chunks: Sequence[str], flags: Sequence[bool]) -> NDArray[np.int64]:
-    """The chunk of every token, of which `offsets` are start and stop in the text of all chunks. A token that reaches from
-    context into a supervised chunk (`flags`) belongs to that, unless it holds but white space of it."""
+    """Index of the chunk of every token (tokens,). `offsets`: start and stop of each token in the text of all chunks, in
+    characters. A token that spans context and a supervised chunk (`flags`) belongs to the latter, unless it covers only
+    white space of it."""
     ends = np.cumsum([len(chunk) for chunk in chunks])
     starts = np.array([start for start, _ in offsets], np.int64)
     owner = np.minimum(np.searchsorted(ends, starts, side="right"), len(chunks) - 1)

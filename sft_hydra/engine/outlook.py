@@ -1,6 +1,6 @@
-"""What looks like a mistake in a training that has not begun: told in the dry run and at the start, before time is spent.
+"""Warnings about likely mistakes in a training plan, shown by the dry run and at the start of training.
 
-Free of torch, as the dry run is.
+Imports no torch, because the dry run does not.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from sft_hydra.planning.recipe import Recipe
 
 
 def plan_warnings(recipe: Recipe, architecture: dict[str, Any], rows: TrainRows | None) -> Iterator[str]:
-    """Sentences for people; `rows` are None as long as the data is not prepared."""
+    """Warnings for the user. `architecture`: the model's config.json; `rows`: None if the data is not prepared yet."""
     steps = _steps(recipe, rows)
     if steps:
         yield from _schedule(recipe, steps)
@@ -36,8 +36,8 @@ def _schedule(recipe: Recipe, steps: int) -> Iterator[str]:
     warmup, decay = warmup_steps(recipe, steps), decay_steps(recipe, steps)
     if warmup >= steps and warmup > 1:
         yield (
-            f"warm-up takes {warmup:,} steps and training has {steps:,}: the rate never falls, and its peak is reached in "
-            "the last step or not at all; use a smaller scheduler.warmup_iters, or scheduler.warmup_ratio=0.03 in its place"
+            f"warm-up takes {warmup:,} steps and training has {steps:,}: the learning rate never decays, and its peak is reached "
+            "in the last step or not at all; use a smaller scheduler.warmup_iters, or scheduler.warmup_ratio=0.03 instead"
         )
     elif decay is not None and warmup + decay > steps:
         yield (

@@ -96,7 +96,8 @@ def attend_varlen(
     scale: float,
     window: int | None,
 ) -> torch.Tensor:
-    """`attend` by torch's FlashAttention kernel; its backward pass is deterministic if torch is asked to be."""
+    """`attend` by torch's FlashAttention kernel; its backward pass is deterministic with
+    `torch.use_deterministic_algorithms`."""
     return _varlen_attn()(q, k, v, queries, keys, max_seqlen, max_seqlen, scale=scale, window_size=_window(window))
 
 

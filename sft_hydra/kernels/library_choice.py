@@ -1,8 +1,8 @@
 """Which kernels of installed libraries are used: those of flash-attn, causal-conv1d and mamba-ssm, and torch's own attention
 over rows of several documents.
 
-`try_kernels` runs each once on small tensors at the start of a run. That a package is installed says little: it may be built
-for another torch, lack this GPU, or be another release with other functions. One that fails is not used.
+`try_kernels` runs each once on small tensors at the start of a run. An installed package may still not
+work: it may be built for another torch or another GPU, or be a release with other functions. Kernels that fail are not used.
 """
 
 from collections.abc import Callable

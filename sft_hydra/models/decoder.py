@@ -135,8 +135,8 @@ class DecoderModel(nn.Module, ABC):
         return hidden if self.reader is None else self.reader(hidden)
 
     def observe_batch(self, batch: Any, *, repeated: bool = False) -> None:
-        """Tell the routers whose experts are balanced how many tokens of the coming pass over a micro-batch they count: all
-        but padding; none if it is a repetition."""
+        """Set how many tokens of the next pass over a micro-batch the balanced routers count: all but padding; 0 if it is
+        `repeated` (recomputed)."""
         for balance in self.balances:
             balance.real = 0 if repeated else batch.num_real(self.mesh)
 

@@ -49,8 +49,8 @@ def apply_lora(model: DecoderModel, lora: LoraConfig, seed: int, token_ids: tupl
 
 
 def add_adapters(model: DecoderModel, lora: LoraConfig, token_ids: tuple[int, ...] = ()) -> list[Coverage]:
-    """Freeze the model and add uninitialized adapters to the selected linear layers, in place; make what else `lora` asks for
-    trainable, of the tokens `token_ids` where it is new ones.
+    """Freeze the model and add uninitialized adapters to the selected linear layers, in place; make the other parameters that
+    `lora` configures trainable. `token_ids`: ids of new tokens, for `trainable_new_tokens`.
 
     Returns the coverage table. ConfigError if no layer is selected, or for a pattern without a match.
     """
@@ -64,8 +64,8 @@ def add_adapters(model: DecoderModel, lora: LoraConfig, token_ids: tuple[int, ..
     if not chosen:
         raise ConfigError(
             f"peft: no layer of this model can have a LoRA adapter (model_type {model.config.model_type}, {len(layers)} "
-            "linear layers besides lm_head); adapters go on linear layers, of which GPT-2's Conv1D, with its weights transposed, is "
-            "none; use peft=null, with train.freeze to train a part"
+            "linear layers besides lm_head); adapters are supported on linear layers only (not on GPT-2's Conv1D); use peft=null, "
+            "with train.freeze to train a part"
         )
     each = {name: layer_lora(lora, name) for name in chosen}
     model.adapter_scales = {name: scale_of(own) for name, own in each.items()}

@@ -13,7 +13,8 @@ from sft_hydra.schema.config import LoraConfig
 
 
 def train_tables(model: DecoderModel, lora: LoraConfig, ids: tuple[int, ...]) -> None:
-    """Make of a frozen model's embedding and head what `lora` asks for trainable, in place. `ids`: the new tokens'."""
+    """Make the embedding and head of a frozen model trainable as `lora` configures, in place. `ids`: those of the new tokens.
+    ConfigError if single rows of this model's embedding cannot be trained."""
     tables = {"embed_tokens": model.embedding_name, "lm_head": model.head_name}
     model.trained_whole = frozenset(tables[name] for name in lora.modules_to_save)
     for name in model.trained_whole:

@@ -125,10 +125,10 @@ def test_by_source_goes_through_one_source_after_the_other(base: Path) -> None:
 @pytest.mark.parametrize(
     ("wishes", "match"),
     [
-        ({"small": {"weight": 1.0}}, "give every source one, or none"),
+        ({"small": {"weight": 1.0}}, "set weight for every source, or for none"),
         ({"small": {"weight": 1.0, "epochs": 2.0}}, "both weight and epochs"),
         ({"small": {"epochs": -1.0}}, "must be 0 or more"),
-        ({name: {"epochs": 0.0} for name in SIZES}, "draws no training row"),
+        ({name: {"epochs": 0.0} for name in SIZES}, "this blend has 0 training rows"),
         ({name: {"weight": 0.0} for name in SIZES}, "weight of every source is 0"),
     ],
 )

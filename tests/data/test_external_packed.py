@@ -196,7 +196,7 @@ def test_trust_is_needed_and_lengths_and_ids_must_fit(tmp_path: Path, questions:
     with pytest.raises(SeqLengthMismatchError, match="do not fit"):
         open_existing(cfg)
     cfg.seq_length, cfg.data.force = 64, True
-    with pytest.raises(ConfigError, match="cannot be made again"):
+    with pytest.raises(ConfigError, match="cannot be repacked"):
         prepare(cfg)
     cfg.data.force = False
     write_shard(tmp_path / "big" / "train.parquet", packed_rows(2, seed=0, vocabulary=10**6))

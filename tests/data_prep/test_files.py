@@ -105,8 +105,8 @@ def test_a_folder_tells_what_is_not_read(tmp_path: Path) -> None:
     assert [Path(file.path).name for file in found.files] == ["a.jsonl", "linked.jsonl"]
     why = {Path(path).name: reason for path, reason in found.not_read.items()}
     assert why == {
-        "folder": "a link to a folder",
-        "nothing.jsonl": "a link to nothing",
+        "folder": "link to a folder",
+        "nothing.jsonl": "broken link",
         "rows.csv": "not .jsonl, .json or .parquet",
         "pipe.jsonl": "not a file",
     }
@@ -125,7 +125,7 @@ def test_saved_data_sets_are_read_by_their_library(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "two") == ROWS[:8]
     assert [row for _, row in read_saved(tmp_path / "two", "extra")] == ROWS[8:]
     listed = listing_of(Source("s", SourceConfig(path=str(tmp_path / "two"))))
-    assert list(listed.not_read.values()) == ["another split than train"]
+    assert list(listed.not_read.values()) == ["not the split train"]
     assert prepare(data_cfg(tmp_path / "out", rows=tmp_path / "one")).metadata["sources"][0]["kept"] == 12
 
 

@@ -156,7 +156,7 @@ def test_subset_and_split_by_names_alone(subset: str, split: str | None, expecte
 def test_what_is_not_there_is_answered_with_what_is(hub: Path) -> None:
     source = Source("s", DataConfig().default)
     source.config.path, source.config.subset = "hf://nvidia/Nemotron-Agentic-v1", "tool_caling"
-    with pytest.raises(DataError, match=r"subset=tool_caling; there are: default, interactive_agent, tool_calling"):
+    with pytest.raises(DataError, match=r"subset=tool_caling; available: default, interactive_agent, tool_calling"):
         files_of(source)
     source.config.subset = "tool_calling"
     (file,) = files_of(source)

@@ -90,7 +90,7 @@ def test_verdicts_are_reasons(cfg: SftConfig, server: Server, monkeypatch: pytes
     assert server.asked[0]["temperature"] == 0
     assert set(server.keys) == {"Bearer secret"}
     assert server.most_together > 1
-    assert "says 'No, it is not.'" in next(
+    assert "answered 'No, it is not.'" in next(
         entry["detail"] for entry in rejects(prepare(cfg)) if entry["reason"] == "judge"
     )
 
@@ -113,7 +113,7 @@ def test_faults_and_silence_are_tried_again(cfg: SftConfig, server: Server) -> N
 def test_an_endpoint_that_refuses_stops_the_run_and_keeps_the_verdicts(cfg: SftConfig, server: Server) -> None:
     cfg.data.filters.judge.parallel = 1
     server.faults = [200] * 6 + [401]
-    with pytest.raises(DataError, match=r"no verdict from judge-1 after 1 tries \(HTTP Error 401"):
+    with pytest.raises(DataError, match=r"no verdict from judge-1 after 1 attempts \(HTTP Error 401"):
         prepare(cfg)
     assert 6 <= len(server.asked) < 10
     assert prepare(cfg).metadata["sources"][0]["kept"] == 16
@@ -123,7 +123,7 @@ def test_an_endpoint_that_refuses_stops_the_run_and_keeps_the_verdicts(cfg: SftC
 def test_no_endpoint_is_told(cfg: SftConfig) -> None:
     cfg.data.filters.judge.url, cfg.data.filters.judge.retries = "http://127.0.0.1:9/v1", 1
     with pytest.raises(
-        DataError, match=r"data\.filters\.judge\.url=http://127.0.0.1:9/v1: no verdict .* after 2 tries"
+        DataError, match=r"data\.filters\.judge\.url=http://127.0.0.1:9/v1: no verdict .* after 2 attempts"
     ):
         prepare(cfg)
 

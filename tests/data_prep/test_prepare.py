@@ -219,7 +219,9 @@ def test_too_many_bad_rows_stop_the_run(tmp_path: Path) -> None:
     cfg.data.max_bad_rows = 3
     prepare(cfg)
     cfg.data.max_bad_rows, cfg.data.force = 2, True
-    with pytest.raises(DataError, match=r"3 rows were rejected, data.max_bad_rows=2.*rows.jsonl:1: no_messages"):
+    with pytest.raises(
+        DataError, match=r"3 rows were rejected, more than data.max_bad_rows=2.*rows.jsonl:1: no_messages"
+    ):
         prepare(cfg)
 
 
@@ -451,7 +453,7 @@ def test_a_worker_that_is_killed_is_told(questions: Questions, monkeypatch: pyte
             child.kill()
             child.join()
 
-    with pytest.raises(DataError, match=r"worker of the preparation was killed.* data\.num_workers"):
+    with pytest.raises(DataError, match=r"worker process of the data preparation was killed.* data\.num_workers"):
         prepare(cfg, kill)
     assert prepare(cfg).metadata["rows"] == 400
 

@@ -145,4 +145,4 @@ def test_a_row_of_text_among_chats_says_how_to_read_it(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "mixed.jsonl", [question(1), {"text": "Raw."}])
     (entry,) = rejects(prepare(data_cfg(tmp_path, mixed=path)))
     assert entry["reason"] == "no_messages"
-    assert "raw text needs format: text" in entry["detail"]
+    assert "for raw text set the source's format=text" in entry["detail"]

@@ -99,9 +99,9 @@ def test_lines_that_are_lists_of_messages(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "match"),
     [
-        ("missing.jsonl", "nothing found"),
-        ("notes.txt", "is no .jsonl"),
-        ("none-*.jsonl", "nothing found"),
+        ("missing.jsonl", "does not exist or contains no input files"),
+        ("notes.txt", "is not a .jsonl"),
+        ("none-*.jsonl", "does not exist or contains no input files"),
         ("empty", "nothing"),
     ],
 )
@@ -141,7 +141,7 @@ def test_all_mistakes_of_a_blend_file_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         sources_of(DataConfig(blend=str(blend)))
     text = str(caught.value)
-    assert all(words in text for words in ("'a' is given twice", "datasets[2] needs", "wieght"))
+    assert all(words in text for words in ("duplicate name 'a'", "datasets[2] needs", "wieght"))
     with pytest.raises(ConfigError, match="no data"):
         sources_of(DataConfig())
 
@@ -174,7 +174,7 @@ def test_a_hub_data_set_is_read_by_its_card(tmp_path: Path) -> None:
     )
     assert rows_of(repository, subset="main", split="train") == ROWS[:12]
     assert rows_of(repository, subset="main", split="extra") == ROWS[12:]
-    with pytest.raises(DataError, match="there are: extra, main, train"):
+    with pytest.raises(DataError, match="available: extra, main, train"):
         rows_of(repository, subset="main", split="nothing")
     packed = prepare(data_cfg(tmp_path / "out", repo=SourceConfig(path=str(repository), subset="main", split="train")))
     assert packed.metadata["sources"][0]["kept"] == 12

@@ -340,7 +340,7 @@ def test_w23_a_name_given_twice_is_told(tmp_path: Path) -> None:
     blend.write_text(json.dumps({"datasets": [{"name": "a", "path": "x"}, {"name": "a", "path": "y"}]}))
     cfg = data_cfg(tmp_path / "out")
     cfg.data.blend = str(blend)
-    with pytest.raises(ConfigError, match="'a' is given twice"):
+    with pytest.raises(ConfigError, match="duplicate name 'a'"):
         prepare(cfg)
 
 
@@ -376,7 +376,7 @@ def test_filters_on_by_default_reject_only_calls_to_nowhere() -> None:
     filters = Filters(FilterConfig())
     for row in shapes().values():
         filters.check(conversation(row))
-    with pytest.raises(RowError, match="calls 'weather'"):
+    with pytest.raises(RowError, match="undefined tool 'weather'"):
         filters.check(conversation({"messages": [user("x"), call()]}))
 
 

@@ -125,5 +125,5 @@ def test_bad_files_are_named(tmp_path):
     path.write_text('{"messages": []}\n')
     with pytest.raises(DataError, match=r"bad.jsonl:1: .*messages"):
         load_items(str(path), None)
-    with pytest.raises(DataError, match="nothing found"):
+    with pytest.raises(DataError, match="does not exist or contains no input files"):
         load_items(str(tmp_path / "none.jsonl"), None)

@@ -161,7 +161,7 @@ def test_an_input_that_changes_behind_the_plan_is_named(tmp_path: Path, change: 
         if path.read_bytes() != new:
             change(path, new)
 
-    with pytest.raises(DataError, match=r"rows\.jsonl: changed while it was being prepared"):
+    with pytest.raises(DataError, match=r"rows\.jsonl: changed during data preparation"):
         prepare(cfg, at_first)
     assert not list((tmp_path / "out" / "data").glob("*/metadata.json"))
 
@@ -182,7 +182,9 @@ def test_a_set_in_use_or_being_made_is_not_replaced(tmp_path: Path) -> None:
     packed = prepare(packed_cfg(tmp_path, first))
     before = contents(packed.folder)
     with in_use(packed.folder):
-        with pytest.raises(DataError, match=r"packed: in use by a run that trains on it.*another data\.packed_dir"):
+        with pytest.raises(
+            DataError, match=r"packed: a run is training on the packed set there.*another data\.packed_dir"
+        ):
             prepare(packed_cfg(tmp_path, second))
         assert prepare(packed_cfg(tmp_path, first)).metadata["rows"] == 50  # the same set may be used by many
     assert contents(packed.folder) == before
@@ -191,7 +193,7 @@ def test_a_set_in_use_or_being_made_is_not_replaced(tmp_path: Path) -> None:
 
     def at_work(_: object) -> None:
         if not refused:
-            with pytest.raises(DataError, match="is preparing another set there") as problem:
+            with pytest.raises(DataError, match="is preparing a different packed set there") as problem:
                 prepare(packed_cfg(tmp_path, third))
             refused.append(problem)
 

@@ -61,10 +61,10 @@ def _forward(
     total, out, rms = _forward_fake(x, update, weight, eps)
     width = x.shape[-1]
     block = triton.next_power_of_2(width)
-    given = x if update is None else update
+    added = x if update is None else update
     if len(rms):
         _forward_kernel[(len(rms),)](
-            x, given, weight, total, out, rms, width, eps,
+            x, added, weight, total, out, rms, width, eps,
             HAS_UPDATE=update is not None, BLOCK=block, num_warps=warps(block),
         )  # fmt: skip
     return total, out, rms
@@ -89,10 +89,10 @@ def _backward(
     block = triton.next_power_of_2(width)
     count = programs(total, len(rms))
     partial = rms.new_empty(count, width)
-    given = grad if grad_total is None else grad_total
+    added = grad if grad_total is None else grad_total
     if count:
         _backward_kernel[(count,)](
-            grad, given, total, weight, rms, out, partial, len(rms), width,
+            grad, added, total, weight, rms, out, partial, len(rms), width,
             HAS_TOTAL=grad_total is not None, BLOCK=block, num_warps=warps(block),
         )  # fmt: skip
     return out, partial.sum(0).to(weight.dtype)

@@ -104,7 +104,7 @@ class GenericModel(DecoderModel):
         return torch.cat([row[:length] for row, length in zip(rows, lengths, strict=True)])
 
     def _inputs(self, input_ids: torch.Tensor, lengths: list[int] | None) -> dict[str, torch.Tensor]:
-        """Ids (1, T), or with noise embeddings (1, T, hidden); a right-padded batch of documents where `lengths` are said."""
+        """Ids (1, T), or with noise embeddings (1, T, hidden); with `lengths`, a right-padded batch of documents."""
         inputs = input_ids
         if self.noise is not None:
             inputs = self.noise.added(self.trunk.get_input_embeddings()(input_ids))
