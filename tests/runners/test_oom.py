@@ -73,7 +73,7 @@ def test_out_of_memory_is_told_with_what_helps(cfg: SftConfig) -> None:
     needed = estimate_memory(cfg, QWEN, run_layout(cfg, QWEN), Precision.bf16).total / GIB
     assert first == (
         "oom: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 39.39 GiB of which 1.06 GiB is "
-        f"free; this run is estimated to need {needed:.2f} GiB a rank"
+        f"free; this run is estimated to need {needed:.2f} GiB per rank"
     )
     assert [text.split(" would save about ")[0] for text in helps] == [s[0] for s in savings(cfg, QWEN, Precision.bf16)]
     assert "train.global_batch_size does not matter" in last

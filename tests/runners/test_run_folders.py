@@ -50,7 +50,7 @@ def test_a_checkpoint_says_what_it_was_made_from(there: Path) -> None:
 def test_other_rows_under_the_same_path_are_another_run(there: Path) -> None:
     old = read_progress(find_checkpoint("kept"))["data"]
     write_jsonl(there / "rows.jsonl", [question(number) for number in range(100, 200)])
-    with pytest.raises(CheckpointError, match=f"content key.* was {old} and is [0-9a-f]{{16}} now"):
+    with pytest.raises(CheckpointError, match=rf"content key.* changed from {old} to [0-9a-f]{{16}}"):
         command(again("train.train_iters=2"))
 
 

@@ -33,4 +33,4 @@ def test_a_split_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]
     with pytest.raises(UserError) as refusal:
         command([*DEMO, "inspect.split=valid", "data.split.train=1", "data.split.valid=0", "data.split.test=0"])
     assert "inspect.split=valid: split is empty" in str(refusal.value)
-    assert "it has train (" in str(refusal.value)
+    assert "choose one of train (" in str(refusal.value)
