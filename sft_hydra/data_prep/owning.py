@@ -90,6 +90,24 @@ def throw_away(partial: Path) -> None:
         ) from None
 
 
+def remove_leftover(folder: Path, partial: Path) -> None:
+    """Delete the `.partial` folder beside a finished set: a preparation that was killed after publishing the set left it.
+    It stays where the place is read-only or another command holds a lock there."""
+    if not partial.exists():
+        return
+    try:
+        lock = Lock(_lock_file(folder))
+    except OSError:
+        return
+    try:
+        if lock.try_exclusive():
+            throw_away(partial)
+    except (DataError, OSError):
+        return
+    finally:
+        lock.close()
+
+
 def _lock_file(folder: Path) -> Path:
     return folder.with_name(folder.name + ".lock")
 

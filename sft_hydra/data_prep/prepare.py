@@ -27,7 +27,7 @@ from sft_hydra.chat.tokenizer import ChatTokenizer, load_tokenizer
 from sft_hydra.data.shards import NOT_OURS, PackedSet, is_ours
 from sft_hydra.data.splits import assign
 from sft_hydra.data_prep.metadata import build_metadata, write_set
-from sft_hydra.data_prep.owning import may_prepare, throw_away, working_in
+from sft_hydra.data_prep.owning import may_prepare, remove_leftover, throw_away, working_in
 from sft_hydra.data_prep.packed_set_checks import check_fits, check_rejects, is_stale
 from sft_hydra.data_prep.plan import Plan, Request, check_unchanged, make_plan, read_request
 from sft_hydra.data_prep.pool import WorkerPool, spool_folder, undisturbed
@@ -75,6 +75,7 @@ def prepare(cfg: SftConfig, on_progress: OnProgress | None = None) -> PackedSet:
         return packed if packed is not None and packed.metadata.get("content_key") == request.key else None
 
     if (packed := prepared()) is not None:
+        remove_leftover(folder, _partial(folder))
         return packed
     with may_prepare(folder, request.key, _owner(cfg)):
         if (packed := prepared()) is not None:  # by the preparation that held the lock

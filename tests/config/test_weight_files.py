@@ -117,4 +117,4 @@ def test_a_tokenizer_with_more_ids_than_the_model(model: Path, problems: Problem
     save_file({"model.embed_tokens.weight": torch.zeros(16, 8)}, model / PARTS[0])
     (model / "config.json").write_text(json.dumps({**CONFIG, "vocab_size": 16}))
     argv = ["model=hf", "model.path=model", "tokenizer.path=demo", "dry_run=true"]
-    assert "set tokenizer.path to the model's own" in problems(*argv)[0]
+    assert "set tokenizer.path to the model's tokenizer" in problems(*argv)[0]

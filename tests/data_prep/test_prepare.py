@@ -394,6 +394,15 @@ def test_killed_at_any_moment_the_next_try_gives_the_same_bytes(tmp_path: Path, 
     assert [path.name for path in data.iterdir() if path.suffix in (".partial", ".old")] == []
 
 
+def test_what_a_kill_after_publishing_left_is_removed(questions: Questions) -> None:
+    cfg = questions(20)
+    packed = prepare(cfg)
+    leftover = packed.folder.with_name(packed.folder.name + ".partial")
+    (leftover / "spool").mkdir(parents=True)
+    assert prepare(cfg).folder == packed.folder
+    assert not leftover.exists()
+
+
 def test_an_error_is_an_error_again(tmp_path: Path) -> None:
     """A shard that failed half-way, while its tokenizer was still being read, must not pass for a finished one."""
     rows = [question(number) for number in range(100)]
