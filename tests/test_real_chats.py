@@ -41,7 +41,12 @@ def test_ten_steps_on_real_chats(shared: Path, tmp_path: Path, chats: str, token
         f"data.path={shared / 'assets' / 'chat' / chats}",
         f"tokenizer.path={shared / 'assets' / 'tokenizers' / tokenizer}",
     ]
-    command += [f"seq_length={seq_length}", f"train.train_iters={STEPS}", "train.global_batch_size=1", "eval.every=null"]
+    command += [
+        f"seq_length={seq_length}",
+        f"train.train_iters={STEPS}",
+        "train.global_batch_size=1",
+        "eval.every=null",
+    ]
     command += ["data.sample=200", f"output_dir={tmp_path}", "name=real", "export.auto=false", "optimizer.lr=1e-2"]
     subprocess.run(command, check=True, capture_output=True, text=True)
     cfg = serialize.load(tmp_path / "real" / "resolved.yaml")

@@ -16,7 +16,7 @@ def script(path: Path) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["packing", "pipeline"])
+@pytest.mark.parametrize("name", ["packing", "pipeline", "tutorial"])
 def test_pictures_are_up_to_date(repo: Path, name: str) -> None:
     for file, svg in script(repo / f"docs/pictures/{name}.py").draw().items():
         assert (repo / "docs/pictures" / file).read_text(encoding="utf-8") == svg, (
