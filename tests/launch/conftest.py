@@ -1,4 +1,4 @@
-"""Fixtures: a real Slurm for each file, and runs to submit to it."""
+"""Fixtures: a real Slurm for the session, and runs to submit to it."""
 
 import sys
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from support.cluster import MakeRun, cluster
 from sft_hydra.schema.config import ClusterConfig, ClusterKind, ModelConfig, SftConfig
 
 
-@pytest.fixture(scope="module")  # its end lets another worker of pytest-xdist have one
+@pytest.fixture(scope="session")
 def slurm_conf(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with cluster(repo, tmp_path_factory.mktemp("slurm"), NODES="4", PYXIS="1") as conf:
         yield conf
@@ -18,7 +18,7 @@ def slurm_conf(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture
 def slurm(slurm_conf: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file's cluster, and this test's processes talk to it: 4 nodes of 8 pretended GPUs, with accounting."""
+    """The session's cluster, and this test's processes talk to it: 4 nodes of 8 pretended GPUs, with accounting."""
     monkeypatch.setenv("SLURM_CONF", str(slurm_conf))
     return slurm_conf
 

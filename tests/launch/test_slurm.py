@@ -17,8 +17,6 @@ from sft_hydra.launch.script import batch_scripts
 from sft_hydra.launch.slurm import submit
 from sft_hydra.schema.config import SftConfig
 
-pytestmark = pytest.mark.timeout(900)  # another worker may have its Slurm first
-
 SHOW = """
 import json, os, sys
 from pathlib import Path

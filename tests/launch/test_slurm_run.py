@@ -11,8 +11,6 @@ from support.cluster import until
 
 from sft_hydra.launch.job import find_job
 
-pytestmark = pytest.mark.timeout(900)  # another worker may have its Slurm first
-
 SMALL = (
     "eval.every=0", "eval.exact_match.path=null", "eval.samples=[]", "export.auto=false", "seq_length=256",
     "data.sample=200", "data.num_workers=1", "train.num_threads=1", "train.micro_batch_size=1", "device=cpu",

@@ -1,11 +1,9 @@
 """A real Slurm on this machine, started by tests/slurm/start.sh."""
 
-import fcntl
 import os
 import shutil
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,30 +28,12 @@ def cluster(repo: Path, folder: Path, **settings: str) -> Iterator[Path]:
         assert "SFT_HYDRA_CI" not in os.environ, reason
         pytest.skip(reason)
     script = repo / "tests" / "slurm" / "start.sh"
-    with _one_process():
-        environment = {**os.environ, "PORT": str(_free_ports()), **settings}
-        try:
-            subprocess.run([script, "start", folder], env=environment, check=True)
-            yield folder / "slurm.conf"
-        finally:
-            subprocess.run([script, "stop", folder], env=environment, check=True)
-
-
-_clusters = 0  # of this process
-
-
-@contextmanager
-def _one_process() -> Iterator[None]:
-    """Clusters of one process only: each rewrites /etc/hosts, and another worker of pytest-xdist would lose its nodes."""
-    global _clusters
-    with (Path(tempfile.gettempdir()) / "sft_hydra-tests-slurm.lock").open("w") as lock:
-        if not _clusters:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        _clusters += 1
-        try:
-            yield
-        finally:
-            _clusters -= 1
+    environment = {**os.environ, "PORT": str(_free_ports()), **settings}
+    try:
+        subprocess.run([script, "start", folder], env=environment, check=True)
+        yield folder / "slurm.conf"
+    finally:
+        subprocess.run([script, "stop", folder], env=environment, check=True)
 
 
 def _free_ports() -> int:
