@@ -17,6 +17,12 @@ from sft_hydra.chat.text import common_prefix, tag_edge
 from sft_hydra.errors import RowError
 from sft_hydra.records import Message
 
+UNLIKE_PROMPT = "this turn does not start with the template's generation prompt"
+MODE = (
+    "; if the template has a variable for reasoning (other than enable_thinking), set it in tokenizer.template_kwargs, or leave "
+    "reasoning out with data.reasoning=drop"
+)
+
 
 @dataclass(slots=True)
 class RenderedSequence:
@@ -110,11 +116,11 @@ class TurnSpans:
         prompt = prefix[len(common_prefix([prefix, shown])) :] or self._prompt(thinking, messages[-2]["role"])
         spliced, is_open = continuation(own, prompt, messages[-1])
         if spliced is None:
-            raise RowError("turn_not_located", "this turn does not start with the template's generation prompt")
+            raise RowError("turn_not_located", UNLIKE_PROMPT + MODE * thinking)
         if is_open:  # the prompt opens reasoning, and this turn has none
             start = len(text) - len(spliced)
             if not prefix.startswith(text[:start]):
-                raise RowError("turn_not_located", "this turn does not start with the template's generation prompt")
+                raise RowError("turn_not_located", UNLIKE_PROMPT)
             return self._closed(messages, [text[:start], spliced], 1, open_ends)
         return self._closed(messages, [prefix, spliced], 0, open_ends)
 
@@ -134,6 +140,8 @@ class TurnSpans:
             chunks[1] += end.added
             if not end.closes(chunks[1]):
                 raise RowError("end_of_turn", "the template does not print an end-of-turn token for this turn")
+        if (answer := self.traits.ends.answer.tokens[-1:]) and ends_early(chunks[1], answer[0], messages[-1]):
+            raise RowError("end_of_turn", "the template prints an end-of-turn token between parts of this turn")
         first = 0 if chunks[0] else 1
         return RenderedSequence(chunks[first:], [False, True][first:], bare, open_ends, apart=True)
 
@@ -229,6 +237,12 @@ class TurnSpans:
     def _prompt(self, thinking: bool, before: str) -> str:
         prompts = self.traits.prompts
         return prompts.get((thinking, before), prompts.get((thinking, "user"), ""))
+
+
+def ends_early(text: str, end: str, message: Message) -> bool:
+    """Whether a turn's text has the end-of-turn token `end` before its end, where a server would stop."""
+    found = text.count(end)
+    return found > 1 and found > str(message).count(end) + 1
 
 
 def cut_text(text: str, spans: list[Span], bare: int = 0, open_ends: int = 0) -> RenderedSequence:
