@@ -51,11 +51,6 @@ class Ends:
         """The end of a turn with (`calls`) or without tool calls."""
         return self.call if calls else self.answer
 
-    @property
-    def added(self) -> list[str]:
-        """Openers that serve as end-of-turn tokens, if the template prints none inside the turn."""
-        return [token for end in (self.answer, self.call) if end.added for token in control_texts(end.added)]
-
 
 def learn_ends(answer: Closing, call: Closing, tokens: Iterable[str] = ()) -> Ends:
     """The ends of turns, from the text after an answer and after a tool call. `tokens`: the tokenizer's control tokens."""

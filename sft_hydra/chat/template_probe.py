@@ -309,7 +309,6 @@ def _probe_closings(template: ChatTemplate, traits: TemplateTraits, tokens: Sequ
     call = Closing(None, None)
     if traits.renders_calls:
         call = _closing(template, traits, [user(1), caller("")], "vq7", RESULT)
-    traits.closings = [closing.alone for closing in (answer, call) if closing.alone]
     traits.ends = learn_ends(answer, call, tokens)
 
 
@@ -377,9 +376,12 @@ def _learn_developer(template: ChatTemplate, traits: TemplateTraits) -> None:
 
 def end_of_turn_texts(traits: TemplateTraits, tokens: list[str]) -> list[str]:
     """Those of the control tokens `tokens` that end an assistant turn of a template with these traits."""
-    found: list[str] = []
-    for number, closing in enumerate(traits.closings):
-        texts = [text for text in control_texts(closing, tokens) if text in tokens]
-        found += texts[:1] if number == 0 else texts[-1:]  # a call may close inner tags first
-    found += [text for text in traits.ends.added if text in tokens]
+    answer, call = ([text for text in end.tokens if text in tokens] for end in (traits.ends.answer, traits.ends.call))
+    return list(dict.fromkeys([*answer[:1], *call[-1:]]))  # a call may close inner tags first
+
+
+def end_of_turn_strings(traits: TemplateTraits, tokens: list[str]) -> list[str]:
+    """Texts that end an assistant turn but are not in `tokens`, where no token ends it: servers need them as stop strings."""
+    ends = [traits.ends.answer, *([traits.ends.call] if traits.renders_calls else [])]
+    found = [end.tokens[-1] for end in ends if end.tokens and not any(text in tokens for text in end.tokens)]
     return list(dict.fromkeys(found))

@@ -30,7 +30,6 @@ class TemplateTraits:
     prompts: dict[tuple[bool, str], str] = field(default_factory=dict)  # (thinking, role before) -> generation prompt
     headers: set[str] = field(default_factory=set)  # texts between a turn's start and its first word
     call_stop: str = ""  # what a tool-call turn prints only if it is the last turn
-    closings: list[str] = field(default_factory=list)  # texts after a turn's last word
     ends: Ends = field(default_factory=Ends)  # end-of-turn tokens
     needs_tools: bool = False  # raises an error for conversations without tools
     developer_as_system: bool = False  # leaves out developer messages, so they become system messages
