@@ -92,11 +92,16 @@ class TurnSpans:
             return self._with_reasoning(messages, tools)
         prefix = self.served(messages[:-1], tools, thinking)
         open_ends = self._open_ends(messages, [len(messages) - 1])
-        if prefix is not None and not self.traits.trails and not self._end(messages[-1]).replaces:
+        if not prefix and len(messages) == 1:
+            first = self._first(messages, self._last(messages, tools, thinking), open_ends)
+            if prefix is None or (first.chunks[0].strip() and not first.trained[0]):
+                return first
+        prefix = prefix or ""
+        if not self.traits.trails and not self._end(messages[-1]).replaces:
             text = self.template.render(messages, tools, thinking)
         else:
             text = self._last(messages, tools, thinking).text
-        if prefix is not None and text.startswith(prefix) and len(text) > len(prefix):
+        if text.startswith(prefix) and len(text) > len(prefix):
             rest = text[len(prefix) :]
             header = next((header for header in self.headers if rest.startswith(header)), "")
             if header and prefix == self.template.render(
@@ -107,8 +112,6 @@ class TurnSpans:
             return self._closed(messages, [prefix, rest], 0, open_ends)
         scan = self._last(messages, tools, thinking)
         text = scan.text
-        if prefix is None:
-            return self._first(messages, scan, open_ends)
         own = text[scan.segments[len(messages) - 1][0][0] :] if len(messages) - 1 in scan.segments else ""
         shown = self.template.render(messages[:-1], tools, thinking)
         if len(messages) == 1:
@@ -178,7 +181,7 @@ class TurnSpans:
         return scan.tail if self.traits.trails or replaced else len(scan.text)
 
     def _first(self, messages: Sequence[Message], scan: Scan, open_ends: int) -> RenderedSequence:
-        """A turn that opens the conversation without a serving prompt: the text before its content is masked."""
+        """A turn that opens the conversation, for which a server renders nothing: the text before its content is masked."""
         content = messages[0].get("content")
         start = scan.text.find(content.strip()) if isinstance(content, str) and content.strip() else -1
         if start < 0:

@@ -102,3 +102,22 @@ def test_ids_are_kept_if_the_template_takes_them(old: str, new: str) -> None:
 def test_calls_are_found_beside_tools_printed_as_python_objects() -> None:
     source = template("<bot>{{ m.content }}" + calls(), "<bot>").replace("t | tojson", "t | string")
     assert len(trained(source, [user("Rain?"), call(), result("sun"), assistant("No.")], True)) == 2
+
+
+def test_an_opening_turn_is_trained_without_the_text_before_it() -> None:
+    """A template that prints nothing at all for an empty conversation has a system text, too, once there is a message."""
+    source = template("<bot>{{ m.content }}", "{% if messages %}<bot>{% endif %}")
+    source = "{% if messages %}<system>Be kind.{% endif %}" + source
+    (sequence,) = Renderer(source, {}).sequences(conversation({"messages": [assistant("Hello!")]}))
+    assert sequence.chunks == ["<system>Be kind.<bot>", "Hello!<end>"]
+    assert sequence.bare_headers == 1
+
+
+def test_the_end_of_a_call_is_found_behind_ids_that_only_history_has() -> None:
+    """As for answers, the last turn gets the end that the template prints once a message follows."""
+    ids = "{% if not last %}, {{ c.id }}{% endif %}"
+    answer = "{% set last = loop.last %}<bot>{{ m.content }}" + calls(ids)
+    answer += "{% if m.tool_calls %}</calls>{% endif %}{% if not loop.last %}<end>{% endif %}"
+    source = template(answer, "<bot>").replace("<end>{% else %}", "{% else %}")
+    texts = trained(source, [user("Rain?"), call(), result("sun"), assistant("No.")], True)
+    assert [text[-13:] for _, text in texts] == ["}}</calls><end>"[-13:], "No.<end>"]
