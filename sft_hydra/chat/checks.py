@@ -21,6 +21,7 @@ from sft_hydra.records import Conversation, Message
 EVERY = 61  # rows; odd, so that both kinds of alternating rows are checked
 FINE = 5  # low bits of a message code, compared only with the turn itself and the message before it
 MOST_REGIONS = 10_000
+BETWEEN = "\0"  # joins texts that are searched together; literals of templates do not contain it
 Key = tuple[Any, ...]
 Region = tuple[str, int]
 Made = tuple[RenderedSequence, int, list[int]]  # a sequence, number of the row's messages in it, supervised turns
@@ -48,6 +49,10 @@ class Checks:
         self.whole: dict[Key, str | None] = {}
         self.regions: dict[bytes, Region] = {}  # tools -> the part of a text that prints them, and its position
         self.rows = 0
+        self.last: tuple[Any, ...] = ()  # messages, has tools, modes and contexts of the last row
+        # messages, modes and codes of the last row
+        self.coded: tuple[list[Message], list[bool], list[int]] = ([], [], [])
+        self.last_tools: tuple[list[Any] | None, bytes] = (None, b"")
 
     def holds(
         self,
@@ -82,6 +87,16 @@ class Checks:
                 return False
         return True
 
+    def fails(
+        self, messages: Sequence[Message], tools: list[Any] | None, modes: Sequence[bool], turns: list[int]
+    ) -> bool:
+        """Whether one of these turns did not follow its serving prompt in this context before, so that `holds` need not be
+        called."""
+        if self.careful:
+            return False
+        keys = self.contexts(messages, tools, modes)
+        return any(self.good.get(keys[turn]) is False for turn in turns)
+
     def by_context(
         self,
         messages: Sequence[Message],
@@ -92,7 +107,7 @@ class Checks:
     ) -> RenderedSequence:
         """The sequence of the last turn: `quick()` if it equalled `sure()` in this context before, else `sure()`. Raises
         LearnedWrongError."""
-        key = ("alone", self.contexts(messages, tools, modes)[-1])
+        key = ("alone", self._last_context(messages, tools, modes))
         self.rows += 1
         if self.good.get(key) and self.rows % EVERY and (found := quick()) is not None:
             return found
@@ -105,19 +120,16 @@ class Checks:
 
     def is_tested(self, messages: Sequence[Message]) -> bool:
         """Whether a message contains a text that the template searches for."""
-        for message in messages:
-            for name in ("content", "reasoning_content"):
-                text = message.get(name)
-                if type(text) is str and any(literal in text for literal in self.literals):
-                    return True
-        return False
+        texts = [text for message in messages if type(text := message.get("content")) is str]
+        texts += [text for message in messages if type(text := message.get("reasoning_content")) is str]
+        text = BETWEEN.join(texts)
+        return any(literal in text for literal in self.literals)
 
     def dropped(self, conversation: Conversation, made: list[Made], modes: list[bool]) -> str | None:
         """Name of the first part of a row that is missing from its sequences; None if nothing is missing."""
-        region = self._region(conversation.tools)
         for sequence, stop, turns in made:
             text = sequence.text
-            missing = None if _holds_region(text, region) else lost(tool_texts(conversation.tools), text)
+            missing = None if self._has_tools(text, conversation.tools) else lost(tool_texts(conversation.tools), text)
             if missing is not None:
                 return missing
             if (name := lost_of_messages(conversation.messages[:stop], turns, modes, text)) is not None:
@@ -141,15 +153,29 @@ class Checks:
 
     def _is_open(self, conversation: Conversation, keys: list[Key], made: list[Made]) -> bool:
         """Whether a part of a row may be missing although its text is found, because the same text occurs elsewhere."""
-        if conversation.tools and keys[-1] not in self.whole:
-            region = self._region(conversation.tools)
-            if not all(_holds_region(sequence.text, region) for sequence, _, _ in made):
-                return True
+        new_tools = conversation.tools and keys[-1] not in self.whole
+        if new_tools and not all(self._has_tools(sequence.text, conversation.tools) for sequence, _, _ in made):
+            return True
         new = [index for index, key in enumerate(keys[:-1]) if key not in self.whole]
-        return bool(new) and not are_unique([conversation.messages[i] for i in new], conversation, self.source)
+        if new and not are_unique([conversation.messages[i] for i in new], conversation, self.source):
+            return True
+        self.whole.update((keys[index], None) for index in new)
+        return False
 
-    def _region(self, tools: list[Any] | None) -> Region | None:
-        return self.regions.get(_key_of(tools)) if tools else None
+    def _has_tools(self, text: str, tools: list[Any] | None) -> bool:
+        """Whether a text contains these tools as they were printed before; False if they are new."""
+        if not tools:
+            return False
+        if self.last_tools[0] is not tools:
+            self.last_tools = (tools, _key_of(tools))
+        region = self.regions.get(self.last_tools[1])
+        if region is None:
+            return False
+        if text.startswith(region[0], region[1]):
+            return True
+        if (place := text.find(region[0])) >= 0:
+            self.regions[self.last_tools[1]] = region[0], place  # rows with the same system message have it there too
+        return place >= 0
 
     def _learn_whole(
         self,
@@ -203,7 +229,16 @@ class Checks:
 
     def contexts(self, messages: Sequence[Message], tools: list[Any] | None, modes: Sequence[bool]) -> list[Key]:
         """The context of each message: all that may decide how it is rendered, except its texts."""
-        fine = [self._code(message, modes[index]) for index, message in enumerate(messages)]
+        same = self.last
+        if same and same[0] == messages and same[1] == bool(tools) and same[2] == modes:
+            found: list[Key] = same[3]
+            return found
+        keys = self._contexts(messages, tools, modes)
+        self.last = (list(messages), bool(tools), list(modes), keys)
+        return keys
+
+    def _contexts(self, messages: Sequence[Message], tools: list[Any] | None, modes: Sequence[bool]) -> list[Key]:
+        fine = self._fine_codes(messages, modes)
         codes = [code >> FINE for code in fine]
         after, later = [0] * len(codes), 0
         for index in range(len(codes) - 1, -1, -1):
@@ -219,21 +254,41 @@ class Checks:
             before |= 1 << code
         return keys
 
+    def _last_context(self, messages: Sequence[Message], tools: list[Any] | None, modes: Sequence[bool]) -> Key:
+        """`contexts(...)[-1]`."""
+        fine = self._fine_codes(messages, modes)
+        before = 0
+        for code in set(fine[:-1]):
+            before |= 1 << (code >> FINE)
+        near = tuple(code >> FINE for code in fine[-3:])
+        return (bool(tools), min(len(fine) - 1, 2), before, 0, near, tuple(fine[-2:]))
+
+    def _fine_codes(self, messages: Sequence[Message], modes: Sequence[bool]) -> list[int]:
+        """The code of each message. Those of the last row are reused, because its turns are often rendered one by one."""
+        known, known_modes, fine = self.coded
+        count, both = len(messages), min(len(messages), len(known))
+        if known[:both] != messages[:both] or known_modes[:both] != modes[:both]:
+            both, fine = 0, []
+        if both < count:
+            fine = [*fine[:both], *map(self._code, messages[both:], modes[both:])]
+            self.coded = (list(messages), list(modes), fine)
+        return fine[:count]
+
     def _code(self, message: Message, thinking: bool) -> int:
         """A code of a message's kind: role, mode, whether it has calls and text; in the low FINE bits white space, calls, weight."""
         content = message.get("content")
         kind = 0
-        if type(content) is str and content:
+        if content and content.__class__ is str:
             kind = 2 if content[0].isspace() or content[-1].isspace() else 1
-        calls = min(len(message.get("tool_calls") or ()), 3)
+        if len(message) == 2:  # most messages: role and content
+            calls = weight = 0
+        else:
+            calls, weight = min(len(message.get("tool_calls") or ()), 3), message.get("weight") == 0
         key = (message["role"], calls > 0, thinking, kind > 0)
-        return (
-            self.codes.setdefault(key, len(self.codes)) << FINE | kind << 3 | calls << 1 | (message.get("weight") == 0)
-        )
-
-
-def _holds_region(text: str, region: Region | None) -> bool:
-    return region is not None and (text.startswith(region[0], region[1]) or region[0] in text)
+        code = self.codes.get(key)
+        if code is None:
+            code = self.codes[key] = len(self.codes)
+        return code << FINE | kind << 3 | calls << 1 | weight
 
 
 def _key_of(tools: list[Any]) -> bytes:

@@ -194,7 +194,7 @@ class Renderer:
         cut = [(len(messages), 0)]
         if thinking and self.reasoning is Reasoning.split_turns:
             cut = user_turns(messages)
-        elif not thinking and self._must_split(messages, tools):
+        elif not thinking and self._must_split(messages, tools, trusted is True):
             cut = user_turns(messages, greeting=True)
         _check_work(stop for stop, _ in cut)
         out: list[Made] = []
@@ -211,8 +211,9 @@ class Renderer:
         if not self.traits.renders_results and any(message["role"] == "tool" for message in messages):
             raise RowError("template_tools", "the template does not render tool results")
 
-    def _must_split(self, messages: list[Message], tools: list[Any] | None) -> bool:
-        """Whether a later user turn changes how an earlier turn is rendered, so that both do not fit in one text."""
+    def _must_split(self, messages: list[Message], tools: list[Any] | None, trusted: bool) -> bool:
+        """Whether a later user turn changes how an earlier turn is rendered, so that both do not fit in one text. `trusted`: no
+        message contains a text that the template searches for."""
         if self.multi_turn is not MultiTurn.auto:
             return self.multi_turn is MultiTurn.split
         last_user = max((index for index, message in enumerate(messages) if message["role"] == "user"), default=0)
@@ -222,7 +223,7 @@ class Renderer:
         calls = bool(tools) or any("tool_calls" in message for message in answers)
         if not (self.traits.stable_calls if calls else self.traits.stable):
             return True
-        if all(map(self._is_plain, answers)) and not any(self._is_tested(message) for message in messages):
+        if all(map(self._is_plain, answers)) and (trusted or not any(map(self._is_tested, messages))):
             return False
         assert self.template is not None
         if not self.traits.marked:
@@ -234,7 +235,7 @@ class Renderer:
     def _is_plain(self, message: Message) -> bool:
         """Whether the content has no white space at its ends, which templates may trim differently in a last turn."""
         content = message.get("content", "")
-        return type(content) is str and content == content.strip()
+        return type(content) is str and not (content[:1].isspace() or content[-1:].isspace())
 
     def _is_tested(self, message: Message) -> bool:
         """Whether the content contains a text that the template searches for."""
@@ -257,6 +258,8 @@ class Renderer:
         policy = self.multi_turn is MultiTurn.one or self.reasoning is Reasoning.keep  # the user wants one text
         tries = not (thinking and self.traits.opens_reasoning) and (policy or self.traits.modes_mix or not mixed)
         calls = not self.traits.stable_steps and any("tool_calls" in messages[turn] for turn in turns)
+        if tries and trusted and not policy:
+            tries = not self.checks.fails(messages, tools, modes, turns)
         if tries and not (calls and len(turns) > 1):
             try:
                 sequence, found = self.locator.together(messages, tools, modes, turns)

@@ -5,10 +5,12 @@ variable is one of the row's messages. One render then locates all turns of a co
 Invariant: marked text without its marks equals the plain text; content cannot forge a mark (a random token per process).
 """
 
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
@@ -21,6 +23,7 @@ from sft_hydra.errors import DataError
 from sft_hydra.records import Message
 
 NONCE = f"\x1f{secrets.token_hex(8)}"
+MARK = re.compile(rf"{NONCE}([oc])(\d+);")
 Span = tuple[int, int]
 
 
@@ -54,9 +57,10 @@ class ChatTemplate:
         self.source = source
         self.variables = variables
         self.environment = make_environment(lambda: now)
-        self.environment.filters["open_mark"] = lambda value: self._mark("o", value)
-        self.environment.filters["close_mark"] = lambda value: self._mark("c", value)
-        self.indices: dict[int, int] = {}  # id(message) -> its index, during a render
+        self.openers: dict[int, str] = {}  # id(message) -> its mark, during a render
+        self.closers: dict[int, str] = {}
+        self.environment.filters["open_mark"] = lambda value: self.openers.get(id(value), "")
+        self.environment.filters["close_mark"] = lambda value: self.closers.get(id(value), "")
         self.blocks: dict[Marking, dict[str, Block]] = {}
         try:
             with limit_resources():
@@ -101,12 +105,14 @@ class ChatTemplate:
     ) -> Scan:
         """`render`, with the ranges of every message. `mark` must have been called."""
         assert self.marked is not None
-        self.indices = {id(message): index for index, message in enumerate(messages)}
+        ids = [id(message) for message in messages]
+        self.openers = dict(zip(ids, _marks("o", len(ids)), strict=False))
+        self.closers = dict(zip(ids, _marks("c", len(ids)), strict=False))
         try:
             with limit_resources():
                 raw = self.marked.render(self._context(messages, tools, thinking, prompt))
         finally:
-            self.indices = {}
+            self.openers, self.closers = {}, {}
         return _split_marks(raw)
 
     def mark(self, marking: Marking | None) -> None:
@@ -151,9 +157,10 @@ class ChatTemplate:
             "add_generation_prompt": prompt,
         }
 
-    def _mark(self, kind: str, value: Any) -> str:
-        index = self.indices.get(id(value))
-        return "" if index is None else f"{NONCE}{kind}{index};"
+
+@lru_cache(maxsize=256)
+def _marks(kind: str, messages: int) -> list[str]:
+    return [f"{NONCE}{kind}{index};" for index in range(messages)]
 
 
 class _Marker:
@@ -206,14 +213,13 @@ def _print_filter(target: Any, name: str) -> nodes.Output:
 
 def _split_marks(raw: str) -> Scan:
     """Remove the marks. A message's ranges are the text between its marks, without that of marks nested inside."""
-    first, *pieces = raw.split(NONCE)
+    first, *pieces = MARK.split(raw)
     out, position, tail = [first], len(first), 0
     stack: list[int] = []
     segments: dict[int, list[Span]] = {}
-    for piece in pieces:
-        mark, _, literal = piece.partition(";")
-        index = int(mark[1:])
-        if mark[0] == "o":
+    for kind, number, literal in zip(pieces[::3], pieces[1::3], pieces[2::3], strict=True):
+        index = int(number)
+        if kind == "o":
             stack.append(index)
         elif index in stack:
             while stack.pop() != index:
@@ -223,15 +229,14 @@ def _split_marks(raw: str) -> Scan:
             out.append(literal)
             position += len(literal)
             if stack:
-                _extend(segments.setdefault(stack[-1], []), tail, position)
+                spans = segments.get(stack[-1])
+                if spans is None:
+                    segments[stack[-1]] = [(tail, position)]
+                elif spans[-1][1] == tail:
+                    spans[-1] = (spans[-1][0], position)
+                else:
+                    spans.append((tail, position))
     return Scan("".join(out), segments, tail)
-
-
-def _extend(spans: list[Span], start: int, stop: int) -> None:
-    if spans and spans[-1][1] == start:
-        spans[-1] = (spans[-1][0], stop)
-    else:
-        spans.append((start, stop))
 
 
 __all__ = ["ChatTemplate", "Marking", "Scan", "Span", "TemplateError"]

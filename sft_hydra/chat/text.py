@@ -6,8 +6,14 @@ from collections.abc import Iterable, Sequence
 def common_prefix(texts: Sequence[str]) -> str:
     """The longest common prefix of the texts."""
     low, high = min(texts), max(texts)
-    length = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
-    return low[:length]
+    same, differs = 0, min(len(low), len(high)) + 1  # halved at each step: texts may have a million characters
+    while differs - same > 1:
+        middle = (same + differs) // 2
+        if high.startswith(low[same:middle], same):
+            same = middle
+        else:
+            differs = middle
+    return low[:same]
 
 
 def tag_edge(text: str) -> str:

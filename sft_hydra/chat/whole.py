@@ -32,18 +32,34 @@ def lost_of_messages(messages: list[Message], turns: list[int], modes: list[bool
     """Name of the first part of the messages that is missing from `text`; None if nothing is. Assistant messages count only if
     they are in `turns`."""
     position = 0
+    supervised = frozenset(turns)
     for index, message in enumerate(messages):
-        if message["role"] == "assistant" and index not in turns:
+        if message["role"] == "assistant" and index not in supervised:
             continue
-        content = message.get("content")
-        if content.__class__ is str and "tool_calls" not in message and "reasoning_content" not in message:  # most
-            place = text.find(content, position)
+        for wanted in _wanted(message, modes[index]):
+            place = text.find(wanted, position)
             if place >= 0:
-                position = place + len(content)
-                continue
-        if (name := lost(message_texts(message, modes[index]), text)) is not None:
-            return name
+                position = place + len(wanted)
+            elif wanted not in text:  # missing, or changed: the slow search knows
+                if (name := lost(message_texts(message, modes[index]), text)) is not None:
+                    return name
+                break
     return None
+
+
+def _wanted(message: Message, reasoning: bool) -> list[str]:
+    """The texts of `message_texts`, without names."""
+    found: list[str] = []
+    if reasoning and (thought := message.get("reasoning_content")):
+        found.append(thought)
+    content = message.get("content")
+    if content and content.__class__ is str:
+        found.append(content)
+    if "tool_calls" in message:
+        for call in message["tool_calls"]:
+            found.append(call["function"]["name"])
+            _add_leaves(call["function"]["arguments"], found)
+    return found
 
 
 def are_unique(messages: list[Message], conversation: Conversation, source: str) -> bool:
@@ -121,17 +137,24 @@ def _stands_changed(wanted: str, text: str) -> bool:
     return "".join(stripped.split()) in "".join(text.split())
 
 
-def _leaves(value: Any) -> Iterator[str]:
+def _leaves(value: Any) -> list[str]:
     """The keys, texts and numbers of a JSON value."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield str(key)
-            yield from _leaves(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _leaves(item)
-    elif isinstance(value, str):
+    found: list[str] = []
+    _add_leaves(value, found)
+    return found
+
+
+def _add_leaves(value: Any, found: list[str]) -> None:
+    kind = value.__class__
+    if kind is str:
         if value:
-            yield value
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield str(value)
+            found.append(value)
+    elif kind is dict:
+        for key, item in value.items():
+            found.append(str(key))
+            _add_leaves(item, found)
+    elif kind is list:
+        for item in value:
+            _add_leaves(item, found)
+    elif kind is int or kind is float:  # not bool
+        found.append(str(value))
