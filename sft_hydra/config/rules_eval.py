@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sft_hydra.config.benchmark_files import local_items
-from sft_hydra.config.rules import Rule
 from sft_hydra.errors import DataError
 from sft_hydra.schema.config import CHATCORE_TASKS, EPOCH, Runner, SftConfig
 
@@ -85,7 +84,7 @@ def is_path(task: str) -> bool:
     return "/" in task or task.endswith((".yaml", ".yml"))
 
 
-EVAL_RULES: tuple[Rule, ...] = (
+EVAL_RULES = (
     validations,
     early_stopping,
     average,

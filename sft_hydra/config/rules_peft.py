@@ -1,36 +1,35 @@
-"""Rules about what is not trained: parts of a model in full fine-tuning, and a quantized base."""
+"""Rules about LoRA: which layers are adapted, how adapters start, a quantized base, new tokens."""
 
+import re
 from collections.abc import Iterator
 
-from sft_hydra.errors import ConfigError, ModelError
-from sft_hydra.planning.architecture import common_names, read_architecture
-from sft_hydra.planning.estimate.trained import frozen_parameters
-from sft_hydra.schema.config import SftConfig
-from sft_hydra.schema.optim import Muon
+from sft_hydra.config.adapter import TABLES
+from sft_hydra.schema.config import LoraConfig, SftConfig
 
 
-def frozen_parts(cfg: SftConfig) -> Iterator[str]:
-    for key, patterns in (("freeze", cfg.train.freeze), ("trainable", cfg.train.trainable)):
-        if patterns and cfg.peft is not None:
-            yield (
-                f"train.{key}={patterns} is for full fine-tuning; peft=lora freezes the whole base: use "
-                "peft.target_modules or peft.exclude_modules"
-            )
-    if cfg.peft is not None or not (cfg.train.freeze or cfg.train.trainable):
-        return
-    try:
-        architecture = common_names(read_architecture(cfg))
-        if all(architecture.get(key) for key in ("hidden_size", "num_hidden_layers", "model_type")):
-            frozen_parameters({"vocab_size": 1, **architecture}, cfg.train)
-    except ConfigError as error:
-        yield from error.problems
-    except ModelError:
-        return  # model_is_said says so
-    if isinstance(cfg.optimizer, Muon) and (cfg.parallel.pp or 1) > 1:
+def lora_targets(cfg: SftConfig) -> Iterator[str]:
+    """The adapted layers are defined in one way."""
+    peft = cfg.peft
+    if peft is not None and peft.target_modules and peft.exclude_modules:
         yield (
-            f"parallel.pp={cfg.parallel.pp} with optimizer=muon and a frozen part: a stage may have no matrix to train; "
-            "set parallel.pp=1 or optimizer=adamw"
+            f"peft.target_modules={peft.target_modules} and peft.exclude_modules={peft.exclude_modules}: "
+            "set only one of them"
         )
+    if peft is not None and peft.match_all_linear and peft.exclude_modules:
+        yield "peft.match_all_linear=true adapts every linear layer; remove peft.exclude_modules or peft.match_all_linear"
+
+
+def lora_start(cfg: SftConfig) -> Iterator[str]:
+    """`peft.init_lora_weights` is known and is the only initialization of the adapters."""
+    kind = cfg.peft.init_lora_weights if cfg.peft is not None else None
+    if cfg.peft is None or kind is None:
+        return
+    if not re.fullmatch(r"gaussian|olora|pissa|pissa_niter_[1-9]\d?", kind):
+        yield f"peft.init_lora_weights={kind} is not one of gaussian, olora, pissa, pissa_niter_<1 to 99>"
+    if cfg.peft.a_init != LoraConfig().a_init:
+        yield f"peft.init_lora_weights={kind} and peft.a_init={cfg.peft.a_init} both set the initialization of A; remove one of them"
+    if cfg.peft.path is not None:
+        yield f"peft.init_lora_weights={kind}: the adapter in peft.path={cfg.peft.path} has trained values; remove one of them"
 
 
 def quantized_base(cfg: SftConfig) -> Iterator[str]:
@@ -51,4 +50,28 @@ def quantized_base(cfg: SftConfig) -> Iterator[str]:
         yield (
             f"peft.init_lora_weights={start} with peft.quantize_base={cfg.peft.quantize_base}: A and B would start from weights "
             "that are not kept whole; drop one of them"
+        )
+
+
+def added_tokens(cfg: SftConfig) -> Iterator[str]:
+    tokens, peft = [*cfg.tokenizer.add_tokens, *cfg.tokenizer.add_special_tokens], cfg.peft
+    if twice := sorted({token for token in tokens if tokens.count(token) > 1}):
+        yield f"tokenizer.add_tokens and add_special_tokens: {twice} more than once; name each token once"
+    if "" in tokens:
+        yield "tokenizer.add_tokens and add_special_tokens: '' is not a token; remove it"
+    if peft is None:
+        return
+    if unknown := [name for name in peft.modules_to_save if name not in TABLES]:
+        yield f"peft.modules_to_save={peft.modules_to_save}: {unknown[0]} is not one of {', '.join(TABLES)}"
+    if peft.trainable_new_tokens and not tokens and peft.path is None:
+        yield "peft.trainable_new_tokens=true: there are no new tokens; name them in tokenizer.add_tokens=[...]"
+    if tokens and not peft.trainable_new_tokens and set(peft.modules_to_save) != set(TABLES) and peft.path is None:
+        yield (
+            f"tokenizer.add_tokens={tokens[:5]} with peft=lora: an adapter holds no rows for them; use "
+            f"peft.trainable_new_tokens=true, or peft.modules_to_save=[{','.join(TABLES)}]"
+        )
+    if peft.trainable_new_tokens and peft.modules_to_save:
+        yield (
+            f"peft.trainable_new_tokens=true and peft.modules_to_save={peft.modules_to_save}: say whether only the new rows "
+            "are trained, or whole tables, not both"
         )

@@ -15,7 +15,7 @@ from sft_hydra.checkpoint import state as checkpoints
 from sft_hydra.checkpoint.adapter import load_adapter
 from sft_hydra.checkpoint.load_hf_weights import load_weights, local_folder
 from sft_hydra.config.resume_compat import checkpoint_folder
-from sft_hydra.config.rules import foreign_model
+from sft_hydra.config.rules_model import foreign_model
 from sft_hydra.engine.determinism import compute_deterministically
 from sft_hydra.engine.materialize import materialize_on_mesh
 from sft_hydra.engine.precision import compute_dtype
