@@ -46,8 +46,9 @@ from sft_hydra.data_prep.prepare import prepare
 from sft_hydra.data_prep.sources import MalformedRow, Source, files_of, read_rows
 from sft_hydra.data_prep.tokenize import forget_tokenizers
 from sft_hydra.errors import RowError
-from sft_hydra.schema.config import ModelConfig, SftConfig
+from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.data import Packing, SourceConfig
+from sft_hydra.schema.model import ModelConfig
 
 RESULTS = Path(__file__).parent / "results" / "data_prep.json"
 LIBRARIES = ("fastokens", "tokenizers", "orjson", "jinja2", "pyarrow", "numpy")

@@ -31,7 +31,8 @@ from sft_hydra.models.lora import merge_rounding, merged_tensors
 from sft_hydra.models.state_dict_map import to_disk
 from sft_hydra.parallel.collectives import all_gather_objects
 from sft_hydra.planning.architecture import is_hub_id
-from sft_hydra.schema.config import ModelConfig, Precision
+from sft_hydra.schema.model import ModelConfig
+from sft_hydra.schema.train import Precision
 
 TRACKER = "latest_checkpointed_iteration.txt"
 COUNTERS = ("consumed_train_samples", "skipped_train_samples", "consumed_valid_samples")

@@ -14,7 +14,8 @@ from typing import Any
 
 from sft_hydra.errors import ConfigError
 from sft_hydra.planning.lora_targets import TOKEN_ROWS, adapter_part
-from sft_hydra.schema.config import LoraConfig, SftConfig
+from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.peft import LoraConfig
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."

@@ -24,7 +24,7 @@ GROUPS = ("runner", "model", "data", "peft", "optimizer", "scheduler", "parallel
 BROUGHT = {"peft": "`peft=lora` or `peft=qlora` adds this section; without it, `peft` is `null`."}
 HEAD = """# Config reference
 
-Made from the dataclasses in `sft_hydra/config/`; `python -m sft_hydra.config.reference` writes it. Values
+Generated from the dataclasses in `sft_hydra/schema/` by `python -m sft_hydra.config.reference`. Values
 set by a group option override the defaults below; `python -m sft_hydra --cfg job` prints the config of a command.
 
 ## Groups

@@ -23,7 +23,8 @@ from sft_hydra.config.rules_train import (
     two_betas,
 )
 from sft_hydra.config.serialize import flatten
-from sft_hydra.schema.config import Runner, SftConfig
+from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.runners import Runner
 from sft_hydra.secret_text import assigns_secret, holds_secret, is_secret_name
 
 Rule = Callable[[SftConfig], Iterator[str]]

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from sft_hydra.schema.config import Runner, SftConfig
+from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.runners import Runner
 
 DATA_RUNNERS = (Runner.train, Runner.data_prep, Runner.inspect)
 

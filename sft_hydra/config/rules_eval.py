@@ -5,7 +5,9 @@ from pathlib import Path
 
 from sft_hydra.config.benchmark_files import local_items
 from sft_hydra.errors import DataError
-from sft_hydra.schema.config import CHATCORE_TASKS, EPOCH, Runner, SftConfig
+from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.eval import CHATCORE_TASKS, EPOCH
+from sft_hydra.schema.runners import Runner
 
 
 def chatcore_is_known(cfg: SftConfig) -> Iterator[str]:

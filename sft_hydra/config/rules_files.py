@@ -15,7 +15,8 @@ from sft_hydra.errors import ConfigError, ModelError
 from sft_hydra.files import exists, read_object
 from sft_hydra.planning.architecture import is_hub_id, read_architecture
 from sft_hydra.planning.megatron_checkpoint import megatron_problem, torch_dist_folder
-from sft_hydra.schema.config import Runner, SftConfig
+from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.runners import Runner
 
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".gz", ".zst")
 DEMO_PARTS = ("train", "drill", "heldout")

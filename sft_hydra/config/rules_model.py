@@ -12,8 +12,10 @@ from sft_hydra.planning.architecture import (
 )
 from sft_hydra.planning.layout import layout_problems, num_experts
 from sft_hydra.planning.topology import possible_layouts, rows_per_step, run_layout
-from sft_hydra.schema.config import ExportFormat, Recompute, Runner, SftConfig
+from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.data import Packing
+from sft_hydra.schema.runners import ExportFormat, Runner
+from sft_hydra.schema.train import Recompute
 
 
 def model_is_set(cfg: SftConfig) -> Iterator[str]:

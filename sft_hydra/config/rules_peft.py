@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterator
 
 from sft_hydra.config.adapter import TABLES
-from sft_hydra.schema.config import LoraConfig, SftConfig
+from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.peft import LoraConfig
 
 
 def lora_targets(cfg: SftConfig) -> Iterator[str]:

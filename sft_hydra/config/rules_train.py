@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from sft_hydra.errors import ConfigError, ModelError
 from sft_hydra.planning.architecture import common_names, read_architecture
 from sft_hydra.planning.estimate.trained import frozen_parameters
-from sft_hydra.schema.config import Device, Precision, SftConfig
+from sft_hydra.schema.config import Device, SftConfig
 from sft_hydra.schema.optim import AdamW, Muon
+from sft_hydra.schema.train import Precision
 
 
 def length_of_training(cfg: SftConfig) -> Iterator[str]:

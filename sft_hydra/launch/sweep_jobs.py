@@ -17,8 +17,9 @@ from sft_hydra.data_prep.plan import options_of_set
 from sft_hydra.errors import ConfigError
 from sft_hydra.paths import RunPaths
 from sft_hydra.planning.auto_parallel import with_auto_parallel
-from sft_hydra.schema.config import Runner, SftConfig
+from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.data import Prepare
+from sft_hydra.schema.runners import Runner
 
 
 @dataclass(frozen=True, slots=True)

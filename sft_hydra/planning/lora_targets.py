@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import TypeVar
 
 from sft_hydra.errors import ConfigError
-from sft_hydra.schema.config import LoraConfig
+from sft_hydra.schema.peft import LoraConfig
 
 ALIASES = {
     "linear_qkv": ("q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value"),

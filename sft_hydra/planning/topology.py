@@ -9,7 +9,10 @@ from typing import Any
 
 from sft_hydra.planning.architecture import is_generic
 from sft_hydra.planning.layout import Layout, layout_problems, num_experts, plan_layout
-from sft_hydra.schema.config import ClusterKind, Recompute, Runner, SftConfig, TrainConfig
+from sft_hydra.schema.cluster import ClusterKind
+from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.runners import Runner
+from sft_hydra.schema.train import Recompute, TrainConfig
 
 SLURM_GPUS_PER_NODE = 8  # default of cluster.gpus_per_node on Slurm
 MODEL_RUNNERS = (Runner.train, Runner.evaluate, Runner.generate, Runner.export)

@@ -36,8 +36,9 @@ from sft_hydra.planning.architecture import read_architecture
 from sft_hydra.planning.layout import Layout
 from sft_hydra.planning.topology import ranks_of_runner, run_layout
 from sft_hydra.process.rank import Rank, this_rank
-from sft_hydra.schema.config import Device, Runner, SftConfig
+from sft_hydra.schema.config import Device, SftConfig
 from sft_hydra.schema.data import Packing
+from sft_hydra.schema.runners import Runner
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from sft_hydra.errors import ConfigError
 from sft_hydra.planning.architecture import FAMILIES
 from sft_hydra.planning.estimate.sizes import Sizes, sizes_of
 from sft_hydra.planning.lora_targets import EXPERTS, choose, layer_lora, usual_targets
-from sft_hydra.schema.config import LoraConfig
+from sft_hydra.schema.peft import LoraConfig
 
 USUAL_DENSE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 USUAL_HYBRID = ("q_proj", "k_proj", "v_proj", "o_proj", "in_proj", "up_proj", "down_proj")
