@@ -22,6 +22,7 @@ def chatcore_is_known(cfg: SftConfig) -> Iterator[str]:
 
 
 def validations(cfg: SftConfig) -> Iterator[str]:
+    """`eval.every` is a number of steps or `epoch`."""
     every = cfg.eval.every
     if isinstance(every, str) and every != EPOCH:
         yield f"eval.every={every} is neither a number of steps nor {EPOCH}"
@@ -72,8 +73,8 @@ def local_items_are_there(cfg: SftConfig) -> Iterator[str]:
     if not Path(wanted.data_dir).expanduser().is_dir():
         yield f"eval.data_dir={wanted.data_dir}: no such folder"
         return
-    asks = {Runner.train: bool(wanted.chatcore_every), Runner.evaluate: "chatcore" in wanted.tasks}
-    for task in wanted.chatcore_tasks if asks.get(cfg.runner) else ():
+    enabled = {Runner.train: bool(wanted.chatcore_every), Runner.evaluate: "chatcore" in wanted.tasks}
+    for task in wanted.chatcore_tasks if enabled.get(cfg.runner) else ():
         if task in CHATCORE_TASKS and task != "spelling_bee" and (task != "humaneval" or wanted.allow_code):
             try:
                 local_items(task, "test", wanted.data_dir)

@@ -34,7 +34,8 @@ def lora_start(cfg: SftConfig) -> Iterator[str]:
 
 
 def quantized_base(cfg: SftConfig) -> Iterator[str]:
-    """Blocks of 64 weights share a scale, and 256 scales another: parts of a weight would be quantized otherwise."""
+    """What a quantized base excludes: blocks of 64 weights share a scale, and 256 scales another, so a part of a weight would be
+    quantized differently from the whole."""
     tp = cfg.parallel.tp or 1
     if cfg.peft is not None and cfg.peft.quantize_base is not None and tp > 1:
         yield (
@@ -44,17 +45,18 @@ def quantized_base(cfg: SftConfig) -> Iterator[str]:
     if cfg.peft is not None and cfg.peft.quantize_base is not None and cfg.peft.use_dora:
         yield (
             f"peft.use_dora=true with peft.quantize_base={cfg.peft.quantize_base}: DoRA needs the norms of whole weights at every "
-            "step, which a quantized base does not keep; drop one of them"
+            "step, which a quantized base does not keep; remove one of them"
         )
     start = cfg.peft.init_lora_weights if cfg.peft is not None else None
     if cfg.peft is not None and cfg.peft.quantize_base is not None and start not in (None, "gaussian"):
         yield (
             f"peft.init_lora_weights={start} with peft.quantize_base={cfg.peft.quantize_base}: A and B would start from weights "
-            "that are not kept whole; drop one of them"
+            "that are kept only quantized; remove one of them"
         )
 
 
 def added_tokens(cfg: SftConfig) -> Iterator[str]:
+    """Added tokens are distinct, and with LoRA their rows are trained."""
     tokens, peft = [*cfg.tokenizer.add_tokens, *cfg.tokenizer.add_special_tokens], cfg.peft
     if twice := sorted({token for token in tokens if tokens.count(token) > 1}):
         yield f"tokenizer.add_tokens and add_special_tokens: {twice} more than once; name each token once"
@@ -73,6 +75,6 @@ def added_tokens(cfg: SftConfig) -> Iterator[str]:
         )
     if peft.trainable_new_tokens and peft.modules_to_save:
         yield (
-            f"peft.trainable_new_tokens=true and peft.modules_to_save={peft.modules_to_save}: say whether only the new rows "
-            "are trained, or whole tables, not both"
+            f"peft.trainable_new_tokens=true and peft.modules_to_save={peft.modules_to_save} both choose what is "
+            "trained of embedding and head: only the new rows, or whole tables; remove one of them"
         )

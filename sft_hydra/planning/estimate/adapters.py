@@ -18,14 +18,14 @@ Layer = tuple[str, int, int]  # name, inputs, outputs
 
 
 def table_parameters(arch: dict[str, Any], lora: LoraConfig, new_tokens: int) -> tuple[int, int]:
-    """Parameters that LoRA trains of (embedding, head), as whole tables or as rows of new tokens; of a tied head none."""
+    """Parameters that LoRA trains of (embedding, head), as whole tables or as rows of new tokens; 0 for a tied head."""
     s = sizes_of(arch)
     if lora.trainable_new_tokens:
         return new_tokens * s.hidden, 0 if s.tied else new_tokens * s.hidden
-    table, asked = s.vocab * s.hidden, set(lora.modules_to_save)
+    table, saved = s.vocab * s.hidden, set(lora.modules_to_save)
     if s.tied:
-        return table if asked else 0, 0
-    return table if "embed_tokens" in asked else 0, table if "lm_head" in asked else 0
+        return table if saved else 0, 0
+    return table if "embed_tokens" in saved else 0, table if "lm_head" in saved else 0
 
 
 def adapters_by_block(arch: dict[str, Any], lora: LoraConfig | None) -> list[int]:
