@@ -30,8 +30,9 @@ from sft_hydra.chat.render import Renderer
 from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.chat.turn_spans import RenderedSequence
 from sft_hydra.data.shards import ShardWriter
+from sft_hydra.data_prep.content_hash import content_hash, serialize
 from sft_hydra.data_prep.control_tokens import ControlTokenEscaper
-from sft_hydra.data_prep.conversation import to_conversation
+from sft_hydra.data_prep.conversation import ConversationReader
 from sft_hydra.data_prep.files import open_bytes
 from sft_hydra.data_prep.filters import Filters
 from sft_hydra.data_prep.pack import pack
@@ -40,7 +41,6 @@ from sft_hydra.data_prep.pool import undisturbed
 from sft_hydra.data_prep.sources import lines_of
 from sft_hydra.data_prep.token_store import TokenStore
 from sft_hydra.data_prep.tokenize import SequenceEncoder, TokenBatch
-from sft_hydra.data_prep.tokenize_shard import content_hash
 from sft_hydra.errors import RowError
 from sft_hydra.records import Conversation
 from sft_hydra.schema.data import FilterConfig, Packing, SourceConfig
@@ -91,13 +91,15 @@ def stages(file: Path, tokenizer: ChatTokenizer, copies: int) -> dict[str, Any]:
             lines = clock.time("read", lambda: list(lines_of(stream)))
         rows = clock.time("parse", lambda: [orjson.loads(line) for line in lines])  # type: ignore[arg-type]
         filters, escaper = Filters(FilterConfig()), ControlTokenEscaper(tokenizer)
-        talks = clock.time("check", lambda: kept(rows, lambda row: _checked(row, filters)))
+        reader = ConversationReader(SourceConfig(), "chats")
+        talks = clock.time("check", lambda: kept(rows, lambda row: _checked(row, reader, filters)))
+        serialized = clock.time("check", lambda: [_hashed(talk) for talk in talks])
         fast, plain = Renderer.of(tokenizer), Renderer.of(tokenizer)
         plain.render_cache = None
         rendered = clock.time("render", lambda: kept(talks, fast.sequences))
         clock.time("plain", lambda: kept(talks, plain.sequences))
         clock.time("unchecked", lambda: kept(talks, plain.unchecked))
-        clock.time("guard", lambda: [escaper.is_needed(talk) for talk in talks])
+        clock.time("guard", lambda: list(map(escaper.is_needed, talks, serialized)))
         sequences = [sequence for found in rendered for sequence in found]
         spool = encode(clock, tokenizer, sequences)
         write(clock, spool, Path(name))
@@ -143,11 +145,16 @@ def kept(items: Iterable[Any], work: Callable[[Any], Any]) -> list[Any]:
     return found
 
 
-def _checked(row: Any, filters: Filters) -> Conversation:
-    talk = to_conversation(row, SourceConfig(), "chats", "")
+def _checked(row: Any, reader: ConversationReader, filters: Filters) -> Conversation:
+    talk = reader.conversation(row, "")
     filters.check(talk)
-    content_hash(talk)
     return talk
+
+
+def _hashed(talk: Conversation) -> bytes | None:
+    serialized = serialize(talk)
+    content_hash(talk, serialized)
+    return serialized
 
 
 def encode(clock: Clock, tokenizer: ChatTokenizer, sequences: list[RenderedSequence]) -> TokenStore:

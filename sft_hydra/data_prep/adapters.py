@@ -4,6 +4,7 @@ Defines the names of the formats, how a row's format is detected, and which keys
 determines what is supervised or what the model sees is read, or its row raises RowError; all others are listed in `unread`.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -55,8 +56,8 @@ def adapt(row: Any, source: SourceConfig) -> Adapted:
         return Adapted(row)
     if not isinstance(row, dict):
         raise RowError("format", f"a row must be an object, not {type(row).__name__}")
-    messages_key = source.messages_key or MESSAGES
-    if messages_key in row and COLUMNS.isdisjoint(row) and _is_usual(source):  # most rows: a cheap test
+    if _has_only_messages(row, source):  # most rows: a cheap test
+        messages_key = source.messages_key or MESSAGES
         return Adapted(row[messages_key], read=_keys_of(messages_key))
     kind = _format_of(row, source) if source.format in AUTO else source.format
     read: set[str] = set()
@@ -75,6 +76,17 @@ def adapt(row: Any, source: SourceConfig) -> Adapted:
     if source.system_prompt and not _starts_with_system(found.messages):
         found.messages = [{"role": "system", "content": source.system_prompt}, *_listed(found.messages)]
     return found
+
+
+def unread_beside_messages(keys: Collection[str], source: SourceConfig) -> tuple[str, ...] | None:
+    """The keys of a row with these keys that `adapt` does not read, if it reads only the messages; else None."""
+    if not _has_only_messages(keys, source):
+        return None
+    return tuple(key for key in keys if key != (source.messages_key or MESSAGES))
+
+
+def _has_only_messages(keys: Collection[str], source: SourceConfig) -> bool:
+    return (source.messages_key or MESSAGES) in keys and COLUMNS.isdisjoint(keys) and _is_usual(source)
 
 
 def _is_usual(source: SourceConfig) -> bool:

@@ -35,17 +35,13 @@ class ControlTokenEscaper:
         self.added = {token.text: token for token in tokenizer.added if token.text.strip()}
         self.every = _Finder(list(self.added))
         self.special = _Finder([text for text, token in self.added.items() if token.special])
-        self.shows_in_json = not any(sign in text for text in self.added for sign in '"\\\n\r\t')
+        self.shows_in_json = not any(sign < " " or sign in '"\\' for text in self.added for sign in text)
 
-    def is_needed(self, conversation: Conversation) -> bool:
-        """True if a text of this row contains the text of a control token."""
-        plain = [message["content"] for message in conversation.messages if len(message) == 2 and "content" in message]
-        if (
-            not (conversation.tools or conversation.template_kwargs)
-            and len(plain) == len(conversation.messages)
-            and not self.every.finds("\0".join(plain))
-        ):
-            return False  # most rows: a cheap test
+    def is_needed(self, conversation: Conversation, serialized: bytes | None = None) -> bool:
+        """True if a text of this row contains the text of a control token. `serialized`: the row's texts as orjson writes them,
+        which shows quickly for most rows that it does not."""
+        if serialized is not None and self.shows_in_json and not self.every.finds_in_bytes(serialized):
+            return False
         for message in conversation.messages:
             finder = self.special if message["role"] == "assistant" else self.every
             content = message.get("content")
@@ -129,6 +125,16 @@ class _Finder:
     def __init__(self, texts: list[str]) -> None:
         self.firsts = sorted({text[0] for text in texts})
         self.pattern = re.compile(any_of(texts))
+        # a pattern for each first character skips to where that occurs, three times as fast as one pattern for all
+        groups = [[text for text in texts if text[0] == first] for first in self.firsts]
+        self.in_bytes = [re.compile(any_of(group).encode()) for group in groups]
+
+    def finds_in_bytes(self, data: bytes) -> bool:
+        """Whether one of the texts is in a UTF-8 text."""
+        for pattern in self.in_bytes:  # noqa: SIM110 (any() is slower)
+            if pattern.search(data):
+                return True
+        return False
 
     def finds(self, text: str) -> bool:
         for first in self.firsts:

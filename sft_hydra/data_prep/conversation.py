@@ -1,4 +1,4 @@
-"""Conversion of a parsed row to a checked Conversation: `to_conversation`.
+"""Conversion of a parsed row to a checked Conversation: `to_conversation`, and `ConversationReader` for many rows of a source.
 
 Invariant: nothing of a row is dropped silently: an invalid row raises RowError with a reason, and unread keys are listed.
 """
@@ -7,15 +7,17 @@ from typing import Any
 
 from sft_hydra.chat.message import check_message
 from sft_hydra.chat.roles import ROLES, role_of
-from sft_hydra.data_prep.adapters import adapt
+from sft_hydra.data_prep.adapters import MESSAGES, adapt, unread_beside_messages
 from sft_hydra.data_prep.content_parts import expand, join_calls
 from sft_hydra.data_prep.raw_text import FORMAT, text_conversation
 from sft_hydra.data_prep.tool_definitions import read_tools
-from sft_hydra.data_prep.unread import unread_of_messages, unread_of_row
+from sft_hydra.data_prep.unread import EMPTY, unread_of_messages, unread_of_row
 from sft_hydra.errors import RowError
 from sft_hydra.records import Conversation
 from sft_hydra.schema.data import SourceConfig
 
+KEY_SETS = 1000  # of a source, that are remembered
+NORMALIZED = ("role", "content", "reasoning_content")  # keys of an assistant message, in the order of check_message
 ANSWERS = ("response", "completion", "choices", "chosen", "preferred_output", "output")  # columns that hold one
 
 
@@ -36,7 +38,7 @@ def to_conversation(row: Any, source: SourceConfig, name: str, origin: str) -> C
         )
         raise RowError("no_messages", f"the row has no list of messages{keys}{hint}")
     unread = unread_of_row(meta, found.read)
-    if all(map(_is_plain, found.messages)) and found.messages[-1]["role"] == "assistant":  # most rows: a cheap test
+    if _are_plain(found.messages):  # most rows: a cheap test
         return Conversation(list(found.messages), found.tools, origin, name, meta, found.kwargs, unread)
     messages = join_calls(expand(found.messages, unread))
     _check_answer(row, found.read, messages)
@@ -46,6 +48,35 @@ def to_conversation(row: Any, source: SourceConfig, name: str, origin: str) -> C
     unread |= unread_of_messages(messages)
     checked = [check_message(message) for message in messages]
     return Conversation(checked, tools, origin, name, meta, found.kwargs, unread)
+
+
+class ConversationReader:
+    """`to_conversation` for the rows of one source. What follows from the keys of a row is determined once for each set of keys;
+    most rows have only messages that need no conversion."""
+
+    def __init__(self, source: SourceConfig, name: str) -> None:
+        self.source = source
+        self.name = name
+        self.messages_key = source.messages_key or MESSAGES
+        self.unread_keys: dict[tuple[str, ...], tuple[str, ...] | None] = {}  # keys of a row -> its unread keys
+
+    def conversation(self, row: Any, origin: str) -> Conversation:
+        """As `to_conversation`."""
+        if type(row) is dict:
+            keys = tuple(row)
+            if keys not in self.unread_keys:
+                self._learn(keys)
+            unread = self.unread_keys.get(keys)
+            if unread is not None:
+                messages = row[self.messages_key]
+                if type(messages) is list and messages and _are_plain(messages):
+                    filled = {key for key in unread if row[key] not in EMPTY}
+                    return Conversation(messages.copy(), None, origin, self.name, row, {}, filled)
+        return to_conversation(row, self.source, self.name, origin)
+
+    def _learn(self, keys: tuple[str, ...]) -> None:
+        if len(self.unread_keys) < KEY_SETS:
+            self.unread_keys[keys] = unread_beside_messages(keys, self.source)
 
 
 def _check_answer(row: Any, read: set[str], messages: list[Any]) -> None:
@@ -62,17 +93,25 @@ def _check_answer(row: Any, read: set[str], messages: list[Any]) -> None:
         )
 
 
-def _is_plain(message: Any) -> bool:
-    """True for a message with only a known role and a text, which needs no conversion."""
-    if type(message) is not dict or len(message) != 2:
-        return False
-    role, content = message.get("role"), message.get("content")
-    return (
-        type(content) is str
-        and type(role) is str
-        and role in ROLES
-        and (role != "assistant" or "</think>" not in content)
-    )
+def _are_plain(messages: list[Any]) -> bool:
+    """True for messages that need no conversion, the last of them an answer: each has only a known role and a text, and an
+    answer perhaps its reasoning."""
+    role = None
+    for message in messages:
+        if type(message) is not dict:
+            return False
+        role, content = message.get("role"), message.get("content")
+        if type(content) is not str or type(role) is not str or role not in ROLES:
+            return False
+        if len(message) != 2:
+            reasoning = message.get("reasoning_content")
+            if role != "assistant" or tuple(message) != NORMALIZED or type(reasoning) is not str:
+                return False
+            if not reasoning or reasoning.isspace():
+                return False
+        elif role == "assistant" and "</think>" in content:
+            return False
+    return role == "assistant"
 
 
 def _with_tools_of_system(messages: list[Any], tools: Any) -> tuple[list[Any], Any]:

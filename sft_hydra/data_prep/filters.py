@@ -46,8 +46,11 @@ class Filters:
         config = self.config
         if config.structure and not conversation.is_text:
             _check_structure(conversation)
-        if config.tools and any("tool_calls" in message for message in conversation.messages):
-            self._check_tools(conversation)
+        if config.tools:
+            for message in conversation.messages:
+                if "tool_calls" in message:
+                    self._check_tools(conversation)
+                    break
         if config.tools_missing:
             _check_tools_missing(conversation)
         if config.equals:

@@ -7,6 +7,7 @@ lengths with a fixed sum takes a shift and an `and`: O(n log n) with small const
 """
 
 import random
+from collections import Counter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,30 +49,28 @@ class _Supply:
             if len(same) and lengths[same[0]] > 0:
                 self.stacks[int(lengths[same[0]])] = same[::-1].tolist()  # the first of a length is taken first
         for length in self.stacks:
-            self.lengths |= 1 << length
-            self.mirrored |= 1 << (capacity - length)
+            self._flip(length)
 
-    def put(self, length: int, index: int) -> None:
-        self.stacks.setdefault(length, []).append(index)
-        self.lengths |= 1 << length
-        self.mirrored |= 1 << (self.capacity - length)
-
-    def take(self, length: int) -> int:
+    def take(self, length: int, count: int = 1) -> list[int]:
+        """Remove up to `count` sequences of this length."""
         stack = self.stacks[length]
-        index = stack.pop()
+        taken = stack[: -count - 1 : -1]
+        del stack[-count:]
         if not stack:
-            self.lengths &= ~(1 << length)
-            self.mirrored &= ~(1 << (self.capacity - length))
-        return index
+            self._flip(length)
+        return taken
 
     def longest(self, room: int) -> int:
         """The largest remaining length of at most `room`; 0 if there is none."""
-        return max((self.lengths & ((2 << room) - 1)).bit_length() - 1, 0)
+        most = self.lengths.bit_length() - 1
+        if most > room:
+            most = (self.lengths & ((2 << room) - 1)).bit_length() - 1
+        return max(most, 0)
 
     def exact(self, room: int) -> list[int]:
-        """Up to three sequences with `room` tokens in total; empty if none are found among the LOOK_AHEAD longest."""
+        """Up to three remaining lengths with `room` tokens in total; empty if none are found among the LOOK_AHEAD longest."""
         if self.lengths >> room & 1:
-            return [self.take(room)]
+            return [room]
         if found := self._pair(room):
             return found
         below = self.lengths & ((1 << room) - 1)
@@ -80,43 +79,68 @@ class _Supply:
             if 3 * length < room:
                 break
             below ^= 1 << length
-            index = self.take(length)
-            if found := self._pair(room - length):
-                return [index, *found]
-            self.put(length, index)
+            is_last = len(self.stacks[length]) == 1
+            if is_last:
+                self._flip(length)
+            found = self._pair(room - length, taken=length)
+            if is_last:
+                self._flip(length)
+            if found:
+                return [length, *found]
         return []
 
-    def _pair(self, room: int) -> list[int]:
-        both = self.lengths & ((1 << room) - 1) & (self.mirrored >> (self.capacity - room))
-        if room % 2 == 0 and both >> (room // 2) & 1 and len(self.stacks[room // 2]) < 2:
-            both ^= 1 << (room // 2)
+    def repeats(self, used: Counter[int]) -> int:
+        """How many more bins with sequences of these lengths follow one. What a bin gets depends on which lengths have no
+        sequence left, one, two, or more: it gets the same while each length in use has three besides those it gets."""
+        return max(min((len(self.stacks[length]) - 3) // count for length, count in used.items()), 0)
+
+    def _flip(self, length: int) -> None:
+        self.lengths ^= 1 << length
+        self.mirrored ^= 1 << (self.capacity - length)
+
+    def _pair(self, room: int, taken: int = 0) -> list[int]:
+        """Two remaining lengths with `room` tokens in total. `taken`: a length of which one sequence is in use."""
+        both = self.lengths & (self.mirrored >> (self.capacity - room))
+        half = room // 2
+        if room % 2 == 0 and both >> half & 1 and len(self.stacks[half]) - (half == taken) < 2:
+            both ^= 1 << half
         if not both:
             return []
         length = both.bit_length() - 1
-        return [self.take(length), self.take(room - length)]
+        return [length, room - length]
 
 
 def _best_fit(lengths: NDArray[np.int64], capacity: int) -> list[list[int]]:
-    empty = np.flatnonzero(lengths == 0).tolist()
+    bins: list[list[int]] = [[index] for index in np.flatnonzero(lengths == 0).tolist()]
     supply = _Supply(lengths, capacity)
-    bins: list[list[int]] = [[index] for index in empty]
     while longest := supply.longest(capacity):
-        members = [supply.take(longest)]
-        room = capacity - longest
-        while room:
-            if found := supply.exact(room):
-                members += found
-                break
-            length = supply.longest(room)
-            if not length:
-                break
-            count = -(-room // length)  # sequences needed at least to fill the rest
-            if count <= LAST:  # sequences of similar length can fill it exactly, the longest rarely
-                length = supply.longest(-(-room // count)) or length
-            members.append(supply.take(length))
-            room -= length
+        members, chosen = _fill_bin(supply, longest)
         bins.append(members)
+        again = range(supply.repeats(Counter(chosen)))
+        bins += [[index for length in chosen for index in supply.take(length)] for _ in again]
     return bins
+
+
+def _fill_bin(supply: _Supply, length: int) -> tuple[list[int], list[int]]:
+    """The members of a bin whose first sequence has this length, and the lengths of all its members."""
+    members = supply.take(length)
+    chosen = [length]
+    room = supply.capacity - length
+    while room and (length := supply.longest(room)):
+        count = -(-room // length)  # sequences needed at least to fill the rest
+        if count > LAST:  # far from full: nothing fills the rest exactly
+            taken = supply.take(length, count - LAST)
+            members += taken
+            chosen += [length] * len(taken)
+            room -= length * len(taken)
+            continue
+        found = supply.exact(room)
+        if not found:  # sequences of similar length can fill it exactly, the longest rarely
+            found = [supply.longest(-(-room // count)) or length]
+        members += [index for length in found for index in supply.take(length)]
+        chosen += found
+        room -= sum(found)
+    return members, chosen
 
 
 def _first_fit(lengths: NDArray[np.int64], order: NDArray[np.int64], capacity: int) -> list[list[int]]:

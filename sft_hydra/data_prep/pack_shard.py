@@ -8,10 +8,12 @@ Owner of: the loss mask is shifted left once, when shards are written.
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from sft_hydra.data.shards import SPLITS, PackedColumns, ShardWriter, checksum, pieces_of
@@ -54,13 +56,12 @@ class ShardPacker:
                 entries.append(entry)
                 thread = self.threads[self.written % 2]
                 self.written += 1
-                parts = []
-                for columns in _pack(self.plan, shard, spool, chosen, starts):
-                    write = partial(writer.write, columns)
-                    tokens = len(columns.input_ids)
+                index: list[NDArray[np.int64]] = []  # filled by the thread
+                for order, sizes in _bins(self.plan, spool, chosen):
+                    write = partial(_write, writer, spool, order, sizes, starts, shard.source, index)
+                    tokens = int(spool.lengths[order].sum())
                     thread.submit(write, lambda _: None, ready=False, weight=tokens)
-                    parts.append(_index(columns, shard.source))
-                close = partial(_close, writer, len(chosen), np.concatenate(parts))
+                close = partial(_close, writer, len(chosen), index)
                 thread.submit(close, entry.update, ready=False)
         return entries
 
@@ -70,14 +71,29 @@ class ShardPacker:
             thread.finish()
 
 
-def _pack(
-    plan: Plan, shard: ShardPlan, spool: TokenStore, chosen: NDArray[np.int64], starts: NDArray[np.int64]
-) -> Iterator[PackedColumns]:
+def _bins(
+    plan: Plan, spool: TokenStore, chosen: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """The order of the sequences `chosen`, and how many are in each packed sequence, WINDOW_TOKENS at a time."""
     window = np.cumsum(spool.lengths[chosen]) // WINDOW_TOKENS
     for sequences in np.split(chosen, np.flatnonzero(np.diff(window)) + 1):
         bins = pack(spool.lengths[sequences], plan.seq_length, plan.data.packing, plan.seed)
-        order = sequences[np.concatenate([np.array(members) for members in bins])]
-        yield gather(spool, order, np.array([len(members) for members in bins]), starts, shard.source)
+        sizes = np.array([len(members) for members in bins], np.int64)
+        yield sequences[np.fromiter(chain.from_iterable(bins), np.int64, len(sequences))], sizes
+
+
+def _write(
+    writer: ShardWriter,
+    spool: TokenStore,
+    order: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    source: int,
+    index: list[NDArray[np.int64]],
+) -> None:
+    columns = gather(spool, order, sizes, starts, source)
+    index.append(_index(columns, source))
+    writer.write(columns)
 
 
 def _index(columns: PackedColumns, source: int) -> NDArray[np.int64]:
@@ -88,10 +104,11 @@ def _index(columns: PackedColumns, source: int) -> NDArray[np.int64]:
     return np.stack([tokens, trained, np.full(len(tokens), source)], axis=1)
 
 
-def _close(writer: ShardWriter, sequences: int, index: NDArray[np.int64]) -> dict[str, Any]:
+def _close(writer: ShardWriter, sequences: int, parts: list[NDArray[np.int64]]) -> dict[str, Any]:
     """Close a shard's file; its counts and checksums for metadata.json."""
     writer.close()
     path = writer.path
+    index = np.concatenate(parts)
     return {
         "rows": len(index),
         "sequences": sequences,
@@ -110,9 +127,7 @@ def gather(
     """The columns of a packed shard: the sequences in `order` (sequences,), `sizes[b]` of them in packed sequence b, with the
     mask shifted left by one inside each. `starts[i]`: offset in tokens of sequence i in the store."""
     lengths = spool.lengths[order]
-    slices = [slice(a, a + n) for a, n in zip(starts[order].tolist(), lengths.tolist(), strict=True)]
-    ids = np.concatenate([spool.input_ids[part] for part in slices])
-    mask = np.concatenate([spool.loss_mask[part] for part in slices])
+    ids, mask = _take(spool.input_ids, starts, order), _take(spool.loss_mask, starts, order)
     ends = np.cumsum(lengths)
     rolled = np.empty_like(mask)
     rolled[:-1] = mask[1:]
@@ -128,3 +143,12 @@ def gather(
         token_offsets.astype(np.int32),
         sequence_offsets.astype(np.int32),
     )
+
+
+def _take(values: NDArray[Any], starts: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[Any]:
+    """The parts `order` of an array that begin at `starts`, end to end. Arrow copies them as if they were texts: eight times as
+    fast as slices, and without the GIL."""
+    offsets = np.append(starts, len(values)) * values.itemsize
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(values)]
+    parts = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(starts), buffers)
+    return np.frombuffer(parts.take(pa.array(order)).buffers()[2] or b"", values.dtype)

@@ -7,8 +7,6 @@ Invariant: every row ends as sequences or as a line in rejects.jsonl, and is cou
 Owner of: every input row is used, or is in rejects.jsonl with a reason.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime
@@ -17,16 +15,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from sft_hydra.chat.checks import LearnedWrongError
 from sft_hydra.chat.render import Renderer
 from sft_hydra.chat.row_renderer import RowRenderer, renderers_of
 from sft_hydra.chat.supervise import Supervisor
 from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.chat.turn_spans import RenderedSequence
+from sft_hydra.data_prep.content_hash import content_hash, serialize
 from sft_hydra.data_prep.control_tokens import WORD, ControlTokenEscaper
-from sft_hydra.data_prep.conversation import to_conversation
+from sft_hydra.data_prep.conversation import ConversationReader
 from sft_hydra.data_prep.filters import Filters
 from sft_hydra.data_prep.llm_judge import LLMJudge
 from sft_hydra.data_prep.ordered_executor import OrderedExecutor
@@ -65,6 +62,7 @@ class ShardTokenizer:
         check_tokenizer(tokenizer, plan.tokenizer_identity)
         tokenizer.added = plan.added  # read once, when the plan was made
         self.background = OrderedExecutor(AHEAD)
+        self.writers: set[TokenStoreWriter] = set()  # of shards that are not finished
         self.encoder: SequenceEncoder | None = None  # made by the first job
         self.renderer = _row_renderer(tokenizer, plan.data, datetime.fromisoformat(plan.now))
         self.render = self.renderer.sequences
@@ -74,6 +72,7 @@ class ShardTokenizer:
             self.render = wanted.sequences
         self.of_lines = False  # rows are from a file of lines, which already limits their size
         self.texts: dict[str, TextRenderer] = {}  # by source
+        self.reader: ConversationReader | None = None  # of the current source
         self.filters = Filters(plan.data.filters)
         judge = plan.data.filters.judge
         self.judge = LLMJudge(judge, plan.judge_cache) if judge.model else None
@@ -100,11 +99,14 @@ class ShardTokenizer:
         self.background.finish()
 
     def close(self) -> None:
-        """End the background thread."""
+        """End the background thread and close the files of unfinished shards."""
         self.background.close()
+        for writer in self.writers:
+            writer.abandon()
 
     def _run(self, shard: ShardPlan, folder: Path, report: Report, done: Done) -> None:
         writer = TokenStoreWriter(folder)
+        self.writers.add(writer)
         source = self.plan.sources[shard.source]
         filler = StoreWriter(self.plan, source, writer)
 
@@ -128,6 +130,7 @@ class ShardTokenizer:
 
         def close(_: None) -> None:
             writer.close()
+            self.writers.remove(writer)
             done()
 
         self.background.submit(lambda: None, close, ready=True, weight=0)
@@ -135,10 +138,11 @@ class ShardTokenizer:
     def _add(self, batch: TokenBatcher, row: Any, source: Source, place: tuple[int, int, str]) -> None:
         batch.read += 1
         try:
-            conversation, sequences = self.convert(row, source, place[2])
-            batch.add((content_hash(conversation), *place), sequences)
+            conversation, sequences, hashed = self.convert(row, source, place[2])
+            batch.add((hashed, *place), sequences)
             if conversation.unread or conversation.template_kwargs:
-                batch.unread.update(self.renderer.unread(conversation))
+                for key in self.renderer.unread(conversation):
+                    batch.unread[key] += 1
         except RowError as problem:
             batch.rejects.append((place[2], problem.reason, problem.detail))
         except RecursionError:
@@ -165,7 +169,9 @@ class ShardTokenizer:
         """A parsed row as a conversation. `origin`: `file:line`. RowError if it is invalid or a filter rejects it."""
         if isinstance(row, MalformedRow):
             raise RowError(row.reason, row.problem)
-        conversation = to_conversation(row, source.config, source.name, origin)
+        if self.reader is None or self.reader.source is not source.config:
+            self.reader = ConversationReader(source.config, source.name)
+        conversation = self.reader.conversation(row, origin)
         if not self.of_lines:
             _check_size(conversation)
         if not SPEECH.keys().isdisjoint(conversation.unread):
@@ -175,16 +181,17 @@ class ShardTokenizer:
         self.filters.check(conversation)
         return conversation
 
-    def convert(self, row: Any, source: Source, origin: str) -> tuple[Conversation, list[RenderedSequence]]:
-        """The conversation and rendered sequences of a parsed row. RowError if it is invalid or rejected."""
+    def convert(self, row: Any, source: Source, origin: str) -> tuple[Conversation, list[RenderedSequence], int]:
+        """The conversation, rendered sequences and content hash of a parsed row. RowError if it is invalid or rejected."""
         conversation = self.check(row, source, origin)
         if self.judge is not None:
             self.judge.check(conversation)
         render = self.text_renderer(source).sequences if conversation.is_text else self.render
         sequences = render(conversation)
-        if self.guard is not None and self.guard.is_needed(conversation):
+        serialized = serialize(conversation)
+        if self.guard is not None and self.guard.is_needed(conversation, serialized):
             sequences = _guarded(render(self.guard.mark(conversation)), sequences)
-        return conversation, sequences
+        return conversation, sequences, content_hash(conversation, serialized)
 
     def text_renderer(self, source: Source) -> TextRenderer:
         """The renderer of a raw-text source, cached by its name. ConfigError if it has no end token."""
@@ -217,21 +224,3 @@ def _row_renderer(tokenizer: ChatTokenizer, data: DataConfig, now: datetime) -> 
         return Renderer.of(tokenizer, data, now, variables)
 
     return RowRenderer(renderers_of(make, tokenizer.template_variables))
-
-
-def content_hash(conversation: Conversation) -> int:
-    """64 bits of a conversation's messages and tools, independent of tokenizer and template, to find repeated rows
-    and assign splits. RowError with reason `unicode` or `number` if they are not valid JSON."""
-    what: list[Any] = [conversation.messages, conversation.tools]
-    if conversation.template_kwargs:
-        what.append(conversation.template_kwargs)
-    try:
-        data = orjson.dumps(what, option=orjson.OPT_SORT_KEYS)
-    except TypeError:  # an integer of more than 64 bits, a lone surrogate, or NaN
-        try:
-            data = json.dumps(what, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
-        except UnicodeEncodeError:
-            raise RowError("unicode", "contains a lone surrogate, which is not valid Unicode") from None
-        except ValueError:
-            raise RowError("number", "contains NaN or an infinite number, which is not valid JSON") from None
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")

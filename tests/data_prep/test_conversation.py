@@ -1,13 +1,18 @@
 """Rows of every format become the same conversations; what does not fit is told with a reason."""
 
 import json
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.chats import TOOL, assistant, call, system, user, write_jsonl
 
-from sft_hydra.data_prep.conversation import to_conversation
+from sft_hydra.chat.message import check_message
+from sft_hydra.data_prep.conversation import ConversationReader, to_conversation
 from sft_hydra.data_prep.nulls import prune_nulls
 from sft_hydra.data_prep.sources import Source, files_of, read_rows
 from sft_hydra.errors import RowError
@@ -17,7 +22,19 @@ GREETING = [user("Hi"), assistant("Hello")]
 
 
 def convert(row: Any, **options: Any) -> Any:
-    return to_conversation(row, SourceConfig(**options), "test", "test:1")
+    source = SourceConfig(**options)
+    reader = ConversationReader(source, "test")
+    outcomes = [_outcome(lambda: to_conversation(row, source, "test", "test:1"))]
+    outcomes += [_outcome(lambda: reader.conversation(row, "test:1")) for _ in range(2)]  # its keys are new, and known
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+    return to_conversation(row, source, "test", "test:1")
+
+
+def _outcome(work: Callable[[], Any]) -> Any:
+    try:
+        return work()
+    except RowError as problem:
+        return problem.reason, problem.detail
 
 
 @pytest.mark.parametrize(
@@ -168,3 +185,38 @@ def test_the_row_given_is_not_changed() -> None:
     before = repr(row)
     convert(row)
     assert repr(row) == before
+
+
+KEYS = st.sampled_from(["role", "content", "reasoning_content", "name", "weight", "tool_calls", "thinking", "from"])
+VALUES = st.sampled_from(["user", "assistant", "system", "human", "x", "", " ", "a</think>b", None, 0, [], {}])
+MESSAGE = st.one_of(
+    st.dictionaries(KEYS, VALUES, max_size=4),
+    st.sampled_from(
+        [user("Hi"), assistant("Hello"), assistant("Hello", reasoning_content="hm"), assistant("a", x=1), 3]
+    ),
+)
+ROW = st.fixed_dictionaries(
+    {"messages": st.lists(MESSAGE, max_size=4)},
+    optional={
+        "id": st.sampled_from([1, "", None, {}]),
+        "tools": st.just([]),
+        "system": st.just("s"),
+        "prompt": st.just("p"),
+    },
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(ROW, st.sampled_from([{}, {"system_prompt": "s"}, {"format": "openai"}, {"messages_key": "id"}]))
+def test_a_reader_of_many_rows_gives_the_same_conversations(row: Any, options: dict[str, Any]) -> None:
+    with suppress(RowError):
+        convert(row, **options)
+
+
+def test_messages_that_need_no_conversion_are_those_that_conversion_leaves_as_they_are() -> None:
+    talks = [
+        [user("Hi"), assistant("Hello", reasoning_content="hm")],
+        [user("Hi"), assistant("a", reasoning_content="b</think>")],
+    ]
+    for messages in talks:
+        assert convert({"messages": messages}).messages == [check_message(message) for message in messages] == messages

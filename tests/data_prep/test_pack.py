@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft_hydra.chat.tokenizer import ChatTokenizer
-from sft_hydra.data_prep.pack import pack
+from sft_hydra.data_prep.pack import LAST, LOOK_AHEAD, pack
 from sft_hydra.schema.data import Packing
 
 LENGTHS = st.lists(st.integers(0, 64), max_size=200)
@@ -23,6 +23,49 @@ def test_bins_are_a_partition_within_capacity(lengths: list[int], algorithm: Pac
     assert sorted(index for members in bins for index in members) == list(range(len(lengths)))
     assert all(sum(lengths[index] for index in members) <= 64 for members in bins)
     assert all(bins)
+
+
+def plain_best_fit(lengths: list[int], capacity: int) -> list[list[int]]:
+    """The rule of best fit without any shortcut: one sequence after the other, from lists."""
+    left = {length: [i for i, n in enumerate(lengths) if n == length] for length in sorted({*lengths})}
+    bins = [[index] for index in left.pop(0, [])]
+
+    def pair(room: int, left: dict[int, list[int]]) -> list[int]:
+        for length in sorted((n for n in left if left[n] and n < room), reverse=True):
+            if left.get(room - length) and (2 * length != room or len(left[length]) > 1):
+                return [length, room - length]
+        return []
+
+    def exact(room: int) -> list[int]:
+        if left.get(room):
+            return [room]
+        if found := pair(room, left):
+            return found
+        for length in sorted((n for n in left if left[n] and n < room), reverse=True)[:LOOK_AHEAD]:
+            if 3 * length >= room and (found := pair(room - length, {**left, length: left[length][1:]})):
+                return [length, *found]
+        return []
+
+    while any(left.values()):
+        members, room = [], capacity
+        found = [max(n for n in left if left[n])]
+        while found:
+            members += [left[length].pop(0) for length in found]
+            room -= sum(found)
+            if not room or not (fitting := [n for n in left if left[n] and n <= room]):
+                break
+            count = -(-room // max(fitting))
+            similar = [n for n in fitting if n <= -(-room // count)] if count <= LAST else fitting
+            found = exact(room) or [max(similar or fitting)]
+        bins.append(members)
+    return bins
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.integers(0, 64), max_size=60), st.integers(1, 12), st.sampled_from([64, 65, 97, 300]))
+def test_best_fit_gives_the_bins_of_its_rule(lengths: list[int], copies: int, capacity: int) -> None:
+    lengths = lengths * copies
+    assert pack(np.array(lengths, np.int64), capacity, Packing.best_fit) == plain_best_fit(lengths, capacity)
 
 
 @pytest.mark.parametrize("algorithm", list(Packing))

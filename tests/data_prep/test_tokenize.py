@@ -14,8 +14,10 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from sft_hydra.chat.render import Renderer
 from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.chat.turn_spans import RenderedSequence
+from sft_hydra.data_prep.content_hash import serialize
 from sft_hydra.data_prep.tokenize import SequenceEncoder, choose_library, start_fast
 from sft_hydra.errors import RowError
+from sft_hydra.records import Conversation
 
 SLOW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40)
@@ -126,6 +128,7 @@ def guarded(tokenizer: ChatTokenizer, row: Any) -> tuple[list[int], list[int], s
     guard, renderer = encoder_of(tokenizer).guard, renderer_of(tokenizer)
     talk = conversation(row)
     assert guard.is_needed(talk)
+    assert guard.is_needed(talk, serialize(talk))
     sequences = renderer.sequences(guard.mark(talk))
     for sequence in sequences:
         sequence.guarded = True
@@ -204,3 +207,18 @@ def test_both_libraries_give_the_same_ids(real: ChatTokenizer, texts: list[str])
     fast, exact = (encoder_of(real, library).bulk.encode(texts) for library in ("fastokens", "tokenizers"))
     assert fast[0].tolist() == exact[0].tolist()
     assert fast[1].tolist() == exact[1].tolist()
+
+
+@SLOW
+@given(
+    st.lists(
+        st.sampled_from(["<", "|", "im_end", "|>", "<s>", "[INST]", "<think>", "x", '"', "\\", "\n", "é"]), max_size=12
+    )
+)
+def test_the_guard_finds_the_same_in_serialized_rows(real: ChatTokenizer, parts: list[str]) -> None:
+    guard, text = encoder_of(real).guard, "".join(parts)
+    for messages in ([user(text), assistant("y")], [user("x"), assistant(text, reasoning_content=text)]):
+        talk = Conversation(messages, None, "", "")
+        assert guard.is_needed(talk, serialize(talk)) == guard.is_needed(talk)
+    talk = Conversation([user("x"), assistant("y")], [{"type": "function", "function": {"name": text}}], "", "")
+    assert guard.is_needed(talk, serialize(talk)) == guard.is_needed(talk)
