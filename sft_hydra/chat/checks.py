@@ -232,11 +232,20 @@ class Checks:
         self, text: str, turn: Turn, messages: Sequence[Message], tools: list[Any] | None, thinking: bool
     ) -> bool:
         """Whether a turn reads the same as when it is the last one, as the model writes it."""
-        try:
-            alone = self.locator.alone(messages[: turn.index + 1], tools, thinking)
-        except RowError as problem:
-            return problem.reason != "end_of_turn"  # else only the whole conversation shows this turn
         own = "".join(text[start:stop] for start, stop in turn.spans).rstrip()
+        before = messages[: turn.index + 1]
+        try:
+            is_last = len(before) == len(messages)  # the text is rendered for these messages
+            shown = text if is_last else self.locator.template.render(before, tools, thinking)
+            if shown.startswith(own, turn.spans[0][0]) and not self.locator.ends_early(own, before[-1]):
+                return True
+            alone = self.locator.alone(before, tools, thinking)
+        except RowError as problem:
+            return problem.reason != "end_of_turn"
+        except LimitError:
+            raise
+        except Exception:  # a template may raise an error for a part of the conversation
+            return True
         return alone.chunks[-1].startswith(own)  # a last turn may have the end of the conversation too
 
     def contexts(self, messages: Sequence[Message], tools: list[Any] | None, modes: Sequence[bool]) -> list[Key]:

@@ -143,10 +143,17 @@ class TurnSpans:
             chunks[1] += end.added
             if not end.closes(chunks[1]):
                 raise RowError("end_of_turn", "the template does not print an end-of-turn token for this turn")
-        if (answer := self.traits.ends.answer.tokens[-1:]) and ends_early(chunks[1], answer[0], messages[-1]):
+        if self.ends_early(chunks[1], messages[-1]):
             raise RowError("end_of_turn", "the template prints an end-of-turn token between parts of this turn")
         first = 0 if chunks[0] else 1
         return RenderedSequence(chunks[first:], [False, True][first:], bare, open_ends, apart=True)
+
+    def ends_early(self, text: str, message: Message) -> bool:
+        """Whether a turn's text has the end-of-turn token of answers before its end, where a server would stop."""
+        for end in self.traits.ends.answer.tokens[-1:]:
+            found = text.count(end)
+            return found > 1 and found > str(message).count(end) + 1
+        return False
 
     def _end(self, message: Message) -> End:
         return self.traits.ends.of("tool_calls" in message)
@@ -240,12 +247,6 @@ class TurnSpans:
     def _prompt(self, thinking: bool, before: str) -> str:
         prompts = self.traits.prompts
         return prompts.get((thinking, before), prompts.get((thinking, "user"), ""))
-
-
-def ends_early(text: str, end: str, message: Message) -> bool:
-    """Whether a turn's text has the end-of-turn token `end` before its end, where a server would stop."""
-    found = text.count(end)
-    return found > 1 and found > str(message).count(end) + 1
 
 
 def cut_text(text: str, spans: list[Span], bare: int = 0, open_ends: int = 0) -> RenderedSequence:
