@@ -73,14 +73,13 @@ class TurnSpans:
         found = [self._turn(scan, messages, turn, modes[turn]) for turn in turns]
         text = scan.text[: self._stop(scan, messages)]
         if turns[-1] == len(messages) - 1:
-            end = self._end(messages[-1])
             start, stop = found[-1].spans[-1]
-            if not end.closes(text[start:stop]):
-                text = text[:stop] + end.added
+            if not self._closes(messages[-1], text[start:stop]):
+                text = text[:stop] + self._end(messages[-1]).added
                 found[-1].spans[-1] = (start, len(text))
         for turn in found:
             start, stop = turn.spans[-1]
-            if not self._end(messages[turn.index]).closes(text[start:stop]):
+            if not self._closes(messages[turn.index], text[start:stop]):
                 raise TurnNotFoundError
         spans = [span for turn in found for span in turn.spans]
         bare = sum(turn.bare for turn in found)
@@ -138,10 +137,9 @@ class TurnSpans:
 
     def _closed(self, messages: Sequence[Message], chunks: list[str], bare: int, open_ends: int) -> RenderedSequence:
         """A sequence of context and supervised text, with the end-of-turn token that the template omits in a last turn."""
-        end = self._end(messages[-1])
-        if not end.closes(chunks[1]):
-            chunks[1] += end.added
-            if not end.closes(chunks[1]):
+        if not self._closes(messages[-1], chunks[1]):
+            chunks[1] += self._end(messages[-1]).added
+            if not self._closes(messages[-1], chunks[1]):
                 raise RowError("end_of_turn", "the template does not print an end-of-turn token for this turn")
         if self.ends_early(chunks[1], messages[-1]):
             raise RowError("end_of_turn", "the template prints an end-of-turn token between parts of this turn")
@@ -154,6 +152,16 @@ class TurnSpans:
             found = text.count(end)
             return found > 1 and found > str(message).count(end) + 1
         return False
+
+    def _closes(self, message: Message, text: str) -> bool:
+        """Whether a turn's text ends with an end-of-turn token, or needs none. A content that spells it is not the end."""
+        end = self._end(message)
+        if not end.closes(text):
+            return False
+        content = message.get("content")
+        if not end.tokens or type(content) is not str or not content.rstrip().endswith(end.tokens):
+            return True
+        return not text.rstrip().endswith(content.rstrip())
 
     def _end(self, message: Message) -> End:
         return self.traits.ends.of("tool_calls" in message)
@@ -215,16 +223,16 @@ class TurnSpans:
             a, b = spans[0]
             spans[0] = (a, b + len(self.traits.call_stop) * scan.text.startswith(self.traits.call_stop, b))
         if not is_last:
-            spans[-1] = self._to_end(scan.text, spans[-1], self._end(messages[index]))
+            spans[-1] = self._to_end(scan.text, spans[-1], messages[index])
         return Turn(index, spans, bare)
 
-    def _to_end(self, text: str, span: Span, end: End) -> Span:
+    def _to_end(self, text: str, span: Span, message: Message) -> Span:
         """A turn's range, extended by the next role's opener if the template prints no end-of-turn token."""
         start, stop = span
-        if end.closes(text[start:stop]):
+        if self._closes(message, text[start:stop]):
             return span
         space = len(text[stop:]) - len(text[stop:].lstrip())
-        token = next((token for token in end.tokens if text.startswith(token, stop + space)), None)
+        token = next((token for token in self._end(message).tokens if text.startswith(token, stop + space)), None)
         if token is None:
             raise TurnNotFoundError
         return start, stop + space + len(token)

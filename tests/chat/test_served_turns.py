@@ -121,3 +121,10 @@ def test_the_end_of_a_call_is_found_behind_ids_that_only_history_has() -> None:
     source = template(answer, "<bot>").replace("<end>{% else %}", "{% else %}")
     texts = trained(source, [user("Rain?"), call(), result("sun"), assistant("No.")], True)
     assert [text[-13:] for _, text in texts] == ["}}</calls><end>"[-13:], "No.<end>"]
+
+
+def test_a_content_that_spells_the_end_of_turn_is_not_its_end() -> None:
+    """Where the next role's opener ends turns, the real opener follows."""
+    source = template("<bot>{{ m.content }}", "<bot>").replace("<end>{% else %}", "{% else %}")
+    texts = trained(source, [user("Hi"), assistant("Write <user>"), user("So?"), assistant("No <user>")])
+    assert [text for _, text in texts] == ["Write <user><user>", "No <user><user>"]
