@@ -149,7 +149,10 @@ class Judge:
         if closed and chunk.lstrip().startswith(closed[1]):
             return f"reasoning is closed twice, {before[-40:]!r} and {chunk[:40]!r}"
         if thought and opened and self.renderer.traits.opens_reasoning:
-            chunk = chunk.partition("</think>")[2]  # the template prints no reasoning
+            chunk = chunk.partition(thought)[2].strip()  # the template prints no reasoning
+            if chunk.count("</think>") > 1:
+                return f"reasoning is closed twice, {chunk[:60]!r}"
+            chunk = chunk.removeprefix("</think>")
         words = [text for text in texts(talk.messages[index]) if text in chunk]
         body = chunk[: max((chunk.rindex(text) + len(text) for text in words), default=0)].strip()
         for text in self._served(talk, index + 1, prompt=False):

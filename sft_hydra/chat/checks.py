@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from sft_hydra.chat.resource_limits import LimitError
+from sft_hydra.chat.splice import closes_reasoning
 from sft_hydra.chat.template_traits import TemplateTraits
 from sft_hydra.chat.text import shortest
 from sft_hydra.chat.turn_spans import RenderedSequence, Turn, TurnSpans
@@ -221,6 +222,8 @@ class Checks:
         prefix = text[: turn.spans[0][0]]
         prompt = self.locator.served(messages[: turn.index], tools, thinking)
         if not turn.bare:
+            if thinking and closes_reasoning(prefix):
+                return False
             return prompt == prefix and self._ends_as_served(text, turn, messages, tools, thinking)
         if prompt is None:  # the assistant opens the conversation: there is no prompt
             return True

@@ -8,8 +8,17 @@ from sft_hydra.chat.text import common_prefix, tag_edge
 from sft_hydra.records import Message
 
 OPENS_REASONING = re.compile(r"[<\[|](?!/)[^<>\[\]/]*think[^<>\[\]/]*[>\]]\s*\Z", re.IGNORECASE)
+CLOSED = re.compile(
+    r"(</[^<>]*think[^<>]*>|\[/think\]|<channel\|>|<\|[^<>]*end_?(of_)?think[^<>]*\|>)\s*\Z", re.IGNORECASE
+)
+LONGEST_TAG = 80  # characters, with white space after it
 TAG_END = re.compile(r"[>\]]")
 CLOSES = re.compile(r"(?<![a-z])end(?![a-z])", re.IGNORECASE)
+
+
+def closes_reasoning(prompt: str) -> bool:
+    """Whether a generation prompt ends with a closed reasoning block, so that reasoning cannot follow."""
+    return CLOSED.search(prompt, max(len(prompt) - LONGEST_TAG, 0)) is not None
 
 
 def continuation(own: str, prompt: str, message: Message) -> tuple[str | None, bool]:

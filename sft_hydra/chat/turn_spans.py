@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft_hydra.chat.ends import End
-from sft_hydra.chat.splice import continuation
+from sft_hydra.chat.splice import closes_reasoning, continuation
 from sft_hydra.chat.template import ChatTemplate, Scan, Span
 from sft_hydra.chat.template_traits import TemplateTraits
 from sft_hydra.chat.text import common_prefix, tag_edge
@@ -96,6 +96,8 @@ class TurnSpans:
             if prefix is None or (first.chunks[0].strip() and not first.trained[0]):
                 return first
         prefix = prefix or ""
+        if thinking and closes_reasoning(prefix):
+            raise RowError("turn_not_located", UNLIKE_PROMPT + MODE)
         if not self.traits.trails and not self._end(messages[-1]).replaces:
             text = self.template.render(messages, tools, thinking)
         else:
@@ -180,6 +182,8 @@ class TurnSpans:
         turn = self._turn(scan, messages, len(messages) - 1, True)
         close = "\n</think>\n\n" if prefix.endswith("\n") else "</think>"
         answer = scan.text[turn.spans[0][0] :]
+        if answer.lstrip().startswith("</think>"):  # the template closes reasoning itself
+            close = ""
         chunks = [prefix, messages[-1]["reasoning_content"] + close + answer]
         return self._closed(messages, chunks, 0, self._open_ends(messages, [len(messages) - 1]))
 

@@ -128,3 +128,20 @@ def test_a_content_that_spells_the_end_of_turn_is_not_its_end() -> None:
     source = template("<bot>{{ m.content }}", "<bot>").replace("<end>{% else %}", "{% else %}")
     texts = trained(source, [user("Hi"), assistant("Write <user>"), user("So?"), assistant("No <user>")])
     assert [text for _, text in texts] == ["Write <user><user>", "No <user><user>"]
+
+
+def test_reasoning_is_refused_if_the_config_selects_the_mode_without_it() -> None:
+    block = "{% if not enable_thinking %}<think></think>{% endif %}"
+    source = template("<bot>" + block + "{{ m.content }}", "<bot>" + block)
+    talk = conversation({"messages": [user("2+2?"), THOUGHT]})
+    assert Renderer(source, {}).sequences(talk)
+    with pytest.raises(RowError, match="turn_not_located"):
+        Renderer(source, {"enable_thinking": False}).sequences(talk)
+
+
+def test_reasoning_is_closed_once_by_a_template_that_closes_it_before_every_answer() -> None:
+    answer = "<bot>{% if thinking %}</think>{% else %}<think></think>{% endif %}{{ m.content.split('</think>')[-1] }}"
+    source = template(answer, "<bot><think>{% if not thinking %}</think>{% endif %}")
+    ((before, text),) = trained(source, [user("2+2?"), THOUGHT])
+    assert before.endswith("<bot><think>")
+    assert text == "Two and two.</think>Four.<end>"
