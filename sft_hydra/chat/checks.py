@@ -17,6 +17,7 @@ from sft_hydra.chat.template_traits import TemplateTraits
 from sft_hydra.chat.text import shortest
 from sft_hydra.chat.turn_spans import RenderedSequence, Turn, TurnSpans
 from sft_hydra.chat.whole import LONG, are_unique, lost, lost_of_messages, message_texts, tool_texts
+from sft_hydra.errors import RowError
 from sft_hydra.records import Conversation, Message
 
 EVERY = 61  # rows; odd, so that both kinds of alternating rows are checked
@@ -224,12 +225,23 @@ class Checks:
         prefix = text[: turn.spans[0][0]]
         prompt = self.locator.served(messages[: turn.index], tools, thinking)
         if not turn.bare:
-            return prompt == prefix
+            return prompt == prefix and self._ends_as_served(text, turn, messages, tools, thinking)
         if prompt is None:  # the assistant opens the conversation: there is no prompt
             return True
         if not (prompt.startswith(prefix) or prefix.startswith(prompt)):
             return False
         return self.locator.alone(messages[: turn.index + 1], tools, thinking).bare_headers > 0
+
+    def _ends_as_served(
+        self, text: str, turn: Turn, messages: Sequence[Message], tools: list[Any] | None, thinking: bool
+    ) -> bool:
+        """Whether a turn reads the same as when it is the last one, as the model writes it."""
+        try:
+            alone = self.locator.alone(messages[: turn.index + 1], tools, thinking)
+        except RowError as problem:
+            return problem.reason != "end_of_turn"  # else only the whole conversation shows this turn
+        own = "".join(text[start:stop] for start, stop in turn.spans).rstrip()
+        return alone.chunks[-1].startswith(own)  # a last turn may have the end of the conversation too
 
     def contexts(self, messages: Sequence[Message], tools: list[Any] | None, modes: Sequence[bool]) -> list[Key]:
         """The context of each message: all that may decide how it is rendered, except its texts."""
