@@ -74,8 +74,8 @@ def write_adapter(
 def _as_plain_lora(
     named: dict[tuple[str, str], torch.Tensor], lora: LoraConfig
 ) -> tuple[dict[tuple[str, str], torch.Tensor], LoraConfig]:
-    """Adapters that start from the weight, as LoRA of twice the rank on the unchanged base: their product less that of their
-    first values."""
+    """Adapters that start from the weight (PiSSA, OLoRA), as a LoRA of twice the rank on the unchanged base: the product of their
+    values minus the product of their initial values."""
     plain = {key: tensor for key, tensor in named.items() if not key[1].endswith("_start")}
     for layer in {layer for layer, _ in named}:
         a, b, *start = (named[layer, part] for part in ("lora_A", "lora_B", "lora_A_start", "lora_B_start"))
