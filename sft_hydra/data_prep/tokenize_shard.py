@@ -42,7 +42,7 @@ from sft_hydra.schema.data import DataConfig
 JUDGED_TOGETHER = 256  # rows
 BATCH_CHARS = 2_000_000  # characters encoded at once: large enough to be fast, small enough for memory
 BATCH_ROWS = 50_000
-AHEAD = 32  # batches rendered ahead while the tokenizer is being loaded
+AHEAD = 64_000_000  # characters rendered ahead while the tokenizer is being loaded
 
 Report = Callable[[int, int, int, int], None]  # counts of rows, tokens, supervised tokens, rejects
 Done = Callable[[], None]
@@ -110,7 +110,10 @@ class ShardTokenizer:
             encode = partial(self._encode, batch)
             fill = partial(filler.fill, batch)
             self.background.submit(
-                encode, lambda tokens: report(*fill(tokens)), ready=self.encoder is not None and not self.alone
+                encode,
+                lambda tokens: report(*fill(tokens)),
+                ready=self.encoder is not None and not self.alone,
+                weight=batch.chars,
             )
 
         batch = TokenBatcher()
