@@ -138,13 +138,19 @@ class ShardTokenizer:
         try:
             conversation, sequences, hashed = self.convert(row, source, place[2])
             batch.add((hashed, *place), sequences)
-            if conversation.unread or conversation.template_kwargs:
-                for key in self.renderer.unread(conversation):
-                    batch.unread[key] += 1
+            self._count_unread(batch, conversation)
         except RowError as problem:
             batch.rejects.append((place[2], problem.reason, problem.detail))
         except RecursionError:
             batch.rejects.append((place[2], "nesting", "objects or lists are nested too deeply"))
+
+    def _count_unread(self, batch: TokenBatcher, conversation: Conversation) -> None:
+        if conversation.template_kwargs:
+            batch.unread.update(self.renderer.unread(conversation))
+            return
+        for key in conversation.unread:  # most rows: the same without a set
+            if not self.renderer.is_read(key):
+                batch.unread[key] += 1
 
     def _encode(self, batch: TokenBatcher) -> TokenBatch:
         if self.encoder is None:
