@@ -19,8 +19,9 @@ import numpy as np
 from sft_hydra.data_prep.blend import train_rows
 from sft_hydra.data_prep.prepare import prepare
 from sft_hydra.engine.load_balancing import balanced_shares
-from sft_hydra.schema.config import ModelConfig, SftConfig
+from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.data import SourceConfig
+from sft_hydra.schema.model import ModelConfig
 
 RESULTS = Path(__file__).parent / "results" / "balance.json"
 

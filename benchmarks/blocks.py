@@ -24,7 +24,7 @@ from train_step_peers import our_model
 from sft_hydra.engine.batch import make_batch
 from sft_hydra.engine.microbatches import forward_loss
 from sft_hydra.records import PackedRow
-from sft_hydra.schema.config import Recompute
+from sft_hydra.schema.train import Recompute
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from support.memory import peak_bytes

@@ -12,7 +12,7 @@
 `--copies`, `--scaling` for part 2 and `--stages` for part 5 (0: not done): how often every file is put behind itself, because reading a tokenizer takes a second or
 two whatever the data. In part 1 one worker may use other cores too: it reads the tokenizer and writes rows beside its work.
 Every preparation of part 1 starts from nothing: both libraries read the tokenizer again. Times are wall clock; `cpu` is the
-processor time of the same work, which says more on a machine that does other things.
+processor time of the same work, which is more reliable on a shared machine.
 """
 
 import argparse
@@ -46,8 +46,9 @@ from sft_hydra.data_prep.prepare import prepare
 from sft_hydra.data_prep.sources import MalformedRow, Source, files_of, read_rows
 from sft_hydra.data_prep.tokenize import forget_tokenizers
 from sft_hydra.errors import RowError
-from sft_hydra.schema.config import ModelConfig, SftConfig
+from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.data import Packing, SourceConfig
+from sft_hydra.schema.model import ModelConfig
 
 RESULTS = Path(__file__).parent / "results" / "data_prep.json"
 LIBRARIES = ("fastokens", "tokenizers", "orjson", "jinja2", "pyarrow", "numpy")
@@ -178,7 +179,7 @@ def packing(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def mix(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Rows of 4096: as prepared, every source in rows of its own, and all conversations together. The row that is left
-    at the end says nothing about packing, so `but_the_last` leaves out the emptiest."""
+    at the end does not measure packing, so `but_the_last` leaves out the emptiest."""
     cfg = make_cfg(arguments, [Path(arguments.chat) / f"{name}.jsonl" for name in MIX], 1)
     cfg.seq_length, cfg.output_dir = CAPACITY, str(folder / "mix")
     packed = prepare(cfg)

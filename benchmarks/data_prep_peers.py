@@ -25,7 +25,7 @@ def peers(file: Path, tokenizer: Path, seq_length: int) -> dict[str, Any]:
             before = time.process_time()
             work()
             found[name] = round(len(rows) / (time.process_time() - before))
-        except Exception as problem:  # a benchmark goes on without a library that cannot do it
+        except Exception as problem:  # continue without a library that fails
             found[name] = f"{type(problem).__name__}: {str(problem)[:200]}"
     return found
 

@@ -76,7 +76,7 @@ def first_step(folder: Path, name: str, arguments: argparse.Namespace) -> dict[s
 
 
 def cpu_seconds(pid: int) -> float:
-    """Processor time that a process has had, which says more on a machine that does other things. Linux only."""
+    """Processor time that a process has used, which is more reliable on a shared machine. Linux only."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return round(sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK"), 2)
 

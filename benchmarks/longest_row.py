@@ -26,7 +26,7 @@ from sft_hydra.kernels.fused_choice import try_fused
 from sft_hydra.kernels.library_choice import try_kernels
 from sft_hydra.process.allocator import use_expandable_segments
 from sft_hydra.records import PackedRow
-from sft_hydra.schema.config import Recompute
+from sft_hydra.schema.train import Recompute
 
 USED = 0.9  # of the device's memory
 

@@ -4,10 +4,10 @@
     python benchmarks/on_gpu.py CHAT_FOLDER TOKENIZER_FOLDER --out OUT
     python benchmarks/on_gpu.py --rehearse --out OUT
 
-Begins with whether anything works at all, then measures what matters most first; compiled blocks come last. Each task is a
-process of its own within a limit, and what there is no time left for is left out. After each task its figures are printed and
-on_gpu.json is written anew, with the results of all tasks in it; what they print is in on_gpu.log. Both are in OUT, also the
-files of the tasks themselves. Peers (TRL, transformers) take part where they are installed. Nothing is fetched from a network.
+Checks first that training works at all, then measures the most important things first; compiled blocks come last. Each task is a
+process of its own with a time limit; tasks that do not fit the remaining time are skipped. After each task its figures are printed
+and on_gpu.json is rewritten with the results of all tasks so far; their output is in on_gpu.log. Both are in OUT, with the files of
+the tasks themselves. Peers (TRL, transformers) take part where they are installed. Nothing is fetched from a network.
 `--rehearse` runs the same on a CPU with tiny models. benchmarks/carry.sh packs what a bare machine needs.
 """
 
@@ -136,7 +136,7 @@ def longest(arguments: argparse.Namespace, case: str, limit: float, *options: st
 
 def tests(*options: str) -> list[str]:
     """pytest on the files that have tests for a GPU; compiled cases, which take minutes, are left out. Warnings, which fail other
-    runs of the tests, are printed: some are given on CUDA alone."""
+    runs of the tests, are printed: some occur on CUDA only."""
     files = [file for file in sorted((REPO / "tests").rglob("test_*.py")) if "pytest.mark.gpu" in file.read_text()]
     return [
         sys.executable,

@@ -34,8 +34,9 @@ from sft_hydra.engine.prefetch import Prefetcher
 from sft_hydra.models.build import build_model
 from sft_hydra.models.init_weights import init_weights
 from sft_hydra.planning.recipe import recipe_of
-from sft_hydra.schema.config import ModelConfig, SftConfig
+from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.data import SourceConfig
+from sft_hydra.schema.model import ModelConfig
 
 RESULTS = Path(__file__).parent / "results" / "overlap.json"
 

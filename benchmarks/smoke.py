@@ -23,7 +23,7 @@ from sft_hydra.kernels.library_choice import try_kernels
 from sft_hydra.process.allocator import use_expandable_segments
 from sft_hydra.records import PackedRow
 from sft_hydra.runners.kernel_report import kernels_of
-from sft_hydra.schema.config import Recompute
+from sft_hydra.schema.train import Recompute
 
 VOCAB = 512
 LENGTHS = [100, 1, 60, 95]  # of the conversations of each row

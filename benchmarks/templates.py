@@ -1,8 +1,8 @@
-"""What becomes of rows of every shape in a folder of chat templates, held to what transformers renders:
+"""How rows of every message format are rendered by a folder of chat templates, compared with transformers:
 
     python benchmarks/templates.py TEMPLATE_FOLDER TOKENIZER_FOLDER [--write docs/templates.md]
 
-Each `*.jinja` is put upon the tokenizer, with the control tokens that it names. A row of each shape is rendered as data
+Each `*.jinja` replaces the template of the tokenizer, which gets the control tokens that it names. A row of each shape is rendered as data
 preparation does. Its verdict: `exact` if before every trained span stands what `apply_chat_template` renders for the
 messages before that turn, with generation prompt and mode, and the span holds the turn and closes; `reported` if the row was
 rejected with a reason or counted as having only its header masked; `WRONG` else. `--write` puts the table between the marks

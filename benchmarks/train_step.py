@@ -47,7 +47,7 @@ class Times(NamedTuple):
     """Of one step."""
 
     seconds: float
-    cpu: float  # seconds of processor time, which say more on a machine that does other things
+    cpu: float  # seconds of processor time, more reliable on a shared machine
 
 
 def main() -> None:

@@ -17,9 +17,12 @@ from sft_hydra.data_prep.prepare import prepare
 from sft_hydra.paths import conf_dir
 from sft_hydra.planning.estimate import PEAK_FLOPS, count_parameters
 from sft_hydra.records import PackedRow
-from sft_hydra.schema.config import LoraConfig, ModelConfig, Precision, SftConfig
+from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.data import SourceConfig
+from sft_hydra.schema.model import ModelConfig
 from sft_hydra.schema.optim import AdamW, Scheduler
+from sft_hydra.schema.peft import LoraConfig
+from sft_hydra.schema.train import Precision
 
 TINY = {
     "model_type": "qwen3",

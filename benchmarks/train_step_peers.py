@@ -161,7 +161,7 @@ def trl_party(case: Case, rows: list[PackedRow]) -> Party:
 
 
 def transformers_party(case: Case, rows: list[PackedRow]) -> Party:
-    """Trainer on packed rows; a collator lays them end to end with positions that start anew."""
+    """Trainer on packed rows; a collator concatenates them with positions that restart for each."""
     from transformers import Trainer, TrainingArguments
 
     data = [row_fields(row) | {"seq_lengths": lengths(row).tolist()} for row in rows]

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from sft_hydra.api import compose, plan
 from sft_hydra.paths import conf_dir, state_digest
-from sft_hydra.schema.config import ClusterKind, SftConfig
+from sft_hydra.schema.cluster import ClusterKind
+from sft_hydra.schema.config import SftConfig
 
 SPEED = ("chosen", "then", "compute", "time")  # assumed, and not measured for these runs
 PROGRESS = (

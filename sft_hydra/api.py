@@ -22,7 +22,9 @@ from sft_hydra.launch.local_ranks import run_here
 from sft_hydra.paths import RunPaths
 from sft_hydra.planning.auto_parallel import with_auto_parallel
 from sft_hydra.planning.topology import ranks_of_runner
-from sft_hydra.schema.config import ClusterKind, Runner, SftConfig
+from sft_hydra.schema.cluster import ClusterKind
+from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.runners import Runner
 from sft_hydra.worker import run_rank
 
 __all__ = ["compose", "export", "load_packed", "plan", "prepare", "train"]

@@ -10,7 +10,9 @@ from pathlib import Path
 from support.cluster import until
 
 from sft_hydra.config import serialize
-from sft_hydra.schema.config import ModelConfig, Runner, SftConfig
+from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.model import ModelConfig
+from sft_hydra.schema.runners import Runner
 
 SMALL = (
     "name=run", "train.train_iters=2000", "eval.every=0", "eval.exact_match.path=null", "eval.samples=[]", "seq_length=256",

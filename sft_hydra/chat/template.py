@@ -5,7 +5,6 @@ variable is one of the row's messages. One render then locates all turns of a co
 Invariant: marked text without its marks equals the plain text; content cannot forge a mark (a random token per process).
 """
 
-import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from sft_hydra.errors import DataError
 from sft_hydra.records import Message
 
 NONCE = f"\x1f{secrets.token_hex(8)}"
-MARK = re.compile(rf"{NONCE}([oc])(\d+);")
 Span = tuple[int, int]
 
 
@@ -213,13 +211,14 @@ def _print_filter(target: Any, name: str) -> nodes.Output:
 
 def _split_marks(raw: str) -> Scan:
     """Remove the marks. A message's ranges are the text between its marks, without that of marks nested inside."""
-    first, *pieces = MARK.split(raw)
+    first, *pieces = raw.split(NONCE)  # faster than a regular expression
     out, position, tail = [first], len(first), 0
     stack: list[int] = []
     segments: dict[int, list[Span]] = {}
-    for kind, number, literal in zip(pieces[::3], pieces[1::3], pieces[2::3], strict=True):
-        index = int(number)
-        if kind == "o":
+    for piece in pieces:
+        end = piece.index(";")
+        index, literal = int(piece[1:end]), piece[end + 1 :]
+        if piece[0] == "o":
             stack.append(index)
         elif index in stack:
             while stack.pop() != index:

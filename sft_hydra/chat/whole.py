@@ -12,6 +12,7 @@ from typing import Any
 from sft_hydra.records import Conversation, Message
 
 LONG = 24  # characters; a text of this length does not occur elsewhere by chance
+HEAD = 48  # characters that are searched first of a longer text
 Named = tuple[str, str]  # (name for messages, text that must occur)
 
 
@@ -37,7 +38,7 @@ def lost_of_messages(messages: list[Message], turns: list[int], modes: list[bool
         if message["role"] == "assistant" and index not in supervised:
             continue
         for wanted in _wanted(message, modes[index]):
-            place = text.find(wanted, position)
+            place = _find(wanted, text, position)
             if place >= 0:
                 position = place + len(wanted)
             elif wanted not in text:  # missing, or changed: the slow search knows
@@ -45,6 +46,15 @@ def lost_of_messages(messages: list[Message], turns: list[int], modes: list[bool
                     return name
                 break
     return None
+
+
+def _find(wanted: str, text: str, position: int) -> int:
+    """`text.find(wanted, position)`, which prepares a table for long texts: mostly the first place of the first words is right."""
+    if len(wanted) > HEAD:
+        place = text.find(wanted[:HEAD], position)
+        if place < 0 or text.startswith(wanted, place):
+            return place
+    return text.find(wanted, position)
 
 
 def _wanted(message: Message, reasoning: bool) -> list[str]:

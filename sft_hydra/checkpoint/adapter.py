@@ -25,7 +25,7 @@ from sft_hydra.models.state_dict_map import disk_rows, rows_from_disk, rows_to_d
 from sft_hydra.parallel.collectives import all_gather_objects
 from sft_hydra.parallel.dtensor import copy_shard_
 from sft_hydra.planning.lora_targets import EXPERTS, TOKEN_ROWS, adapter_part, layer_lora
-from sft_hydra.schema.config import LoraConfig
+from sft_hydra.schema.peft import LoraConfig
 
 LAST_EXPERTS = ".experts.down_proj"  # PEFT wraps the parameters of a module in turn, the first innermost
 

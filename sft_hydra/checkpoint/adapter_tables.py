@@ -1,7 +1,7 @@
 """Embedding and head in adapters of PEFT's format: whole ones (`modules_to_save`), or the rows of some tokens
 (`trainable_token_indices`).
 
-Owns what the two formats differ in: the name of Nemotron-H's embedding, and how a head that is the embedding is said.
+Owns what the two formats differ in: the name of Nemotron-H's embedding, and how a head that is tied to the embedding is stored.
 """
 
 from typing import Any
@@ -28,7 +28,7 @@ def tables_to_peft(config: Any, adapters: Tensors) -> Tensors:
 
 
 def fields_of_tables(config: Any, adapters: Tensors, token_ids: tuple[int, ...]) -> dict[str, Any]:
-    """What adapter_config.json says of them."""
+    """Their fields in adapter_config.json."""
     modules = {
         name: _in_transformers(config, name).removesuffix(".weight").removesuffix(f".{TOKEN_ROWS}") for name in adapters
     }

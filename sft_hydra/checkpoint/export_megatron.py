@@ -5,9 +5,9 @@
                               config.json and the tokenizer beside them
 
 Megatron-Core reads it by its sharded state dict. The last two files, and latest_train_state.pt, are Megatron-Bridge's, as its
-public code reads them (training/checkpointing.py and training/utils/checkpoint_utils.py of 067f987). Its run_config.yaml says
-the layout and that there is neither optimizer nor random state; it names no provider class, which is the installed version's,
-so Bridge takes the model from a recipe and these weights as `checkpoint.pretrained_checkpoint`.
+public code reads them (training/checkpointing.py and training/utils/checkpoint_utils.py of 067f987). Its run_config.yaml has
+the layout, and states that there is neither optimizer nor random state; it does not name a provider class, which depends on the
+installed version, so Bridge takes the model from a recipe and these weights as `checkpoint.pretrained_checkpoint`.
 """
 
 import shutil
@@ -31,7 +31,8 @@ from sft_hydra.models.lora import merge_rounding, merged_tensors
 from sft_hydra.models.state_dict_map import to_disk
 from sft_hydra.parallel.collectives import all_gather_objects
 from sft_hydra.planning.architecture import is_hub_id
-from sft_hydra.schema.config import ModelConfig, Precision
+from sft_hydra.schema.model import ModelConfig
+from sft_hydra.schema.train import Precision
 
 TRACKER = "latest_checkpointed_iteration.txt"
 COUNTERS = ("consumed_train_samples", "skipped_train_samples", "consumed_valid_samples")

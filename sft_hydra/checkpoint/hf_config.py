@@ -15,7 +15,7 @@ from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.checkpoint.load_hf_weights import local_folder
 from sft_hydra.errors import ModelError
 from sft_hydra.models.build import transformers_class
-from sft_hydra.schema.config import ModelConfig
+from sft_hydra.schema.model import ModelConfig
 
 GENERATION_FILE = "generation_config.json"
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")

@@ -30,7 +30,9 @@ from sft_hydra.models.quantized_linear import whole_tensors
 from sft_hydra.models.state_dict_map import to_disk
 from sft_hydra.parallel.collectives import all_gather_objects, gather_tokens
 from sft_hydra.records import PackedRow
-from sft_hydra.schema.config import LoraConfig, ModelConfig, Precision
+from sft_hydra.schema.model import ModelConfig
+from sft_hydra.schema.peft import LoraConfig
+from sft_hydra.schema.train import Precision
 
 Tensors = Iterator[tuple[str, torch.Tensor]]
 

@@ -81,9 +81,9 @@ class MegatronTensor:
         return [sum(stop - start for start, stop in self.rows), *inner]
 
     def __getitem__(self, where: Any) -> torch.Tensor:
-        given = where if isinstance(where, tuple) else (where,)
+        indices = where if isinstance(where, tuple) else (where,)
         shape = self.get_shape()
-        wanted = [slice(*index.indices(size)) for index, size in zip(given, shape, strict=False)]
+        wanted = [slice(*index.indices(size)) for index, size in zip(indices, shape, strict=False)]
         wanted += [slice(0, size) for size in shape[len(wanted) :]]
         parts, begin = [], 0
         for piece, (start, stop) in zip(self.place, self.rows, strict=True):

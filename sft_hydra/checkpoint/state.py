@@ -35,7 +35,7 @@ from sft_hydra.parallel.collectives import all_gather_objects
 from sft_hydra.parallel.dtensor import holds_first_copy, local_shard
 from sft_hydra.paths import CHECKPOINT_FORMAT, COMPLETE, STATE, complete_checkpoints, read_progress, state_digest
 from sft_hydra.planning.recipe import Recipe
-from sft_hydra.schema.config import CheckpointConfig
+from sft_hydra.schema.train import CheckpointConfig
 
 MODEL, OPTIMIZER = "model", "optimizer"
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from sft_hydra.errors import ConfigError
 from sft_hydra.planning.lora_targets import TOKEN_ROWS, adapter_part
-from sft_hydra.schema.config import LoraConfig, SftConfig
+from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.peft import LoraConfig
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
@@ -129,11 +130,11 @@ def read_adapter(path: str) -> Adapter:
 
 def _token_ids(where: str, fields: dict[str, Any]) -> tuple[int, ...]:
     """Those of `trainable_token_indices`: a list, or one for each table. ConfigError if they differ."""
-    given = fields.get("trainable_token_indices") or []
-    lists = list(given.values()) if isinstance(given, dict) else [given]
+    indices = fields.get("trainable_token_indices") or []
+    lists = list(indices.values()) if isinstance(indices, dict) else [indices]
     if any(ids != lists[0] for ids in lists):
         raise ConfigError(
-            f"{where}: trainable_token_indices in {CONFIG} names other tokens for each table, which is not supported; merge it "
+            f"{where}: trainable_token_indices in {CONFIG} names different tokens for each table, which is not supported; merge it "
             "with peft"
         )
     return tuple(int(id_) for id_ in lists[0]) if lists else ()

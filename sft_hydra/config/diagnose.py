@@ -95,12 +95,12 @@ def _config_loader(folders: Sequence[str]) -> ConfigLoaderImpl:
 def users_folders(arguments: Sequence[str]) -> list[str]:
     """Folders of `--config-dir` and `hydra.searchpath`."""
     flags, texts = split_flags(arguments)
-    given = [value for flag, value in pairwise(flags) if flag in ("--config-dir", "-cd")]
-    given += [flag.partition("=")[2] for flag in flags if flag.startswith("--config-dir=")]
+    folders = [value for flag, value in pairwise(flags) if flag in ("--config-dir", "-cd")]
+    folders += [flag.partition("=")[2] for flag in flags if flag.startswith("--config-dir=")]
     for text in texts:
         if text.startswith("hydra.searchpath="):
-            given += re.findall(r"file://([^,\]'\"]+)", text)
-    return given
+            folders += re.findall(r"file://([^,\]'\"]+)", text)
+    return folders
 
 
 def _unreadable(text: str, error: HydraException) -> str:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from sft_hydra.schema.config import ClusterKind, Device, SftConfig
+from sft_hydra.schema.cluster import ClusterKind
+from sft_hydra.schema.config import Device, SftConfig
 
 DEVICES = Path("/dev")
 DRIVER = Path("/proc/driver/nvidia/gpus")

@@ -1,4 +1,4 @@
-"""A configuration file of NeMo RL, NeMo Automodel or Megatron-Bridge, given as `experiment=...`, is answered key by key with ours."""
+"""Translates a configuration file of NeMo RL, NeMo Automodel or Megatron-Bridge that is passed as `experiment=...`, key by key."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -8,7 +8,7 @@ from sft_hydra.config.aliases import UNKNOWN, file_answer
 from sft_hydra.config.schema_introspection import UnknownKey, all_keys, hint
 from sft_hydra.errors import ConfigError
 
-SIGNS = {  # sections that no file of ours has; the first framework with one of them is meant
+SIGNS = {  # sections that only files of these frameworks have; the first match counts
     "NeMo Automodel": {"step_scheduler", "lr_scheduler", "dist_env"},
     "NeMo RL": {"policy", "sft", "checkpointing"},
     "Megatron-Bridge": {"ddp", "rng", "mixed_precision", "dataset", "dist", "recipe", "hf_model_path"},
@@ -20,7 +20,7 @@ _CHOICES = ("peft", "logger", "data", "model", "scheduler", "optimizer", "cluste
 
 
 def refuse_peer_file(content: Mapping[Any, Any], file: str) -> None:
-    """Raises ConfigError, with a line for each key, if `content` is a configuration of one of them."""
+    """Raises ConfigError, with a line for each key, if `content` is a configuration of one of these frameworks."""
     peer = next((peer for peer, signs in SIGNS.items() if signs & content.keys()), None)
     if peer is None and isinstance(content.get("defaults"), str):  # a file to build on; Hydra has a list there
         peer = "NeMo RL"
@@ -37,16 +37,16 @@ def refuse_peer_file(content: Mapping[Any, Any], file: str) -> None:
             overrides += answer.line.split(" ") if value != "null" or UNKNOWN not in answer.line else []
         else:
             section, _, name = key.rpartition(".")
-            reason = f"nothing to set: {answer.why}" if answer else hint(UnknownKey(key, section, name))
+            reason = f"has no equivalent: {answer.why}" if answer else hint(UnknownKey(key, section, name))
             reasons.setdefault(reason, []).append(key)
     lines += [f"{', '.join(keys)}: {why}" for why, keys in reasons.items()]
     command = " ".join(f'"{text}"' if re.search(r"[ '\[{]", text) else text for text in joined(overrides))
-    heading = f"{file}: a configuration of {peer}. Each of its keys here:"
+    heading = f"{file} is a configuration of {peer}. Its keys, with the ones to use here:"
     raise ConfigError(heading, *lines, f"as one command: python -m sft_hydra {command}")
 
 
 def joined(overrides: list[str]) -> list[str]:
-    """What can be in one command: each key once, choices of options first, nothing whose value is not known."""
+    """The overrides of one command: each key once, group choices first, without keys whose value is unknown."""
     known: dict[str, str] = {}
     loggers = [text.partition("=")[2] for text in overrides if text.startswith("logger=")]
     for text in overrides:

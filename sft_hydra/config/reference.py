@@ -24,7 +24,7 @@ GROUPS = ("runner", "model", "data", "peft", "optimizer", "scheduler", "parallel
 BROUGHT = {"peft": "`peft=lora` or `peft=qlora` adds this section; without it, `peft` is `null`."}
 HEAD = """# Config reference
 
-Made from the dataclasses in `sft_hydra/config/`; `python -m sft_hydra.config.reference` writes it. Values
+Generated from the dataclasses in `sft_hydra/schema/` by `python -m sft_hydra.config.reference`. Values
 set by a group option override the defaults below; `python -m sft_hydra --cfg job` prints the config of a command.
 
 ## Groups
@@ -100,14 +100,14 @@ def _rows(cls: Any, section: str, only: list[str] | None = None) -> Iterator[tup
 
 
 def _texts(cls: Any) -> dict[str, str]:
-    """Field -> the text that stands under it in the source; inherited ones first."""
+    """Field -> the text under it in the source; inherited fields first."""
     found: dict[str, str] = {}
     for base in reversed([base for base in cls.__mro__ if dataclasses.is_dataclass(base)]):
         (tree,) = ast.parse(inspect.getsource(typing.cast(type, base))).body
         body = typing.cast(ast.ClassDef, tree).body
         for field, below in zip(body, [*body[1:], None], strict=True):
-            says = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and says:
+            documented = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and documented:
                 found[field.target.id] = " ".join(str(below.value.value).split())  # type: ignore[union-attr]
     return found
 

@@ -11,9 +11,8 @@ from sft_hydra.config.adapter import adopt_adapter
 from sft_hydra.config.from_checkpoint import inherit
 from sft_hydra.config.gpus import gpus_here, with_gpus
 from sft_hydra.config.resume_compat import inherit_run_config, resume_problems
-from sft_hydra.config.rules import RULES, rule_problems
-from sft_hydra.config.rules_eval import EVAL_RULES
-from sft_hydra.config.rules_files import FILE_RULES, packed_length
+from sft_hydra.config.rules import broken_rules
+from sft_hydra.config.rules_files import packed_length
 from sft_hydra.config.schema_introspection import hint, is_filled, unknown_keys
 from sft_hydra.errors import ConfigError
 from sft_hydra.schema.config import SftConfig
@@ -55,7 +54,7 @@ def resolve(
     cfg.run_dir = str(Path(cfg.output_dir) / cfg.name / label)
     cfg, contradictions = inherit_run_config(cfg, typed)
     problems += contradictions
-    problems += _broken_rules(cfg)
+    problems += _range_and_rule_problems(cfg)
     if compare and not problems:
         problems += resume_problems(cfg)
     if problems:
@@ -63,7 +62,7 @@ def resolve(
     return cfg
 
 
-def _broken_rules(cfg: SftConfig) -> list[str]:
+def _range_and_rule_problems(cfg: SftConfig) -> list[str]:
     """Numbers outside their ranges, and the messages of all rules for the other keys: such a number is replaced by its default,
     and messages about that default are dropped."""
     wrong = list(outside(cfg))
@@ -72,7 +71,7 @@ def _broken_rules(cfg: SftConfig) -> list[str]:
     problems = [problem for _, _, problem in wrong]
     keys = [problem.partition("=")[0] for problem in problems]
     keys += [f"{key.rpartition('.')[0]}:" for key in keys if "." in key]  # messages about the section as a whole
-    others = rule_problems(cfg, (*RULES, *EVAL_RULES, *FILE_RULES))
+    others = broken_rules(cfg)
     return problems + [problem for problem in others if not any(key in problem for key in keys)]
 
 

@@ -11,7 +11,8 @@ from typing import Any
 from sft_hydra.config import serialize
 from sft_hydra.files import exists
 from sft_hydra.paths import RunPaths, complete_checkpoints, read_progress
-from sft_hydra.schema.config import Runner, SftConfig
+from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.runners import Runner
 
 MAY_CHANGE = (
     "runner", "name", "output_dir", "run_dir", "dry_run", "device", "cluster", "parallel", "logger", "eval", "generate",

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sft_hydra.config.benchmark_files import local_items
-from sft_hydra.config.rules import Rule
 from sft_hydra.errors import DataError
-from sft_hydra.schema.config import CHATCORE_TASKS, EPOCH, Runner, SftConfig
+from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.eval import CHATCORE_TASKS, EPOCH
+from sft_hydra.schema.runners import Runner
 
 
 def chatcore_is_known(cfg: SftConfig) -> Iterator[str]:
@@ -21,6 +22,7 @@ def chatcore_is_known(cfg: SftConfig) -> Iterator[str]:
 
 
 def validations(cfg: SftConfig) -> Iterator[str]:
+    """`eval.every` is a number of steps or `epoch`."""
     every = cfg.eval.every
     if isinstance(every, str) and every != EPOCH:
         yield f"eval.every={every} is neither a number of steps nor {EPOCH}"
@@ -71,8 +73,8 @@ def local_items_are_there(cfg: SftConfig) -> Iterator[str]:
     if not Path(wanted.data_dir).expanduser().is_dir():
         yield f"eval.data_dir={wanted.data_dir}: no such folder"
         return
-    asks = {Runner.train: bool(wanted.chatcore_every), Runner.evaluate: "chatcore" in wanted.tasks}
-    for task in wanted.chatcore_tasks if asks.get(cfg.runner) else ():
+    enabled = {Runner.train: bool(wanted.chatcore_every), Runner.evaluate: "chatcore" in wanted.tasks}
+    for task in wanted.chatcore_tasks if enabled.get(cfg.runner) else ():
         if task in CHATCORE_TASKS and task != "spelling_bee" and (task != "humaneval" or wanted.allow_code):
             try:
                 local_items(task, "test", wanted.data_dir)
@@ -85,7 +87,7 @@ def is_path(task: str) -> bool:
     return "/" in task or task.endswith((".yaml", ".yml"))
 
 
-EVAL_RULES: tuple[Rule, ...] = (
+EVAL_RULES = (
     validations,
     early_stopping,
     average,

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from sft_hydra.config.adapter import is_adapter_folder
-from sft_hydra.config.rules import DATA_RUNNERS, Rule
+from sft_hydra.config.rules_data import DATA_RUNNERS
 from sft_hydra.config.weight_files import INDEX, SINGLE, has_weights, weight_problems
 from sft_hydra.errors import ConfigError, ModelError
 from sft_hydra.files import exists, read_object
 from sft_hydra.planning.architecture import is_hub_id, read_architecture
 from sft_hydra.planning.megatron_checkpoint import megatron_problem, torch_dist_folder
-from sft_hydra.schema.config import Runner, SftConfig
+from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.runners import Runner
 
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".gz", ".zst")
 DEMO_PARTS = ("train", "drill", "heldout")
@@ -202,7 +203,7 @@ def _must_exist(key: str, path: str | None) -> Iterator[str]:
     yield f"{key}={path}: not found{hint}"
 
 
-FILE_RULES: tuple[Rule, ...] = (
+FILE_RULES = (
     data_exists,
     model_exists,
     weights_are_whole,

@@ -24,7 +24,8 @@ from sft_hydra.errors import ConfigError
 from sft_hydra.files import exists, read_object, unreadable, unwritable
 from sft_hydra.locks import BusyError, Lock, locked
 from sft_hydra.paths import RunPaths
-from sft_hydra.schema.config import Runner, SftConfig
+from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.runners import Runner
 
 OWNER = "owner.json"  # in a folder of checkpoints; beside an export, `<name>.owner.json`
 

@@ -17,8 +17,9 @@ from sft_hydra.config.peer_files import refuse_peer_file
 from sft_hydra.config.typed_text import read_yaml
 from sft_hydra.config.values_only import experiment_problems
 from sft_hydra.errors import ConfigError
-from sft_hydra.schema.config import LoraConfig, SftConfig
+from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.optim import OPTIMIZERS, Optimizer
+from sft_hydra.schema.peft import LoraConfig
 
 PLUGIN = "hydra_plugins.sft_hydra_launcher.launcher"
 

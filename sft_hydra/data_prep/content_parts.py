@@ -1,7 +1,7 @@
-"""Messages whose content is a list of parts, as Anthropic, Gemini, Bedrock, Mistral and the AI SDK have it: `expand`.
+"""Messages whose content is a list of parts, in the formats of Anthropic, Gemini, Bedrock, Mistral and the AI SDK: `expand`.
 
-One message becomes several where it holds tool results beside text. Invariant: parts keep their order or the row
-is rejected; a part of another kind (an image) raises a RowError that names it.
+A message with tool results beside text becomes several messages. Invariant: parts keep their order, or the row is rejected; a
+part of an unsupported kind (an image) raises a RowError that names it.
 """
 
 from collections.abc import Iterator

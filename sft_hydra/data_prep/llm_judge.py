@@ -103,6 +103,7 @@ class LLMJudge:
             try:
                 return self._post(prompt)
             except urllib.error.HTTPError as raised:
+                raised.close()  # it holds the response
                 problem = raised
                 if raised.code < 500 and raised.code != 429:  # a retry would not help
                     break

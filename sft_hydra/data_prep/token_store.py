@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,13 +41,13 @@ class TokenStore:
 
 
 class TokenStoreWriter:
-    """Writes one shard's sequences to a temporary folder, which `close` renames to `folder`."""
+    """Writes one shard's sequences to a temporary folder, which `close` renames to `folder`. After a failure, call `abandon`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.temporary = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")  # of this writer only
         self.temporary.mkdir(parents=True)
-        self.ids = open(self.temporary / "ids.bin", "wb")  # noqa: SIM115 (closed by `close`)
+        self.ids = open(self.temporary / "ids.bin", "wb")  # noqa: SIM115 (closed by `close` or `abandon`)
         self.mask = open(self.temporary / "mask.bin", "wb")  # noqa: SIM115
         self.rejects = open(self.temporary / "rejects.jsonl", "wb")  # noqa: SIM115
         self.lengths: list[NDArray[np.int64]] = []
@@ -54,6 +55,7 @@ class TokenStoreWriter:
         self.rows: list[NDArray[Any]] = []
         self.row_count = 0
         self.counts: Counter[str] = Counter()
+        self.streams = (self.ids, self.mask, self.rejects)
 
     def add(
         self, ids: NDArray[np.int32], mask: NDArray[np.uint8], lengths: NDArray[np.int64], row_of: NDArray[np.int64]
@@ -76,7 +78,7 @@ class TokenStoreWriter:
 
     def close(self) -> None:
         """Write the remaining files and rename the folder. OSError if the disk is full."""
-        for stream in (self.ids, self.mask, self.rejects):
+        for stream in self.streams:
             stream.close()
         empty = [np.zeros(0, np.int64)]
         sequences = np.stack([np.concatenate(self.lengths or empty), np.concatenate(self.row_of or empty)], axis=1)
@@ -85,6 +87,12 @@ class TokenStoreWriter:
         (self.temporary / "counts.json").write_text(json.dumps(self.counts))
         shutil.rmtree(self.folder, ignore_errors=True)
         os.replace(self.temporary, self.folder)
+
+    def abandon(self) -> None:
+        """Close the files of a shard that failed. The temporary folder stays; the next preparation removes it."""
+        for stream in self.streams:
+            with suppress(OSError):  # a full disk: the failure that is already being reported
+                stream.close()
 
 
 def _printable(text: str) -> str:

@@ -62,6 +62,7 @@ class ShardTokenizer:
         check_tokenizer(tokenizer, plan.tokenizer_identity)
         tokenizer.added = plan.added  # read once, when the plan was made
         self.background = OrderedExecutor(AHEAD)
+        self.writers: set[TokenStoreWriter] = set()  # of shards that are not finished
         self.encoder: SequenceEncoder | None = None  # made by the first job
         self.renderer = _row_renderer(tokenizer, plan.data, datetime.fromisoformat(plan.now))
         self.render = self.renderer.sequences
@@ -98,11 +99,14 @@ class ShardTokenizer:
         self.background.finish()
 
     def close(self) -> None:
-        """End the background thread."""
+        """End the background thread and close the files of unfinished shards."""
         self.background.close()
+        for writer in self.writers:
+            writer.abandon()
 
     def _run(self, shard: ShardPlan, folder: Path, report: Report, done: Done) -> None:
         writer = TokenStoreWriter(folder)
+        self.writers.add(writer)
         source = self.plan.sources[shard.source]
         filler = StoreWriter(self.plan, source, writer)
 
@@ -129,6 +133,7 @@ class ShardTokenizer:
 
         def close(_: None) -> None:
             writer.close()
+            self.writers.remove(writer)
             done()
 
         self.background.submit(lambda: None, close, ready=True, weight=0)

@@ -6,7 +6,7 @@ What it remembers is in `TrainState`, so a resumed run stops where a straight on
 import math
 
 from sft_hydra.engine.loop import TrainState
-from sft_hydra.schema.config import EarlyStoppingConfig
+from sft_hydra.schema.train import EarlyStoppingConfig
 
 SCORES = ("eval/", "chatcore")  # metrics of which more is better; of all others, less
 

@@ -10,7 +10,7 @@ from sft_hydra.parallel.mesh import make_mesh
 from sft_hydra.parallel.parallelize import Options, parallelize
 from sft_hydra.parallel.rendezvous import start_group_of_one
 from sft_hydra.planning.layout import Layout
-from sft_hydra.schema.config import Recompute, TrainConfig
+from sft_hydra.schema.train import Recompute, TrainConfig
 
 
 def materialize_on_mesh(model: DecoderModel, train: TrainConfig, layout: Layout, device: torch.device) -> None:

@@ -15,7 +15,7 @@ from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.moe import SigmoidRouter, SoftmaxRouter
 from sft_hydra.models.moe_aux_loss import BalancingLoss
 from sft_hydra.parallel.collectives import max_over_ranks, sum_over_ranks
-from sft_hydra.schema.config import TrainConfig
+from sft_hydra.schema.train import TrainConfig
 
 
 def attach_router_counters(model: DecoderModel, train: TrainConfig) -> None:

@@ -18,8 +18,8 @@ from sft_hydra.errors import ConfigError
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.planning.lora_targets import TOKEN_ROWS, adapter_part
 from sft_hydra.schema import optim
-from sft_hydra.schema.config import Precision
 from sft_hydra.schema.optim import AdamW, Optimizer
+from sft_hydra.schema.train import Precision
 
 if TYPE_CHECKING:
     from sft_hydra.engine.adamw_8bit import AdamW8bit

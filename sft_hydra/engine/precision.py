@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from sft_hydra.schema.config import Precision
+from sft_hydra.schema.train import Precision
 
 WITH_BF16 = ("AVX512", "SVE256")  # instruction sets for which oneDNN, which torch multiplies bf16 with, has kernels
 

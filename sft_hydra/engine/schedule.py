@@ -4,8 +4,8 @@ import math
 
 from sft_hydra.planning.recipe import Recipe
 from sft_hydra.planning.topology import rows_per_step
-from sft_hydra.schema.config import TrainConfig
 from sft_hydra.schema.optim import Scheduler
+from sft_hydra.schema.train import TrainConfig
 
 
 def total_steps(train: TrainConfig, seq_length: int, rows_per_epoch: int) -> int:

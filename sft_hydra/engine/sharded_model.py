@@ -117,7 +117,7 @@ class ShardedModel:
     def _continue(self, prompts: list[list[int]], numbers: list[int], decoding: Decoding) -> list[list[int]]:
         """New ids of each prompt, including the stop id; some tokens more where other prompts need them."""
         model = self.model
-        texts = prompts or [[0]]  # without a prompt this rank has a text that nobody reads
+        texts = prompts or [[0]]  # a rank without prompts generates a text that is discarded
         cache = model.cache = GenerationCache([len(text) for text in texts], model.device)
         draws = None
         if decoding.temperature:

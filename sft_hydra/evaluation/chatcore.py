@@ -14,7 +14,7 @@ from sft_hydra.errors import DataError
 from sft_hydra.evaluation.chat import Chat, Prompt, Sampling
 from sft_hydra.evaluation.chatcore_tasks import TASKS, Question
 from sft_hydra.evaluation.parse import parse_answer
-from sft_hydra.schema.config import EvalConfig
+from sft_hydra.schema.eval import EvalConfig
 
 MAX_NEW_TOKENS = 512
 

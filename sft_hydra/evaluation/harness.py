@@ -12,7 +12,8 @@ from typing import Any
 
 from sft_hydra.errors import ConfigError
 from sft_hydra.evaluation.chat import Chat
-from sft_hydra.schema.config import EvalConfig, SftConfig
+from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.eval import EvalConfig
 
 FEWSHOT_SEED = 1234  # the harness's default
 EXPECTED_WARNINGS = ("Custom kwargs can be passed", "num_fewshot")  # parts of harness warnings that do not apply here

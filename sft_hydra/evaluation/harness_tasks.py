@@ -20,7 +20,7 @@ from sft_hydra.errors import ConfigError, DataError
 from sft_hydra.evaluation.benchmarks import BENCHMARKS, WITHOUT_HUB, read_benchmark
 from sft_hydra.evaluation.chatcore_tasks import SPELLING_NUMBER, last_number, spelling_questions
 from sft_hydra.evaluation.code_sandbox import run_program
-from sft_hydra.schema.config import EvalConfig
+from sft_hydra.schema.eval import EvalConfig
 
 OURS = ("chatcore", "humaneval", "spelling_bee")
 HUMANEVAL_STOPS = ["\nclass", "\ndef", "\n#", "\nif", "\nprint"]

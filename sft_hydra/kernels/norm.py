@@ -16,8 +16,8 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 def add_rms_norm(
     x: torch.Tensor, update: torch.Tensor | None, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """x + update (x itself if there is none), and its `rms_norm`. Both go on from here, so fused, their gradients are summed
-    in the same kernel."""
+    """x + update (x itself if there is none), and its `rms_norm`. Both are used further on; fused, their gradients are summed in the
+    same kernel."""
     if is_fused("rms_norm", x):
         from sft_hydra.kernels.fused import norm as triton_norm
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from sft_hydra.data_prep.prepare import missing, open_existing, packed_folder
 from sft_hydra.data_prep.sources import files_of, sources_of
-from sft_hydra.schema.config import Runner, SftConfig
+from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.data import Prepare
+from sft_hydra.schema.runners import Runner
 
 CPUS = 16  # per job, if data.num_workers is null
 BYTES_PER_PART = 1 << 30

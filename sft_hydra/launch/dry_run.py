@@ -25,7 +25,10 @@ from sft_hydra.planning.estimate import (
 from sft_hydra.planning.layout import LONG_ROW, Layout
 from sft_hydra.planning.recipe import recipe_of
 from sft_hydra.planning.topology import rows_per_step
-from sft_hydra.schema.config import ClusterKind, Precision, Runner, SftConfig
+from sft_hydra.schema.cluster import ClusterKind
+from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.runners import Runner
+from sft_hydra.schema.train import Precision
 
 SMALL = GIB // 4  # bytes; a smaller memory estimate is shown without its parts
 FEW_ROWS = 10_000  # conversations; for fewer, the advice is LoRA and smaller batches

@@ -47,7 +47,7 @@ def run_jobs(jobs: Sequence[Job]) -> list[JobResult]:
 
 
 def _run(job: Job) -> int:
-    """The exit code of a job; one that is refused says why."""
+    """The exit code of a job, after printing the error of a refused one."""
     try:
         return run_here(job.cfg)
     except UserError as error:

@@ -15,7 +15,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from sft_hydra.paths import RunPaths
 from sft_hydra.planning.topology import ranks_of_runner
-from sft_hydra.schema.config import Device, Runner, SftConfig
+from sft_hydra.schema.config import Device, SftConfig
+from sft_hydra.schema.runners import Runner
 
 WITHOUT_GPU = (Runner.data_prep, Runner.inspect)
 

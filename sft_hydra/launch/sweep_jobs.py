@@ -17,8 +17,9 @@ from sft_hydra.data_prep.plan import options_of_set
 from sft_hydra.errors import ConfigError
 from sft_hydra.paths import RunPaths
 from sft_hydra.planning.auto_parallel import with_auto_parallel
-from sft_hydra.schema.config import Runner, SftConfig
+from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.data import Prepare
+from sft_hydra.schema.runners import Runner
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,17 +107,17 @@ def shared_folders(cfgs: Sequence[SftConfig]) -> list[str]:
         if count > 1
     ]
     return problems + [
-        f"{folder}: the jobs of this sweep ask for {len(options)} different packed sets there; leave it out, and each set has "
-        "its own folder"
+        f"{folder}: the jobs of this sweep need {len(options)} different packed sets there; remove it, so that each set gets "
+        "a folder of its own"
         for folder, options in packed.items()
         if len(options) > 1
     ]
 
 
-def swept_keys(overrides: Sequence[Sequence[str]], given: Sequence[str]) -> list[str]:
-    """Keys that the sweep varies: those of the jobs that the command line gives no single value."""
+def swept_keys(overrides: Sequence[Sequence[str]], typed: Sequence[str]) -> list[str]:
+    """Keys that the sweep varies: keys of the jobs that do not have a single value on the command line (`typed`)."""
     parse = OverridesParser.create().parse_override
-    single = {parsed.get_key_element() for parsed in map(parse, given) if not parsed.is_sweep_override()}
+    single = {parsed.get_key_element() for parsed in map(parse, typed) if not parsed.is_sweep_override()}
     keys = (text.partition("=")[0] for texts in overrides for text in texts)
     return [key.lstrip("+") for key in dict.fromkeys(keys) if key not in single]
 

@@ -11,7 +11,7 @@ from torch import nn
 from sft_hydra.models.lora_layers import LoraLinear, joined
 from sft_hydra.parallel.dtensor import copy_shard_, full_tensor, local_tensor, sum_over_split_inputs
 from sft_hydra.parallel.sharded_module import KeepFp32
-from sft_hydra.schema.config import LoraConfig
+from sft_hydra.schema.peft import LoraConfig
 
 ROWS = 1024  # outputs whose adapted weight exists at the same time
 

@@ -26,7 +26,7 @@ from sft_hydra.models.token_tables import init_rows, train_tables
 from sft_hydra.parallel.collectives import all_gather_objects
 from sft_hydra.parallel.dtensor import copy_shard_, full_tensor
 from sft_hydra.planning.lora_targets import TOKEN_ROWS, adapter_part, choose, layer_lora, usual_targets
-from sft_hydra.schema.config import LoraConfig
+from sft_hydra.schema.peft import LoraConfig
 
 ADAPTABLE = (Linear, nn.Linear, GroupedLinear, QuantizedLinear, QuantizedGroupedLinear)
 

@@ -13,7 +13,7 @@ from sft_hydra.models.layers import Linear
 from sft_hydra.models.moe import GroupedLinear
 from sft_hydra.parallel.dtensor import local_tensor
 from sft_hydra.planning.lora_targets import starts_from_weight
-from sft_hydra.schema.config import LoraConfig
+from sft_hydra.schema.peft import LoraConfig
 
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (x, A or B), also with a matrix per expert
 

@@ -20,7 +20,7 @@ from sft_hydra.models.quantized_weight import QuantizedWeight
 from sft_hydra.models.state_dict_map import disk_rows
 from sft_hydra.parallel.dtensor import local_tensor
 from sft_hydra.parallel.full_state_dict import full_tensors
-from sft_hydra.schema.config import LoraConfig
+from sft_hydra.schema.peft import LoraConfig
 
 
 class _FrozenProduct(torch.autograd.Function):

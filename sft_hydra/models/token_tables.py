@@ -9,7 +9,7 @@ from sft_hydra.errors import ConfigError
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.token_rows import TokenEmbedding, TokenRows
 from sft_hydra.parallel.dtensor import copy_shard_, full_tensor
-from sft_hydra.schema.config import LoraConfig
+from sft_hydra.schema.peft import LoraConfig
 
 
 def train_tables(model: DecoderModel, lora: LoraConfig, ids: tuple[int, ...]) -> None:

@@ -132,12 +132,12 @@ class Work:
             self._say(figures)
 
     def stage(self, what: str) -> None:
-        """What is done now, of a task whose end nobody can count."""
+        """Name the current part of a task whose length is unknown."""
         self.update(0, None, what)
 
     @contextmanager
     def shown_while_it_lasts(self) -> Iterator[None]:
-        """Off a terminal: name the task if it takes long and says nothing itself. A terminal shows it all the time."""
+        """Without a terminal: print the name of the task if it takes long and prints nothing itself."""
         if self._console.live:
             yield
             return
@@ -153,7 +153,7 @@ class Work:
     def _watch(self, over: threading.Event) -> None:
         pause = FIRST_SECONDS
         while not over.wait(max(0.0, self._last + pause - time.monotonic())):
-            if time.monotonic() - self._last >= pause:  # else it has said something
+            if time.monotonic() - self._last >= pause:  # otherwise something was printed meanwhile
                 self._say(self._figures)
             pause = SILENT_SECONDS
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from sft_hydra.files import exists, read_text, unreadable
 
-FIX = "mend that, or take the file away: the run goes on without the figures of before"
+FIX = "repair it, or remove the file: the run then continues without the earlier metrics"
 
 
 class MetricsFile:
@@ -21,7 +21,7 @@ class MetricsFile:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir() or (path.is_symlink() and not path.exists()):
-            read_text(path, fix=FIX)  # says what it is
+            read_text(path, fix=FIX)  # raises the error that describes it
         kept = [line for line in read_metrics(path) if line["step"] <= resume_step] if resume_step else []
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")

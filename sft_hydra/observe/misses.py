@@ -1,4 +1,4 @@
-"""The conversations of exact match that went wrong, for the table of the report."""
+"""Conversations that failed the exact-match evaluation, for the table of the report."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from sft_hydra.observe.transcript import as_text
 
 
 def miss_rows(misses: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """Of each: the task, what was said up to the turn that does not match, what should have come, and what came."""
+    """For each: the task, the turns before the one that does not match, the expected turn, and the generated one."""
     return [
         {
             "task": miss["task"],

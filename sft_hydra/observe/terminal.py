@@ -1,7 +1,7 @@
-"""Standard output and error that a command outlives: `outlive_terminal()` at the start of a process.
+"""Standard output and error whose writes never fail: `outlive_terminal()` at the start of a process.
 
-Owns that a run never ends because nobody reads what it prints: a closed descriptor, a reader that has gone (`| head -1`), a full
-disk behind `> file`. What cannot be printed any more is dropped; log.txt has it all.
+Owns that a run does not end because its output cannot be written: a closed descriptor, a reader that has exited (`| head -1`), a
+full disk behind `> file`. Such output is dropped; log.txt has all of it.
 """
 
 import os
@@ -13,8 +13,8 @@ DESCRIPTORS = (0, 1, 2)
 
 
 def outlive_terminal() -> None:
-    """From now on `print` never fails in this process. Descriptors 0 to 2 that are closed lead nowhere, so that no other file
-    gets their number."""
+    """From now on `print` never fails in this process. Closed descriptors 0 to 2 are opened on /dev/null, so that other files
+    do not get their numbers."""
     for descriptor in DESCRIPTORS:
         try:
             os.fstat(descriptor)
@@ -33,7 +33,7 @@ def _writer(descriptor: int) -> TextIO:
 
 
 class _Lasting:
-    """A text stream whose writes cannot fail: when one does, its descriptor leads nowhere from then on."""
+    """A text stream whose writes cannot fail: after an error its descriptor is redirected to /dev/null."""
 
     def __init__(self, stream: TextIO, descriptor: int) -> None:
         self._stream, self._descriptor = stream, descriptor
@@ -62,7 +62,7 @@ class _Lasting:
             self._give_up(problem)
 
     def _give_up(self, problem: OSError | ValueError) -> None:
-        """What waits in the stream goes nowhere as well, and so does what this process's children print there."""
+        """Redirect the descriptor to /dev/null, for buffered text and for child processes too."""
         try:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._descriptor)
@@ -72,5 +72,5 @@ class _Lasting:
             pass
         if (
             self._descriptor == 1 and getattr(problem, "errno", EPIPE) != EPIPE
-        ):  # a reader that has gone wants no message
-            print(f"standard output cannot be written ({problem}); the command goes on without it", file=sys.stderr)
+        ):  # EPIPE: the reader has exited on purpose
+            print(f"standard output cannot be written ({problem}); the command continues without it", file=sys.stderr)

@@ -86,7 +86,7 @@ def _with_usual_names(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _wrong_sizes(fields: dict[str, Any]) -> Iterator[str]:
-    """Numbers of a config.json that no model can have."""
+    """Numbers of a config.json that are not possible in a model."""
     for key, most in MAX_SIZES.items():
         size = fields.get(key)
         if isinstance(size, bool | str | float) or (isinstance(size, int) and not 1 <= size <= most):
@@ -171,8 +171,8 @@ def length_of_fixed_positions(architecture: dict[str, Any]) -> int | None:
 
 
 def trained_positions(architecture: dict[str, Any]) -> int | None:
-    """How many positions the model was made for, what its scaling of them adds included; None if it counts none, as
-    Nemotron-H does, or does not say."""
+    """How many positions the model was trained for, including those that RoPE scaling adds; None if config.json does not
+    state them, or positions are not encoded (Nemotron-H)."""
     most = architecture.get("max_position_embeddings")
     if architecture.get("model_type") == "nemotron_h" or not isinstance(most, int):
         return None

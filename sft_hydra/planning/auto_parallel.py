@@ -12,7 +12,8 @@ from sft_hydra.planning.cost_model import step_seconds
 from sft_hydra.planning.estimate import GIB, estimate_memory
 from sft_hydra.planning.layout import Layout
 from sft_hydra.planning.topology import possible_layouts, ranks_of_runner, rows_per_step, run_layout
-from sft_hydra.schema.config import Precision, SftConfig
+from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.train import Precision
 
 USABLE = 0.92  # share of GPU memory for training: the rest is for the driver and fragmentation
 TINY_VOCABULARY = 1024  # placeholder where a random initialization takes the size from the tokenizer

@@ -10,7 +10,8 @@ from typing import Any
 
 from sft_hydra.planning.estimate import PEAK_FLOPS, count_parameters, flops_per_token
 from sft_hydra.planning.layout import Layout
-from sft_hydra.schema.config import Recompute, SftConfig
+from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.train import Recompute
 
 REACHED = 0.5  # fraction of the peak reached by matrix products that fill the GPU
 MEMORY, NVLINK, NETWORK = 3e12, 300e9, 35e9  # bytes per second and GPU

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import TypeVar
 
 from sft_hydra.errors import ConfigError
-from sft_hydra.schema.config import LoraConfig
+from sft_hydra.schema.peft import LoraConfig
 
 ALIASES = {
     "linear_qkv": ("q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value"),
@@ -19,13 +19,13 @@ TOKEN_ROWS = "token_adapter.trainable_tokens_delta"  # beside an embedding or he
 PART = re.compile(
     r"(.+)\.(lora_A|lora_B|lora_A_start|lora_B_start|lora_magnitude_vector|token_adapter\.trainable_tokens_delta)(?:\.weight)?"
 )
-EXPERTS = ".experts."  # in names of what belongs to routed experts: adapted only where a pattern asks for it
+EXPERTS = ".experts."  # in names of what belongs to routed experts: adapted only where a pattern names them
 
 Value = TypeVar("Value", int, float)
 
 
 def usual_targets(names: Sequence[str], kinds: Sequence[str]) -> list[str]:
-    """Layers that are adapted where nothing is said: those of these kinds, but of routed experts none."""
+    """Layers that are adapted by default: those of these kinds, except in routed experts."""
     return [name for name in names if EXPERTS not in name and name.rpartition(".")[2] in kinds]
 
 
@@ -36,7 +36,7 @@ def starts_from_weight(lora: LoraConfig) -> bool:
 
 def adapter_part(name: str) -> tuple[str, str] | None:
     """(layer, `lora_A`, `lora_B`, `lora_magnitude_vector`, TOKEN_ROWS, ...) of an adapter's tensor, in a model or in PEFT's
-    file; None: the name is of something else."""
+    file; None: another kind of tensor."""
     found = PART.fullmatch(name)
     return (found[1], found[2]) if found else None
 
@@ -54,7 +54,7 @@ def _of_layer(patterns: dict[str, Value], name: str, usual: Value) -> Value:
 
 
 def choose(names: list[str], lora: LoraConfig, usual: list[str]) -> list[str]:
-    """Which of these linear layers get an adapter; `usual` are those where nothing is said. ConfigError for patterns that
+    """Which of these linear layers get an adapter; `usual` are the default ones. ConfigError for patterns that
     match none of them, and for more than plain LoRA on routed experts."""
     chosen = _chosen(names, lora, usual)
     not_theirs = "peft.use_dora=true" if lora.use_dora else f"peft.init_lora_weights={lora.init_lora_weights}"

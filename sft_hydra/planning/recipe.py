@@ -7,8 +7,9 @@ they use.
 from dataclasses import dataclass
 
 from sft_hydra.planning.topology import rows_per_step
-from sft_hydra.schema.config import SftConfig, TrainConfig
+from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.optim import Optimizer, Scheduler
+from sft_hydra.schema.train import TrainConfig
 
 
 @dataclass(frozen=True, slots=True)

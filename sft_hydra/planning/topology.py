@@ -9,7 +9,10 @@ from typing import Any
 
 from sft_hydra.planning.architecture import is_generic
 from sft_hydra.planning.layout import Layout, layout_problems, num_experts, plan_layout
-from sft_hydra.schema.config import ClusterKind, Recompute, Runner, SftConfig, TrainConfig
+from sft_hydra.schema.cluster import ClusterKind
+from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.runners import Runner
+from sft_hydra.schema.train import Recompute, TrainConfig
 
 SLURM_GPUS_PER_NODE = 8  # default of cluster.gpus_per_node on Slurm
 MODEL_RUNNERS = (Runner.train, Runner.evaluate, Runner.generate, Runner.export)
@@ -33,7 +36,7 @@ def ranks_of_runner(cfg: SftConfig) -> tuple[int, int]:
 def run_layout(cfg: SftConfig, architecture: dict[str, Any]) -> Layout:
     """The layout of `parallel.*`; null sizes get the default of `plan_layout` (planning/auto_parallel.py chooses better ones)."""
     sizes = cfg.parallel
-    if is_generic(cfg, architecture):  # data parallelism only, see config/rules.py
+    if is_generic(cfg, architecture):  # data parallelism only, see config/rules_model.py
         sizes = replace(sizes, tp=sizes.tp or 1, pp=sizes.pp or 1, cp=sizes.cp or 1, ep=sizes.ep or 1)
     return plan_layout(
         architecture,
@@ -56,7 +59,7 @@ def possible_layouts(cfg: SftConfig, architecture: dict[str, Any]) -> Iterator[L
     most = 1 if is_generic(cfg, architecture) else world
     experts = most if num_experts(architecture) else 1
     balancing = cfg.train.router_aux_loss or cfg.train.router_bias_update_rate
-    stages = 1 if balancing and cfg.train.recompute is not Recompute.none else most  # see config/rules.py
+    stages = 1 if balancing and cfg.train.recompute is not Recompute.none else most  # see config/rules_model.py
     whole = cfg.peft is not None and cfg.peft.quantize_base is not None  # quantized weights are not split
     sizes = [
         (requested.tp, 1 if whole else min(most, ranks)),

@@ -10,11 +10,11 @@ from sft_hydra.planning.lora_targets import fits
 def choose_trained(names: Sequence[str], freeze: Sequence[str], trainable: Sequence[str] | None) -> set[str]:
     """Those of these parameters that are trained: the ones that `trainable` names (None or empty: all) without those that
     `freeze` names. ConfigError for patterns that match none of them, and if nothing is left to train."""
-    given = {"train.freeze": freeze, "train.trainable": trainable or ()}
-    found = {key: [_named(names, pattern) for pattern in patterns] for key, patterns in given.items()}
+    patterns_of = {"train.freeze": freeze, "train.trainable": trainable or ()}
+    found = {key: [_named(names, pattern) for pattern in patterns] for key, patterns in patterns_of.items()}
     if problems := [
         f"{key}: {pattern!r} matches no parameter of this model; it has: {', '.join(_kinds(names))}"
-        for key, patterns in given.items()
+        for key, patterns in patterns_of.items()
         for pattern, matches in zip(patterns, found[key], strict=True)
         if not matches
     ]:

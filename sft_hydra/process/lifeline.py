@@ -1,5 +1,5 @@
-"""Processes that end when the one that started them does: `end_with_parent` in the child, `Lifeline` in the parent; and what
-the parent of ranks tells them about itself. Torch-free.
+"""Processes that end when the one that started them does: `end_with_parent` in the child, `Lifeline` in the parent. Ranks get
+the parent's process id and the run's locks in environment variables. Torch-free.
 
 The kernel kills the child where it can do that (Linux); everywhere, a thread of the child waits for the end of a pipe whose
 other end only the parent has. So nothing outlives a `kill -9`, and the parent can end all of them at once.
@@ -47,7 +47,7 @@ def kill_with_parent(parent: int | None) -> None:
     """Have the kernel kill this process when the process `parent`, which started it, ends. Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:  # it ended before we asked
+        if os.getppid() != parent:  # it had ended before the call
             os._exit(1)
 
 
@@ -58,7 +58,7 @@ def live_with_parent() -> None:
 
 
 def locks_handed_over() -> bool:
-    """Whether this rank was given open files with the locks of its run. Processes that it starts do not get them."""
+    """Whether this rank inherited open files with the locks of its run. Its own child processes do not."""
     descriptors = [int(number) for number in os.environ.pop(LOCKS, "").split(",") if number]
     for descriptor in descriptors:
         os.set_inheritable(descriptor, False)

@@ -29,22 +29,22 @@ class Rank:
 
 
 def this_rank() -> Rank:
-    """Raises ClusterError if the environment says that there are several ranks but not which of its host this one is, as
-    platforms do that start a container for each rank."""
+    """The rank that the environment defines. ClusterError if it names several ranks but not the local one, as on platforms that
+    start a container for each rank."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    given = {name: os.environ[name] for name in names if os.environ.get(name)}
-    if "RANK" not in given or (given.get("WORLD_SIZE", "1") == "1" and len(given) < len(names)):
+    found = {name: os.environ[name] for name in names if os.environ.get(name)}
+    if "RANK" not in found or (found.get("WORLD_SIZE", "1") == "1" and len(found) < len(names)):
         return Rank()
-    said = " ".join(f"{name}={value}" for name, value in given.items())
-    if missing := [name for name in names if name not in given]:
+    values = " ".join(f"{name}={value}" for name, value in found.items())
+    if missing := [name for name in names if name not in found]:
         raise ClusterError(
-            f"{said} is set, but not {' and '.join(missing)}: start the ranks of each host with torchrun "
+            f"{values} is set, but not {' and '.join(missing)}: start the ranks of each host with torchrun "
             "(torchrun --nnodes=<hosts> --nproc-per-node=<GPUs> -m sft_hydra.worker <resolved.yaml>), set all four variables "
             "for each rank, or unset them for a run on this machine alone"
         )
-    if wrong := [f"{name}={value}" for name, value in given.items() if not value.isdecimal()]:
+    if wrong := [f"{name}={value}" for name, value in found.items() if not value.isdecimal()]:
         raise ClusterError(f"{', '.join(wrong)}: not a number; RANK and the variables beside it are set by torchrun")
-    return Rank(*(int(given[name]) for name in names))
+    return Rank(*(int(found[name]) for name in names))
 
 
 @contextmanager

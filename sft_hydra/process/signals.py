@@ -1,9 +1,9 @@
-"""The wish to stop: a signal is kept until the training loop asks, between two steps; while data is prepared it stops that at
-once. Torch-free.
+"""Signals to stop: remembered until the training loop checks between two steps; data preparation is stopped immediately.
+Torch-free.
 
 SIGTERM comes from scancel, preemption and supervisors, SIGUSR2 from the batch script ahead of a time limit (SIGUSR1 belongs
 to NCCL). SIGINT (Ctrl-C) is kept only while training, and only once: a second one interrupts at once.
-Outside `listening()` this process's signals are as they were, and nothing is remembered from one run to the next.
+Outside `listening()` the handlers of this process are unchanged, and nothing is remembered from one run to the next.
 """
 
 import os
@@ -16,20 +16,20 @@ from types import FrameType
 
 KINDS = (signal.SIGTERM, signal.SIGUSR2)
 
-STOPPED = "stopped by a signal; the same command goes on with what was prepared"
+STOPPED = "stopped by a signal; rerun the same command to continue with what was prepared"
 
-_asked = False
+_requested = False
 _at_once = False
 
 
 class StoppedError(BaseException):
-    """A run ended at a signal before its time, its checkpoint saved; the same command goes on. Like KeyboardInterrupt, nothing
-    that handles errors takes it for one."""
+    """A signal ended the run early, with its checkpoint saved; rerunning the command resumes. A BaseException, like
+    KeyboardInterrupt, so that `except Exception` does not catch it."""
 
 
 def stop_requested() -> bool:
     """Whether this process got a signal to stop."""
-    return _asked
+    return _requested
 
 
 def install_handlers() -> None:
@@ -41,31 +41,31 @@ def install_handlers() -> None:
 
 @contextmanager
 def listening() -> Iterator[None]:
-    """Keep SIGTERM and SIGUSR2 in the body; afterwards they are what they were before, and no wish is left. In a thread other
-    than the first, which gets no signals, nothing is kept."""
-    global _asked
+    """Keep SIGTERM and SIGUSR2 in the body; afterwards the previous handlers are restored and the request is cleared. Does
+    nothing outside the main thread, which alone receives signals."""
+    global _requested
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {kind: signal.getsignal(kind) for kind in KINDS}
-    _asked = False
+    _requested = False
     install_handlers()
     try:
         yield
     finally:
         for kind, handler in before.items():
             signal.signal(kind, handler if handler is not None else signal.SIG_DFL)
-        _asked = False
+        _requested = False
 
 
 @contextmanager
 def at_once() -> Iterator[None]:
-    """A signal that is kept, in the body or since before it, ends the body with StoppedError: for work that nobody asks
-    between steps, and that goes on from what it has written."""
+    """A signal to stop, during the body or before it, ends the body with StoppedError: for work that is not divided into steps
+    and that can continue from what it has written."""
     global _at_once
     before, _at_once = _at_once, True
     try:
-        if _asked:
+        if _requested:
             raise StoppedError(STOPPED)
         yield
     finally:
@@ -83,8 +83,8 @@ def finish_step_on_interrupt() -> Iterator[None]:
 
 
 def _keep(number: int, frame: FrameType | None) -> None:
-    global _asked
-    _asked = True
+    global _requested
+    _requested = True
     if _at_once:
         raise StoppedError(STOPPED)
 
@@ -96,7 +96,7 @@ def _keep_once(number: int, frame: FrameType | None) -> None:
 
 @cache
 def _free_children() -> None:
-    """Helper processes that are forked must die of SIGTERM. Once in a process."""
+    """Restore the default handlers in forked helper processes, so that SIGTERM ends them. Once in a process."""
     os.register_at_fork(after_in_child=_unlisten)
 
 

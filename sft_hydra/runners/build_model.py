@@ -15,7 +15,7 @@ from sft_hydra.checkpoint import state as checkpoints
 from sft_hydra.checkpoint.adapter import load_adapter
 from sft_hydra.checkpoint.load_hf_weights import load_weights, local_folder
 from sft_hydra.config.resume_compat import checkpoint_folder
-from sft_hydra.config.rules import foreign_model
+from sft_hydra.config.rules_model import foreign_model
 from sft_hydra.engine.determinism import compute_deterministically
 from sft_hydra.engine.materialize import materialize_on_mesh
 from sft_hydra.engine.precision import compute_dtype
@@ -36,8 +36,9 @@ from sft_hydra.planning.architecture import read_architecture
 from sft_hydra.planning.layout import Layout
 from sft_hydra.planning.topology import ranks_of_runner, run_layout
 from sft_hydra.process.rank import Rank, this_rank
-from sft_hydra.schema.config import Device, Runner, SftConfig
+from sft_hydra.schema.config import Device, SftConfig
 from sft_hydra.schema.data import Packing
+from sft_hydra.schema.runners import Runner
 
 
 @dataclass(slots=True)

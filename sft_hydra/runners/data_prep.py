@@ -12,7 +12,8 @@ from sft_hydra.data_prep.progress import Progress
 from sft_hydra.observe.console import Console, Work
 from sft_hydra.paths import RunPaths
 from sft_hydra.process import signals
-from sft_hydra.schema.config import LoggerConfig, SftConfig
+from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.logger import LoggerConfig
 
 SHOWN = 5  # unread files that are listed
 UNKNOWN = "unknown"

@@ -30,8 +30,8 @@ def run(cfg: SftConfig) -> None:
     prompts = [_prompt([{"role": "user", "content": text}], cfg, tools) for text in wanted.prompts]
     if wanted.prompt_file is not None:
         prompts += [
-            _prompt(given.messages, cfg, Tools(given.tools) if given.tools else tools)
-            for given in read_prompts(wanted.prompt_file)
+            _prompt(line.messages, cfg, Tools(line.tools) if line.tools else tools)
+            for line in read_prompts(wanted.prompt_file)
         ]
     if not prompts and not wanted.interactive:
         raise DataError(f"generate.prompt_file={wanted.prompt_file} contains no prompts")
@@ -44,7 +44,7 @@ def run(cfg: SftConfig) -> None:
             built = trained_model(cfg, tokenizer, device)
         console.say(f"model      {built.origin}")
         with chat_over_ranks(built.model, cfg, tokenizer) as chat:
-            if chat is None:  # this rank has answered what the first asked
+            if chat is None:  # not rank 0: it has answered its share of the prompts
                 return
             with console.work(f"answering {len(prompts)} prompts"):
                 talks = chat.converse(prompts, tools.execute, _sampling(cfg))

@@ -4,7 +4,8 @@ from sft_hydra.data.shards import PackedSet
 from sft_hydra.engine.loop import TrainState
 from sft_hydra.errors import ConfigError
 from sft_hydra.planning.topology import rows_per_step
-from sft_hydra.schema.config import EPOCH, SftConfig
+from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.eval import EPOCH
 
 
 def check_metrics(cfg: SftConfig, packed: PackedSet) -> None:

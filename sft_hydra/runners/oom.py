@@ -10,7 +10,8 @@ from sft_hydra.engine.precision import compute_dtype
 from sft_hydra.errors import OutOfMemoryError
 from sft_hydra.planning.estimate import GIB, estimate_memory, savings
 from sft_hydra.planning.topology import run_layout
-from sft_hydra.schema.config import Precision, SftConfig
+from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.train import Precision
 
 NO_MEMORY = "can't allocate memory"  # torch's message for host memory, in a plain RuntimeError
 

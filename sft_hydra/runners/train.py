@@ -52,7 +52,8 @@ from sft_hydra.runners.oom import explain_oom
 from sft_hydra.runners.summary import Clock, say_next_steps, write_summary
 from sft_hydra.runners.tracking import data_artifact, model_artifact, no_trackers, open_trackers, tracker_ids
 from sft_hydra.runners.write_export import export_model, report_config_changes
-from sft_hydra.schema.config import EarlyStoppingConfig, SftConfig
+from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.train import EarlyStoppingConfig
 
 
 @dataclass(slots=True)

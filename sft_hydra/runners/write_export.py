@@ -12,8 +12,9 @@ from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.observe.console import Console
 from sft_hydra.paths import RunPaths, read_progress
 from sft_hydra.planning.recipe import recipe_of
-from sft_hydra.schema.config import ExportFormat, SftConfig
+from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.data import Packing
+from sft_hydra.schema.runners import ExportFormat
 
 
 def report_config_changes(cfg: SftConfig, tokenizer: ChatTokenizer, console: Console) -> None:

@@ -16,7 +16,7 @@ from support.packed import make_row
 
 from sft_hydra.planning.estimate import estimate_memory
 from sft_hydra.planning.layout import Layout
-from sft_hydra.schema.config import Precision, Recompute
+from sft_hydra.schema.train import Precision, Recompute
 
 GIB = 2**30
 

@@ -8,7 +8,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 
 from sft_hydra.chat.token_bytes import token_bytes
 from sft_hydra.chat.tokenizer import ChatTokenizer, load_tokenizer
-from sft_hydra.schema.config import ModelConfig, SftConfig
+from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.model import ModelConfig
 
 TEXTS = ['How many letters has "robin"?\n\n', "  größer  als 東京 🙂\t", "def f(x):\n    return x ** 2\n"]
 

@@ -21,7 +21,8 @@ from sft_hydra.errors import CheckpointError, ModelError
 from sft_hydra.models.build import as_transformers, build_model, use_published_limits
 from sft_hydra.models.lora import apply_lora
 from sft_hydra.runners.write_export import export_settings
-from sft_hydra.schema.config import LoraConfig, Precision
+from sft_hydra.schema.peft import LoraConfig
+from sft_hydra.schema.train import Precision
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from sft_hydra.models.build import build_model
 from sft_hydra.models.megatron_names import mtp_names
 from sft_hydra.models.state_dict_map import to_disk
 from sft_hydra.runners.write_export import export_settings
-from sft_hydra.schema.config import ModelConfig
+from sft_hydra.schema.model import ModelConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 SCRIPT = Path(__file__).parent.parent / "support" / "megatron_core.py"

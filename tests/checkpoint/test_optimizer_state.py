@@ -14,7 +14,7 @@ from sft_hydra.engine.optimizer import build_optimizer
 from sft_hydra.errors import CheckpointError
 from sft_hydra.models.lora import apply_lora
 from sft_hydra.planning.recipe import recipe_of
-from sft_hydra.schema.config import LoraConfig
+from sft_hydra.schema.peft import LoraConfig
 
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "vocab_size": 128}
 STEPS, SAVED_AFTER = 4, 2

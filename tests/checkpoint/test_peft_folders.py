@@ -18,7 +18,7 @@ from sft_hydra.engine.microbatches import forward_loss
 from sft_hydra.errors import ConfigError, ModelError
 from sft_hydra.models.build import as_transformers
 from sft_hydra.models.lora import add_adapters
-from sft_hydra.schema.config import LoraConfig
+from sft_hydra.schema.peft import LoraConfig
 
 ROWS = [make_row([8, 1, 30], seed=4)]
 MADE_BY_PEFT = {

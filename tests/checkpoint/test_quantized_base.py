@@ -21,7 +21,7 @@ from sft_hydra.models.build import as_transformers
 from sft_hydra.planning.layout import Layout
 from sft_hydra.planning.recipe import recipe_of
 from sft_hydra.runners.write_export import export_settings
-from sft_hydra.schema.config import LoraConfig
+from sft_hydra.schema.peft import LoraConfig
 
 LORA = LoraConfig(dim=4, alpha=8.0, quantize_base="nf4")
 ROWS = RowList(make_row([5 + i % 7, 20, 3], seed=i) for i in range(60))

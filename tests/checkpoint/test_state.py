@@ -18,7 +18,7 @@ from sft_hydra.errors import CheckpointError
 from sft_hydra.models.lora import apply_lora
 from sft_hydra.paths import find_checkpoint
 from sft_hydra.planning.recipe import recipe_of
-from sft_hydra.schema.config import LoraConfig
+from sft_hydra.schema.peft import LoraConfig
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from sft_hydra.engine.microbatches import forward_loss
 from sft_hydra.errors import ModelError
 from sft_hydra.models.build import as_transformers, build_model
 from sft_hydra.models.lora import apply_lora
-from sft_hydra.schema.config import LoraConfig
+from sft_hydra.schema.peft import LoraConfig
 
 ROWS = [make_row([8, 1, 30], seed=4)]
 IDS = tuple(sorted({int(id_) for id_ in ROWS[0].input_ids[3:9]}, reverse=True))  # of tokens that are there

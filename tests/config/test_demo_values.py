@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from sft_hydra.schema.config import EvalConfig, SftConfig, TrainConfig
+from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.data import DataConfig, RowOrder
+from sft_hydra.schema.eval import EvalConfig
+from sft_hydra.schema.train import TrainConfig
 
 USUAL = SftConfig()
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from sft_hydra.schema.config import LoraConfig, SftConfig
+from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.optim import AdamW, Muon
+from sft_hydra.schema.peft import LoraConfig
 
 Resolved = Callable[..., SftConfig]
 

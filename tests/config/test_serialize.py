@@ -7,9 +7,12 @@ import pytest
 
 from sft_hydra.config import serialize
 from sft_hydra.errors import ConfigError
-from sft_hydra.schema.config import LoggerConfig, LoraConfig, MlflowConfig, ModelConfig, SftConfig, WandbConfig
+from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.data import SourceConfig, TokenizerConfig
+from sft_hydra.schema.logger import LoggerConfig, MlflowConfig, WandbConfig
+from sft_hydra.schema.model import ModelConfig
 from sft_hydra.schema.optim import Muon
+from sft_hydra.schema.peft import LoraConfig
 
 TEMPLATE = "{% for m in messages %}${{ m }} ${x} \\${y} 'a' \"b\": # no\n\tä{% endfor %}"
 

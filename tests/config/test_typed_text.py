@@ -18,8 +18,10 @@ from sft_hydra.config.argv import normalize_argv
 from sft_hydra.config.hydra_internals import ConfigLoaderImpl
 from sft_hydra.config.schema_introspection import field_types
 from sft_hydra.config.typed_text import quote_text, read_yaml
-from sft_hydra.schema.config import LoggerConfig, LoraConfig, MlflowConfig, SftConfig, TensorboardConfig, WandbConfig
+from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.data import SourceConfig
+from sft_hydra.schema.logger import LoggerConfig, MlflowConfig, TensorboardConfig, WandbConfig
+from sft_hydra.schema.peft import LoraConfig
 
 TRICKY = [
     "2024_11_26", "1e3", "12e4567", "2024_11", "12:00:00", "0012", "010", "yes", "No", "on", "OFF", "y", "true", "FALSE", "TrUe",

@@ -83,7 +83,7 @@ from sft_hydra.data_prep.prepare import prepare
 cfg = data_cfg(Path(sys.argv[2]), rows=sys.argv[3])
 cfg.data.num_shards = 4
 prepare(cfg, lambda progress: print("alive", flush=True))
-import time; time.sleep(60)
+import signal; signal.pause()
 """
 
 
@@ -91,11 +91,10 @@ def test_w2_a_crash_and_a_quick_rerun_lose_nothing(tmp_path: Path) -> None:
     path = questions_file(tmp_path / "rows.jsonl", 0, 400)
     tests = str(Path(__file__).parent.parent)
     command = [sys.executable, "-c", KILLED, tests, str(tmp_path / "out"), str(path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"alive\n"  # the first shard is done
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"alive\n"  # the first shard is done
+        os.kill(process.pid, signal.SIGKILL)
     cfg = data_cfg(tmp_path / "out", rows=path)
     cfg.data.num_shards = 4
     packed = prepare(cfg)

@@ -12,8 +12,8 @@ from sft_hydra.engine.optimizer import build_optimizer, check_state_bits
 from sft_hydra.errors import ConfigError
 from sft_hydra.models.lora import apply_lora
 from sft_hydra.planning.recipe import recipe_of
-from sft_hydra.schema.config import LoraConfig
 from sft_hydra.schema.optim import AdamW
+from sft_hydra.schema.peft import LoraConfig
 
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "vocab_size": 256}
 STEPS = 16

@@ -16,7 +16,8 @@ from sft_hydra.parallel.dtensor import copy_shard_
 from sft_hydra.parallel.rendezvous import stop_process_group
 from sft_hydra.planning.layout import Layout
 from sft_hydra.planning.recipe import recipe_of
-from sft_hydra.schema.config import LoraConfig, Precision, Recompute
+from sft_hydra.schema.peft import LoraConfig
+from sft_hydra.schema.train import Precision, Recompute
 
 SIZES = {"hidden_size": 64, "head_dim": 16, "intermediate_size": 128}  # in multiples of what kernels take
 FAMILIES = ["qwen3", "mistral_window", "qwen3_moe", "nano", "super"]

@@ -6,7 +6,7 @@ import pytest
 
 from sft_hydra.engine.early_stopping import is_over, observe
 from sft_hydra.engine.loop import TrainState
-from sft_hydra.schema.config import EarlyStoppingConfig
+from sft_hydra.schema.train import EarlyStoppingConfig
 
 
 def last_measurement(values, **settings):

@@ -9,8 +9,8 @@ from support.packed import ARCHITECTURES, make_model, oracle_of, relative
 
 from sft_hydra.engine.optimizer import build_optimizer
 from sft_hydra.models.lora import apply_lora
-from sft_hydra.schema.config import LoraConfig
 from sft_hydra.schema.optim import AdamW
+from sft_hydra.schema.peft import LoraConfig
 
 
 @pytest.mark.parametrize(("use_dora", "decay"), [(False, 0.1), (True, 0.0)])  # peft decays magnitudes, too

@@ -11,7 +11,8 @@ from torch import nn
 from sft_hydra.engine.muon import NEWTON_SCHULZ, Muon, orthogonal
 from sft_hydra.engine.optimizer import build_optimizer
 from sft_hydra.engine.precision import cpu_multiplies_bf16, orthogonal_dtype
-from sft_hydra.schema.config import Precision, SftConfig
+from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.train import Precision
 
 SHAPES = [(5, 24, 16), (3, 16, 40)]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -18,7 +18,8 @@ from sft_hydra.evaluation.chatcore import ChatCore, TaskScore, run_chatcore
 from sft_hydra.evaluation.chatcore_tasks import TASKS, Question
 from sft_hydra.models.build import as_transformers, build_model
 from sft_hydra.models.init_weights import init_weights
-from sft_hydra.schema.config import CHATCORE_TASKS, EvalConfig, SftConfig
+from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.eval import CHATCORE_TASKS, EvalConfig
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,9 @@ from sft_hydra.errors import ConfigError, DataError
 from sft_hydra.evaluation.harness import HarnessResult, run_harness
 from sft_hydra.models.build import as_transformers, build_model
 from sft_hydra.models.init_weights import init_weights
-from sft_hydra.schema.config import EvalConfig, SftConfig
+from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.data import TokenizerConfig
+from sft_hydra.schema.eval import EvalConfig
 
 pytest.importorskip("lm_eval")
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*:RuntimeWarning")

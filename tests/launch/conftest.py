@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from support.cluster import MakeRun, cluster
 
-from sft_hydra.schema.config import ClusterConfig, ClusterKind, ModelConfig, SftConfig
+from sft_hydra.schema.cluster import ClusterConfig, ClusterKind
+from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.model import ModelConfig
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from sft_hydra.errors import ConfigError
 from sft_hydra.models.build import build_model
 from sft_hydra.models.lora import add_adapters
 from sft_hydra.planning.estimate import trainable_parameters
-from sft_hydra.schema.config import LoraConfig
+from sft_hydra.schema.peft import LoraConfig
 
 CHOICES = {
     "usual": LoraConfig(),

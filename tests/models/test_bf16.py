@@ -13,7 +13,7 @@ from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.lora import apply_lora
 from sft_hydra.models.moe import MoE
 from sft_hydra.parallel.sharded_module import KeepFp32
-from sft_hydra.schema.config import LoraConfig
+from sft_hydra.schema.peft import LoraConfig
 
 FAMILIES = ["qwen3", "qwen3_moe", "nano", "super"]
 BATCH = make_batch([make_row([11, 30, 23])], "cpu")

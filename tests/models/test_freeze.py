@@ -18,7 +18,7 @@ from sft_hydra.models.freeze import freeze_parameters
 from sft_hydra.models.hf.check_contamination import check_contamination
 from sft_hydra.planning.estimate import trainable_parameters
 from sft_hydra.planning.recipe import recipe_of
-from sft_hydra.schema.config import TrainConfig
+from sft_hydra.schema.train import TrainConfig
 
 ROWS = [make_row([8, 1, 30], seed=4)]
 

@@ -12,7 +12,7 @@ from sft_hydra.engine.microbatches import forward_loss
 from sft_hydra.kernels import fused_choice
 from sft_hydra.models.lora import apply_lora
 from sft_hydra.parallel.parallelize import Options, parallelize
-from sft_hydra.schema.config import LoraConfig
+from sft_hydra.schema.peft import LoraConfig
 
 pytestmark = pytest.mark.skipif("TRITON_INTERPRET" not in os.environ, reason="needs Triton's interpreter")
 

@@ -17,7 +17,7 @@ from sft_hydra.models.build import as_transformers
 from sft_hydra.models.lora import apply_lora
 from sft_hydra.models.lora_layers import Adapter, LoraLinear
 from sft_hydra.models.state_dict_map import disk_rows, rows_to_disk
-from sft_hydra.schema.config import LoraConfig
+from sft_hydra.schema.peft import LoraConfig
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

@@ -14,7 +14,7 @@ from sft_hydra.engine.microbatches import forward_loss
 from sft_hydra.errors import ConfigError
 from sft_hydra.models.build import as_transformers
 from sft_hydra.models.lora import apply_lora, is_adapter
-from sft_hydra.schema.config import LoraConfig
+from sft_hydra.schema.peft import LoraConfig
 
 ROWS = [make_row([8, 1, 30], seed=4)]
 PREFIX, SUFFIX = "base_model.model.", ".default.weight"

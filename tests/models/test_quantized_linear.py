@@ -18,7 +18,7 @@ from sft_hydra.engine.microbatches import forward_loss
 from sft_hydra.models.build import as_transformers, use_published_limits
 from sft_hydra.models.decoder import DecoderModel
 from sft_hydra.models.quantized_weight import QuantizedWeight
-from sft_hydra.schema.config import LoraConfig
+from sft_hydra.schema.peft import LoraConfig
 
 ROWS = [make_row([8, 1, 30], seed=4)]
 WHOLE_BLOCKS: dict[str, Any] = {

@@ -8,7 +8,7 @@ from sft_hydra.engine.batch import make_batch
 from sft_hydra.engine.microbatches import forward_backward
 from sft_hydra.models.lora import apply_lora
 from sft_hydra.models.weight_copies import CastWeight
-from sft_hydra.schema.config import LoraConfig
+from sft_hydra.schema.peft import LoraConfig
 
 
 @pytest.mark.parametrize(("family", "lora"), [("qwen3_moe", False), ("super", False), ("qwen3", True)])

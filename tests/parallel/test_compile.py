@@ -17,7 +17,8 @@ from sft_hydra.parallel import compiled_blocks
 from sft_hydra.parallel.mesh import SINGLE
 from sft_hydra.parallel.parallelize import Options, parallelize
 from sft_hydra.planning.layout import Layout
-from sft_hydra.schema.config import LoraConfig, Recompute
+from sft_hydra.schema.peft import LoraConfig
+from sft_hydra.schema.train import Recompute
 
 GRAPHS_ONLY = "aot_eager_decomp_partition"  # traces and partitions as for the compiler of kernels, which takes minutes
 # of each family a layer of every kind, and the graphs of a pass over them

@@ -20,7 +20,7 @@ from sft_hydra.models.lora import add_adapters, init_adapters
 from sft_hydra.parallel.dtensor import full_tensor, local_shard
 from sft_hydra.planning.layout import Layout
 from sft_hydra.runners.write_export import export_settings
-from sft_hydra.schema.config import LoraConfig
+from sft_hydra.schema.peft import LoraConfig
 
 LAYOUTS = [
     (4, {"tp": 2, "cp": 2, "ep": 4}),

@@ -13,7 +13,7 @@ from sft_hydra.kernels import fused_choice
 from sft_hydra.parallel.collectives import sum_over_ranks
 from sft_hydra.parallel.dtensor import full_tensor
 from sft_hydra.planning.layout import Layout
-from sft_hydra.schema.config import LoraConfig
+from sft_hydra.schema.peft import LoraConfig
 
 pytestmark = pytest.mark.skipif("TRITON_INTERPRET" not in os.environ, reason="needs Triton's interpreter")
 ROWS = RowList(make_row(lengths, seed=i) for i, lengths in enumerate([[1, 5, 6], [1, 1, 10]]))

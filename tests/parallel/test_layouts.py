@@ -8,7 +8,8 @@ from support.ranks import run_ranks
 from support.training import Case, Outcome, train
 
 from sft_hydra.planning.layout import Layout
-from sft_hydra.schema.config import LoraConfig, Recompute
+from sft_hydra.schema.peft import LoraConfig
+from sft_hydra.schema.train import Recompute
 
 # (world, sizes that are not one); the first of each list are the quick ones
 DENSE = [

@@ -9,7 +9,8 @@ from sft_hydra.engine.loop import TrainState, optimizer_step
 from sft_hydra.engine.optimizer import build_optimizer
 from sft_hydra.planning.layout import Layout
 from sft_hydra.planning.recipe import recipe_of
-from sft_hydra.schema.config import LoraConfig, Precision
+from sft_hydra.schema.peft import LoraConfig
+from sft_hydra.schema.train import Precision
 
 BF16 = {"precision": Precision.bf16}
 WATCHED = {

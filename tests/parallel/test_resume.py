@@ -15,7 +15,7 @@ from sft_hydra.engine.optimizer import build_optimizer
 from sft_hydra.parallel.dtensor import full_tensor
 from sft_hydra.planning.layout import Layout
 from sft_hydra.planning.recipe import recipe_of
-from sft_hydra.schema.config import LoraConfig
+from sft_hydra.schema.peft import LoraConfig
 
 SAVED_AFTER, STEPS = 2, 4
 HYBRID = {

@@ -18,7 +18,7 @@ from sft_hydra.models.state_dict_map import to_disk
 from sft_hydra.planning.layout import Layout
 from sft_hydra.planning.recipe import recipe_of
 from sft_hydra.records import IGNORE_INDEX
-from sft_hydra.schema.config import Recompute
+from sft_hydra.schema.train import Recompute
 
 FACTOR, RATE = 0.5, 0.02
 AUX = Case("qwen3_moe", steps=1, train={"router_aux_loss": FACTOR})

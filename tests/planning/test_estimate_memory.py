@@ -9,8 +9,11 @@ from support.ranks import run_ranks
 
 from sft_hydra.planning.estimate import estimate_memory
 from sft_hydra.planning.topology import run_layout
-from sft_hydra.schema.config import Device, LoraConfig, ModelConfig, Precision, Recompute, SftConfig
+from sft_hydra.schema.config import Device, SftConfig
+from sft_hydra.schema.model import ModelConfig
 from sft_hydra.schema.optim import AdamW
+from sft_hydra.schema.peft import LoraConfig
+from sft_hydra.schema.train import Precision, Recompute
 
 DENSE: dict[str, Any] = {
     "model_type": "qwen3", "vocab_size": 4096, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4,

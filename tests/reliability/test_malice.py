@@ -30,7 +30,8 @@ from sft_hydra.errors import ConfigError, DataError, ModelError
 from sft_hydra.launch.script import batch_scripts
 from sft_hydra.models.build import read_config
 from sft_hydra.planning.architecture import read_architecture
-from sft_hydra.schema.config import ClusterConfig, ClusterKind, SftConfig
+from sft_hydra.schema.cluster import ClusterConfig, ClusterKind
+from sft_hydra.schema.config import SftConfig
 
 SECRETS = {
     "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",

@@ -11,8 +11,11 @@ from sft_hydra.launch.dry_run import describe
 from sft_hydra.planning.estimate import GIB, estimate_memory, savings
 from sft_hydra.planning.topology import run_layout
 from sft_hydra.runners.oom import explain_oom
-from sft_hydra.schema.config import LoraConfig, ModelConfig, Precision, SftConfig
+from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.model import ModelConfig
 from sft_hydra.schema.optim import AdamW, Muon
+from sft_hydra.schema.peft import LoraConfig
+from sft_hydra.schema.train import Precision
 
 QWEN = {
     "model_type": "qwen3", "vocab_size": 151936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,

@@ -9,8 +9,9 @@ from sft_hydra.chat.render import Renderer
 from sft_hydra.data.shards import PackedSet
 from sft_hydra.data_prep.conversation import to_conversation
 from sft_hydra.records import Conversation, Message
-from sft_hydra.schema.config import ModelConfig, SftConfig
+from sft_hydra.schema.config import SftConfig
 from sft_hydra.schema.data import SourceConfig
+from sft_hydra.schema.model import ModelConfig
 
 TOOL: dict[str, Any] = {
     "type": "function",

@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Any
 
-from sft_hydra.schema.config import ModelConfig, SftConfig
+from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.model import ModelConfig
 from sft_hydra.schema.optim import AdamW, Muon, Scheduler
 
 

@@ -26,7 +26,7 @@ from sft_hydra.engine.microbatches import forward_loss
 from sft_hydra.models.build import build_model
 from sft_hydra.models.lora import add_adapters
 from sft_hydra.parallel.parallelize import Options, parallelize
-from sft_hydra.schema.config import LoraConfig
+from sft_hydra.schema.peft import LoraConfig
 
 SIZES = {"hidden_size": 64, "head_dim": 16, "intermediate_size": 128}  # in multiples of what kernels take
 FAMILIES = ("qwen3", "mistral_window", "qwen3_moe", "nano", "super")

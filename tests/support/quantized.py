@@ -15,7 +15,8 @@ from sft_hydra.models.lora import add_adapters
 from sft_hydra.models.quantized_linear import quantize_linears
 from sft_hydra.parallel.dtensor import copy_shard_, full_tensor
 from sft_hydra.planning.layout import Layout
-from sft_hydra.schema.config import LoraConfig, TrainConfig
+from sft_hydra.schema.peft import LoraConfig
+from sft_hydra.schema.train import TrainConfig
 
 
 def saved(architecture: dict[str, Any], folder: Path) -> Path:

@@ -20,8 +20,10 @@ from sft_hydra.models.quantized_linear import quantize_linears
 from sft_hydra.parallel.dtensor import copy_shard_, full_tensor, local_shard
 from sft_hydra.planning.layout import Layout
 from sft_hydra.planning.recipe import recipe_of
-from sft_hydra.schema.config import LoraConfig, ModelConfig, SftConfig
+from sft_hydra.schema.config import SftConfig
+from sft_hydra.schema.model import ModelConfig
 from sft_hydra.schema.optim import OPTIMIZERS, Scheduler
+from sft_hydra.schema.peft import LoraConfig
 
 SEQ_LENGTH = 96
 WIDE = {key: {"mamba_num_heads": 16, "n_groups": 4, "n_routed_experts": 8} for key in ("nano", "super")}

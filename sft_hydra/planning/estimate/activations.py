@@ -33,7 +33,7 @@ def kept_by_mixer(s: Sizes, mixer: str, how: Keeping) -> int:
 
 
 def _outputs(s: Sizes, mixer: str, how: Keeping) -> int:
-    """Outputs of a mixer's layers that DoRA adapts where nothing else is asked for: each is kept before it is scaled."""
+    """Outputs of a mixer's layers that DoRA adapts by default: each is kept before it is scaled."""
     out = s.hidden * how.tp
     if mixer == "attention":
         return s.q + 2 * s.kv + out

@@ -10,7 +10,7 @@ from sft_hydra.errors import ConfigError
 from sft_hydra.planning.architecture import FAMILIES
 from sft_hydra.planning.estimate.sizes import Sizes, sizes_of
 from sft_hydra.planning.lora_targets import EXPERTS, choose, layer_lora, usual_targets
-from sft_hydra.schema.config import LoraConfig
+from sft_hydra.schema.peft import LoraConfig
 
 USUAL_DENSE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 USUAL_HYBRID = ("q_proj", "k_proj", "v_proj", "o_proj", "in_proj", "up_proj", "down_proj")
@@ -18,14 +18,14 @@ Layer = tuple[str, int, int]  # name, inputs, outputs
 
 
 def table_parameters(arch: dict[str, Any], lora: LoraConfig, new_tokens: int) -> tuple[int, int]:
-    """Parameters that LoRA trains of (embedding, head), as whole tables or as rows of new tokens; of a tied head none."""
+    """Parameters that LoRA trains of (embedding, head), as whole tables or as rows of new tokens; 0 for a tied head."""
     s = sizes_of(arch)
     if lora.trainable_new_tokens:
         return new_tokens * s.hidden, 0 if s.tied else new_tokens * s.hidden
-    table, asked = s.vocab * s.hidden, set(lora.modules_to_save)
+    table, saved = s.vocab * s.hidden, set(lora.modules_to_save)
     if s.tied:
-        return table if asked else 0, 0
-    return table if "embed_tokens" in asked else 0, table if "lm_head" in asked else 0
+        return table if saved else 0, 0
+    return table if "embed_tokens" in saved else 0, table if "lm_head" in saved else 0
 
 
 def adapters_by_block(arch: dict[str, Any], lora: LoraConfig | None) -> list[int]:

@@ -21,8 +21,10 @@ from sft_hydra.planning.layout import Layout, layout_problems
 from sft_hydra.planning.lora_targets import starts_from_weight
 from sft_hydra.planning.stage_split import partition_layers
 from sft_hydra.planning.topology import ranks_per_node, rows_per_step, run_layout
-from sft_hydra.schema.config import Device, LoraConfig, Precision, Recompute, SftConfig
+from sft_hydra.schema.config import Device, SftConfig
 from sft_hydra.schema.optim import AdamW, Muon
+from sft_hydra.schema.peft import LoraConfig
+from sft_hydra.schema.train import Precision, Recompute
 
 GIB = 2**30
 ALONE = Layout()

@@ -6,7 +6,8 @@ from typing import Any
 from sft_hydra.planning.estimate.adapters import adapters_by_block, table_parameters
 from sft_hydra.planning.estimate.sizes import Sizes, sizes_of
 from sft_hydra.planning.estimate.trained import frozen_parameters
-from sft_hydra.schema.config import LoraConfig, TrainConfig
+from sft_hydra.schema.peft import LoraConfig
+from sft_hydra.schema.train import TrainConfig
 
 
 @dataclass(frozen=True, slots=True)

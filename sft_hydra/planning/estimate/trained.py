@@ -12,7 +12,7 @@ from sft_hydra.errors import ConfigError
 from sft_hydra.planning.architecture import FAMILIES
 from sft_hydra.planning.estimate.sizes import Sizes, sizes_of
 from sft_hydra.planning.trained_parameters import choose_trained
-from sft_hydra.schema.config import TrainConfig
+from sft_hydra.schema.train import TrainConfig
 
 Named = tuple[str, int]  # parameter, number of its elements
 

@@ -21,7 +21,7 @@ from sft_hydra.models.hf.check_contamination import check_contamination
 from sft_hydra.models.lora import add_adapters
 from sft_hydra.models.lora_layers import LoraLinear
 from sft_hydra.planning.architecture import FAMILIES as OURS
-from sft_hydra.schema.config import LoraConfig
+from sft_hydra.schema.peft import LoraConfig
 
 ROWS = [make_row(PACKINGS["many_tiny"], seed=1), make_row([5, 17], seed=2)]
 
