@@ -6,11 +6,12 @@ is trusted, unless a content of its row contains a text that the template search
 difference raises LearnedWrongError, and the shard is rendered again with every turn checked.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import orjson
 
+from sft_hydra.chat.printed_in_order import Made, printed_in_order
 from sft_hydra.chat.resource_limits import LimitError
 from sft_hydra.chat.template_traits import TemplateTraits
 from sft_hydra.chat.text import shortest
@@ -24,7 +25,6 @@ MOST_REGIONS = 10_000
 BETWEEN = "\0"  # joins texts that are searched together; literals of templates do not contain it
 Key = tuple[Any, ...]
 Region = tuple[str, int]
-Made = tuple[RenderedSequence, int, list[int]]  # a sequence, number of the row's messages in it, supervised turns
 
 
 class LearnedWrongError(Exception):
@@ -41,6 +41,7 @@ class Checks:
         self.source = source
         self.careful = False
         self.codes: dict[Key, int] = {}
+        self.users: set[int] = set()  # the codes of user messages
         self.forget()
 
     def forget(self) -> None:
@@ -144,21 +145,24 @@ class Checks:
         modes: list[bool],
     ) -> str | None:
         """Name of a part that the template leaves out of rows with this context, found by rendering unique stand-in texts.
-        Parts that are unique in the row itself and were found in its texts (`dropped`) need no stand-ins."""
-        keys: list[Key] = [*self.contexts(conversation.messages, conversation.tools, modes)]
+        Parts whose own place in the row's texts was found (`dropped`, `printed_in_order`) need no stand-ins."""
+        keys = [_part_context(key) for key in self.contexts(conversation.messages, conversation.tools, modes)]
         keys.append(("tools", frozenset(keys)) if conversation.tools else ())
-        if self.careful or self._is_open(conversation, keys, made):
+        if self.careful or self._is_open(conversation, keys, made, modes):
             self._learn_whole(conversation, keys, remake, modes)
         return next((name for key in keys if (name := self.whole.get(key)) is not None), None)
 
-    def _is_open(self, conversation: Conversation, keys: list[Key], made: list[Made]) -> bool:
+    def _is_open(self, conversation: Conversation, keys: list[Key], made: list[Made], modes: list[bool]) -> bool:
         """Whether a part of a row may be missing although its text is found, because the same text occurs elsewhere."""
         new_tools = conversation.tools and keys[-1] not in self.whole
         if new_tools and not all(self._has_tools(sequence.text, conversation.tools) for sequence, _, _ in made):
             return True
         new = [index for index, key in enumerate(keys[:-1]) if key not in self.whole]
-        if new and not are_unique([conversation.messages[i] for i in new], conversation, self.source):
-            return True
+        if new:
+            printed = printed_in_order(conversation, made, modes, self.source)
+            unsure = [conversation.messages[index] for index in new if index not in printed]
+            if unsure and not are_unique(unsure, conversation, self.source):
+                return True
         self.whole.update((keys[index], None) for index in new)
         return False
 
@@ -240,28 +244,28 @@ class Checks:
     def _contexts(self, messages: Sequence[Message], tools: list[Any] | None, modes: Sequence[bool]) -> list[Key]:
         fine = self._fine_codes(messages, modes)
         codes = [code >> FINE for code in fine]
-        after, later = [0] * len(codes), 0
-        for index in range(len(codes) - 1, -1, -1):
-            after[index] = later
-            later |= 1 << codes[index]
-        keys: list[Key] = []
-        before = 0
-        has_tools = bool(tools)
-        for index, code in enumerate(codes):
-            near = tuple(codes[max(index - 2, 0) : index + 3])
-            own = tuple(fine[max(index - 1, 0) : index + 1])
-            keys.append((has_tools, min(index, 2), before, after[index], near, own))
-            before |= 1 << code
-        return keys
+        after = list(self._sets(reversed(codes)))
+        after.reverse()
+        return [
+            (bool(tools), min(index, 2), before, after[index], *_near(codes, fine, index))
+            for index, before in enumerate(self._sets(codes))
+        ]
 
     def _last_context(self, messages: Sequence[Message], tools: list[Any] | None, modes: Sequence[bool]) -> Key:
         """`contexts(...)[-1]`."""
         fine = self._fine_codes(messages, modes)
-        before = 0
-        for code in set(fine[:-1]):
-            before |= 1 << (code >> FINE)
-        near = tuple(code >> FINE for code in fine[-3:])
-        return (bool(tools), min(len(fine) - 1, 2), before, 0, near, tuple(fine[-2:]))
+        codes = [code >> FINE for code in fine]
+        *_, before = self._sets(codes)
+        return (bool(tools), min(len(fine) - 1, 2), before, (0, 0), *_near(codes, fine, len(fine) - 1))
+
+    def _sets(self, codes: Iterable[int]) -> Iterator[tuple[int, int]]:
+        """For each message the kinds of those before it, as bits: since the last user message, and in earlier turns."""
+        turn = earlier = 0
+        for code in codes:
+            yield turn, earlier
+            turn |= 1 << code
+            if code in self.users:
+                turn, earlier = 0, earlier | turn
 
     def _fine_codes(self, messages: Sequence[Message], modes: Sequence[bool]) -> list[int]:
         """The code of each message. Those of the last row are reused, because its turns are often rendered one by one."""
@@ -288,7 +292,20 @@ class Checks:
         code = self.codes.get(key)
         if code is None:
             code = self.codes[key] = len(self.codes)
+            if message["role"] == "user":
+                self.users.add(code)
         return code << FINE | kind << 3 | calls << 1 | weight
+
+
+def _part_context(context: Key) -> Key:
+    """What decides which parts of a message are printed: less than decides how they are."""
+    has_tools, index, (turn, earlier), (until, later), _, own = context
+    return (has_tools, index, turn | earlier, until | later, own)
+
+
+def _near(codes: list[int], fine: list[int], index: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What is compared of the messages around a message: kinds of two on either side, and more of the one before it and itself."""
+    return tuple(codes[max(index - 2, 0) : index + 3]), tuple(fine[max(index - 1, 0) : index + 1])
 
 
 def _key_of(tools: list[Any]) -> bytes:
