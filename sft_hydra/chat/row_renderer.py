@@ -74,7 +74,7 @@ class RowRenderer:
     def unread(self, conversation: Conversation) -> set[str]:
         """Keys of the row that neither this package nor the template reads."""
         if not conversation.template_kwargs:
-            return {key for key in conversation.unread if not self._is_read_by_name(key)}
+            return {key for key in conversation.unread if not self.is_read(key)}
         used = self.used(conversation)
         found = {key for key in conversation.unread if not self._is_read(key, used)}
         row = conversation.meta.get("chat_template_kwargs") or ()
@@ -86,7 +86,8 @@ class RowRenderer:
             found.add("messages.reasoning_content (the row says enable_thinking=false)")
         return found
 
-    def _is_read_by_name(self, key: str) -> bool:
+    def is_read(self, key: str) -> bool:
+        """Whether the template reads this key of rows without `template_kwargs`."""
         known = self.reads.get(key)
         if known is None:
             known = self.reads[key] = self._is_read(key, {})
