@@ -11,6 +11,8 @@ from typing import Any
 
 import orjson
 
+from sft_hydra.chat.message_contexts import Key, MessageContexts, part_context
+from sft_hydra.chat.printed_in_order import Made, printed_in_order
 from sft_hydra.chat.resource_limits import LimitError
 from sft_hydra.chat.splice import closes_reasoning
 from sft_hydra.chat.template_traits import TemplateTraits
@@ -21,12 +23,9 @@ from sft_hydra.errors import RowError
 from sft_hydra.records import Conversation, Message
 
 EVERY = 61  # rows; odd, so that both kinds of alternating rows are checked
-FINE = 5  # low bits of a message code, compared only with the turn itself and the message before it
 MOST_REGIONS = 10_000
 BETWEEN = "\0"  # joins texts that are searched together; literals of templates do not contain it
-Key = tuple[Any, ...]
 Region = tuple[str, int]
-Made = tuple[RenderedSequence, int, list[int]]  # a sequence, number of the row's messages in it, supervised turns
 
 
 class LearnedWrongError(Exception):
@@ -42,7 +41,7 @@ class Checks:
         self.literals = shortest(text for text in literals if not text.isalnum())
         self.source = source
         self.careful = False
-        self.codes: dict[Key, int] = {}
+        self.contexts = MessageContexts()
         self.forget()
 
     def forget(self) -> None:
@@ -51,9 +50,6 @@ class Checks:
         self.whole: dict[Key, str | None] = {}
         self.regions: dict[bytes, Region] = {}  # tools -> the part of a text that prints them, and its position
         self.rows = 0
-        self.last: tuple[Any, ...] = ()  # messages, has tools, modes and contexts of the last row
-        # messages, modes and codes of the last row
-        self.coded: tuple[list[Message], list[bool], list[int]] = ([], [], [])
         self.last_tools: tuple[list[Any] | None, bytes] = (None, b"")
 
     def holds(
@@ -67,7 +63,7 @@ class Checks:
     ) -> bool:
         """Whether each turn follows its serving prompt (for bare turns: as far as the template allows). `trusted`: use cached
         results. Raises LearnedWrongError."""
-        keys = self.contexts(messages, tools, modes)
+        keys = self.contexts.of(messages, tools, modes)
         spot = -1
         if trusted:
             self.rows += 1
@@ -80,7 +76,10 @@ class Checks:
                 return False
             if known and turn.index != spot:
                 continue
-            holds = self._stands(text, turn, messages, tools, modes[turn.index])
+            holds = self._stands(text, turn, messages, tools, modes[turn.index]) and (
+                turn.bare
+                or self._ends_as_served(text, turn, messages, tools, modes, key if trusted and not known else None)
+            )
             if known and not holds:
                 raise LearnedWrongError
             if trusted:
@@ -96,7 +95,7 @@ class Checks:
         called."""
         if self.careful:
             return False
-        keys = self.contexts(messages, tools, modes)
+        keys = self.contexts.of(messages, tools, modes)
         return any(self.good.get(keys[turn]) is False for turn in turns)
 
     def by_context(
@@ -109,7 +108,7 @@ class Checks:
     ) -> RenderedSequence:
         """The sequence of the last turn: `quick()` if it equalled `sure()` in this context before, else `sure()`. Raises
         LearnedWrongError."""
-        key = ("alone", self._last_context(messages, tools, modes))
+        key = ("alone", self.contexts.last(messages, tools, modes))
         self.rows += 1
         if self.good.get(key) and self.rows % EVERY and (found := quick()) is not None:
             return found
@@ -146,21 +145,24 @@ class Checks:
         modes: list[bool],
     ) -> str | None:
         """Name of a part that the template leaves out of rows with this context, found by rendering unique stand-in texts.
-        Parts that are unique in the row itself and were found in its texts (`dropped`) need no stand-ins."""
-        keys: list[Key] = [*self.contexts(conversation.messages, conversation.tools, modes)]
+        Parts whose own place in the row's texts was found (`dropped`, `printed_in_order`) need no stand-ins."""
+        keys = [part_context(key) for key in self.contexts.of(conversation.messages, conversation.tools, modes)]
         keys.append(("tools", frozenset(keys)) if conversation.tools else ())
-        if self.careful or self._is_open(conversation, keys, made):
+        if self.careful or self._is_open(conversation, keys, made, modes):
             self._learn_whole(conversation, keys, remake, modes)
         return next((name for key in keys if (name := self.whole.get(key)) is not None), None)
 
-    def _is_open(self, conversation: Conversation, keys: list[Key], made: list[Made]) -> bool:
+    def _is_open(self, conversation: Conversation, keys: list[Key], made: list[Made], modes: list[bool]) -> bool:
         """Whether a part of a row may be missing although its text is found, because the same text occurs elsewhere."""
         new_tools = conversation.tools and keys[-1] not in self.whole
         if new_tools and not all(self._has_tools(sequence.text, conversation.tools) for sequence, _, _ in made):
             return True
         new = [index for index, key in enumerate(keys[:-1]) if key not in self.whole]
-        if new and not are_unique([conversation.messages[i] for i in new], conversation, self.source):
-            return True
+        if new:
+            printed = printed_in_order(conversation, made, modes, self.source)
+            unsure = [conversation.messages[index] for index in new if index not in printed]
+            if unsure and not are_unique(unsure, conversation, self.source):
+                return True
         self.whole.update((keys[index], None) for index in new)
         return False
 
@@ -222,9 +224,7 @@ class Checks:
         prefix = text[: turn.spans[0][0]]
         prompt = self.locator.served(messages[: turn.index], tools, thinking)
         if not turn.bare:
-            if thinking and closes_reasoning(prefix):
-                return False
-            return prompt == prefix and self._ends_as_served(text, turn, messages, tools, thinking)
+            return prompt == prefix and not (thinking and closes_reasoning(prefix))
         if prompt is None:  # the assistant opens the conversation: there is no prompt
             return True
         if not (prompt.startswith(prefix) or prefix.startswith(prompt)):
@@ -232,87 +232,34 @@ class Checks:
         return self.locator.alone(messages[: turn.index + 1], tools, thinking).bare_headers > 0
 
     def _ends_as_served(
-        self, text: str, turn: Turn, messages: Sequence[Message], tools: list[Any] | None, thinking: bool
+        self,
+        text: str,
+        turn: Turn,
+        messages: Sequence[Message],
+        tools: list[Any] | None,
+        modes: Sequence[bool],
+        context: Key | None,
     ) -> bool:
-        """Whether a turn reads the same as when it is the last one, as the model writes it."""
-        own = "".join(text[start:stop] for start, stop in turn.spans).rstrip()
-        before = messages[: turn.index + 1]
+        """Whether a turn reads the same as when it is the last one, as the model writes it. `context`: use the cached result of
+        turns like it."""
+        key = None if context is None or self.careful else ("end", part_context(context))
+        known = self.good.get(key) if key else None
+        if known is not None:
+            return known
         try:
-            is_last = len(before) == len(messages)  # the text is rendered for these messages
-            shown = text if is_last else self.locator.template.render(before, tools, thinking)
-            if shown.startswith(own, turn.spans[0][0]) and not self.locator.ends_early(own, before[-1]):
-                return True
-            alone = self.locator.alone(before, tools, thinking)
+            alone = self.locator.alone(messages[: turn.index + 1], tools, modes[turn.index])
         except RowError as problem:
-            return problem.reason != "end_of_turn"
+            same = problem.reason != "end_of_turn"  # else only the whole conversation shows this turn
         except LimitError:
             raise
         except Exception:  # a template may raise an error for a part of the conversation
-            return True
-        return alone.chunks[-1].startswith(own)  # a last turn may have the end of the conversation too
-
-    def contexts(self, messages: Sequence[Message], tools: list[Any] | None, modes: Sequence[bool]) -> list[Key]:
-        """The context of each message: all that may decide how it is rendered, except its texts."""
-        same = self.last
-        if same and same[0] == messages and same[1] == bool(tools) and same[2] == modes:
-            found: list[Key] = same[3]
-            return found
-        keys = self._contexts(messages, tools, modes)
-        self.last = (list(messages), bool(tools), list(modes), keys)
-        return keys
-
-    def _contexts(self, messages: Sequence[Message], tools: list[Any] | None, modes: Sequence[bool]) -> list[Key]:
-        fine = self._fine_codes(messages, modes)
-        codes = [code >> FINE for code in fine]
-        after, later = [0] * len(codes), 0
-        for index in range(len(codes) - 1, -1, -1):
-            after[index] = later
-            later |= 1 << codes[index]
-        keys: list[Key] = []
-        before = 0
-        has_tools = bool(tools)
-        for index, code in enumerate(codes):
-            near = tuple(codes[max(index - 2, 0) : index + 3])
-            own = tuple(fine[max(index - 1, 0) : index + 1])
-            keys.append((has_tools, min(index, 2), before, after[index], near, own))
-            before |= 1 << code
-        return keys
-
-    def _last_context(self, messages: Sequence[Message], tools: list[Any] | None, modes: Sequence[bool]) -> Key:
-        """`contexts(...)[-1]`."""
-        fine = self._fine_codes(messages, modes)
-        before = 0
-        for code in set(fine[:-1]):
-            before |= 1 << (code >> FINE)
-        near = tuple(code >> FINE for code in fine[-3:])
-        return (bool(tools), min(len(fine) - 1, 2), before, 0, near, tuple(fine[-2:]))
-
-    def _fine_codes(self, messages: Sequence[Message], modes: Sequence[bool]) -> list[int]:
-        """The code of each message. Those of the last row are reused, because its turns are often rendered one by one."""
-        known, known_modes, fine = self.coded
-        count, both = len(messages), min(len(messages), len(known))
-        if known[:both] != messages[:both] or known_modes[:both] != modes[:both]:
-            both, fine = 0, []
-        if both < count:
-            fine = [*fine[:both], *map(self._code, messages[both:], modes[both:])]
-            self.coded = (list(messages), list(modes), fine)
-        return fine[:count]
-
-    def _code(self, message: Message, thinking: bool) -> int:
-        """A code of a message's kind: role, mode, whether it has calls and text; in the low FINE bits white space, calls, weight."""
-        content = message.get("content")
-        kind = 0
-        if content and content.__class__ is str:
-            kind = 2 if content[0].isspace() or content[-1].isspace() else 1
-        if len(message) == 2:  # most messages: role and content
-            calls = weight = 0
+            same = True
         else:
-            calls, weight = min(len(message.get("tool_calls") or ()), 3), message.get("weight") == 0
-        key = (message["role"], calls > 0, thinking, kind > 0)
-        code = self.codes.get(key)
-        if code is None:
-            code = self.codes[key] = len(self.codes)
-        return code << FINE | kind << 3 | calls << 1 | weight
+            own = "".join(text[start:stop] for start, stop in turn.spans).rstrip()
+            same = alone.chunks[-1].startswith(own)  # a last turn may have the end of the conversation too
+        if key:
+            self.good[key] = same
+        return same
 
 
 def _key_of(tools: list[Any]) -> bytes:

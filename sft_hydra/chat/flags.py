@@ -4,7 +4,9 @@ Frameworks name this flag differently: OpenAI `weight`, LLaMA-Factory and ms-swi
 `training`, others `masked`. Invariant: a flag is obeyed, or RowError names it; it is never ignored.
 """
 
+import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from sft_hydra.errors import RowError
@@ -41,6 +43,7 @@ REFUSED = {  # ambiguous or unsupported flags
     "loss_detail": "supervising parts of a message is not supported",
 }
 FLAGS = frozenset({*SUPERVISED, *CONTEXT, *REFUSED, "prefix"})
+LOOKS = re.compile(r"(^|_)(train|loss|mask|supervis|learn|ignore|weight)", re.IGNORECASE)  # of a key that may be a flag
 WORDS = {"true": True, "yes": True, "on": True, "y": True, "t": True} | dict.fromkeys(
     ("false", "no", "off", "n", "f"), False
 )
@@ -59,6 +62,22 @@ def read_flag(value: Any) -> bool | None:
     if isinstance(value, bool | int | float) and value in (0, 1):
         return bool(value)
     return None
+
+
+@lru_cache(maxsize=10_000)
+def looks_like_a_flag(key: str) -> bool:
+    """Whether the name of an unknown key says that it may determine what is supervised (`train_on_turn`)."""
+    return key not in FLAGS and LOOKS.search(key) is not None
+
+
+def refuse_unknown_flag(key: str, value: Any) -> None:
+    """RowError if an unknown key of an assistant message looks like a flag and has a flag's value."""
+    if looks_like_a_flag(key) and read_flag(value) is not None:
+        raise RowError(
+            "training_flag",
+            f"{key}={value!r} on a message looks like a training flag, but its meaning is not known; rename it to `train` or "
+            "`masked`, or remove it",
+        )
 
 
 def is_supervised(key: str, value: Any) -> bool:

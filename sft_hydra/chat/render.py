@@ -12,10 +12,11 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sft_hydra.chat.checks import Checks, LearnedWrongError, Made
+from sft_hydra.chat.checks import Checks, LearnedWrongError
 from sft_hydra.chat.fast_path.render_cache import RenderCache
 from sft_hydra.chat.message import check_message
 from sft_hydra.chat.message_format import format_messages
+from sft_hydra.chat.printed_in_order import Made
 from sft_hydra.chat.resource_limits import LimitError, limit_resources
 from sft_hydra.chat.template import ChatTemplate
 from sft_hydra.chat.template_probe import KEEP_REASONING, probe_template, same_turns
@@ -156,10 +157,12 @@ class Renderer:
 
     def unchecked(self, conversation: Conversation) -> list[RenderedSequence]:
         """Training sequences without checks against the server's prompts. Raises RowError and whatever the template raises."""
-        found = [sequence for sequence, _, _ in self._made(conversation, None)]
-        if not found:
-            raise RowError("nothing_to_learn", "the conversation has no supervised assistant turn")
-        return found
+        return [sequence for sequence, _, _ in self._made(conversation, None)]
+
+    def of_stand_ins(self, conversation: Conversation) -> list[RenderedSequence]:
+        """Training sequences whose prompts are checked, but not whether all parts of the row are printed. Raises RowError and
+        whatever the template raises."""
+        return [sequence for sequence, _, _ in self._made(conversation, False)]
 
     def _checked(self, conversation: Conversation, trusted: bool) -> list[RenderedSequence]:
         assert self.checks is not None

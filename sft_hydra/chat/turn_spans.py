@@ -60,6 +60,7 @@ class TurnSpans:
     def __init__(self, template: ChatTemplate, traits: TemplateTraits) -> None:
         self.template = template
         self.traits = traits
+        self.last_served: tuple[Any, str] = (None, "")  # a turn is checked in two ways behind the same prompt
         self.headers = sorted((header for header in traits.headers if header.strip()), key=len, reverse=True)
 
     def together(
@@ -131,7 +132,10 @@ class TurnSpans:
     def served(self, before: Sequence[Message], tools: list[Any] | None, thinking: bool) -> str | None:
         """The serving prompt after these messages; None if there are none and the template raises an error."""
         if before:
-            return self.template.render(before, tools, thinking, prompt=True)
+            key = (list(before), tools, thinking, self.template.unmarked, self.template.variables)
+            if self.last_served[0] != key:
+                self.last_served = (key, self.template.render(before, tools, thinking, prompt=True))
+            return self.last_served[1]
         try:
             return self.template.render(before, tools, thinking, prompt=True)
         except Exception:  # the assistant opens the conversation; a template may raise whatever its expressions raise

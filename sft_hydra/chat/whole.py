@@ -37,8 +37,8 @@ def lost_of_messages(messages: list[Message], turns: list[int], modes: list[bool
     for index, message in enumerate(messages):
         if message["role"] == "assistant" and index not in supervised:
             continue
-        for wanted in _wanted(message, modes[index]):
-            place = _find(wanted, text, position)
+        for wanted in wanted_texts(message, modes[index]):
+            place = find(wanted, text, position)
             if place >= 0:
                 position = place + len(wanted)
             elif wanted not in text:  # missing, or changed: the slow search knows
@@ -48,8 +48,8 @@ def lost_of_messages(messages: list[Message], turns: list[int], modes: list[bool
     return None
 
 
-def _find(wanted: str, text: str, position: int) -> int:
-    """`text.find(wanted, position)`, which prepares a table for long texts: mostly the first place of the first words is right."""
+def find(wanted: str, text: str, position: int) -> int:
+    """`text.find(wanted, position)`, faster: that prepares a table for long texts: mostly the first place of the first words is right."""
     if len(wanted) > HEAD:
         place = text.find(wanted[:HEAD], position)
         if place < 0 or text.startswith(wanted, place):
@@ -57,7 +57,7 @@ def _find(wanted: str, text: str, position: int) -> int:
     return text.find(wanted, position)
 
 
-def _wanted(message: Message, reasoning: bool) -> list[str]:
+def wanted_texts(message: Message, reasoning: bool) -> list[str]:
     """The texts of `message_texts`, without names."""
     found: list[str] = []
     if reasoning and (thought := message.get("reasoning_content")):

@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 from sft_hydra.chat.calls import parse_json
+from sft_hydra.chat.flags import looks_like_a_flag
 from sft_hydra.chat.reasoning import reasoning_text
 from sft_hydra.chat.roles import role_of
 from sft_hydra.data_prep import tool_definitions
@@ -86,7 +87,9 @@ def unread_beside_messages(keys: Collection[str], source: SourceConfig) -> tuple
 
 
 def _has_only_messages(keys: Collection[str], source: SourceConfig) -> bool:
-    return (source.messages_key or MESSAGES) in keys and COLUMNS.isdisjoint(keys) and _is_usual(source)
+    if (source.messages_key or MESSAGES) not in keys or not COLUMNS.isdisjoint(keys):
+        return False
+    return _is_usual(source) and not any(map(looks_like_a_flag, keys))
 
 
 def _is_usual(source: SourceConfig) -> bool:
@@ -102,9 +105,10 @@ def _keys_of(messages_key: str) -> set[str]:
 def _add_columns(row: dict[str, Any], source: SourceConfig, kind: str | None, found: Adapted) -> None:
     """Read the columns beside the messages: flags, tools, a system message, template variables."""
     columns = COLUMNS.intersection(row)
+    flagged = any(map(looks_like_a_flag, row))
     if columns or (source.tools_key or TOOLS) in row:
         found.tools = _tools(row, source, found.read)
-    if columns and columns != {"tools"}:
+    if flagged or (columns and columns != {"tools"}):
         found.messages = apply_row_flags(row, found.messages, found.read, kind in ("prompt_completion", "alpaca"))
         found.kwargs = _kwargs(row, found)
         _check_media(row, found.messages)
@@ -161,8 +165,16 @@ def _alpaca(row: dict[str, Any], read: set[str]) -> list[Message]:
     question = row.get("instruction")
     if isinstance(question, str) and isinstance(row.get("input"), str) and row["input"]:
         question = f"{question}\n\n{row['input']}"
-    answer = _with_reasoning({"role": "assistant", "content": row.get("output")}, row, read)
+    answer = _with_reasoning({"role": "assistant", "content": _one_answer(row, "output")}, row, read)
     return [*_history(row.get("history")), {"role": "user", "content": question}, answer]
+
+
+def _one_answer(row: dict[str, Any], key: str) -> Any:
+    """The answer in a column. RowError for a list of several texts: they are alternatives, not parts of one answer."""
+    value = row.get(key)
+    if isinstance(value, list) and len(value) > 1 and all(isinstance(text, str) for text in value):
+        raise RowError("content", f"{key} is a list of {len(value)} texts; a row has one answer")
+    return value
 
 
 def _prompt_completion(row: dict[str, Any], source: SourceConfig, read: set[str]) -> list[Message]:

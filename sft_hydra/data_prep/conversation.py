@@ -9,6 +9,7 @@ from sft_hydra.chat.message import check_message
 from sft_hydra.chat.roles import ROLES, role_of
 from sft_hydra.data_prep.adapters import MESSAGES, adapt, unread_beside_messages
 from sft_hydra.data_prep.content_parts import expand, join_calls
+from sft_hydra.data_prep.harmony_channels import join_channels
 from sft_hydra.data_prep.raw_text import FORMAT, text_conversation
 from sft_hydra.data_prep.tool_definitions import read_tools
 from sft_hydra.data_prep.unread import EMPTY, unread_of_messages, unread_of_row
@@ -40,7 +41,7 @@ def to_conversation(row: Any, source: SourceConfig, name: str, origin: str) -> C
     unread = unread_of_row(meta, found.read)
     if _are_plain(found.messages):  # most rows: a cheap test
         return Conversation(list(found.messages), found.tools, origin, name, meta, found.kwargs, unread)
-    messages = join_calls(expand(found.messages, unread))
+    messages = join_channels(join_calls(expand(found.messages, unread)))
     _check_answer(row, found.read, messages)
     tools = found.tools
     if any(type(message) is dict and "tools" in message for message in messages):

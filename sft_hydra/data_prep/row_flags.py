@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sft_hydra.chat.flags import CONTEXT, SUPERVISED, is_supervised, read_flag
+from sft_hydra.chat.flags import CONTEXT, SUPERVISED, is_supervised, looks_like_a_flag, read_flag
 from sft_hydra.chat.roles import role_of
 from sft_hydra.errors import RowError
 
@@ -33,7 +33,20 @@ def apply_row_flags(row: dict[str, Any], messages: Any, read: set[str], labelled
                     raise RowError("nothing_to_learn", "label=false: the completion is a negative example")
         elif key not in LISTS:
             _check_scalar(key, value, read)
+    if isinstance(messages, list):
+        _check_unknown(row, len(messages))
     return messages
+
+
+def _check_unknown(row: dict[str, Any], count: int) -> None:
+    """RowError for a list under a name of the kind of LISTS that has a flag for each message."""
+    for key, value in row.items():
+        is_flag = key not in KEYS and looks_like_a_flag(key) and type(value) is list and len(value) == count
+        if is_flag and all(read_flag(flag) is not None for flag in value):
+            raise RowError(
+                "training_flag",
+                f"the row's {key} has a flag for each message, but its meaning is not known; rename it to loss_mask or remove it",
+            )
 
 
 def _apply_list(key: str, flags: list[Any], messages: Any, read: set[str]) -> Any:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from sft_hydra.chat.calls import unread_of_call
-from sft_hydra.chat.flags import FLAGS, is_supervised
+from sft_hydra.chat.flags import FLAGS, is_supervised, refuse_unknown_flag
 from sft_hydra.chat.message import CALL_KEYS, PLAIN
 from sft_hydra.chat.reasoning import KEYS as REASONING
 from sft_hydra.chat.roles import role_of
@@ -24,7 +24,8 @@ SPEECH = {  # unread keys whose loss would change what the model says or sees: (
 
 
 def unread_of_messages(messages: list[Any]) -> set[str]:
-    """Keys of messages and calls that are not read, as `messages.<key>` and `tool_calls.<key>`."""
+    """Keys of messages and calls that are not read, as `messages.<key>` and `tool_calls.<key>`. RowError for a key of an assistant
+    message that looks like a training flag."""
     found: set[str] = set()
     for message in messages:
         if not isinstance(message, dict) or len(message) == 2:
@@ -41,7 +42,7 @@ def unread_of_messages(messages: list[Any]) -> set[str]:
                 if _wants_more(message, key, value):
                     found.add(f"messages.{key} (on a message that is no answer)")
             elif value not in EMPTY:
-                found.add(f"messages.{key}")
+                found |= _unknown_key(message, str(key), value)
     return found
 
 
@@ -57,9 +58,22 @@ def check_speech(unread: Iterable[str]) -> None:
             raise RowError(SPEECH[key][0], f"{key}: {SPEECH[key][1]}")
 
 
+def _unknown_key(message: dict[str, Any], key: str, value: Any) -> set[str]:
+    role = role_of(str(message.get("role", message.get("from"))))
+    if role == "assistant":
+        refuse_unknown_flag(key, value)
+    if role == "tool" and key == "name":  # the call has it too
+        return set()
+    return {f"messages.{key}"}
+
+
+def _is_answer(message: dict[str, Any]) -> bool:
+    return role_of(str(message.get("role", message.get("from")))) == "assistant"
+
+
 def _wants_more(message: dict[str, Any], key: str, value: Any) -> bool:
     """True if a flag marks a message as supervised that is not an assistant message."""
-    if role_of(str(message.get("role", message.get("from")))) == "assistant" or value is None:
+    if _is_answer(message) or value is None:
         return False
     try:
         return is_supervised(key, value)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from support.chats import TOOL, assistant, call, system, user, write_jsonl
 
 from sft_hydra.chat.message import check_message
+from sft_hydra.chat.render import Renderer
+from sft_hydra.chat.row_renderer import RowRenderer
 from sft_hydra.data_prep.conversation import ConversationReader, to_conversation
 from sft_hydra.data_prep.nulls import prune_nulls
 from sft_hydra.data_prep.sources import Source, files_of, read_rows
@@ -220,3 +223,52 @@ def test_messages_that_need_no_conversion_are_those_that_conversion_leaves_as_th
     ]
     for messages in talks:
         assert convert({"messages": messages}).messages == [check_message(message) for message in messages] == messages
+
+
+@pytest.mark.parametrize("key", ["train_on_turn", "is_masked_out", "no_loss_here", "learnable", "turn_weight"])
+@pytest.mark.parametrize("value", [False, 0, "true"])
+def test_an_unknown_key_that_looks_like_a_training_flag_rejects_the_row(key: str, value: Any) -> None:
+    row = {"messages": [user("a?"), {**assistant("A."), key: value}]}
+    with pytest.raises(RowError, match=f"{key}=.*rename it") as problem:
+        to_conversation(row, SourceConfig(), "s", "f:1")
+    assert problem.value.reason == "training_flag"
+    row["messages"][1][key] = "a text or a number that is no flag: 0.25"
+    assert f"messages.{key}" in to_conversation(row, SourceConfig(), "s", "f:1").unread
+
+
+def test_a_row_with_an_unknown_list_of_flags_is_rejected() -> None:
+    row = {"messages": [user("a?"), assistant("A.")], "turns_to_train": [0, 1]}
+    with pytest.raises(RowError, match="turns_to_train has a flag for each message"):
+        to_conversation(row, SourceConfig(), "s", "f:1")
+    row["turns_to_train"] = [3, 4]
+    assert to_conversation(row, SourceConfig(), "s", "f:1").unread == {"turns_to_train"}
+
+
+def test_several_answers_in_a_column_are_not_joined() -> None:
+    with pytest.raises(RowError, match="output is a list of 2 texts"):
+        to_conversation({"instruction": "Do it", "output": ["One", "Two"]}, SourceConfig(), "s", "f:1")
+
+
+def test_analysis_messages_are_the_reasoning_of_the_message_that_follows() -> None:
+    analysis = {"role": "assistant", "channel": "analysis", "content": "Hm."}
+    final = {"role": "assistant", "channel": "final", "content": "A."}
+    talk = to_conversation({"messages": [user("a?"), analysis, final]}, SourceConfig(), "s", "f:1")
+    assert talk.messages[1:] == [{"role": "assistant", "content": "A.", "reasoning_content": "Hm."}]
+    assert not talk.unread
+    for messages in ([user("a?"), analysis], [user("a?"), analysis, user("b?"), final]):
+        with pytest.raises(RowError, match="analysis message is not followed"):
+            to_conversation({"messages": messages}, SourceConfig(), "s", "f:1")
+    with pytest.raises(RowError, match="channel='whisper'"):
+        to_conversation({"messages": [user("a?"), {**final, "channel": "whisper"}]}, SourceConfig(), "s", "f:1")
+
+
+def test_the_name_of_a_speaker_is_unread_unless_the_template_prints_it() -> None:
+    talk = to_conversation({"messages": [{**user("a?"), "name": "Ada"}, assistant("A.")]}, SourceConfig(), "s", "f:1")
+    calls = "{% for call in m.tool_calls or [] %}{{ call.name }}{% endfor %}"
+    for part, unread in ((calls, {"messages.name"}), ("{{ m.name }}" + calls, set()), ("{{ m['name'] }}", set())):
+        source = (
+            "{% for m in messages %}<{{ m.role }}>{{ m.content }}" + part + "</s>{% endfor %}"
+            "{% if add_generation_prompt %}<assistant>{% endif %}"
+        )
+        renderer = RowRenderer(partial(Renderer, source))
+        assert renderer.unread(talk) == unread

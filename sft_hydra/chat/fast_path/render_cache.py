@@ -44,7 +44,7 @@ class TemplateRenderer(Protocol):
         """See render.Renderer."""
         ...
 
-    def unchecked(self, conversation: Conversation) -> list[RenderedSequence]:
+    def of_stand_ins(self, conversation: Conversation) -> list[RenderedSequence]:
         """See render.Renderer."""
         ...
 
@@ -126,8 +126,13 @@ class RenderCache:
             return None
         found = entry.fill(values)
         entry.used += 1
-        if (entry.used <= CHECKED or entry.used % EVERY == 0) and found != self.renderer.by_template(conversation):
-            raise NotCachedError(conversation.origin)
+        if entry.used <= CHECKED or entry.used % EVERY == 0:
+            rendered = self.renderer.by_template(conversation)
+            if found != rendered and entry.used == 1:  # this shape cannot be cached; no row was served
+                self.known[shape] = None
+                return rendered
+            if found != rendered:
+                raise NotCachedError(conversation.origin)
         return found
 
     def _shape(self, conversation: Conversation, values: list[str], lists: list[Any]) -> Shape | None:
@@ -197,7 +202,7 @@ class RenderCache:
         for block in blocks:
             block.stand_in = holders.stand_in
         try:
-            return self.tracer.run(partial(self.renderer.unchecked, holders.conversation))
+            return self.tracer.run(partial(self.renderer.of_stand_ins, holders.conversation))
         finally:
             for block in blocks:
                 block.stand_in = None
