@@ -73,6 +73,8 @@ def _follows(opener: str, whole: str, message: dict[str, Any], context: list[str
     start = max((whole.rfind(text) + len(text) for text in context if text in whole), default=0)
     stop = min(whole.rfind(text) for text in texts(message))
     header = whole[start : max(start, stop)]
+    if message.get("reasoning_content") and "</think" in header:  # an empty block before the reasoning
+        return False
     if opener in header:
         return True
     block = EMPTY_BLOCK.search(opener)

@@ -148,7 +148,8 @@ class Judge:
             return f"reasoning is opened twice, {before[-40:]!r} and {chunk[:40]!r}"
         if closed and chunk.lstrip().startswith(closed[1]):
             return f"reasoning is closed twice, {before[-40:]!r} and {chunk[:40]!r}"
-        if thought and opened and self.renderer.traits.opens_reasoning:
+        composed = bool(thought and opened and self.renderer.traits.opens_reasoning)
+        if composed:
             chunk = chunk.partition(thought)[2].strip()  # the template prints no reasoning
             if chunk.count("</think>") > 1:
                 return f"reasoning is closed twice, {chunk[:60]!r}"
@@ -158,7 +159,7 @@ class Judge:
         for text in self._served(talk, index + 1, prompt=False):
             if text.startswith(before) and text[len(before) :].lstrip().startswith(body):
                 return ""
-            if body in text and not text.startswith(before) and not (opened and not thought):
+            if body in text and (composed or not (text.startswith(before) or (opened and not thought))):
                 return ""
         return f"the template prints another text than {chunk[:60]!r}"
 

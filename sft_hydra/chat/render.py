@@ -192,7 +192,10 @@ class Renderer:
         keep = self.reasoning is not Reasoning.drop
         thinking = keep and any("reasoning_content" in message for message in conversation.messages)
         self._check_support(messages)
-        if any(modes) and self.traits.reasoning_field is None and not self.traits.opens_reasoning:
+        if any(modes) and any(
+            mode and self.traits.drops_reasoning("tool_calls" in message)
+            for mode, message in zip(modes, messages, strict=True)
+        ):
             raise RowError("reasoning", "the template does not render reasoning; data.reasoning=drop leaves it out")
         cut = [(len(messages), 0)]
         if thinking and self.reasoning is Reasoning.split_turns:

@@ -5,6 +5,7 @@ assistant's words are inside its marks only. Without such a marking, turns are l
 A template that cannot render a question and an answer is an error here, so that it does not reject every row later.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
@@ -19,6 +20,7 @@ from sft_hydra.errors import DataError
 from sft_hydra.records import Message
 
 REASONING = ("reasoning_content", "thinking", "reasoning", "")  # keys of reasoning; "" inside the content
+CLOSING = re.compile(r"</[^<>]*think[^<>]*>")
 KEEP_REASONING = {"truncate_history_thinking": False, "clear_thinking": False, "preserve_thinking": True}
 
 
@@ -132,12 +134,14 @@ def _learn_null(template: ChatTemplate, traits: TemplateTraits, length: int) -> 
 
 def _learn_call_reasoning(template: ChatTemplate, traits: TemplateTraits) -> None:
     fields = [traits.reasoning_field, *(name for name in REASONING if name != traits.reasoning_field)]
-    if traits.reasoning_field is None:
+    if traits.opens_reasoning:
         return
-    for name in fields:
+    for name in fields if traits.reasoning_field is not None else REASONING[:-1]:
         traits.call_reasoning_field = name
         text = _render(template, traits, [user(1), {**caller(""), "reasoning_content": "Qreas1"}], thinking=True)
-        if text is not None and "Qreas1" in text and "vq7" in text:
+        if text is None or "Qreas1" not in text or "vq7" not in text:
+            continue
+        if name or not CLOSING.search(text.partition("Quser1")[2].partition("Qreas1")[0]):
             return
     traits.call_reasoning_field = traits.reasoning_field
 
@@ -157,6 +161,8 @@ def _learn_reasoning(template: ChatTemplate, traits: TemplateTraits) -> None:
         text = _render(template, traits, [user(1), assistant(1, reasoning_content="Qreas1")], thinking=True)
         if text is not None and "Qreas1" in text and "Qasst1" in text:
             between = text.partition("Quser1")[2].partition("Qreas1")[0]
+            if not name and CLOSING.search(between):  # it prints an empty block before every content
+                continue
             traits.opens_inline = not name and between.count("<think>") > 1
             return
     traits.reasoning_field = traits.call_reasoning_field = None

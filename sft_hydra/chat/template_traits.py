@@ -41,3 +41,7 @@ class TemplateTraits:
         wanted = self.content_parts or self.text_arguments or self.empty_as_null or self.needs_ids
         wanted = wanted or self.developer_as_system
         return wanted or {self.reasoning_field, self.call_reasoning_field} != {"reasoning_content"}
+
+    def drops_reasoning(self, calls: bool) -> bool:
+        """Whether reasoning of a turn with (`calls`) or without tool calls is not rendered."""
+        return (self.call_reasoning_field if calls else self.reasoning_field) is None and not self.opens_reasoning

@@ -132,7 +132,8 @@ def test_a_content_that_spells_the_end_of_turn_is_not_its_end() -> None:
 
 def test_reasoning_is_refused_if_the_config_selects_the_mode_without_it() -> None:
     block = "{% if not enable_thinking %}<think></think>{% endif %}"
-    source = template("<bot>" + block + "{{ m.content }}", "<bot>" + block)
+    thought = "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+    source = template("<bot>" + block + thought + "{{ m.content }}", "<bot>" + block)
     talk = conversation({"messages": [user("2+2?"), THOUGHT]})
     assert Renderer(source, {}).sequences(talk)
     with pytest.raises(RowError, match="turn_not_located"):
@@ -145,3 +146,12 @@ def test_reasoning_is_closed_once_by_a_template_that_closes_it_before_every_answ
     ((before, text),) = trained(source, [user("2+2?"), THOUGHT])
     assert before.endswith("<bot><think>")
     assert text == "Two and two.</think>Four.<end>"
+
+
+def test_reasoning_does_not_follow_an_empty_block_that_the_template_prints() -> None:
+    source = template("<bot><think>{{ m.reasoning_content if m.tool_calls }}</think>{{ m.content }}" + calls(), "<bot>")
+    assert trained(source, [user("2+2?"), assistant("4.")]) == [("<user>2+2?<bot>", "<think></think>4.<end>")]
+    with pytest.raises(RowError, match="does not render reasoning"):
+        trained(source, [user("2+2?"), THOUGHT])
+    messages = [user("Rain?"), {**call(), "reasoning_content": "I look it up."}, result("sun"), assistant("No.")]
+    assert trained(source, messages, True)[0][1].startswith("<think>I look it up.</think><call>")
