@@ -5,6 +5,7 @@ A renderer is kept for each set of switches (`enable_thinking=false`), because t
 are passed for one row only.
 """
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ from sft_hydra.records import Conversation
 
 MODES = ("enable_thinking", "thinking")
 KEPT = 32  # renderers; each has probed the template
+OF_TOOLS = re.compile(r"tool|call|func|param|arg|propert|schema|json", re.IGNORECASE)
 SWITCH_CHARS = 16  # a longer text is not a switch
 
 Kwargs = dict[str, Any]
@@ -31,6 +33,7 @@ class RowRenderer:
         self.plain = make({})
         both = [renderer for renderer in (self.plain, self.plain.with_tools) if renderer and renderer.template]
         self.names = frozenset[str]().union(*map(names_read, both))
+        self.message_names = frozenset[str]().union(*map(message_names_read, both))
         self.known: OrderedDict[str, Renderer] = OrderedDict()
         self.careful = False
         self.reads: dict[str, bool] = {}  # key -> whether it is read, for rows without template_kwargs
@@ -71,7 +74,7 @@ class RowRenderer:
     def unread(self, conversation: Conversation) -> set[str]:
         """Keys of the row that neither this package nor the template reads."""
         if not conversation.template_kwargs:
-            return {key for key in conversation.unread if not self._is_read_by_name(key)}
+            return {key for key in conversation.unread if not self.is_read(key)}
         used = self.used(conversation)
         found = {key for key in conversation.unread if not self._is_read(key, used)}
         row = conversation.meta.get("chat_template_kwargs") or ()
@@ -83,7 +86,8 @@ class RowRenderer:
             found.add("messages.reasoning_content (the row says enable_thinking=false)")
         return found
 
-    def _is_read_by_name(self, key: str) -> bool:
+    def is_read(self, key: str) -> bool:
+        """Whether the template reads this key of rows without `template_kwargs`."""
         known = self.reads.get(key)
         if known is None:
             known = self.reads[key] = self._is_read(key, {})
@@ -91,7 +95,9 @@ class RowRenderer:
 
     def _is_read(self, key: str, used: Kwargs) -> bool:
         group, _, name = key.partition(".")
-        return name in self.names if group in ("messages", "tool_calls") and name else key in used
+        if group == "messages" and name:
+            return name in self.message_names
+        return name in self.names if group == "tool_calls" and name else key in used
 
     def forget(self) -> None:
         """Clear the cached check results, as before the first shard."""
@@ -130,6 +136,34 @@ def names_read(renderer: Renderer) -> frozenset[str]:
     found = {node.name for node in tree.find_all(nodes.Name)} | {node.attr for node in tree.find_all(nodes.Getattr)}
     constants = {node.value for node in tree.find_all(nodes.Const)}
     return frozenset(found | {value for value in constants if isinstance(value, str)})
+
+
+def message_names_read(renderer: Renderer) -> frozenset[str]:
+    """Names that a template reads, except those that it reads of calls, tools and their parameters only: `tool_call.name` does
+    not print the name of a user."""
+    assert renderer.template is not None
+    tree = renderer.template.environment.parse(renderer.template.source)
+    of_tools: set[str] = set()
+    others: set[str] = set()
+    read = [(node.node, node.attr) for node in tree.find_all(nodes.Getattr)]
+    read += [(node.node, _key(node)) for node in tree.find_all(nodes.Getitem)]
+    for owner, name in read:
+        (of_tools if OF_TOOLS.search(_identifier(owner)) else others).add(name)
+    return (names_read(renderer) - of_tools) | others
+
+
+def _identifier(node: nodes.Expr) -> str:
+    """The last name of an expression: `call` of `message.call`, `calls` of `calls[0]`."""
+    if isinstance(node, nodes.Getattr):
+        return node.attr
+    if isinstance(node, nodes.Getitem):
+        return _key(node) or _identifier(node.node)
+    return node.name if isinstance(node, nodes.Name) else ""
+
+
+def _key(node: nodes.Getitem) -> str:
+    key = node.arg.value if isinstance(node.arg, nodes.Const) else ""
+    return key if isinstance(key, str) else ""
 
 
 def _texts(conversation: Conversation) -> list[str]:

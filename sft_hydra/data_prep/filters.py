@@ -9,9 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import jsonschema
 import orjson
-from referencing import Registry
 
 from sft_hydra.chat.resource_limits import LimitError, limit_resources
 from sft_hydra.errors import ConfigError, RowError
@@ -111,6 +109,9 @@ class Filters:
                 self.validators.clear()
             if "properties" not in schema and "type" not in schema:  # a bare map of properties
                 schema = {"type": "object", "properties": schema}
+            import jsonschema  # slow to import, and rarely needed
+            from referencing import Registry
+
             self.validators[key] = jsonschema.Draft202012Validator(schema, registry=Registry())
         return self.validators[key]
 

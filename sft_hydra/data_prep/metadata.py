@@ -60,6 +60,7 @@ def build_metadata(
             "vocab_size": tokenizer.vocab_size,
             "library": library,
             "end_of_turn_ids": tokenizer.end_of_turn_ids,
+            "end_of_turn_strings": tokenizer.end_of_turn_strings,
             "template": tokenizer.template,
             "named_templates": tokenizer.named,
             "template_kwargs": tokenizer.template_kwargs,

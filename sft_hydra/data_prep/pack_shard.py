@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sft_hydra.data.shard_file import PackedColumns, ShardWriter, checksum, pieces_of
+from sft_hydra.data.shard_file import ROW_GROUP, PackedColumns, ShardWriter, checksum, pieces_of
 from sft_hydra.data.shards import SPLITS
 from sft_hydra.data_prep.ordered_executor import OrderedExecutor
 from sft_hydra.data_prep.pack import pack
@@ -24,6 +24,7 @@ from sft_hydra.data_prep.plan import Plan, ShardPlan
 from sft_hydra.data_prep.token_store import TokenStore, read_token_store
 
 WINDOW_TOKENS = 32 << 20  # sequences are packed this many tokens at a time, so that memory stays bounded
+WRITTEN_TOGETHER = 4 * ROW_GROUP  # packed sequences gathered at a time; the file is the same as from one write
 
 
 class ShardPacker:
@@ -92,9 +93,13 @@ def _write(
     source: int,
     index: list[NDArray[np.int64]],
 ) -> None:
-    columns = gather(spool, order, sizes, starts, source)
-    index.append(_index(columns, source))
-    writer.write(columns)
+    """Write the sequences in `order` (sequences,), `sizes[b]` of them in packed sequence b; appends to `index`."""
+    edges = np.concatenate([[0], np.cumsum(sizes)])
+    for first in range(0, len(sizes), WRITTEN_TOGETHER):
+        own = sizes[first : first + WRITTEN_TOGETHER]
+        columns = gather(spool, order[edges[first] : edges[first + len(own)]], own, starts, source)
+        index.append(_index(columns, source))
+        writer.write(columns)
 
 
 def _index(columns: PackedColumns, source: int) -> NDArray[np.int64]:

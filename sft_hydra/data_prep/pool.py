@@ -80,9 +80,9 @@ class WorkerPool:
             return
         wanted = {shard.number for shard in shards}
         numbers = [shard.number for shard in self.plan.by_size if shard.number in wanted]
+        take = self._share(done, _tokenize, numbers, partial)  # first: helpers take a while to start
         worker = ShardTokenizer(self.plan, self.library.result, alone=not self.helpers)
         try:
-            take = self._share(done, _tokenize, numbers, partial)
             _tokenize_shards(worker, numbers, partial, take, self._report_counts, done)
             self._wait()
         finally:

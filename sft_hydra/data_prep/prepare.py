@@ -33,7 +33,7 @@ from sft_hydra.data_prep.plan import Plan, Request, check_unchanged, make_plan, 
 from sft_hydra.data_prep.pool import WorkerPool, spool_folder, undisturbed
 from sft_hydra.data_prep.progress import OnProgress, Reporter
 from sft_hydra.data_prep.token_store import read_token_store
-from sft_hydra.data_prep.tokenize import ADVERSARIAL
+from sft_hydra.data_prep.tokenize import ADVERSARIAL, start_fast
 from sft_hydra.data_prep.tokenizer_backend import choose_backend, probe_sequences, probe_texts
 from sft_hydra.data_prep.tokenizer_cache import TokenizerRecord
 from sft_hydra.errors import ConfigError, DataError, MissingPackedDataError
@@ -236,8 +236,11 @@ def _plan(
     throw_away(partial)
     (partial / "spool").mkdir(parents=True)
     now = datetime.now().isoformat(timespec="seconds")
+    differs = may_differ(tokenizer)
+    if not differs:
+        background.submit(start_fast, tokenizer)  # takes a second
     texts = probe_texts(request, tokenizer)
-    if may_differ(tokenizer):
+    if differs:
         tokenizer.serve_from(served_file(tokenizer, served, [*ADVERSARIAL, *texts]))
     _recall(tokenizer)
 

@@ -52,7 +52,8 @@ class TokenStoreWriter:
         self.rejects = open(self.temporary / "rejects.jsonl", "wb")  # noqa: SIM115
         self.lengths: list[NDArray[np.int64]] = []
         self.row_of: list[NDArray[np.int64]] = []
-        self.rows: list[tuple[int, int, int]] = []
+        self.rows: list[NDArray[Any]] = []
+        self.row_count = 0
         self.counts: Counter[str] = Counter()
         self.streams = (self.ids, self.mask, self.rejects)
 
@@ -64,6 +65,11 @@ class TokenStoreWriter:
         mask.tofile(self.mask)
         self.lengths.append(lengths)
         self.row_of.append(row_of)
+
+    def add_rows(self, rows: NDArray[Any]) -> None:
+        """Append `rows` (rows,) of ROW."""
+        self.rows.append(rows)
+        self.row_count += len(rows)
 
     def reject(self, **entry: str) -> None:
         """Append a line to rejects.jsonl."""
@@ -77,7 +83,7 @@ class TokenStoreWriter:
         empty = [np.zeros(0, np.int64)]
         sequences = np.stack([np.concatenate(self.lengths or empty), np.concatenate(self.row_of or empty)], axis=1)
         np.save(self.temporary / "sequences.npy", sequences)
-        np.save(self.temporary / "rows.npy", np.array(self.rows, ROW))
+        np.save(self.temporary / "rows.npy", np.concatenate(self.rows or [np.zeros(0, ROW)]))
         (self.temporary / "counts.json").write_text(json.dumps(self.counts))
         shutil.rmtree(self.folder, ignore_errors=True)
         os.replace(self.temporary, self.folder)

@@ -9,6 +9,7 @@ library is recorded in metadata.json.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from threading import Lock
 
 import fastokens
@@ -18,6 +19,7 @@ from tokenizers import Tokenizer
 
 from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.chat.turn_spans import RenderedSequence
+from sft_hydra.data_prep.compact_tokenizer import compact_json
 from sft_hydra.data_prep.control_tokens import ControlTokenEscaper
 from sft_hydra.data_prep.exact_cuts import is_byte_level
 from sft_hydra.data_prep.reduced_reference import reduced_reference
@@ -89,7 +91,7 @@ _reading = Lock()
 
 @lru_cache(maxsize=1)
 def _load_fast(file: str, stamp: int) -> fastokens.Tokenizer:
-    return fastokens.Tokenizer.from_file(file)
+    return fastokens.Tokenizer.from_json_str(compact_json(Path(file)))
 
 
 def forget_tokenizers() -> None:

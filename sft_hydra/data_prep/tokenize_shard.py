@@ -42,7 +42,7 @@ from sft_hydra.schema.data import DataConfig
 JUDGED_TOGETHER = 256  # rows
 BATCH_CHARS = 2_000_000  # characters encoded at once: large enough to be fast, small enough for memory
 BATCH_ROWS = 50_000
-AHEAD = 32  # batches rendered ahead while the tokenizer is being loaded
+AHEAD = 64_000_000  # characters rendered ahead while the tokenizer is being loaded
 
 Report = Callable[[int, int, int, int], None]  # counts of rows, tokens, supervised tokens, rejects
 Done = Callable[[], None]
@@ -114,7 +114,10 @@ class ShardTokenizer:
             encode = partial(self._encode, batch)
             fill = partial(filler.fill, batch)
             self.background.submit(
-                encode, lambda tokens: report(*fill(tokens)), ready=self.encoder is not None and not self.alone
+                encode,
+                lambda tokens: report(*fill(tokens)),
+                ready=self.encoder is not None and not self.alone,
+                weight=batch.chars,
             )
 
         batch = TokenBatcher()
@@ -140,13 +143,19 @@ class ShardTokenizer:
         try:
             conversation, sequences, hashed = self.convert(row, source, place[2])
             batch.add((hashed, *place), sequences)
-            if conversation.unread or conversation.template_kwargs:
-                for key in self.renderer.unread(conversation):
-                    batch.unread[key] += 1
+            self._count_unread(batch, conversation)
         except RowError as problem:
             batch.rejects.append((place[2], problem.reason, problem.detail))
         except RecursionError:
             batch.rejects.append((place[2], "nesting", "objects or lists are nested too deeply"))
+
+    def _count_unread(self, batch: TokenBatcher, conversation: Conversation) -> None:
+        if conversation.template_kwargs:
+            batch.unread.update(self.renderer.unread(conversation))
+            return
+        for key in conversation.unread:  # most rows: the same without a set
+            if not self.renderer.is_read(key):
+                batch.unread[key] += 1
 
     def _encode(self, batch: TokenBatcher) -> TokenBatch:
         if self.encoder is None:

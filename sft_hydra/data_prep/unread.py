@@ -42,9 +42,7 @@ def unread_of_messages(messages: list[Any]) -> set[str]:
                 if _wants_more(message, key, value):
                     found.add(f"messages.{key} (on a message that is no answer)")
             elif value not in EMPTY:
-                if _is_answer(message):
-                    refuse_unknown_flag(str(key), value)
-                found.add(f"messages.{key}")
+                found |= _unknown_key(message, str(key), value)
     return found
 
 
@@ -58,6 +56,15 @@ def check_speech(unread: Iterable[str]) -> None:
     for key in unread:
         if key in SPEECH:
             raise RowError(SPEECH[key][0], f"{key}: {SPEECH[key][1]}")
+
+
+def _unknown_key(message: dict[str, Any], key: str, value: Any) -> set[str]:
+    role = role_of(str(message.get("role", message.get("from"))))
+    if role == "assistant":
+        refuse_unknown_flag(key, value)
+    if role == "tool" and key == "name":  # the call has it too
+        return set()
+    return {f"messages.{key}"}
 
 
 def _is_answer(message: dict[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from support.chats import TOOL, assistant, call, system, user, write_jsonl
 
 from sft_hydra.chat.message import check_message
+from sft_hydra.chat.render import Renderer
+from sft_hydra.chat.row_renderer import RowRenderer
 from sft_hydra.data_prep.conversation import ConversationReader, to_conversation
 from sft_hydra.data_prep.nulls import prune_nulls
 from sft_hydra.data_prep.sources import Source, files_of, read_rows
@@ -257,3 +260,15 @@ def test_analysis_messages_are_the_reasoning_of_the_message_that_follows() -> No
             to_conversation({"messages": messages}, SourceConfig(), "s", "f:1")
     with pytest.raises(RowError, match="channel='whisper'"):
         to_conversation({"messages": [user("a?"), {**final, "channel": "whisper"}]}, SourceConfig(), "s", "f:1")
+
+
+def test_the_name_of_a_speaker_is_unread_unless_the_template_prints_it() -> None:
+    talk = to_conversation({"messages": [{**user("a?"), "name": "Ada"}, assistant("A.")]}, SourceConfig(), "s", "f:1")
+    calls = "{% for call in m.tool_calls or [] %}{{ call.name }}{% endfor %}"
+    for part, unread in ((calls, {"messages.name"}), ("{{ m.name }}" + calls, set()), ("{{ m['name'] }}", set())):
+        source = (
+            "{% for m in messages %}<{{ m.role }}>{{ m.content }}" + part + "</s>{% endfor %}"
+            "{% if add_generation_prompt %}<assistant>{% endif %}"
+        )
+        renderer = RowRenderer(partial(Renderer, source))
+        assert renderer.unread(talk) == unread
