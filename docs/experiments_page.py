@@ -41,7 +41,7 @@ def commands() -> dict[str, tuple[str, str]]:
     for file in sorted(conf_dir().glob("experiment/*.yaml")):
         if match := re.search(r"^# (.+?): python -m sft_hydra (.+)$", file.read_text(encoding="utf-8"), re.M):
             found[file.stem] = match[1], match[2].replace(" dry_run=true", "")
-    return {name: said for name, said in found.items() if name != "null"}
+    return {name: command for name, command in found.items() if name != "null"}
 
 
 @contextmanager

@@ -29,6 +29,7 @@ def validations(cfg: SftConfig) -> Iterator[str]:
 
 
 def early_stopping(cfg: SftConfig) -> Iterator[str]:
+    """`train.early_stopping.metric` is measured during training."""
     metric, wanted = cfg.train.early_stopping.metric, cfg.eval
     if metric is None:
         return
@@ -45,6 +46,7 @@ def early_stopping(cfg: SftConfig) -> Iterator[str]:
 
 
 def average(cfg: SftConfig) -> Iterator[str]:
+    """`export.ema` needs `train.ema_decay`."""
     if cfg.runner is Runner.train and cfg.export.ema and cfg.train.ema_decay is None:
         yield "export.ema=true: there is no average of the weights without train.ema_decay, 0.999 for instance"
 

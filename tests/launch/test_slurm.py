@@ -252,8 +252,15 @@ def test_a_job_nobody_knows_any_more(slurm: Path, tmp_path: Path) -> None:
     assert job_state(handle).name == "COMPLETED"
 
 
-def test_without_accounting(repo: Path, make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with cluster(repo, tmp_path / "cluster", NODES="1", ACCOUNTING="0") as conf:
+def test_without_accounting(
+    repo: Path,
+    make_run: MakeRun,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path_factory.mktemp("slurm")  # short: paths of sockets have at most 107 bytes
+    with cluster(repo, folder, NODES="1", ACCOUNTING="0") as conf:
         monkeypatch.setenv("SLURM_CONF", str(conf))
         [handle] = submit([make_run(SHOW)])
         assert wait(handle).name == "COMPLETED"
