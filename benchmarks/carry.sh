@@ -23,7 +23,7 @@ packages=(
     'fastokens>=0.3.5' 'orjson>=3.10' 'jsonschema>=4.21' jsonschema-specifications referencing rpds-py
     'submitit>=1.5.2' cloudpickle 'datasets>=3.2' dill multiprocess
     trl liger-kernel 'torchao>=0.18' 'peft>=0.18'
-    pytest pytest-timeout iniconfig pluggy
+    pytest pytest-timeout pytest-xdist execnet iniconfig pluggy
 )
 "$python" -m pip wheel --quiet --no-deps --wheel-dir "$folder/wheels" "${packages[@]}"
 PYTHONPATH="$here/..:${PYTHONPATH:-}" "$python" "$here/rows_file.py" "$2" "$3" "$folder/rows.npz"

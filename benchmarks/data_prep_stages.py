@@ -29,7 +29,7 @@ from data_prep import machine
 from sft_hydra.chat.render import Renderer
 from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.chat.turn_spans import RenderedSequence
-from sft_hydra.data.shards import ShardWriter
+from sft_hydra.data.shard_file import ShardWriter
 from sft_hydra.data_prep.content_hash import content_hash, serialize
 from sft_hydra.data_prep.control_tokens import ControlTokenEscaper
 from sft_hydra.data_prep.conversation import ConversationReader

@@ -142,6 +142,7 @@ def tests(*options: str) -> list[str]:
         sys.executable,
         "-m",
         "pytest",
+        "-n0",
         "-m",
         "gpu",
         "-W",

@@ -3,11 +3,13 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, open_dict
 from support.chats import data_cfg, question, write_jsonl
+from xdist.scheduler import LoadFileScheduling
 
 from sft_hydra.cli import command
 from sft_hydra.config.argv import experiment_files, normalize_argv
@@ -21,6 +23,9 @@ from sft_hydra.schema.config import SftConfig
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels run on the CPU; read when triton is imported
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a worker per core; read when torch is imported
+
 REPO = Path(__file__).resolve().parent.parent
 
 
@@ -29,6 +34,18 @@ def _shared_dir() -> Path | None:
         if candidate and (Path(candidate) / "assets").is_dir():
             return Path(candidate)
     return None
+
+
+class FilesAndOneSlurm(LoadFileScheduling):  # type: ignore[misc]
+    """As `--dist loadfile`, a file in one process; tests/launch as a whole, because its Slurm is one per machine."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "tests/launch" if nodeid.startswith("tests/launch/") else str(super()._split_scope(nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    return FilesAndOneSlurm(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

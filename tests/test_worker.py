@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from support.cluster import until
+from support.waiting import until
 
 from sft_hydra.config import serialize
 from sft_hydra.schema.config import SftConfig
@@ -24,11 +24,11 @@ def test_ctrl_c_saves_after_the_step_and_the_same_command_goes_on(tmp_path: Path
     command = [sys.executable, "-m", "sft_hydra", *SMALL, "checkpoint.interval=null", "train.global_batch_size=1"]
     run = tmp_path / "outputs" / "run"
     for attempt in (1, 2):
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         begun = len(steps(run))
-        until(lambda: len(steps(run)) > begun + 5, 60)  # noqa: B023
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        until(lambda: len(steps(run)) > begun + 5, process)  # noqa: B023
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate()
         assert process.returncode == 1
         last = steps(run)[-1]
         assert output.splitlines()[-1] == f"stopped at step {last} of 2000; rerun the same command to resume"

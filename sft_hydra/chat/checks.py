@@ -17,6 +17,7 @@ from sft_hydra.chat.template_traits import TemplateTraits
 from sft_hydra.chat.text import shortest
 from sft_hydra.chat.turn_spans import RenderedSequence, Turn, TurnSpans
 from sft_hydra.chat.whole import LONG, are_unique, lost, lost_of_messages, message_texts, tool_texts
+from sft_hydra.errors import RowError
 from sft_hydra.records import Conversation, Message
 
 EVERY = 61  # rows; odd, so that both kinds of alternating rows are checked
@@ -79,7 +80,10 @@ class Checks:
                 return False
             if known and turn.index != spot:
                 continue
-            holds = self._stands(text, turn, messages, tools, modes[turn.index])
+            holds = self._stands(text, turn, messages, tools, modes[turn.index]) and (
+                turn.bare
+                or self._ends_as_served(text, turn, messages, tools, modes, key if trusted and not known else None)
+            )
             if known and not holds:
                 raise LearnedWrongError
             if trusted:
@@ -230,6 +234,32 @@ class Checks:
         if not (prompt.startswith(prefix) or prefix.startswith(prompt)):
             return False
         return self.locator.alone(messages[: turn.index + 1], tools, thinking).bare_headers > 0
+
+    def _ends_as_served(
+        self,
+        text: str,
+        turn: Turn,
+        messages: Sequence[Message],
+        tools: list[Any] | None,
+        modes: Sequence[bool],
+        context: Key | None,
+    ) -> bool:
+        """Whether a turn reads the same as when it is the last one, as the model writes it. `context`: use the cached result of
+        turns like it."""
+        key = None if context is None or self.careful else ("end", _part_context(context))
+        known = self.good.get(key) if key else None
+        if known is not None:
+            return known
+        try:
+            alone = self.locator.alone(messages[: turn.index + 1], tools, modes[turn.index])
+        except RowError as problem:
+            same = problem.reason != "end_of_turn"  # else only the whole conversation shows this turn
+        else:
+            own = "".join(text[start:stop] for start, stop in turn.spans).rstrip()
+            same = alone.chunks[-1].startswith(own)  # a last turn may have the end of the conversation too
+        if key:
+            self.good[key] = same
+        return same
 
     def contexts(self, messages: Sequence[Message], tools: list[Any] | None, modes: Sequence[bool]) -> list[Key]:
         """The context of each message: all that may decide how it is rendered, except its texts."""

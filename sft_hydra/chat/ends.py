@@ -51,11 +51,6 @@ class Ends:
         """The end of a turn with (`calls`) or without tool calls."""
         return self.call if calls else self.answer
 
-    @property
-    def added(self) -> list[str]:
-        """Openers that serve as end-of-turn tokens, if the template prints none inside the turn."""
-        return [token for end in (self.answer, self.call) if end.added for token in control_texts(end.added)]
-
 
 def learn_ends(answer: Closing, call: Closing, tokens: Iterable[str] = ()) -> Ends:
     """The ends of turns, from the text after an answer and after a tool call. `tokens`: the tokenizer's control tokens."""
@@ -96,6 +91,8 @@ def _call_end(closing: Closing, answer: End, pattern: re.Pattern[str]) -> End:
         return End(tuple(dict.fromkeys([*same, *inside[-1:]])))
     if inside and closing.alone.rstrip().endswith(inside[-1]):
         opener = _next_opener(closing, pattern)
+        if not opener.tokens and (found := (closing.followed or "").find(inside[-1])) >= 0:
+            opener = _next_opener(Closing(inside[-1], (closing.followed or "")[found:]), pattern)  # ids of calls differ
         is_inner = inside[-1].startswith("</") or not answer.tokens or bool(answer.added)
         return opener if is_inner and opener.tokens else End((inside[-1],))
     return _next_opener(closing, pattern)

@@ -4,11 +4,14 @@ Invariant: the input messages are not modified; messages that need no change are
 """
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from sft_hydra.chat.template_traits import TemplateTraits
 from sft_hydra.records import Message
+
+LONG_ID = re.compile("[A-Za-z0-9]{9}")
 
 
 def format_messages(messages: Sequence[Message], traits: TemplateTraits) -> list[Message]:
@@ -17,7 +20,7 @@ def format_messages(messages: Sequence[Message], traits: TemplateTraits) -> list
     if not traits.reshapes:
         return messages
     shaped = [_shape(message, traits) for message in messages]
-    return _with_long_ids(shaped) if traits.long_ids else shaped
+    return _with_ids(shaped, traits.long_ids) if traits.needs_ids else shaped
 
 
 def _shape(message: Message, traits: TemplateTraits) -> Message:
@@ -37,14 +40,16 @@ def _shape(message: Message, traits: TemplateTraits) -> Message:
 
 def _shape_reasoning(message: Message, traits: TemplateTraits) -> Message:
     reasoning = message.get("reasoning_content")
-    if reasoning is None or traits.reasoning_field == "reasoning_content" or traits.opens_reasoning:
+    name = traits.call_reasoning_field if "tool_calls" in message else traits.reasoning_field
+    if reasoning is None or name == "reasoning_content" or traits.opens_reasoning:
         return message
     message = {key: value for key, value in message.items() if key != "reasoning_content"}
     if not reasoning:
         return message
-    if not traits.reasoning_field:  # reasoning is inline, or not rendered at all
-        return {**message, "content": f"<think>\n{reasoning}\n</think>\n\n{message.get('content', '')}"}
-    return {**message, traits.reasoning_field: reasoning}
+    if not name:  # reasoning is inline, or not rendered at all
+        opening = "" if traits.opens_inline else "<think>\n"
+        return {**message, "content": f"{opening}{reasoning}\n</think>\n\n{message.get('content', '')}"}
+    return {**message, name: reasoning}
 
 
 def _with_empty_reasoning(message: Message, traits: TemplateTraits) -> Message:
@@ -63,8 +68,9 @@ def _with_text_arguments(call: dict[str, Any]) -> dict[str, Any]:
     return {**call, "function": {**function, "arguments": arguments}}
 
 
-def _with_long_ids(messages: list[Message]) -> list[Message]:
-    """Rename call ids to nine letters and digits, which some templates require; results are matched by id, else by order."""
+def _with_ids(messages: list[Message], long: bool) -> list[Message]:
+    """Give calls and results the ids that they lack; with `long`, also those whose id is not nine letters and digits, which
+    some templates require. Results are matched by id, else by order."""
     renamed: dict[str, str] = {}
     waiting: list[str] = []
     out: list[Message] = []
@@ -74,10 +80,12 @@ def _with_long_ids(messages: list[Message]) -> list[Message]:
             calls = []
             for call in message["tool_calls"]:
                 count += 1
-                waiting.append(f"call{count:05d}")
-                if call.get("id"):
-                    renamed[call["id"]] = waiting[-1]
-                calls.append({**call, "id": waiting[-1]})
+                old = call.get("id")
+                new = old if old and (not long or LONG_ID.fullmatch(old)) else f"call{count:05d}"
+                waiting.append(new)
+                if old:
+                    renamed[old] = new
+                calls.append(call if new == old else {**call, "id": new})
             message = {**message, "tool_calls": calls}
         elif message["role"] == "tool":
             named = renamed.get(message.get("tool_call_id") or "")

@@ -8,6 +8,7 @@ from sft_hydra.chat.text import common_prefix, tag_edge
 from sft_hydra.records import Message
 
 OPENS_REASONING = re.compile(r"[<\[|](?!/)[^<>\[\]/]*think[^<>\[\]/]*[>\]]\s*\Z", re.IGNORECASE)
+TAG_END = re.compile(r"[>\]]")
 CLOSES = re.compile(r"(?<![a-z])end(?![a-z])", re.IGNORECASE)
 
 
@@ -22,21 +23,32 @@ def continuation(own: str, prompt: str, message: Message) -> tuple[str | None, b
     if prompt and own.startswith(prompt):
         return own[len(prompt) :], False
     header = tag_edge(common_prefix([prompt, own])) if prompt else ""
-    if not header.strip():
-        return None, False
     scaffold, rest = prompt[len(header) :], own[len(header) :]
+    again = _repeated(scaffold, rest)
+    if not header.strip() and not again:
+        return None, False
     first = _first_word(rest, message)
     printed = rest[:first]
     if printed.strip().startswith(scaffold.strip()):  # they differ only in white space
         cut = printed.index(scaffold.strip()) + len(scaffold.strip()) if scaffold.strip() else 0
         after = printed[cut:]
         return (after.lstrip() if scaffold[-1:].isspace() else after) + rest[first:], False
-    thoughtful = bool(message.get("reasoning_content") or message.get("reasoning") or message.get("thinking"))
+    if message.get("reasoning_content") or message.get("reasoning") or message.get("thinking"):
+        return None, False
     tag = OPENS_REASONING.search(scaffold)
     opens = bool(tag and not CLOSES.search(tag[0]))
     if CONTROL.match(scaffold.lstrip()) and not opens:  # an empty reasoning block before the answer
-        return rest, False
-    return (None, False) if thoughtful else (rest, True)
+        return rest[len(again) :], False
+    return rest, True
+
+
+def _repeated(scaffold: str, rest: str) -> str:
+    """The tags at the end of `scaffold` that `rest` starts with: templates may print only the closing tag of an empty block."""
+    core = scaffold.rstrip()
+    for match in reversed(list(TAG_END.finditer(rest, 0, len(core)))):
+        if core.endswith(rest[: match.end()]):
+            return common_prefix([rest, rest[: match.end()] + scaffold[len(core) :]])
+    return ""
 
 
 def _first_word(rest: str, message: Message) -> int:

@@ -18,6 +18,7 @@ from sft_hydra.chat.template_traits import TemplateTraits
 from sft_hydra.errors import DataError
 from sft_hydra.records import Message
 
+REASONING = ("reasoning_content", "thinking", "reasoning", "")  # keys of reasoning; "" inside the content
 KEEP_REASONING = {"truncate_history_thinking": False, "clear_thinking": False, "preserve_thinking": True}
 
 
@@ -35,7 +36,7 @@ def _probe(template: ChatTemplate, tokens: Sequence[str]) -> TemplateTraits:
     _learn_arguments(template, traits)
     _learn_reasoning(template, traits)
     if traits.renders_calls:
-        _learn_call_companions(template, traits)
+        _learn_call_reasoning(template, traits)
     for marking in template.markings():
         template.mark(marking)
         traits.prompts, traits.headers, traits.call_stop = {}, set(), ""
@@ -111,7 +112,7 @@ def _learn_contents(template: ChatTemplate, traits: TemplateTraits) -> None:
 def _learn_arguments(template: ChatTemplate, traits: TemplateTraits) -> None:
     for traits.text_arguments in (False, True):
         text = _render(template, traits, [user(1), caller("")])
-        if text is not None and "vq7" in text and "{'kq'" not in text:
+        if text is not None and "vq7" in text and "'kq': 'vq7'" not in text:
             traits.renders_calls = True
             _learn_null(template, traits, len(text))
             _learn_ids(template, traits)
@@ -129,27 +130,36 @@ def _learn_null(template: ChatTemplate, traits: TemplateTraits, length: int) -> 
     traits.empty_as_null = text is not None and "vq7" in text and "None" not in text and len(text) < length
 
 
-def _learn_call_companions(template: ChatTemplate, traits: TemplateTraits) -> None:
-    text = _render(template, traits, [user(1), caller("Qasst1")])
-    traits.renders_call_text = text is None or "Qasst1" in text
-    thought = _render(template, traits, [user(1), {**caller(""), "reasoning_content": "Qreas1"}], thinking=True)
-    traits.renders_call_reasoning = thought is None or "Qreas1" in thought or traits.opens_reasoning
+def _learn_call_reasoning(template: ChatTemplate, traits: TemplateTraits) -> None:
+    fields = [traits.reasoning_field, *(name for name in REASONING if name != traits.reasoning_field)]
+    if traits.reasoning_field is None:
+        return
+    for name in fields:
+        traits.call_reasoning_field = name
+        text = _render(template, traits, [user(1), {**caller(""), "reasoning_content": "Qreas1"}], thinking=True)
+        if text is not None and "Qreas1" in text and "vq7" in text:
+            return
+    traits.call_reasoning_field = traits.reasoning_field
 
 
 def _learn_ids(template: ChatTemplate, traits: TemplateTraits) -> None:
-    call = caller("")
-    call["tool_calls"][0].pop("id")
+    nameless, named = caller(""), caller("")
+    nameless["tool_calls"][0].pop("id")
+    named["tool_calls"][0]["id"] = "call_of_q1"
     result = {"role": "tool", "content": "Qtool1"}
-    traits.long_ids = _render(template, traits, [user(1), call, result]) is None
+    traits.long_ids = _render(template, traits, [user(1), named, {**result, "tool_call_id": "call_of_q1"}]) is None
+    traits.needs_ids = traits.long_ids or _render(template, traits, [user(1), nameless, result]) is None
 
 
 def _learn_reasoning(template: ChatTemplate, traits: TemplateTraits) -> None:
-    for name in ("reasoning_content", "thinking", "reasoning", ""):
-        traits.reasoning_field = name
+    for name in REASONING:
+        traits.reasoning_field = traits.call_reasoning_field = name
         text = _render(template, traits, [user(1), assistant(1, reasoning_content="Qreas1")], thinking=True)
         if text is not None and "Qreas1" in text and "Qasst1" in text:
+            between = text.partition("Quser1")[2].partition("Qreas1")[0]
+            traits.opens_inline = not name and between.count("<think>") > 1
             return
-    traits.reasoning_field = None
+    traits.reasoning_field = traits.call_reasoning_field = None
     prompt = _render(template, traits, [user(1)], thinking=True, prompt=True)
     traits.opens_reasoning = (prompt or "").rstrip().endswith("<think>")
 
@@ -299,7 +309,6 @@ def _probe_closings(template: ChatTemplate, traits: TemplateTraits, tokens: Sequ
     call = Closing(None, None)
     if traits.renders_calls:
         call = _closing(template, traits, [user(1), caller("")], "vq7", RESULT)
-    traits.closings = [closing.alone for closing in (answer, call) if closing.alone]
     traits.ends = learn_ends(answer, call, tokens)
 
 
@@ -357,18 +366,22 @@ def _learn_trails(template: ChatTemplate, traits: TemplateTraits) -> None:
 
 
 def _learn_developer(template: ChatTemplate, traits: TemplateTraits) -> None:
+    asked = [{"role": "developer", "content": "Qdev1"}, user(1)]
     for traits.developer_as_system in (False, True):
-        text = _render(template, traits, [{"role": "developer", "content": "Qdev1"}, user(1), assistant(1)])
-        if text is not None and "Qdev1" in text:
+        texts = (_render(template, traits, [*asked, assistant(1)]), _render(template, traits, asked, prompt=True))
+        if any(text is not None and "Qdev1" in text for text in texts):
             return
     traits.developer_as_system = False
 
 
 def end_of_turn_texts(traits: TemplateTraits, tokens: list[str]) -> list[str]:
     """Those of the control tokens `tokens` that end an assistant turn of a template with these traits."""
-    found: list[str] = []
-    for number, closing in enumerate(traits.closings):
-        texts = [text for text in control_texts(closing, tokens) if text in tokens]
-        found += texts[:1] if number == 0 else texts[-1:]  # a call may close inner tags first
-    found += [text for text in traits.ends.added if text in tokens]
+    answer, call = ([text for text in end.tokens if text in tokens] for end in (traits.ends.answer, traits.ends.call))
+    return list(dict.fromkeys([*answer[:1], *call[-1:]]))  # a call may close inner tags first
+
+
+def end_of_turn_strings(traits: TemplateTraits, tokens: list[str]) -> list[str]:
+    """Texts that end an assistant turn but are not in `tokens`, where no token ends it: servers need them as stop strings."""
+    ends = [traits.ends.answer, *([traits.ends.call] if traits.renders_calls else [])]
+    found = [end.tokens[-1] for end in ends if end.tokens and not any(text in tokens for text in end.tokens)]
     return list(dict.fromkeys(found))

@@ -12,12 +12,13 @@ class TemplateTraits:
     content_parts: bool = False  # reads [{"type": "text", "text": ...}] instead of a string
     text_arguments: bool = False  # reads a tool call's arguments as a JSON string
     reasoning_field: str | None = None  # the key it reads reasoning from; "" = inline in the content; None = not at all
+    call_reasoning_field: str | None = None  # the same for reasoning before tool calls
+    opens_inline: bool = False  # prints <think> itself before a content with inline reasoning
     renders_calls: bool = False  # prints tool calls
     keeps_reasoning: bool = False  # can keep the reasoning of earlier turns
     marked: bool = False  # turns are located by marks (template.py), else by rendering prefixes
     renders_results: bool = False  # prints tool results
-    renders_call_text: bool = True  # prints the text beside a tool call
-    renders_call_reasoning: bool = True  # prints the reasoning before a tool call
+    needs_ids: bool = False  # raises an error for calls without ids, or with ids of some other form
     long_ids: bool = False  # requires call ids of nine letters and digits
     opens_reasoning: bool = False  # its prompt opens <think>, but reasoning is not printed
     empty_as_null: bool = False  # needs null instead of an empty text beside tool calls
@@ -29,7 +30,6 @@ class TemplateTraits:
     prompts: dict[tuple[bool, str], str] = field(default_factory=dict)  # (thinking, role before) -> generation prompt
     headers: set[str] = field(default_factory=set)  # texts between a turn's start and its first word
     call_stop: str = ""  # what a tool-call turn prints only if it is the last turn
-    closings: list[str] = field(default_factory=list)  # texts after a turn's last word
     ends: Ends = field(default_factory=Ends)  # end-of-turn tokens
     needs_tools: bool = False  # raises an error for conversations without tools
     developer_as_system: bool = False  # leaves out developer messages, so they become system messages
@@ -38,6 +38,6 @@ class TemplateTraits:
     @property
     def reshapes(self) -> bool:
         """Whether messages must be changed for this template."""
-        wanted = self.content_parts or self.text_arguments or self.empty_as_null or self.long_ids
+        wanted = self.content_parts or self.text_arguments or self.empty_as_null or self.needs_ids
         wanted = wanted or self.developer_as_system
-        return wanted or self.reasoning_field != "reasoning_content"
+        return wanted or {self.reasoning_field, self.call_reasoning_field} != {"reasoning_content"}

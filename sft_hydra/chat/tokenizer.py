@@ -16,7 +16,8 @@ from tokenizers import Tokenizer
 
 from sft_hydra.chat.added_tokens import folder_with_tokens
 from sft_hydra.chat.template import ChatTemplate
-from sft_hydra.chat.template_probe import end_of_turn_texts, probe_closings
+from sft_hydra.chat.template_probe import end_of_turn_strings, end_of_turn_texts, probe_closings
+from sft_hydra.chat.template_traits import TemplateTraits
 from sft_hydra.errors import ConfigError, DataError, TokenizerMismatchError
 from sft_hydra.hub import folder_of
 from sft_hydra.planning.megatron_checkpoint import torch_dist_folder
@@ -183,13 +184,24 @@ class ChatTokenizer:
         if self.template is None:
             return [] if self.eos_id is None else [self.eos_id]
         tokens = [token.text for token in self.added]
-        texts: list[str] = []
-        for template in [self.template, self.named.get(WITH_TOOLS)]:
-            if template is not None:
-                traits = probe_closings(ChatTemplate(template, self.template_variables, datetime.now()), tokens)
-                texts += end_of_turn_texts(traits, tokens)
         known = {token.text: token.id for token in self.added}
+        texts = [text for traits in self._closings for text in end_of_turn_texts(traits, tokens)]
         return [known[text] for text in dict.fromkeys(texts) if text in known]
+
+    @cached_property
+    def end_of_turn_strings(self) -> list[str]:
+        """Texts that end an assistant turn in the template but are not one token of this tokenizer."""
+        tokens = [token.text for token in self.added]
+        return list(dict.fromkeys(text for traits in self._closings for text in end_of_turn_strings(traits, tokens)))
+
+    @cached_property
+    def _closings(self) -> list[TemplateTraits]:
+        """Traits of the templates, with the ends of turns."""
+        tokens = [token.text for token in self.added]
+        templates = [text for text in (self.template, self.named.get(WITH_TOOLS)) if text is not None]
+        return [
+            probe_closings(ChatTemplate(text, self.template_variables, datetime.now()), tokens) for text in templates
+        ]
 
     @property
     def template_variables(self) -> dict[str, Any]:

@@ -17,6 +17,12 @@ from sft_hydra.chat.text import common_prefix, tag_edge
 from sft_hydra.errors import RowError
 from sft_hydra.records import Message
 
+UNLIKE_PROMPT = "this turn does not start with the template's generation prompt"
+MODE = (
+    "; if the template has a variable for reasoning (other than enable_thinking), set it in tokenizer.template_kwargs, or leave "
+    "reasoning out with data.reasoning=drop"
+)
+
 
 @dataclass(slots=True)
 class RenderedSequence:
@@ -54,6 +60,7 @@ class TurnSpans:
     def __init__(self, template: ChatTemplate, traits: TemplateTraits) -> None:
         self.template = template
         self.traits = traits
+        self.last_served: tuple[Any, str] = (None, "")  # a turn is checked in two ways behind the same prompt
         self.headers = sorted((header for header in traits.headers if header.strip()), key=len, reverse=True)
 
     def together(
@@ -86,11 +93,16 @@ class TurnSpans:
             return self._with_reasoning(messages, tools)
         prefix = self.served(messages[:-1], tools, thinking)
         open_ends = self._open_ends(messages, [len(messages) - 1])
-        if prefix is not None and not self.traits.trails and not self._end(messages[-1]).replaces:
+        if not prefix and len(messages) == 1:
+            first = self._first(messages, self._last(messages, tools, thinking), open_ends)
+            if prefix is None or (first.chunks[0].strip() and not first.trained[0]):
+                return first
+        prefix = prefix or ""
+        if not self.traits.trails and not self._end(messages[-1]).replaces:
             text = self.template.render(messages, tools, thinking)
         else:
             text = self._last(messages, tools, thinking).text
-        if prefix is not None and text.startswith(prefix) and len(text) > len(prefix):
+        if text.startswith(prefix) and len(text) > len(prefix):
             rest = text[len(prefix) :]
             header = next((header for header in self.headers if rest.startswith(header)), "")
             if header and prefix == self.template.render(
@@ -101,8 +113,6 @@ class TurnSpans:
             return self._closed(messages, [prefix, rest], 0, open_ends)
         scan = self._last(messages, tools, thinking)
         text = scan.text
-        if prefix is None:
-            return self._first(messages, scan, open_ends)
         own = text[scan.segments[len(messages) - 1][0][0] :] if len(messages) - 1 in scan.segments else ""
         shown = self.template.render(messages[:-1], tools, thinking)
         if len(messages) == 1:
@@ -110,18 +120,21 @@ class TurnSpans:
         prompt = prefix[len(common_prefix([prefix, shown])) :] or self._prompt(thinking, messages[-2]["role"])
         spliced, is_open = continuation(own, prompt, messages[-1])
         if spliced is None:
-            raise RowError("turn_not_located", "this turn does not start with the template's generation prompt")
+            raise RowError("turn_not_located", UNLIKE_PROMPT + MODE * thinking)
         if is_open:  # the prompt opens reasoning, and this turn has none
             start = len(text) - len(spliced)
             if not prefix.startswith(text[:start]):
-                raise RowError("turn_not_located", "this turn does not start with the template's generation prompt")
+                raise RowError("turn_not_located", UNLIKE_PROMPT)
             return self._closed(messages, [text[:start], spliced], 1, open_ends)
         return self._closed(messages, [prefix, spliced], 0, open_ends)
 
     def served(self, before: Sequence[Message], tools: list[Any] | None, thinking: bool) -> str | None:
         """The serving prompt after these messages; None if there are none and the template raises an error."""
         if before:
-            return self.template.render(before, tools, thinking, prompt=True)
+            key = (list(before), tools, thinking, self.template.unmarked, self.template.variables)
+            if self.last_served[0] != key:
+                self.last_served = (key, self.template.render(before, tools, thinking, prompt=True))
+            return self.last_served[1]
         try:
             return self.template.render(before, tools, thinking, prompt=True)
         except Exception:  # the assistant opens the conversation; a template may raise whatever its expressions raise
@@ -134,6 +147,8 @@ class TurnSpans:
             chunks[1] += end.added
             if not end.closes(chunks[1]):
                 raise RowError("end_of_turn", "the template does not print an end-of-turn token for this turn")
+        if (answer := self.traits.ends.answer.tokens[-1:]) and ends_early(chunks[1], answer[0], messages[-1]):
+            raise RowError("end_of_turn", "the template prints an end-of-turn token between parts of this turn")
         first = 0 if chunks[0] else 1
         return RenderedSequence(chunks[first:], [False, True][first:], bare, open_ends, apart=True)
 
@@ -170,7 +185,7 @@ class TurnSpans:
         return scan.tail if self.traits.trails or replaced else len(scan.text)
 
     def _first(self, messages: Sequence[Message], scan: Scan, open_ends: int) -> RenderedSequence:
-        """A turn that opens the conversation without a serving prompt: the text before its content is masked."""
+        """A turn that opens the conversation, for which a server renders nothing: the text before its content is masked."""
         content = messages[0].get("content")
         start = scan.text.find(content.strip()) if isinstance(content, str) and content.strip() else -1
         if start < 0:
@@ -229,6 +244,12 @@ class TurnSpans:
     def _prompt(self, thinking: bool, before: str) -> str:
         prompts = self.traits.prompts
         return prompts.get((thinking, before), prompts.get((thinking, "user"), ""))
+
+
+def ends_early(text: str, end: str, message: Message) -> bool:
+    """Whether a turn's text has the end-of-turn token `end` before its end, where a server would stop."""
+    found = text.count(end)
+    return found > 1 and found > str(message).count(end) + 1
 
 
 def cut_text(text: str, spans: list[Span], bare: int = 0, open_ends: int = 0) -> RenderedSequence:

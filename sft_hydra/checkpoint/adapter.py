@@ -35,8 +35,8 @@ Tensors = dict[str, torch.Tensor]
 def write_adapter(
     config: Any, adapters: Tensors, lora: LoraConfig, base: str, folder: Path, token_ids: tuple[int, ...] = ()
 ) -> int:
-    """Write adapters, named as ours, for the base model at `base` (a folder or hub id), with what of embedding and head is
-    trained beside them: `token_ids` where that is rows. Returns the number of tensors."""
+    """Write adapters (with parameter names of sft_hydra) for the base model at `base` (a folder or hub id), with the trained
+    embedding and head or, if only rows are trained, the rows of `token_ids`. Returns the number of tensors."""
     parts = {name: found for name in adapters if (found := adapter_part(name)) and found[1] != TOKEN_ROWS}
     named = {found: adapters[name] for name, found in parts.items()}
     if any(part == "lora_A_start" for _, part in named):
@@ -74,8 +74,8 @@ def write_adapter(
 def _as_plain_lora(
     named: dict[tuple[str, str], torch.Tensor], lora: LoraConfig
 ) -> tuple[dict[tuple[str, str], torch.Tensor], LoraConfig]:
-    """Adapters that start from the weight, as LoRA of twice the rank on the unchanged base: their product less that of their
-    first values."""
+    """Adapters that start from the weight (PiSSA, OLoRA), as a LoRA of twice the rank on the unchanged base: the product of their
+    values minus the product of their initial values."""
     plain = {key: tensor for key, tensor in named.items() if not key[1].endswith("_start")}
     for layer in {layer for layer, _ in named}:
         a, b, *start = (named[layer, part] for part in ("lora_A", "lora_B", "lora_A_start", "lora_B_start"))

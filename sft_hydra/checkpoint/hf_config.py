@@ -91,7 +91,8 @@ def _old_rope(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def generation_config(source: ModelConfig, tokenizer: ChatTokenizer) -> tuple[Any, list[str]]:
-    """(the source model's generation config, with end-of-turn ids first in eos_token_id; a line per change for the user).
+    """(the source model's generation config, a line per change for the user). End-of-turn ids are first in eos_token_id; ends of
+    turns that are not one token are in stop_strings.
     Contradictory fields, which transformers does not write, are removed. ModelError if the source file cannot be read."""
     from transformers import GenerationConfig
 
@@ -102,21 +103,31 @@ def generation_config(source: ModelConfig, tokenizer: ChatTokenizer) -> tuple[An
     if "do_sample" not in fields and sampling and _contradicts(GenerationConfig(), fields, sampling):
         fields["do_sample"] = True
         notes.append(f"{file}: added do_sample=true; {', '.join(sampling)} would have no effect without it")
-    mended = GenerationConfig()
+    config = GenerationConfig()
     for key in sorted(fields, key=lambda name: name not in FIRST):
         if key in ("transformers_version", "pad_token_id", "bos_token_id", "eos_token_id"):
             continue
-        before = copy.deepcopy(mended)
-        setattr(mended, key, fields[key])
-        if problem := _problem(mended):
-            mended = before
+        before = copy.deepcopy(config)
+        setattr(config, key, fields[key])
+        if problem := _problem(config):
+            config = before
             notes.append(f"{file}: {key}={fields[key]} is not written to exports ({problem})")
     eos = fields.get("eos_token_id")
     known = eos if isinstance(eos, list) else [eos]
     stops = [*tokenizer.end_of_turn_ids, tokenizer.eos_id, *known]
-    mended.eos_token_id = list(dict.fromkeys(i for i in stops if i is not None))
-    mended.bos_token_id, mended.pad_token_id = tokenizer.bos_id, tokenizer.pad_id
-    return mended, notes
+    config.eos_token_id = list(dict.fromkeys(i for i in stops if i is not None))
+    if strings := tokenizer.end_of_turn_strings:
+        config.stop_strings = list(dict.fromkeys([*_listed(fields.get("stop_strings")), *strings]))
+        shown = ", ".join(map(repr, strings))
+        notes.append(
+            f"exports: {shown} ends a turn but is not one token, so generation_config.json has it in stop_strings"
+        )
+    config.bos_token_id, config.pad_token_id = tokenizer.bos_id, tokenizer.pad_id
+    return config, notes
+
+
+def _listed(value: str | list[str] | None) -> list[str]:
+    return value if isinstance(value, list) else [value] if value else []
 
 
 def _source_fields(source: ModelConfig) -> tuple[dict[str, Any], str]:

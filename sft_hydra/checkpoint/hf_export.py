@@ -70,7 +70,7 @@ class ExportReport:
     alike_diff: float | None = (
         None  # the same, with the live model's weights rounded like the export and computed in fp32; None: nothing was rounded
     )
-    rounding: str = ""  # what of the live model was rounded
+    rounding: str = ""  # which tensors of the live model were rounded
     note: str | None = None  # what the user should know before using it
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sft_hydra.config.resume_compat import config_digest
-from sft_hydra.data.shards import PackedSet, checksum
+from sft_hydra.data.shard_file import checksum
+from sft_hydra.data.shards import PackedSet
 from sft_hydra.errors import CheckpointError, ModelError
 from sft_hydra.files import unreadable
 from sft_hydra.paths import find_checkpoint, read_progress

@@ -284,7 +284,7 @@ def _adopt_tokens(cfg: SftConfig, adapter: Adapter) -> list[str]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         return [
             f"peft.path={cfg.peft.path if cfg.peft else None}: {CONFIG} trains the tokens {list(adapter.token_ids)[:20]}, which "
-            f"are no added tokens of {file} ({error!r}); save the tokenizer that has them beside the adapter"
+            f"are not added tokens of {file} ({error!r}); save the tokenizer that has them beside the adapter"
         ]
     cfg.tokenizer.add_tokens = [token["content"] for token in tokens if not token.get("special")]
     cfg.tokenizer.add_special_tokens = [token["content"] for token in tokens if token.get("special")]

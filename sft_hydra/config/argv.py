@@ -45,7 +45,7 @@ def split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     rest = deque(argv)
     while rest:
         text = rest.popleft()
-        if text in ("--info", "-i"):  # its value is optional, and would swallow the first override
+        if text in ("--info", "-i"):  # its value is optional: the first override would be taken for it
             flags.append("--info=" + (rest.popleft() if rest and rest[0] in INFO_CHOICES else "all"))
         elif text == "-c" and rest and rest[0] not in CFG_CHOICES:  # a peer's: Hydra's own -c shows a config
             flags.append(f"-c={rest.popleft()}")
@@ -126,7 +126,7 @@ def _lora_of_path(overrides: list[str]) -> list[str]:
 
 
 def _packed_elsewhere(overrides: list[str]) -> list[str]:
-    """`data.trust_foreign=true` implies `data=packed`: shards of another tool replace the sources of the demo."""
+    """`data.trust_foreign=true` implies `data=packed`, so that shards of another tool replace the demo's sources."""
     if "data.trust_foreign=true" in (text.lower() for text in overrides) and not any(
         text.startswith("data=") for text in overrides
     ):

@@ -96,7 +96,7 @@ def _keys(arguments: Sequence[str]) -> list[str]:
 
 @contextmanager
 def _hydra_environment(arguments: Sequence[str]) -> Iterator[None]:
-    """Sets sys.argv, which Hydra reads, and HYDRA_FULL_ERROR, without which Hydra swallows exceptions."""
+    """Sets sys.argv, which Hydra reads, and HYDRA_FULL_ERROR, without which Hydra hides exceptions."""
     argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["sft_hydra", *arguments], "1"
     try:

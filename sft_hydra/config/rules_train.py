@@ -1,4 +1,4 @@
-"""Rules about training: its length, batch, optimizer, schedule and what of the model is trained."""
+"""Rules about training: length, batch, optimizer, schedule, and which parameters are trained."""
 
 from collections.abc import Iterator
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from sft_hydra.chat.tokenizer import ChatTokenizer
 from sft_hydra.data.lengths import percentiles
-from sft_hydra.data.shards import FORMAT_VERSION, SPLITS, PackedSet, checksum, make_durable
+from sft_hydra.data.shard_file import checksum, make_durable
+from sft_hydra.data.shards import FORMAT_VERSION, SPLITS, PackedSet
 from sft_hydra.data.splits import LEFT_OUT
 from sft_hydra.data_prep.blend import plan_epoch
 from sft_hydra.data_prep.plan import Plan
@@ -59,6 +60,7 @@ def build_metadata(
             "vocab_size": tokenizer.vocab_size,
             "library": library,
             "end_of_turn_ids": tokenizer.end_of_turn_ids,
+            "end_of_turn_strings": tokenizer.end_of_turn_strings,
             "template": tokenizer.template,
             "named_templates": tokenizer.named,
             "template_kwargs": tokenizer.template_kwargs,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from pyarrow import parquet
 
-from sft_hydra.data.shards import columns_of
+from sft_hydra.data.shard_file import columns_of
 
 NAMES = {"train": "training", "valid": "validation", "test": "test"}
 

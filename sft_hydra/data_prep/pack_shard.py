@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sft_hydra.data.shards import ROW_GROUP, SPLITS, PackedColumns, ShardWriter, checksum, pieces_of
+from sft_hydra.data.shard_file import ROW_GROUP, PackedColumns, ShardWriter, checksum, pieces_of
+from sft_hydra.data.shards import SPLITS
 from sft_hydra.data_prep.ordered_executor import OrderedExecutor
 from sft_hydra.data_prep.pack import pack
 from sft_hydra.data_prep.plan import Plan, ShardPlan

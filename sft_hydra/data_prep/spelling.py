@@ -1,7 +1,7 @@
-"""Endless material about letters, made here: `builtin:simple_spelling` (spell a word) and `builtin:spelling_bee` (count a
-letter in a word, step by step). Small models see words as a few tokens; this tells them what is inside.
+"""Generated rows about letters: `builtin:simple_spelling` (spell a word) and `builtin:spelling_bee` (count a letter in a word,
+step by step). A model sees a word as a few tokens; these rows teach the letters in it.
 
-Invariant: row n is a function of n alone, so any range can be made anywhere.
+Invariant: row n depends only on n, so any range can be generated anywhere.
 """
 
 import random
@@ -102,7 +102,7 @@ COUNT = (
 
 
 def rows(part: str, first: int, stop: int | None) -> Iterator[dict[str, Any]]:
-    """Rows first..stop of a part. Raises DataError for an unknown one."""
+    """Rows first..stop of `simple_spelling` or `spelling_bee`. DataError for another `part`."""
     if part not in ROWS:
         raise DataError(f"builtin:{part} does not exist; there are {', '.join(f'builtin:{name}' for name in ROWS)}")
     make = _spell if part == "simple_spelling" else _count
@@ -113,7 +113,7 @@ def rows(part: str, first: int, stop: int | None) -> Iterator[dict[str, Any]]:
 
 
 def test_rows(count: int) -> Iterator[tuple[str, str]]:
-    """Questions of `spelling_bee` with their answers, drawn as the rows of training are but not from them."""
+    """Questions of `spelling_bee` with their answers, generated like the training rows but from other seeds."""
     for number in range(count):
         rng = random.Random(f"spelling_bee test {number}")
         yield _count(rng, _word(rng))

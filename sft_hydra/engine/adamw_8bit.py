@@ -19,7 +19,7 @@ from torchao.optim.subclass_8bit import OptimState8bit  # noqa: E402
 
 class AdamW8bit(optim.AdamW8bit):  # type: ignore[misc]
     """torchao's AdamW8bit with learning rates as floats. A parameter whose local shard has fewer than 4096 elements, or a
-    number that is not a multiple of 256, keeps its moments in fp32."""
+    number that is not a multiple of 256, keeps its optimizer state in fp32."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         lr = param_group["lr"]

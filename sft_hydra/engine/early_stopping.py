@@ -17,7 +17,7 @@ def more_is_better(metric: str) -> bool:
 
 
 def observe(state: TrainState, value: float, settings: EarlyStoppingConfig) -> None:
-    """Take note of a measurement of `settings.metric`. A value that is not a number is no improvement."""
+    """Record a measurement of `settings.metric`. NaN does not count as an improvement."""
     assert settings.metric is not None
     sign = 1 if more_is_better(settings.metric) else -1
     best = -math.inf if state.best_value is None else sign * state.best_value

@@ -122,7 +122,7 @@ def optimizer_step(
     router_aux_loss = set_balancing_loss(model, batches, train.router_aux_loss)
     torch.manual_seed(seed)
     losses, token_losses = forward_backward(model, batches, count)
-    model.noise = None  # whatever runs next is no training
+    model.noise = None  # only for training
     grad_norm = clip_gradients(model, train.clip_grad)
     loss = sum_over_ranks([float(torch.stack(losses).sum())], mesh)[0]
     if not math.isfinite(loss) or not math.isfinite(grad_norm):

@@ -20,8 +20,8 @@ def compute_dtype(precision: Precision | None, device: torch.device) -> torch.dt
 
 
 def orthogonal_dtype(precision: Precision | None, device: torch.device, stored_on: torch.device) -> torch.dtype:
-    """What Muon computes in, for a model on `device` whose weights lie on `stored_on` between steps (another device with
-    `train.cpu_offload`): as the forward pass, but fp32 where products in bf16 are slow."""
+    """Muon's compute dtype, for a model on `device` whose weights are on `stored_on` between steps (another device with
+    `train.cpu_offload`): that of the forward pass, or fp32 if bf16 products are slow there."""
     slow = stored_on.type == "cpu" and not cpu_multiplies_bf16()
     return torch.float32 if slow else compute_dtype(precision, device)
 

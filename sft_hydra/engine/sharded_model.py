@@ -150,7 +150,7 @@ class ShardedModel:
         return self._same_everywhere(scores).tolist()[: len(queries.places)]
 
     def _forward(self, batch: Batch, reader: Reader) -> torch.Tensor | None:
-        """What `reader` makes of the hidden states of the local tokens; None on ranks without the last stage."""
+        """The result of `reader` on the hidden states of the local tokens; None on ranks without the last stage."""
         self.model.reader = reader
         if self.model.pipeline is not None:
             return self.model.pipeline.relay(batch)

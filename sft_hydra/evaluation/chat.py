@@ -65,7 +65,13 @@ class Chat:
         ids = [self._encode(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
         new_ids = self.model.generate(ids, range(len(ids)), decoding, after_batch)
         opened = ["<think>" if text.rstrip().endswith("<think>") else "" for text in texts]
-        return [start + self.tokenizer.decode(ids) for start, ids in zip(opened, new_ids, strict=True)]
+        return [start + self._until_end(self.tokenizer.decode(ids)) for start, ids in zip(opened, new_ids, strict=True)]
+
+    def _until_end(self, text: str) -> str:
+        """An answer up to an end of turn that is not one token, at which generation does not stop."""
+        for end in self.tokenizer.end_of_turn_strings:
+            text = text.partition(end)[0]
+        return text
 
     def converse(self, prompts: list[Prompt], execute: Execute | None, sampling: Sampling) -> list[list[Message]]:
         """Messages that follow each prompt: the answer, or tool calls, their results (if `execute` is set) and the answer."""

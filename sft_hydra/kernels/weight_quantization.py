@@ -3,7 +3,7 @@
 `nf4`: NormalFloat4 in blocks of 64 with double quantization (QLoRA, Dettmers et al. 2023): 4.13 bits a weight. `int8`: eight
 bits with an fp32 scale for each row (LLM.int8(), Dettmers et al. 2022). Values are those that transformers and peft get from
 bitsandbytes. Imported only where a base is quantized: bitsandbytes is an extra. It was chosen over torchao, whose NF4 is a
-prototype that peft does not load, because it runs on CPUs and CUDA devices alike, and FSDP2 shards its bytes as they are.
+prototype that peft does not load, because it runs on both CPUs and CUDA devices, and FSDP2 shards its bytes as they are.
 """
 
 import logging

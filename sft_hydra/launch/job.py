@@ -69,11 +69,11 @@ def find_job(folder: Path) -> SlurmJob | None:
     file = RunPaths(folder).job
     if not exists(file):
         return None
-    fix = "take it away: the job is then unknown here, squeue still has it"
+    fix = "remove it: the job is then unknown here, but squeue still lists it"
     content = read_object(file, error=ClusterError, fix=fix)
     words = [content.get(key) for key in ("job_id", "log", "submitted")]
     if not all(isinstance(word, str) for word in words):
-        raise unreadable(file, "it is no submitted job", ClusterError, fix)
+        raise unreadable(file, "it does not describe a submitted job", ClusterError, fix)
     job_id, log, submitted = map(str, words)
     return SlurmJob(folder, job_id, Path(log), submitted)
 

@@ -52,7 +52,9 @@ class DecoderModel(nn.Module, ABC):
         self.token_ids: tuple[
             int, ...
         ] = ()  # tokens of which the rows in embedding and head are trained beside adapters
-        self.head_rows: tuple[TokenRows, ...] = ()  # these rows of the head; a tuple, so that it is no sub-module
+        self.head_rows: tuple[
+            TokenRows, ...
+        ] = ()  # these rows of the head; in a tuple, so that they are not registered as sub-modules
         self.noise: EmbeddingNoise | None = None  # on the embeddings of the next forward pass
         self.balances: list[BalancingLoss] = []  # of routers whose experts are to be used evenly
         self.mesh = SINGLE  # the layout's, once there is one
@@ -117,7 +119,7 @@ class DecoderModel(nn.Module, ABC):
         targets: torch.Tensor | None = None,
         trained: torch.Tensor | None = None,
     ) -> torch.Tensor | Losses:
-        """Hidden states (T, hidden_size) after the final norm, or what `reader` makes of them; with `targets` (T,) the
+        """Hidden states (T, hidden_size) after the final norm, or the result of `reader` on them; with `targets` (T,) the
         losses, see `losses`.
 
         `input_ids` (T,); `position_ids` (T,), from 0 in every document; `cu_seqlens` (documents + 1,) int32, the document

@@ -46,7 +46,7 @@ class DoraLinear(LoraLinear):
         return out.to(whole.dtype) if bias is None else out.to(whole.dtype) + bias
 
     def _base(self, x: torch.Tensor) -> torch.Tensor:
-        """What A and B add to, (T, out), without bias."""
+        """The output (T, out) of the base layer without its bias, to which the update is added."""
         whole = F.linear(x, local_tensor(self.weight).to(x.dtype))
         return whole if self.start is None else whole - self.subtracted(x, F.linear)
 

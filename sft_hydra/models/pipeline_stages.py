@@ -57,7 +57,7 @@ class Stage(nn.Module):
         self.norm = model.model.norm if last else None
         self.lm_head = model.lm_head if last else None
         self.embed, self.packed, self.finish = model.embed, model.packed, model.finish
-        self.model = (model,)  # a tuple, so that it is no sub-module
+        self.model = (model,)  # in a tuple, so that it is not registered as a sub-module
         self.now: Pass
         self.seen: set[int] = set()  # micro-batches that have been here in this pass
 

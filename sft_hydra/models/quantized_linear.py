@@ -24,7 +24,7 @@ from sft_hydra.schema.peft import LoraConfig
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """x times a transposed quantized weight, of experts with `counts`; the gradient is that of x alone."""
+    """x times a transposed quantized weight, with `counts` for experts; only x has a gradient."""
 
     @staticmethod
     def forward(

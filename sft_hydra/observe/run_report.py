@@ -86,7 +86,7 @@ def write_report(paths: RunPaths) -> Path:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    return read_object(path, fix="take it away: the page then lacks what is in it") if exists(path) else {}
+    return read_object(path, fix="remove it: the page then has no content from it") if exists(path) else {}
 
 
 def _charts(run: RunRecord) -> list[dict[str, Any]]:

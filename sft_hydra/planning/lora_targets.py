@@ -97,7 +97,7 @@ def _matching(names: list[str], patterns: list[str], key: str) -> set[str]:
 
 
 def _expand(pattern: str) -> list[str]:
-    """The pattern, its last part spelt with Hugging Face's names if it is one of Megatron's."""
+    """The pattern, with a last part from Megatron's names replaced by Hugging Face's."""
     head, dot, leaf = pattern.rpartition(".")
     return [head + dot + name for name in ALIASES.get(leaf, (leaf,))]
 

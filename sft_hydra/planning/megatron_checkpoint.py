@@ -45,7 +45,7 @@ def megatron_problem(key: str, path: str) -> str | None:
 
 
 def _newest(folder: Path) -> Path:
-    """The iteration that a run's folder calls its latest, else its last; the folder itself if it is no run's folder."""
+    """The latest iteration of a run's folder according to its tracker file, else the last one; any other folder itself."""
     tracker = folder / "latest_checkpointed_iteration.txt"
     if tracker.is_file():
         latest = tracker.read_text(encoding="utf-8", errors="replace").strip()

@@ -27,8 +27,8 @@ def ranks_per_node(cfg: SftConfig) -> int:
 
 
 def ranks_of_runner(cfg: SftConfig) -> tuple[int, int]:
-    """(nodes, ranks per node) of the runner: all of the cluster where a model is used, else one rank. So is a conversation at
-    the terminal, which ranks of one machine do not have."""
+    """(nodes, ranks per node) of the runner: all of the cluster for runners that use a model, else one rank. An interactive
+    conversation also uses one rank, because the others have no terminal."""
     alone = cfg.runner not in MODEL_RUNNERS or (cfg.runner is Runner.generate and cfg.generate.interactive)
     return (1, 1) if alone else (cfg.cluster.nodes, ranks_per_node(cfg))
 

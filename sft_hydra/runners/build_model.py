@@ -102,9 +102,8 @@ def new_model(
     *,
     is_trained: bool = True,
 ) -> RunModel:
-    """The model as training starts with it, laid out over the ranks (None: there is only this one): weights from
-    `checkpoint.load`, `model.path` or a random start, then LoRA. Without `is_trained`, all weights are kept in the precision
-    that they are used in."""
+    """The model at the start of training, sharded over the ranks (None: only this one): weights from `checkpoint.load`,
+    `model.path` or random initialization, then LoRA. Without `is_trained`, all weights are kept in the compute dtype."""
     architecture = model_architecture(cfg, tokenizer)
     if problems := list(foreign_model(cfg)):  # for a model on the hub, the rules could not check this
         raise ConfigError(*problems)

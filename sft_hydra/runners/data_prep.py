@@ -128,6 +128,12 @@ def _about_template(meta: dict[str, Any]) -> list[str]:
     ] * bool(apart)
     parts += [f"{bare:,} turns differ from the generation prompt; only the role header is masked"] * bool(bare)
     parts += [f"{ends:,} turns have no end-of-turn token in this template"] * bool(ends)
+    if strings := meta["tokenizer"].get("end_of_turn_strings"):
+        shown = ", ".join(map(repr, strings))
+        parts.append(
+            f"turns of {sequences:,} sequences end with {shown}, which is not one token of this tokenizer: exports name it in "
+            "stop_strings; tokenizer.add_special_tokens makes it a token"
+        )
     refused = Counter[str]()
     for source in sources:
         refused.update(source.get("refused", {}))

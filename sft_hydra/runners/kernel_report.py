@@ -1,4 +1,4 @@
-"""Which kernels compute a model on this device, and why not faster ones: for the log, summary.json and the report."""
+"""Which kernels a model uses on this device, and why faster ones are not used: for the log, summary.json and the report."""
 
 import torch
 

@@ -37,7 +37,6 @@ from sft_hydra.observe.trackers import Trackers
 from sft_hydra.parallel.collectives import all_gather_objects, rank0_first, sum_over_ranks
 from sft_hydra.parallel.rendezvous import start_process_group, stop_requested
 from sft_hydra.paths import RunPaths, find_checkpoint, read_progress
-from sft_hydra.planning.estimate import GIB, PEAK_FLOPS, flops_per_token
 from sft_hydra.planning.recipe import recipe_of
 from sft_hydra.planning.topology import rows_per_step, run_layout
 from sft_hydra.process.rank import this_rank
@@ -47,7 +46,7 @@ from sft_hydra.runners.data_prep import prepared_set
 from sft_hydra.runners.evaluate import evaluate_chatcore, evaluate_model, read_kept
 from sft_hydra.runners.hub_upload import check_upload, upload_export
 from sft_hydra.runners.kernel_report import kernels_of
-from sft_hydra.runners.measured import check_metrics, validation_is_due
+from sft_hydra.runners.measured import check_metrics, model_flops_utilization, peak_memory_gib, validation_is_due
 from sft_hydra.runners.oom import explain_oom
 from sft_hydra.runners.summary import Clock, say_next_steps, write_summary
 from sft_hydra.runners.tracking import data_artifact, model_artifact, no_trackers, open_trackers, tracker_ids
@@ -325,8 +324,8 @@ def _record(training: TrainingContext, result: StepResult, progress: Steps) -> N
         "trained_tokens_per_second": round(result.trained_tokens / result.seconds, 1),
         "total_tokens_per_second": round(rows_per_step(cfg.train, cfg.seq_length) * cfg.seq_length / result.seconds, 1),
         "seconds": round(result.seconds, 4),
-        "mfu": _mfu(training, speed),
-        "memory_gib": _memory(training.model.device),
+        "mfu": model_flops_utilization(training.model, cfg, speed),
+        "memory_gib": peak_memory_gib(training.model.device),
     }
     if result.router_aux_loss is not None:
         values["router_aux_loss"] = result.router_aux_loss
@@ -335,20 +334,6 @@ def _record(training: TrainingContext, result: StepResult, progress: Steps) -> N
     training.record(values)
     figures = f"loss {result.loss:.4f}  lr {result.lr:.2e}  grad {result.grad_norm:.2f}  {speed:,.0f} tok/s"
     progress.update(result.step, figures)
-
-
-def _mfu(training: TrainingContext, tokens_per_second: float) -> float | None:
-    """Model FLOPs utilization relative to the bf16 peak of an H100/H200; None on devices that are not CUDA."""
-    if training.model.device.type != "cuda":
-        return None
-    cfg, world = training.cfg, training.model.mesh.layout.world
-    flops = flops_per_token(training.model.config.to_dict(), cfg.seq_length, frozen_base=cfg.peft is not None)
-    return flops * tokens_per_second / (PEAK_FLOPS * world)
-
-
-def _memory(device: torch.device) -> float | None:
-    """Peak device memory of this rank since the start of training, GiB; None on devices that are not CUDA."""
-    return round(torch.cuda.max_memory_allocated(device) / GIB, 3) if device.type == "cuda" else None
 
 
 def _validate(training: TrainingContext) -> None:

@@ -261,6 +261,20 @@ def test_a_generation_config_that_contradicts_itself_is_mended(make_cfg, tokeniz
     )
 
 
+def test_an_end_of_turn_that_is_not_one_token_becomes_a_stop_string(make_cfg):
+    """No part of it becomes an end-of-generation id."""
+    cfg = make_cfg()
+    cfg.tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}<over>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    tokenizer = load_tokenizer(cfg)
+    config, notes = generation_config(cfg.model, tokenizer)
+    assert config.stop_strings == ["<over>"]
+    assert config.eos_token_id == [tokenizer.eos_id]
+    assert any("<over>" in note and "stop_strings" in note for note in notes)
+
+
 def test_generation_fields_of_an_old_config_json_move_out_of_it(make_cfg, tokenizer, tmp_path):
     architecture = ARCHITECTURES["llama"] | {"temperature": 0.6, "do_sample": True}
     model = make_model(architecture)

@@ -131,7 +131,7 @@ def test_a_file_in_a_folder_of_options(empty_folder: Path, problems: Callable[..
     (empty_folder / "mine/experiment").mkdir(parents=True)
     (empty_folder / "mine/experiment/theirs.yaml").write_text(f"# @package _global_{BRIDGE}")
     found = problems("--config-dir", "mine", "experiment=theirs")
-    assert "mine/experiment/theirs.yaml: a configuration of Megatron-Bridge" in found[0]
+    assert "mine/experiment/theirs.yaml is a configuration of Megatron-Bridge" in found[0]
 
 
 def test_a_file_of_automodel(

@@ -62,7 +62,7 @@ CASES = [
             "peft.trainable_new_tokens=true",
             "peft.modules_to_save=[embed_tokens,lm_head]",
         ],
-        "not both",
+        "only the new rows, or whole tables; remove one of them",
     ),
     (['tokenizer.add_tokens=["<note>","<note>"]'], "['<note>'] more than once"),
     (["checkpoint.load_optimizer=true"], "needs checkpoint.load="),

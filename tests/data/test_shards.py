@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from sft_hydra.data.shards import ROW_GROUP, PackedSet
+from sft_hydra.data.shard_file import ROW_GROUP
+from sft_hydra.data.shards import PackedSet
 from sft_hydra.data_prep.prepare import prepare
 from sft_hydra.errors import MissingPackedDataError
 from sft_hydra.schema.config import SftConfig

@@ -93,6 +93,15 @@ def test_a_row_hands_words_to_its_template(tmp_path: Path) -> None:
     assert unread["messages.reasoning_content (the row says enable_thinking=false)"] == 1
 
 
+def test_an_end_of_turn_that_is_not_one_token_is_reported(tmp_path: Path) -> None:
+    cfg = data_cfg(tmp_path / "out", rows=write_jsonl(tmp_path / "rows.jsonl", [{"messages": TWO}] * 3))
+    cfg.tokenizer.chat_template = TEMPLATE.replace("<|im_end|>", "<over>")
+    cfg.data.split = SplitConfig(train=1, valid=0, test=0)
+    packed = prepare(cfg)
+    assert packed.metadata["tokenizer"]["end_of_turn_strings"] == ["<over>"]
+    assert any("3 sequences end with '<over>'" in line for line in notes(packed))
+
+
 def test_keys_that_nobody_reads_are_told(tmp_path: Path) -> None:
     rows = [{"messages": [user(str(n)), assistant("x", mood="calm")], "topic": "sums"} for n in range(5)]
     packed = packed_set(tmp_path, rows)

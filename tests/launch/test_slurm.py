@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from support.cluster import MakeRun, cluster, finish, until
+from support.cluster import MakeRun, cluster, finish
+from support.waiting import until
 
 from sft_hydra.errors import ClusterError
 from sft_hydra.launch.job import JobState, SlurmJob, find_job, job_state
@@ -83,7 +84,7 @@ with rank_output(rank, RunPaths(Path(sys.argv[1]).parent)):
     print(f"rank {rank.rank} speaks")
     if rank.rank == 3:
         raise ValueError("the disk of rank 3 is full")
-    time.sleep(100)
+    time.sleep(600)
 """
 
 
@@ -145,7 +146,7 @@ def test_a_job_told_of_its_time_limit_comes_back_and_goes_on(slurm: Path, make_r
 def test_slurm_tells_a_job_of_its_time_limit(slurm: Path, make_run: MakeRun) -> None:
     cfg = make_run(COUNT, nodes=2, gpus_per_node=1, time="1", stop_seconds=50)
     [handle] = submit([cfg])
-    until(lambda: len(starts(cfg)) == 2, 90)
+    until(lambda: len(starts(cfg)) == 2)
     (handle.folder / "enough").touch()
     assert finish(handle)[0].name == "COMPLETED"
     assert starts(cfg)[1] > 0
@@ -158,7 +159,7 @@ def test_a_job_survives_its_node(slurm: Path, make_run: MakeRun) -> None:
     until(lambda: len(starts(cfg)) == 1)
     node = job_state(handle).detail
     subprocess.run(["scontrol", "update", f"nodename={node}", "state=down", "reason=test"], check=True)
-    until(lambda: len(starts(cfg)) == 2, 60)  # the node comes back by itself (ReturnToService)
+    until(lambda: len(starts(cfg)) == 2)  # the node comes back by itself (ReturnToService)
     (handle.folder / "enough").touch()
     assert finish(handle)[0].name == "COMPLETED"
 

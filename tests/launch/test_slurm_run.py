@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.cluster import until
+from support.waiting import until
 
 from sft_hydra.launch.job import find_job
 
@@ -129,7 +129,7 @@ def test_a_preempted_training_ends_as_if_nothing_had_been(slurm: Path, command: 
     ranks = ["cluster.nodes=2", "cluster.gpus_per_node=2"]
     command("sft_hydra", "name=torn", "cluster=slurm", *ranks, "cluster.partition=low", *arguments)
     torn = Path("outputs/torn")
-    until(lambda: (torn / "metrics.jsonl").exists() and len(losses(torn)) > 10, 300)
+    until(lambda: (torn / "metrics.jsonl").exists() and len(losses(torn)) > 10)
     subprocess.run(["srun", "--partition=high", "--nodes=4", "--exclusive", "true"], check=True)
     assert command("sft_hydra.jobs", "wait", "outputs/torn").returncode == 0
     handle = find_job(torn.resolve())

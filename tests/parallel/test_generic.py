@@ -43,7 +43,6 @@ def command(model: Path, name: str, *overrides: str) -> subprocess.CompletedProc
         capture_output=True,
         text=True,
         check=False,
-        timeout=200,
     )
 
 

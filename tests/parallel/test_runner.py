@@ -22,15 +22,15 @@ SHORT = [
 
 
 def command(folder, name, *overrides):
-    """What the command said."""
+    """The output of the command."""
     whole = [sys.executable, "-m", "sft_hydra", f"output_dir={folder}", f"name={name}", *overrides]
-    done = subprocess.run(whole, capture_output=True, text=True, check=False, timeout=280)
+    done = subprocess.run(whole, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def train(folder, name, *overrides):
-    """Losses by step, validation losses by step, and what the command said."""
+    """Losses by step, validation losses by step, and the output of the command."""
     said = command(folder, name, *SHORT, *overrides)
     lines = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
     losses = {line["step"]: line["loss"] for line in lines if "loss" in line}

@@ -126,8 +126,8 @@ def test_the_plan_trains_like_one_rank(text: str, tmp_path: Path) -> None:
     common += ["optimizer=adamw", "data.sample=100", "export.auto=false", f"output_dir={tmp_path}"]
 
     def losses(name: str, *overrides: str) -> list[float]:
-        said = [sys.executable, "-m", "sft_hydra", *common, f"name={name}", *overrides]
-        done = subprocess.run(said, capture_output=True, text=True, check=False, timeout=280)
+        words = [sys.executable, "-m", "sft_hydra", *common, f"name={name}", *overrides]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         return [line["loss"] for line in lines if "loss" in line]

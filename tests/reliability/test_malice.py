@@ -424,9 +424,7 @@ def test_shell_characters_in_values_stay_text_in_a_batch_script(tmp_path: Path, 
         "SLURM_JOB_ID": "1",
         "SLURM_JOB_NODELIST": "n1",
     }
-    done = subprocess.run(
-        ["bash", str(path)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run(["bash", str(path)], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert not traps.exists(), done.stdout
     assert text in done.stdout  # the interpreter, as one word
 
@@ -493,7 +491,7 @@ def test_a_run_writes_no_secret_no_pickle_and_no_script_of_a_source(
         "export.auto=true",
     )
     process = start(*overrides, variables=SECRETS)
-    output, _ = process.communicate(timeout=200)
+    output, _ = process.communicate()
     assert process.returncode == 0, output
     files = [file for file in (tmp_path / "outputs").rglob("*") if file.is_file()]
     written = {file.name: file.read_bytes() for file in files}

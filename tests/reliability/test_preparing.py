@@ -13,7 +13,7 @@ from threading import Thread
 
 import pytest
 from support.chats import assistant, data_cfg, question, user, write_jsonl
-from support.preparing import all_gone, contents, packed_cfg, started
+from support.preparing import contents, packed_cfg, started, wait_until_gone
 
 from sft_hydra.chat.tokenizer import load_tokenizer
 from sft_hydra.data_prep.owning import in_use
@@ -54,9 +54,9 @@ def test_a_preparation_killed_with_workers_leaves_nothing_that_writes(tmp_path: 
         process.kill()
         process.join()
         if chance.random() < 0.5:  # else the next one begins in the same moment
-            assert all_gone(token)
+            wait_until_gone(token)
         packed = prepare(packed_cfg(folder, inputs[second]))
-        assert all_gone(token)
+        wait_until_gone(token)
         assert contents(packed.folder) == alone[second], (kill, first, second)
         left = {path.name for path in folder.iterdir()} - {"packed", "packed.lock"}
         assert left <= {"packed.partial"}  # what was begun of another set than the one that is there
@@ -81,7 +81,7 @@ def test_sigterm_stops_a_preparation_and_its_workers(tmp_path: Path, stops: int)
         process.join()
         stopped += process.exitcode != 0
         assert process.exitcode == 0 or not (folder / "packed").exists()
-        assert all_gone(token)
+        wait_until_gone(token)
         assert contents(prepare(packed_cfg(folder, rows)).folder) == alone
     assert stopped
 

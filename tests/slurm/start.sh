@@ -20,6 +20,13 @@ until_true() { for _ in $(seq 150); do "$@" >/dev/null 2>&1 && return; sleep 0.1
 lives() { [ -r "/proc/$1/status" ] && ! grep -q '^State:.*Z' "/proc/$1/status"; } # a zombie that nobody reaps is dead
 gone() { ! lives "$1"; }
 
+locked() { ( flock 9; "$@" ) 9>>/tmp/sft_hydra_hosts.lock; } # other clusters on this machine edit /etc/hosts too
+add_hosts() { for node in $(seq "$nodes"); do echo "127.0.0.1 $name$node"; done >>/etc/hosts; }
+remove_hosts() {
+  hosts=$(grep -Ev "^127\.0\.0\.1 $name[0-9]+$" /etc/hosts)
+  printf '%s\n' "$hosts" >/etc/hosts # in place: it is a mount in a container
+}
+
 configure() {
   mkdir -p "$folder"/{state,log,run,spool,gpus,munge}
   (umask 077 && head -c 128 /dev/urandom >"$folder/munge/key")
@@ -28,7 +35,7 @@ configure() {
   # Slurm resolves names with AI_ADDRCONFIG: nothing resolves where 127.0.0.1 is the only address
   [ -n "$(hostname -I 2>/dev/null)" ] || ip addr add 127.0.0.2/32 dev lo 2>/dev/null || true
   # names must lead to 127.0.0.1: slurmd answers srun at its peer's address, which on loopback is always that one
-  for node in $(seq "$nodes"); do echo "127.0.0.1 $name$node" >>/etc/hosts; done
+  locked add_hosts
   cat >"$SLURM_CONF" <<CONF
 ClusterName=sim
 SlurmctldHost=$host(127.0.0.1)
@@ -138,8 +145,7 @@ stop() { # jobs first, or their steps outlive the daemons; then the daemons, eac
     kill "$pid" 2>/dev/null || continue
     until_true gone "$pid"
   done
-  hosts=$(grep -Ev "^127\.0\.0\.1 $name[0-9]+$" /etc/hosts)
-  printf '%s\n' "$hosts" >/etc/hosts # in place: it is a mount in a container
+  locked remove_hosts
 }
 
 "$command"

@@ -4,7 +4,6 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,10 +48,3 @@ def finish(handle: SlurmJob) -> tuple[JobState, str]:
     """The last state of a job and all it printed."""
     pieces: list[str] = []
     return follow(handle, pieces.append), "".join(pieces)
-
-
-def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)

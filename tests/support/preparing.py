@@ -4,12 +4,12 @@ import json
 import multiprocessing
 import os
 import sys
-import time
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from unittest.mock import patch
 
 from support.chats import data_cfg
+from support.waiting import until
 
 from sft_hydra.data_prep import prepare as room
 from sft_hydra.process import signals
@@ -66,11 +66,6 @@ def left_over(token: str) -> list[int]:
     return found
 
 
-def all_gone(token: str, seconds: float = 30.0) -> bool:
-    """Waits for it."""
-    deadline = time.monotonic() + seconds
-    while left_over(token):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
+def wait_until_gone(token: str) -> None:
+    """Until none of these processes is left."""
+    until(lambda: not left_over(token))

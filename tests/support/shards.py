@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from sft_hydra.chat.tokenizer import ChatTokenizer
-from sft_hydra.data.shards import FORMAT_VERSION, PackedColumns, PackedSet, ShardWriter
+from sft_hydra.data.shard_file import PackedColumns, ShardWriter
+from sft_hydra.data.shards import FORMAT_VERSION, PackedSet
 
 USER = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 

@@ -11,7 +11,7 @@ BLOCK = 4096
 
 @triton.jit
 def _capped(logits, cap, HAS_CAP: tl.constexpr):
-    """cap * tanh(logits / cap), by a sigmoid, which overflows nowhere."""
+    """cap * tanh(logits / cap), by a sigmoid, which never overflows."""
     if HAS_CAP:
         logits = cap * (2 * tl.sigmoid(2 * logits / cap) - 1)
     return logits

@@ -54,8 +54,8 @@ def estimate_memory(cfg: SftConfig, arch: dict[str, Any], layout: Layout, precis
       int8, and the largest of them dequantized), sharded by FSDP; plus copies for compute: on one
       rank in bf16 the weights cast by layers (of one block with activation checkpointing), with several ranks the embedding,
       lm_head and two all-gathered blocks (with a pipeline: the full stage)
-    - gradients: 4 per trainable parameter (not those that `train.freeze` freezes), sharded alike; with several ranks one block's gradients before and during the
-      reduce-scatter
+    - gradients: 4 per trainable parameter (not those that `train.freeze` freezes), sharded like weights; with several ranks one
+      block's gradients before and during the reduce-scatter
     - optimizer: 8 per trainable parameter (AdamW; with 8-bit state 2 for matrices that every token uses), 4 for Muon's
     - activations: what all blocks save for one micro-batch (activations.py); on the first pipeline stage for as many
       micro-batches as there are stages; checkpointed blocks save their input (selective: also matrix-product outputs), and
@@ -127,7 +127,7 @@ def _stages(arch: dict[str, Any], layout: Layout, cfg: SftConfig) -> list[_Stage
 
 
 def _with_tables(stage: _Stage, arch: dict[str, Any], cfg: SftConfig) -> _Stage:
-    """The stage, with what of its embedding and head is trained beside LoRA."""
+    """The stage, with the parts of its embedding and head that are trained beside LoRA."""
     lora = cfg.peft
     if lora is None:
         return stage
