@@ -6,11 +6,12 @@ is trusted, unless a content of its row contains a text that the template search
 difference raises LearnedWrongError, and the shard is rendered again with every turn checked.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
 
+from sft_hydra.chat.message_contexts import Key, MessageContexts, part_context
 from sft_hydra.chat.printed_in_order import Made, printed_in_order
 from sft_hydra.chat.resource_limits import LimitError
 from sft_hydra.chat.template_traits import TemplateTraits
@@ -21,10 +22,8 @@ from sft_hydra.errors import RowError
 from sft_hydra.records import Conversation, Message
 
 EVERY = 61  # rows; odd, so that both kinds of alternating rows are checked
-FINE = 5  # low bits of a message code, compared only with the turn itself and the message before it
 MOST_REGIONS = 10_000
 BETWEEN = "\0"  # joins texts that are searched together; literals of templates do not contain it
-Key = tuple[Any, ...]
 Region = tuple[str, int]
 
 
@@ -41,8 +40,7 @@ class Checks:
         self.literals = shortest(text for text in literals if not text.isalnum())
         self.source = source
         self.careful = False
-        self.codes: dict[Key, int] = {}
-        self.users: set[int] = set()  # the codes of user messages
+        self.contexts = MessageContexts()
         self.forget()
 
     def forget(self) -> None:
@@ -51,9 +49,6 @@ class Checks:
         self.whole: dict[Key, str | None] = {}
         self.regions: dict[bytes, Region] = {}  # tools -> the part of a text that prints them, and its position
         self.rows = 0
-        self.last: tuple[Any, ...] = ()  # messages, has tools, modes and contexts of the last row
-        # messages, modes and codes of the last row
-        self.coded: tuple[list[Message], list[bool], list[int]] = ([], [], [])
         self.last_tools: tuple[list[Any] | None, bytes] = (None, b"")
 
     def holds(
@@ -67,7 +62,7 @@ class Checks:
     ) -> bool:
         """Whether each turn follows its serving prompt (for bare turns: as far as the template allows). `trusted`: use cached
         results. Raises LearnedWrongError."""
-        keys = self.contexts(messages, tools, modes)
+        keys = self.contexts.of(messages, tools, modes)
         spot = -1
         if trusted:
             self.rows += 1
@@ -99,7 +94,7 @@ class Checks:
         called."""
         if self.careful:
             return False
-        keys = self.contexts(messages, tools, modes)
+        keys = self.contexts.of(messages, tools, modes)
         return any(self.good.get(keys[turn]) is False for turn in turns)
 
     def by_context(
@@ -112,7 +107,7 @@ class Checks:
     ) -> RenderedSequence:
         """The sequence of the last turn: `quick()` if it equalled `sure()` in this context before, else `sure()`. Raises
         LearnedWrongError."""
-        key = ("alone", self._last_context(messages, tools, modes))
+        key = ("alone", self.contexts.last(messages, tools, modes))
         self.rows += 1
         if self.good.get(key) and self.rows % EVERY and (found := quick()) is not None:
             return found
@@ -150,7 +145,7 @@ class Checks:
     ) -> str | None:
         """Name of a part that the template leaves out of rows with this context, found by rendering unique stand-in texts.
         Parts whose own place in the row's texts was found (`dropped`, `printed_in_order`) need no stand-ins."""
-        keys = [_part_context(key) for key in self.contexts(conversation.messages, conversation.tools, modes)]
+        keys = [part_context(key) for key in self.contexts.of(conversation.messages, conversation.tools, modes)]
         keys.append(("tools", frozenset(keys)) if conversation.tools else ())
         if self.careful or self._is_open(conversation, keys, made, modes):
             self._learn_whole(conversation, keys, remake, modes)
@@ -246,7 +241,7 @@ class Checks:
     ) -> bool:
         """Whether a turn reads the same as when it is the last one, as the model writes it. `context`: use the cached result of
         turns like it."""
-        key = None if context is None or self.careful else ("end", _part_context(context))
+        key = None if context is None or self.careful else ("end", part_context(context))
         known = self.good.get(key) if key else None
         if known is not None:
             return known
@@ -260,82 +255,6 @@ class Checks:
         if key:
             self.good[key] = same
         return same
-
-    def contexts(self, messages: Sequence[Message], tools: list[Any] | None, modes: Sequence[bool]) -> list[Key]:
-        """The context of each message: all that may decide how it is rendered, except its texts."""
-        same = self.last
-        if same and same[0] == messages and same[1] == bool(tools) and same[2] == modes:
-            found: list[Key] = same[3]
-            return found
-        keys = self._contexts(messages, tools, modes)
-        self.last = (list(messages), bool(tools), list(modes), keys)
-        return keys
-
-    def _contexts(self, messages: Sequence[Message], tools: list[Any] | None, modes: Sequence[bool]) -> list[Key]:
-        fine = self._fine_codes(messages, modes)
-        codes = [code >> FINE for code in fine]
-        after = list(self._sets(reversed(codes)))
-        after.reverse()
-        return [
-            (bool(tools), min(index, 2), before, after[index], *_near(codes, fine, index))
-            for index, before in enumerate(self._sets(codes))
-        ]
-
-    def _last_context(self, messages: Sequence[Message], tools: list[Any] | None, modes: Sequence[bool]) -> Key:
-        """`contexts(...)[-1]`."""
-        fine = self._fine_codes(messages, modes)
-        codes = [code >> FINE for code in fine]
-        *_, before = self._sets(codes)
-        return (bool(tools), min(len(fine) - 1, 2), before, (0, 0), *_near(codes, fine, len(fine) - 1))
-
-    def _sets(self, codes: Iterable[int]) -> Iterator[tuple[int, int]]:
-        """For each message the kinds of those before it, as bits: since the last user message, and in earlier turns."""
-        turn = earlier = 0
-        for code in codes:
-            yield turn, earlier
-            turn |= 1 << code
-            if code in self.users:
-                turn, earlier = 0, earlier | turn
-
-    def _fine_codes(self, messages: Sequence[Message], modes: Sequence[bool]) -> list[int]:
-        """The code of each message. Those of the last row are reused, because its turns are often rendered one by one."""
-        known, known_modes, fine = self.coded
-        count, both = len(messages), min(len(messages), len(known))
-        if known[:both] != messages[:both] or known_modes[:both] != modes[:both]:
-            both, fine = 0, []
-        if both < count:
-            fine = [*fine[:both], *map(self._code, messages[both:], modes[both:])]
-            self.coded = (list(messages), list(modes), fine)
-        return fine[:count]
-
-    def _code(self, message: Message, thinking: bool) -> int:
-        """A code of a message's kind: role, mode, whether it has calls and text; in the low FINE bits white space, calls, weight."""
-        content = message.get("content")
-        kind = 0
-        if content and content.__class__ is str:
-            kind = 2 if content[0].isspace() or content[-1].isspace() else 1
-        if len(message) == 2:  # most messages: role and content
-            calls = weight = 0
-        else:
-            calls, weight = min(len(message.get("tool_calls") or ()), 3), message.get("weight") == 0
-        key = (message["role"], calls > 0, thinking, kind > 0)
-        code = self.codes.get(key)
-        if code is None:
-            code = self.codes[key] = len(self.codes)
-            if message["role"] == "user":
-                self.users.add(code)
-        return code << FINE | kind << 3 | calls << 1 | weight
-
-
-def _part_context(context: Key) -> Key:
-    """What decides which parts of a message are printed: less than decides how they are."""
-    has_tools, index, (turn, earlier), (until, later), _, own = context
-    return (has_tools, index, turn | earlier, until | later, own)
-
-
-def _near(codes: list[int], fine: list[int], index: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What is compared of the messages around a message: kinds of two on either side, and more of the one before it and itself."""
-    return tuple(codes[max(index - 2, 0) : index + 3]), tuple(fine[max(index - 1, 0) : index + 1])
 
 
 def _key_of(tools: list[Any]) -> bytes:

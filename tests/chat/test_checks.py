@@ -123,5 +123,5 @@ def test_the_context_of_a_turn_says_what_was_in_its_own_turn_and_in_earlier_ones
     before: list[Any] = [user("a"), explained, result("sun", "callabc00"), assistant("Sun."), user("b"), silent]
     within: list[Any] = [user("a"), assistant("Yes."), user("b"), explained, result("sun", "callabc00"), silent]
     end = [result("rain", "callabc00"), assistant("Rain.")]
-    keys = [renderer.checks.contexts([*start, *end], [TOOL], [False] * 8)[-1] for start in (before, within)]
+    keys = [renderer.checks.contexts.of([*start, *end], [TOOL], [False] * 8)[-1] for start in (before, within)]
     assert keys[0] != keys[1]
