@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sft_hydra.data.shards import ROW_GROUP, ShardWriter
+from sft_hydra.data.shard_file import ROW_GROUP, ShardWriter
 from sft_hydra.data_prep import pack_shard
 from sft_hydra.data_prep.pack_shard import gather
 from sft_hydra.data_prep.token_store import ROW, TokenStore
