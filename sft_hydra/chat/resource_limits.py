@@ -6,11 +6,14 @@ Invariant: a template or tool schema that loops or grows without end raises Limi
 continues. The sandbox (jinja_env.py) limits what a template can access; this module limits what it can use.
 """
 
+import math
 import resource
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from types import TracebackType
 from typing import Any, NoReturn
@@ -22,10 +25,12 @@ SECONDS = 20.0  # of processor time; the slowest real conversations take one sec
 PATIENCE = 1.5  # wall-clock limit over processor-time limit, for a busy machine
 BYTES = 4 << 30  # of address space, in addition to what the process has
 PREFIX = "the chat template, or its input,"
-FRESH = 0.25  # seconds for which a measured process size is reused
+FRESH = 0.25  # seconds for which a measured process size, and kept timers, are reused
 BITS = 1 << 16  # maximum size of an integer that a template computes
 
 _active = False
+_kept = False  # handlers and timers stay set between conversations (keep_timers)
+_set_at = -math.inf  # when the kept timers were set
 
 
 class LimitError(DataError):
@@ -43,7 +48,12 @@ class limit_resources:  # noqa: N801 (a context manager, called like those of co
     def __enter__(self) -> None:
         global _active
         self.holds = not _active and threading.current_thread() is threading.main_thread()
-        if self.holds:
+        self.kept = self.holds and _kept and self.seconds == SECONDS
+        if self.kept:
+            _renew_timers()
+            self.memory = _limit_memory()
+            _active = True  # last: a timer that ended before this conversation does not count
+        elif self.holds:
             _active = True
             self.handler = signal.signal(signal.SIGVTALRM, _stop)
             self.timer = signal.setitimer(signal.ITIMER_VIRTUAL, self.seconds)
@@ -56,6 +66,17 @@ class limit_resources:  # noqa: N801 (a context manager, called like those of co
         global _active
         if not self.holds:
             return
+        if self.kept:
+            _active = False
+            if self.memory is not None:
+                resource.setrlimit(resource.RLIMIT_AS, self.memory)
+        else:
+            self._restore()
+        if isinstance(value, MemoryError):
+            raise LimitError(f"{PREFIX} uses more than {BYTES >> 30} GiB of memory") from None
+
+    def _restore(self) -> None:
+        global _active
         try:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
             self.alarm.cancel()
@@ -66,8 +87,54 @@ class limit_resources:  # noqa: N801 (a context manager, called like those of co
             if self.memory is not None:
                 resource.setrlimit(resource.RLIMIT_AS, self.memory)
             _active = False
-        if isinstance(value, MemoryError):
-            raise LimitError(f"{PREFIX} uses more than {BYTES >> 30} GiB of memory") from None
+
+
+@contextmanager
+def keep_timers() -> Iterator[None]:
+    """Make many `limit_resources()` in the block cheap: signal handlers stay installed and timers run on, renewed when they
+    are FRESH seconds old, so that a conversation may get that much less. Without effect outside the main thread, or if a
+    timer of another owner runs. The previous handlers are restored."""
+    global _kept
+    timers = (signal.ITIMER_VIRTUAL, signal.ITIMER_REAL)
+    in_main = threading.current_thread() is threading.main_thread()
+    if _kept or _active or not in_main or any(signal.getitimer(timer)[0] for timer in timers):
+        yield
+        return
+    numbers = (signal.SIGVTALRM, signal.SIGALRM)
+    before = [signal.signal(number, _stop_active) for number in numbers]
+    for number in numbers:
+        signal.siginterrupt(number, False)  # a timer that ends between two conversations must not fail a write
+    _kept = True
+    try:
+        yield
+    finally:
+        _kept = False
+        for timer in timers:
+            signal.setitimer(timer, 0)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        _expire()
+
+
+def _renew_timers() -> None:
+    global _set_at
+    now = time.monotonic()
+    if now - _set_at > FRESH:
+        signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, PATIENCE * SECONDS)
+        _set_at = now
+
+
+def _expire() -> None:
+    global _set_at
+    _set_at = -math.inf
+
+
+def _stop_active(*_: Any) -> None:
+    """A kept timer may end between two conversations; then the next one renews it."""
+    _expire()
+    if _active:
+        raise LimitError(f"{PREFIX} takes too long")
 
 
 def _stop(*_: Any) -> NoReturn:

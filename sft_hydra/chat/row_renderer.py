@@ -31,9 +31,10 @@ class RowRenderer:
     def __init__(self, make: Callable[[Kwargs], Renderer]) -> None:
         self.make = make
         self.plain = make({})
-        both = [renderer for renderer in (self.plain, self.plain.with_tools) if renderer and renderer.template]
-        self.names = frozenset[str]().union(*map(names_read, both))
-        self.message_names = frozenset[str]().union(*map(message_names_read, both))
+        both = [renderer.template for renderer in (self.plain, self.plain.with_tools) if renderer and renderer.template]
+        trees = [template.environment.parse(template.source) for template in both]
+        self.names = frozenset[str]().union(*map(names_read, trees))
+        self.message_names = frozenset[str]().union(*map(message_names_read, trees))
         self.known: OrderedDict[str, Renderer] = OrderedDict()
         self.careful = False
         self.reads: dict[str, bool] = {}  # key -> whether it is read, for rows without template_kwargs
@@ -129,27 +130,23 @@ def renderers_of(make: Callable[[Kwargs], Renderer], variables: Kwargs) -> Calla
     return lambda more: make(_joined(variables, more) if more else variables)
 
 
-def names_read(renderer: Renderer) -> frozenset[str]:
-    """Names of variables, attributes and keys in the source of a template."""
-    assert renderer.template is not None
-    tree = renderer.template.environment.parse(renderer.template.source)
+def names_read(tree: nodes.Template) -> frozenset[str]:
+    """Names of variables, attributes and keys in a parsed template."""
     found = {node.name for node in tree.find_all(nodes.Name)} | {node.attr for node in tree.find_all(nodes.Getattr)}
     constants = {node.value for node in tree.find_all(nodes.Const)}
     return frozenset(found | {value for value in constants if isinstance(value, str)})
 
 
-def message_names_read(renderer: Renderer) -> frozenset[str]:
+def message_names_read(tree: nodes.Template) -> frozenset[str]:
     """Names that a template reads, except those that it reads of calls, tools and their parameters only: `tool_call.name` does
     not print the name of a user."""
-    assert renderer.template is not None
-    tree = renderer.template.environment.parse(renderer.template.source)
     of_tools: set[str] = set()
     others: set[str] = set()
     read = [(node.node, node.attr) for node in tree.find_all(nodes.Getattr)]
     read += [(node.node, _key(node)) for node in tree.find_all(nodes.Getitem)]
     for owner, name in read:
         (of_tools if OF_TOOLS.search(_identifier(owner)) else others).add(name)
-    return (names_read(renderer) - of_tools) | others
+    return (names_read(tree) - of_tools) | others
 
 
 def _identifier(node: nodes.Expr) -> str:

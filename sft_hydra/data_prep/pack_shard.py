@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from sft_hydra.data.shard_file import ROW_GROUP, PackedColumns, ShardWriter, checksum, pieces_of
+from sft_hydra.data.shard_file import ROW_GROUP, PackedColumns, ShardWriter, arrow_array, checksum, pieces_of
 from sft_hydra.data.shards import SPLITS
 from sft_hydra.data_prep.ordered_executor import OrderedExecutor
 from sft_hydra.data_prep.pack import pack
@@ -157,4 +157,4 @@ def _take(values: NDArray[Any], starts: NDArray[np.int64], order: NDArray[np.int
     offsets = np.append(starts, len(values)) * values.itemsize
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(values)]
     parts = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(starts), buffers)
-    return np.frombuffer(parts.take(pa.array(order)).buffers()[2] or b"", values.dtype)
+    return np.frombuffer(parts.take(arrow_array(order)).buffers()[2] or b"", values.dtype)

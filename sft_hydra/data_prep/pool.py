@@ -20,6 +20,7 @@ from threading import Lock
 from types import TracebackType
 from typing import Any
 
+from sft_hydra.chat.resource_limits import keep_timers
 from sft_hydra.data_prep.pack_shard import ShardPacker
 from sft_hydra.data_prep.plan import Plan, ShardPlan
 from sft_hydra.data_prep.tokenize_shard import Done, Report, ShardTokenizer
@@ -160,7 +161,7 @@ def spool_folder(partial: Path, plan: Plan, number: int) -> Path:
 def _tokenize_shards(
     worker: ShardTokenizer, numbers: list[int], partial: Path, take: Take, report: Report, done: Done
 ) -> None:
-    with undisturbed():
+    with undisturbed(), keep_timers():
         while (place := take()) < len(numbers):
             number = numbers[place]
             worker.run(worker.plan.shards[number], spool_folder(partial, worker.plan, number), report, done)

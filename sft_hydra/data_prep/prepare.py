@@ -236,15 +236,19 @@ def _plan(
     throw_away(partial)
     (partial / "spool").mkdir(parents=True)
     now = datetime.now().isoformat(timespec="seconds")
+    reading = Event()
+
+    def load_fast() -> None:
+        reading.set()
+        start_fast(tokenizer)
+
     differs = may_differ(tokenizer)
     if not differs:
-        background.submit(start_fast, tokenizer)  # takes a second
+        background.submit(load_fast)  # takes a second
     texts = probe_texts(request, tokenizer)
     if differs:
         tokenizer.serve_from(served_file(tokenizer, served, [*ADVERSARIAL, *texts]))
     _recall(tokenizer)
-
-    reading = Event()
 
     def choose_once() -> str:
         reading.set()
@@ -255,7 +259,7 @@ def _plan(
         return library
 
     library = background.submit(choose_once)
-    reading.wait()  # it soon releases the GIL, which loading the reference library for the plan does not
+    reading.wait()  # the thread soon releases the GIL, which loading the reference library for the plan does not
     return make_plan(cfg, request, tokenizer, now), library
 
 

@@ -1,5 +1,6 @@
 """Preparation from config to packed set: complete, counted, cached by content, the same for any number of workers."""
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -7,9 +8,11 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.chats import (
@@ -558,3 +561,22 @@ def test_progress_counts_every_row_and_shard_of_all_processes(
     assert [p.shards for p in seen if p.stage == "pack"][-1] == 6
     assert max(p.shards for p in seen if p.stage == "tokenize") == 6
     assert (seen[-1].rows, seen[-1].tokens) == (300, packed.metadata["tokens"])
+
+
+def test_the_plan_is_made_while_the_tokenizer_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("sft_hydra.data_prep.prepare")
+    start, plan, planned, waited = module.start_fast, module.make_plan, threading.Event(), []
+
+    def load(*arguments: Any) -> Any:
+        waited.append(planned.wait(20))
+        return start(*arguments)
+
+    def make(*arguments: Any) -> Any:
+        planned.set()
+        return plan(*arguments)
+
+    monkeypatch.setattr(module, "start_fast", load)
+    monkeypatch.setattr(module, "make_plan", make)
+    cfg = data_cfg(tmp_path, rows=write_jsonl(tmp_path / "rows.jsonl", [question(number) for number in range(5)]))
+    prepare(cfg)
+    assert waited == [True]

@@ -5,8 +5,12 @@ import ast
 import json
 import os
 import pickle
+import resource
+import signal
 import subprocess
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -127,9 +131,6 @@ def test_a_template_that_waits_for_a_row_of_users_costs_that_row_only(
 
 
 def test_limits_leave_nothing_behind() -> None:
-    import resource
-    import signal
-
     def spin() -> None:
         while True:
             pass
@@ -139,6 +140,52 @@ def test_limits_leave_nothing_behind() -> None:
         spin()
     assert resource.getrlimit(resource.RLIMIT_AS) == before
     assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
+
+
+@pytest.fixture
+def no_timer() -> Iterator[None]:
+    """Without the timer of pytest-timeout."""
+    timer, handler = signal.setitimer(signal.ITIMER_REAL, 0), signal.getsignal(signal.SIGALRM)
+    yield
+    signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, *timer)
+
+
+@pytest.mark.usefixtures("no_timer")
+def test_kept_timers_limit_every_conversation_and_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spin(seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            pass
+
+    monkeypatch.setattr(resource_limits, "SECONDS", 0.3)
+    monkeypatch.setattr(resource_limits, "FRESH", 0.01)
+    timers = (signal.ITIMER_VIRTUAL, signal.ITIMER_REAL)
+    numbers = (signal.SIGVTALRM, signal.SIGALRM)
+    before = [signal.getsignal(number) for number in numbers], resource.getrlimit(resource.RLIMIT_AS)
+    with resource_limits.keep_timers():
+        for seconds in (None, None, 0.05, None):
+            with pytest.raises(LimitError), resource_limits.limit_resources(seconds):
+                spin(10)
+            with (
+                suppress(LimitError),
+                resource_limits.limit_resources(),
+            ):  # on a busy machine even this may take too long
+                pass
+            spin(0.5)  # the timers end, and nothing is limited
+    assert [signal.getitimer(timer) for timer in timers] == [(0.0, 0.0)] * 2
+    assert ([signal.getsignal(number) for number in numbers], resource.getrlimit(resource.RLIMIT_AS)) == before
+
+
+@pytest.mark.usefixtures("no_timer")
+def test_a_timer_of_another_owner_is_left_alone() -> None:
+    fired: list[int] = []
+    signal.signal(signal.SIGALRM, lambda number, _: fired.append(number))
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    with resource_limits.keep_timers(), resource_limits.limit_resources():
+        pass
+    time.sleep(0.3)
+    assert fired == [signal.SIGALRM]
 
 
 # tokenizers
