@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from sft_hydra.chat.message_contexts import Key, MessageContexts, part_context
+from sft_hydra.chat.message_contexts import Key, MessageContexts, end_context, part_context
 from sft_hydra.chat.printed_in_order import Made, printed_in_order
 from sft_hydra.chat.resource_limits import LimitError
 from sft_hydra.chat.splice import closes_reasoning
@@ -242,7 +242,7 @@ class Checks:
     ) -> bool:
         """Whether a turn reads the same as when it is the last one, as the model writes it. `context`: use the cached result of
         turns like it."""
-        key = None if context is None or self.careful else ("end", part_context(context))
+        key = None if context is None or self.careful else ("end", end_context(context))
         known = self.good.get(key) if key else None
         if known is not None:
             return known

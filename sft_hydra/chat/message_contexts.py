@@ -98,6 +98,12 @@ def part_context(context: Key) -> Key:
     return (has_tools, index, turn | earlier, until | later, own)
 
 
+def end_context(context: Key) -> Key:
+    """What decides whether a turn is printed in the same way as when it is the last one: what follows, and the turn itself."""
+    has_tools, _, _, (until, later), _, own = context
+    return (has_tools, until | later, own)
+
+
 def _near(codes: list[int], fine: list[int], index: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """What is compared of the messages around a message: kinds of two on either side, and more of the one before it and itself."""
     return tuple(codes[max(index - 2, 0) : index + 3]), tuple(fine[max(index - 1, 0) : index + 1])
