@@ -58,6 +58,7 @@ class limit_resources:  # noqa: N801 (a context manager, called like those of co
             self.handler = signal.signal(signal.SIGVTALRM, _stop)
             self.timer = signal.setitimer(signal.ITIMER_VIRTUAL, self.seconds)
             self.alarm = Alarm(PATIENCE * self.seconds, _stop)
+            _size.cache_clear()  # other threads may have loaded a tokenizer meanwhile
             self.memory = _limit_memory()
 
     def __exit__(
@@ -73,6 +74,7 @@ class limit_resources:  # noqa: N801 (a context manager, called like those of co
         else:
             self._restore()
         if isinstance(value, MemoryError):
+            _size.cache_clear()
             raise LimitError(f"{PREFIX} uses more than {BYTES >> 30} GiB of memory") from None
 
     def _restore(self) -> None:
