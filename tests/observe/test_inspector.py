@@ -154,10 +154,12 @@ def test_the_address_leads_back(page: Any, open_page: Any, inspector: Path) -> N
     expect(page.locator("#detail")).to_contain_text("the same words")
     anchor = page.url.partition("#")[2]
     again = open_page(inspector)
-    again.goto(f"{inspector.as_uri()}#{anchor}")
-    again.reload()
-    again.wait_for_selector("html[data-ready]")
+    again.goto(f"{inspector.as_uri()}#{anchor}")  # in the open page, ready or not
     expect(again.locator("#detail")).to_contain_text("the same words")
+    again.reload()
+    expect(again.locator("#detail")).to_contain_text("the same words")
+    again.keyboard.press("k")
+    expect(again.locator("#detail")).to_contain_text("without an end")
 
 
 def test_light_and_dark(inspector: Path, open_page: Any) -> None:

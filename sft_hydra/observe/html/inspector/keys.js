@@ -16,7 +16,11 @@ function show(view) {
   if (view === "conversations") list.draw(true);
 }
 
+// Until the page is ready the address says where to go, not where the reader is.
+let ready = false;
+
 function remember() {
+  if (!ready) return;
   history.replaceState(null, "", `#${new URLSearchParams({ view: state.view, row: data.row[state.selected], at: state.selected - rowOf(state.selected)[0] })}`);
 }
 
@@ -97,10 +101,10 @@ find("#headline").textContent = `${facts.split}: ${part} · ${number.format(star
   `rows ${percent(start[count] / (data.rows.length * facts.seqLength), 2)} full`;
 find("#about dl").append(...Object.entries(facts.facts).flatMap(([name, value]) => [make("dt", { className: "dim" }, name), make("dd", {}, value)]));
 
-const recalled = recall();
-const wanted = state.selected;
+addEventListener("hashchange", () => ready && recall() && show(state.view));
+recall();
 await apply();
-if (!recalled && shown.length) state.selected = shown[0];
-else state.selected = wanted;
+if (!recall() && shown.length) state.selected = shown[0];
+ready = true;
 show(state.view);
 document.documentElement.dataset.ready = "yes";
