@@ -10,33 +10,16 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 from jinja2 import TemplateError, nodes
-from jinja2.compiler import CodeGenerator, Frame
 from jinja2.ext import Extension
+from jinja2.filters import do_trim
 from jinja2.parser import Parser
 from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from sft_hydra.chat.jinja_codegen import DICT_NAMES, SAFE_STR_METHODS, InlineCodeGenerator
 from sft_hydra.chat.resource_limits import power, times
 
-DICT_NAMES = frozenset(dir(dict))
-LOOP_NAMES = frozenset(["index", "index0", "revindex", "revindex0", "first", "last", "length", "previtem", "nextitem"])
-SAFE_STR_METHODS = frozenset(
-    [
-        "strip",
-        "lstrip",
-        "rstrip",
-        "split",
-        "rsplit",
-        "startswith",
-        "endswith",
-        "replace",
-        "lower",
-        "upper",
-        "title",
-        "capitalize",
-    ]
-)
 PLAIN_JSON = json.JSONEncoder(ensure_ascii=False)
 
 
@@ -51,42 +34,12 @@ class GenerationTag(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-class _InlineLookups(CodeGenerator):
-    """Compiles `name.key` and `name['key']` to a look-up in place if the value is a plain dict with this key or a loop, as a call
-    of the environment otherwise. Keys are the most frequent expressions of chat templates."""
-
-    def visit_Getattr(self, node: nodes.Getattr, frame: Frame) -> None:  # noqa: N802 (the base class names it so)
-        """`node.node.attr`."""
-        inline = isinstance(node.node, nodes.Name) and node.attr not in DICT_NAMES
-        self._look_up(node.node, node.attr if inline else None, frame, super().visit_Getattr, node)
-
-    def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:  # noqa: N802
-        """`node.node[node.arg]`."""
-        inline = isinstance(node.node, nodes.Name) and isinstance(node.arg, nodes.Const)
-        key = node.arg.value if inline and isinstance(node.arg, nodes.Const) else None
-        self._look_up(node.node, key if isinstance(key, str) else None, frame, super().visit_Getitem, node)
-
-    def _look_up(
-        self, name: nodes.Expr, key: str | None, frame: Frame, general: Callable[[Any, Frame], None], node: nodes.Expr
-    ) -> None:
-        if key is None or not isinstance(name, nodes.Name):
-            general(node, frame)
-            return
-        variable = frame.symbols.ref(name.name)
-        if name.name == "loop" and key in LOOP_NAMES:
-            self.write(f"({variable}.{key} if {variable}.__class__ is LoopContext else ")
-        else:
-            self.write(f"({variable}[{key!r}] if {variable}.__class__ is dict and {key!r} in {variable} else ")
-        general(node, frame)
-        self.write(")")
-
-
 class FastSandbox(ImmutableSandboxedEnvironment):
     """`ImmutableSandboxedEnvironment` with fast paths for plain dicts, strings and loop variables, and with limits on
     integer arithmetic (resource_limits.py)."""
 
     intercepted_binops = frozenset(["*", "**"])
-    code_generator_class = _InlineLookups
+    code_generator_class = InlineCodeGenerator
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """`left * right` or `left ** right`. Raises LimitError for integers that are too large."""
@@ -124,6 +77,7 @@ def make_environment(now: Callable[[], datetime] = datetime.now) -> FastSandbox:
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", GenerationTag]
     )
     environment.filters["tojson"] = _tojson
+    environment.filters["trim"] = _trim
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda pattern: now().strftime(pattern)
     return environment
@@ -139,6 +93,10 @@ def _tojson(
     if not (ensure_ascii or indent or separators or sort_keys):
         return PLAIN_JSON.encode(value)
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _trim(value: Any, chars: str | None = None) -> str:
+    return value.strip(chars) if value.__class__ is str else do_trim(value, chars)
 
 
 def _raise_exception(message: str) -> NoReturn:

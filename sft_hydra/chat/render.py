@@ -99,6 +99,12 @@ class Renderer:
             renderer.with_tools = make(tokenizer.named[WITH_TOOLS])
         return renderer
 
+    def expect(self, rows: int) -> None:
+        """Announce the number of conversations to render, for the render cache."""
+        for renderer in (self, self.with_tools):
+            if renderer is not None and renderer.render_cache is not None:
+                renderer.render_cache.expect(rows)
+
     def forget(self) -> None:
         """Clear the cached check results, as before the first shard."""
         for renderer in (self, self.with_tools):
@@ -298,7 +304,7 @@ class Renderer:
 
         def quick() -> RenderedSequence | None:
             try:
-                sequence, _ = locator.together(messages, tools, modes, [turn])
+                sequence, _ = locator.together(messages, tools, modes, [turn], last_only=True)
             except TurnNotFoundError:
                 return None
             sequence.apart = True

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -25,12 +24,13 @@ SECONDS = 20.0  # of processor time; the slowest real conversations take one sec
 PATIENCE = 1.5  # wall-clock limit over processor-time limit, for a busy machine
 BYTES = 4 << 30  # of address space, in addition to what the process has
 PREFIX = "the chat template, or its input,"
-FRESH = 0.25  # seconds for which a measured process size, and kept timers, are reused
+FRESH = 0.25  # seconds for which kept timers and a kept memory limit are used
 BITS = 1 << 16  # maximum size of an integer that a template computes
 
 _active = False
 _kept = False  # handlers and timers stay set between conversations (keep_timers)
-_set_at = -math.inf  # when the kept timers were set
+_set_at = -math.inf  # when the kept timers and memory limit were set
+_memory: tuple[int, int] | None = None  # limits to restore after keep_timers
 
 
 class LimitError(DataError):
@@ -50,16 +50,15 @@ class limit_resources:  # noqa: N801 (a context manager, called like those of co
         self.holds = not _active and threading.current_thread() is threading.main_thread()
         self.kept = self.holds and _kept and self.seconds == SECONDS
         if self.kept:
-            _renew_timers()
-            self.memory = _limit_memory()
+            _renew()
             _active = True  # last: a timer that ended before this conversation does not count
         elif self.holds:
             _active = True
             self.handler = signal.signal(signal.SIGVTALRM, _stop)
             self.timer = signal.setitimer(signal.ITIMER_VIRTUAL, self.seconds)
             self.alarm = Alarm(PATIENCE * self.seconds, _stop)
-            _size.cache_clear()  # other threads may have loaded a tokenizer meanwhile
-            self.memory = _limit_memory()
+            self.memory = _memory_limit()
+            _limit_memory(self.memory)
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
@@ -69,12 +68,10 @@ class limit_resources:  # noqa: N801 (a context manager, called like those of co
             return
         if self.kept:
             _active = False
-            if self.memory is not None:
-                resource.setrlimit(resource.RLIMIT_AS, self.memory)
         else:
             self._restore()
         if isinstance(value, MemoryError):
-            _size.cache_clear()
+            _expire()
             raise LimitError(f"{PREFIX} uses more than {BYTES >> 30} GiB of memory") from None
 
     def _restore(self) -> None:
@@ -93,10 +90,11 @@ class limit_resources:  # noqa: N801 (a context manager, called like those of co
 
 @contextmanager
 def keep_timers() -> Iterator[None]:
-    """Make many `limit_resources()` in the block cheap: signal handlers stay installed and timers run on, renewed when they
-    are FRESH seconds old, so that a conversation may get that much less. Without effect outside the main thread, or if a
-    timer of another owner runs. The previous handlers are restored."""
-    global _kept
+    """Make many `limit_resources()` in the block cheap: signal handlers stay installed, timers run on and the memory limit stays
+    set between conversations. All are renewed when they are FRESH seconds old, so that a conversation may get what that
+    allows less. Without effect outside the main thread, or if a timer of another owner runs. The previous handlers and limits
+    are restored."""
+    global _kept, _memory
     timers = (signal.ITIMER_VIRTUAL, signal.ITIMER_REAL)
     in_main = threading.current_thread() is threading.main_thread()
     if _kept or _active or not in_main or any(signal.getitimer(timer)[0] for timer in timers):
@@ -106,11 +104,13 @@ def keep_timers() -> Iterator[None]:
     before = [signal.signal(number, _stop_active) for number in numbers]
     for number in numbers:
         signal.siginterrupt(number, False)  # a timer that ends between two conversations must not fail a write
-    _kept = True
+    _kept, _memory = True, _memory_limit()
     try:
         yield
     finally:
         _kept = False
+        if _memory is not None:
+            resource.setrlimit(resource.RLIMIT_AS, _memory)
         for timer in timers:
             signal.setitimer(timer, 0)
         for number, handler in zip(numbers, before, strict=True):
@@ -118,12 +118,13 @@ def keep_timers() -> Iterator[None]:
         _expire()
 
 
-def _renew_timers() -> None:
+def _renew() -> None:
     global _set_at
     now = time.monotonic()
     if now - _set_at > FRESH:
         signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
         signal.setitimer(signal.ITIMER_REAL, PATIENCE * SECONDS)
+        _limit_memory(_memory)
         _set_at = now
 
 
@@ -143,21 +144,19 @@ def _stop(*_: Any) -> NoReturn:
     raise LimitError(f"{PREFIX} takes too long")
 
 
-def _limit_memory() -> tuple[int, int] | None:
-    """Set the memory limit and return the previous (soft, hard) limits in bytes; None where the system has none."""
-    if sys.platform != "linux":
-        return None
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = _size(int(time.monotonic() / FRESH)) + BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (wanted if soft == resource.RLIM_INFINITY else min(soft, wanted), hard))
-    return soft, hard
+def _memory_limit() -> tuple[int, int] | None:
+    """The (soft, hard) limits of address space in bytes; None where the system has none."""
+    return resource.getrlimit(resource.RLIMIT_AS) if sys.platform == "linux" else None
 
 
-@lru_cache(maxsize=1)
-def _size(moment: int) -> int:
-    """Bytes of address space of this process at about that moment. Cached, because reading it is slower than most renders."""
+def _limit_memory(before: tuple[int, int] | None) -> None:
+    """Limit the address space to what the process has now and BYTES more. `before`: the limits without that."""
+    if before is None:
+        return
     with open("/proc/self/statm", "rb") as stream:
-        return int(stream.read().split()[0]) * resource.getpagesize()
+        wanted = int(stream.read().split()[0]) * resource.getpagesize() + BYTES
+    soft, hard = before
+    resource.setrlimit(resource.RLIMIT_AS, (wanted if soft == resource.RLIM_INFINITY else min(soft, wanted), hard))
 
 
 def power(base: Any, exponent: Any) -> Any:

@@ -37,6 +37,7 @@ class RowRenderer:
         self.message_names = frozenset[str]().union(*map(message_names_read, trees))
         self.known: OrderedDict[str, Renderer] = OrderedDict()
         self.careful = False
+        self.expected = 0
         self.reads: dict[str, bool] = {}  # key -> whether it is read, for rows without template_kwargs
 
     def sequences(self, conversation: Conversation) -> list[RenderedSequence]:
@@ -100,6 +101,12 @@ class RowRenderer:
             return name in self.message_names
         return name in self.names if group == "tool_calls" and name else key in used
 
+    def expect(self, rows: int) -> None:
+        """Announce the number of conversations to render, for the render caches."""
+        self.expected = rows
+        for renderer in (self.plain, *self.known.values()):
+            renderer.expect(rows)
+
     def forget(self) -> None:
         """Clear the cached check results, as before the first shard."""
         for renderer in (self.plain, *self.known.values()):
@@ -119,6 +126,7 @@ class RowRenderer:
             if len(self.known) >= KEPT:
                 self.known.popitem(last=False)
             self.known[key] = self.make(switches)
+            self.known[key].expect(self.expected)
             if self.careful:
                 self.known[key].trust_nothing()
         self.known.move_to_end(key)

@@ -99,13 +99,21 @@ class ChatTemplate:
         self.unmarked = self.compile(tree)
 
     def scan(
-        self, messages: Sequence[Message], tools: Sequence[Any] | None, thinking: bool, prompt: bool = False
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Any] | None,
+        thinking: bool,
+        prompt: bool = False,
+        last_only: bool = False,
     ) -> Scan:
-        """`render`, with the ranges of every message. `mark` must have been called."""
+        """`render`, with the ranges of every message, or only of the last one. `mark` must have been called."""
         assert self.marked is not None
         ids = [id(message) for message in messages]
         self.openers = dict(zip(ids, _marks("o", len(ids)), strict=False))
         self.closers = dict(zip(ids, _marks("c", len(ids)), strict=False))
+        if last_only:
+            self.openers = {ids[-1]: self.openers[ids[-1]]}
+            self.closers = {ids[-1]: self.closers[ids[-1]]}
         try:
             with limit_resources():
                 raw = self.marked.render(self._context(messages, tools, thinking, prompt))

@@ -3,7 +3,6 @@
 Invariant: the same template text prepares data, prompts the model and is written to the export.
 """
 
-import hashlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from sft_hydra.chat.added_tokens import folder_with_tokens
+from sft_hydra.chat.file_hash import file_sha256
 from sft_hydra.chat.template import ChatTemplate
 from sft_hydra.chat.template_probe import end_of_turn_strings, end_of_turn_texts, probe_closings
 from sft_hydra.chat.template_traits import TemplateTraits
@@ -120,11 +120,11 @@ class ChatTokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of tokenizer.json and of the templates."""
-        digest = hashlib.sha256((self.folder / "tokenizer.json").read_bytes())
+        digest = file_sha256(self.folder / "tokenizer.json")
         digest.update(b"\0template\0" + (self.template or "").encode())
         for name, text in sorted(self.named.items()):
             digest.update(f"\0{name}\0{text}".encode())
-        return digest.hexdigest()
+        return str(digest.hexdigest())
 
     @property
     def identity(self) -> tuple[str, str]:

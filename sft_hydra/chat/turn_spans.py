@@ -64,13 +64,19 @@ class TurnSpans:
         self.headers = sorted((header for header in traits.headers if header.strip()), key=len, reverse=True)
 
     def together(
-        self, messages: Sequence[Message], tools: list[Any] | None, modes: Sequence[bool], turns: list[int]
+        self,
+        messages: Sequence[Message],
+        tools: list[Any] | None,
+        modes: Sequence[bool],
+        turns: list[int],
+        last_only: bool = False,
     ) -> tuple[RenderedSequence, list[Turn]]:
-        """One text of all messages in which these turns are supervised. `modes[i]`: message i is in thinking mode. Raises
+        """One text of all messages in which these turns are supervised. `modes[i]`: message i is in thinking mode. `last_only`:
+        mark only the last message, which is faster, for texts that are compared with those of `alone`. Raises
         TurnNotFoundError."""
         if not self.traits.marked:
             raise TurnNotFoundError
-        scan = self.template.scan(messages, tools, any(modes[turn] for turn in turns))
+        scan = self.template.scan(messages, tools, any(modes[turn] for turn in turns), last_only=last_only)
         found = [self._turn(scan, messages, turn, modes[turn]) for turn in turns]
         text = scan.text[: self._stop(scan, messages)]
         if turns[-1] == len(messages) - 1:

@@ -17,6 +17,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sft_hydra.chat.file_hash import stamp_of
 from sft_hydra.errors import DataError
 
 BLOCK = 1 << 20  # bytes
@@ -47,20 +48,20 @@ class Contents:
         meanwhile."""
         digest, blocks, size = hashlib.sha256(), [], 0
         with open(path, "rb", buffering=0) as stream:
-            before = _stamp(os.fstat(stream.fileno()))
+            before = stamp_of(os.fstat(stream.fileno()))
             while block := _read_block(stream.fileno(), size, BLOCK):
                 digest.update(block)
                 blocks.append(zlib.crc32(block))
                 size += len(block)
                 look(block)
-            if _stamp(os.fstat(stream.fileno())) != before:
+            if stamp_of(os.fstat(stream.fileno())) != before:
                 raise ChangedError(path, "written while its checksum was computed")
         return cls(digest.hexdigest(), size, np.array(blocks, np.uint32), before)
 
     def check(self, path: str) -> None:
         """ChangedError unless the file at this path has these contents. The bytes are read only if the stamp differs."""
         try:
-            if _stamp(os.stat(path)) == self.stamp:
+            if stamp_of(os.stat(path)) == self.stamp:
                 return
             now = Contents.read(path)
         except OSError as problem:
@@ -137,7 +138,3 @@ def _read_block(descriptor: int, offset: int, size: int) -> bytes:
         parts.append(part)
         offset, size = offset + len(part), size - len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _stamp(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

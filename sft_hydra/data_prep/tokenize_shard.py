@@ -65,6 +65,7 @@ class ShardTokenizer:
         self.writers: set[TokenStoreWriter] = set()  # of shards that are not finished
         self.encoder: SequenceEncoder | None = None  # made by the first job
         self.renderer = _row_renderer(tokenizer, plan.data, datetime.fromisoformat(plan.now))
+        self.renderer.expect(sum(shard.rows for shard in plan.shards))
         self.render = self.renderer.sequences
         if plan.data.mask_reasoning or plan.data.roles_to_train != ["assistant"]:
             ends = [token.text for token in tokenizer.added if token.special]

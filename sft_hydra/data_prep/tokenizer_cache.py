@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sft_hydra.chat.file_hash import file_sha256
 from sft_hydra.chat.tokenizer import AddedToken, ChatTokenizer
 
 LIBRARIES = ("fastokens", "tokenizers")
@@ -71,6 +72,6 @@ def hash_of(texts: Iterable[str]) -> str:
 def _file(tokenizer: ChatTokenizer, texts: Iterable[str]) -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     versions = [f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES]
-    own = hashlib.sha256(tokenizer.file.read_bytes()).hexdigest()
+    own = file_sha256(tokenizer.file).hexdigest()
     name = hash_of([str(FORMAT), own, *versions, *texts])
     return Path(base).expanduser() / "sft_hydra" / "tokenizers" / f"{name}.json"

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from markupsafe import Markup
 
 from sft_hydra.chat.jinja_env import make_environment
 
@@ -24,6 +25,9 @@ CONTEXTS: list[dict[str, Any]] = [
     {"m": ["a", "list"]},
     {"m": None},
     {"m": {"first": "a key", "index": 7, "role": {"content": "deep"}}},
+    {"m": {"role": " a text \n", "content": Markup(" <b> ")}},
+    {"m": {"role": 7, "content": ("a", "tuple")}},
+    {"m": Markup(" <b> ")},
     {},
 ]
 EXPRESSIONS = [
@@ -49,7 +53,39 @@ EXPRESSIONS = [
     "loop.first",
     "[m.content, m['content'], m.first, m.index]",
 ]
+SUBJECTS = ["m", "m.role", "m['role']", "m.content", "m['content']", "m.role.content", "unknown", "loop.role"]
+FORMS = [
+    *(
+        f"{{}} is {test}"
+        for test in ("defined", "undefined", "none", "string", "mapping", "iterable", "sequence", "number")
+    ),
+    "({} is not defined, {} is not none)",
+    "{} is defined and {} is string and {} is not mapping",
+    *(f"{{}} | {call}" for call in ("trim", "trim('H')", "trim(chars=' ')", "trim | length")),
+    "{}.strip()",
+    "{}.strip(' a')",
+    "{}.split('t')",
+    "{}.split()",
+    "{}.split('')",
+    "{}.split('t', 1)",
+    "{}.split('t')[-1].lstrip('\\n')",
+    "{}.startswith('H')",
+    "{}.replace('a', 'b')",
+    "{}.replace('a')",
+    "{}.upper(1)",
+    "{}.upper(*[])",
+    "{}.title(x=1)",
+    "{}.format(1)",
+    "{} ~ '-' ~ 1 ~ {}",
+]
+EXPRESSIONS += [form.replace("{}", subject) for form in FORMS for subject in SUBJECTS]
 BODIES = [
+    "{% set d = {'a': unknown, 'b': none} %}{{ d.a is defined }}{{ d['a'] is undefined }}{{ d.a is none }}{{ d.b is none }}{{ d.c is none }}",
+    "{% set n = namespace(a=unknown) %}{{ n.a is defined }}{{ n.b is defined }}{{ n.b }}{{ n.__class__ }}{{ n._x }}{{ n['a'] }}",
+    "{% set n = namespace() %}{% for x in [1, 2] %}{% set n.last = x %}{{ n.last }}{{ n.last is number }}{% endfor %}{{ n.last }}{{ n.lost.x }}",
+    "{% set n = namespace(a=' a ') %}{{ n.a.strip() }}{{ n.a | trim }}{% set n = {'a': 'no namespace'} %}{{ n.a }}",
+    "{% macro f(n) %}{{ n.a }}{{ n is defined }}{{ n | trim }}{% endmacro %}{% set n = namespace(a=1) %}{{ f({'a': 2}) }}{{ f() }}{{ f(n) }}",
+    "{% for x in [' a ', none, 3] %}{{ x | trim }}{{ x is string }}{{ x is none }}{{ y is defined }}{% set y = x %}{{ y }}{% endfor %}",
     "{% for x in [1, 2] %}{{ loop.index }}{{ loop.first }}{{ loop.last }}{{ loop.nextitem }}{{ loop['index0'] }}{{ loop.depth }}{% endfor %}",
     "{% set loop = {'first': 'a key'} %}{{ loop.first }}{{ loop['first'] }}{{ loop.missing }}",
     "{% macro p(m) %}{{ m.role }}{{ m['content'] }}{% endmacro %}{{ p({'role': 'r'}) }}{{ p() }}{{ p('text') }}",
@@ -62,7 +98,7 @@ BODIES = [
 def outcome(environment: Any, source: str, context: dict[str, Any]) -> str:
     try:
         return str(environment.from_string(source).render(context))
-    except (TemplateError, TypeError, AttributeError) as problem:
+    except (TemplateError, TypeError, AttributeError, ValueError) as problem:
         return f"{type(problem).__name__}: {problem}"
 
 

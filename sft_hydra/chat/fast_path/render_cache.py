@@ -6,7 +6,7 @@ white space at the ends that the template would trim, without the template's lit
 of their blocks (tool_blocks.py), if only blocks print them. The first CHECKED rows of a shape and every EVERY-th are also
 rendered by the template; a difference raises NotCachedError, and the shard is rendered again without the cache. Making an entry
 costs about one render per message, so longer shapes must occur more often first; conversation lengths that are rarely served
-from the cache are looked up only now and then.
+from the cache are looked up only now and then. Few rows are rendered without the cache, whose first entry takes longest.
 Invariant: the same sequences as the template's, or None.
 """
 
@@ -24,6 +24,8 @@ from sft_hydra.chat.tool_blocks import Block
 from sft_hydra.chat.turn_spans import RenderedSequence
 from sft_hydra.records import Conversation
 
+START = 2000  # messages that entries would have served before the first is made: compiling the tracer costs as much as these
+MANY_ROWS = 1000  # expected rows for which the first entry is made at once
 WORTH = 6  # rows of a shape before it is cached; for longer conversations, as many as they have messages
 TRIED = 64  # rows of one length that are always looked up
 SERVED = 50  # then one of this many must be served, else only every SELDOM-th is looked up
@@ -96,12 +98,20 @@ class RenderCache:
         self.renderer = renderer
         self.template = template
         self.seen: Counter[Shape] = Counter()
+        self.start = START
+        self.could_serve = 0  # messages of rows that entries would have served
         self.known: dict[Shape, _CachedRender | None] = {}
         self.tried = [0] * (LONGEST + 1)  # number of messages -> rows
         self.served = [0] * (LONGEST + 1)  # number of messages -> rows served from the cache
 
+    def expect(self, rows: int) -> None:
+        """Announce the number of rows to render, which decides whether to make the first entry at once."""
+        self.start = 0 if rows >= MANY_ROWS else START
+
     def sequences(self, conversation: Conversation) -> list[RenderedSequence] | None:
         """The sequences of a conversation; None if the template must render it. Raises NotCachedError."""
+        if self.could_serve < self.start:
+            return self._look_up(conversation)
         size = min(len(conversation.messages), LONGEST)
         self.tried[size] = tried = self.tried[size] + 1
         if tried > TRIED and self.served[size] * SERVED < tried and tried % SELDOM:
@@ -119,6 +129,9 @@ class RenderCache:
         if shape not in self.known:
             self.seen[shape] += 1
             if self.seen[shape] < max(WORTH, len(conversation.messages)) or len(self.known) >= SHAPES:
+                return None
+            self.could_serve += len(conversation.messages)
+            if self.could_serve < self.start:
                 return None
             self.known[shape] = self._make(conversation)
         entry = self.known[shape]

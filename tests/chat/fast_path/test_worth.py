@@ -1,8 +1,10 @@
 """When the cache of renders is used: shapes that are met often enough, lengths at which it serves rows."""
 
+import pytest
 from support.chats import assistant, conversation, user
 
-from sft_hydra.chat.fast_path.render_cache import SELDOM, TRIED, WORTH
+from sft_hydra.chat.fast_path import render_cache
+from sft_hydra.chat.fast_path.render_cache import MANY_ROWS, SELDOM, START, TRIED, WORTH
 from sft_hydra.chat.render import Renderer
 from sft_hydra.records import Conversation, Message
 
@@ -40,6 +42,23 @@ def test_rows_of_a_length_that_is_never_served_are_seldom_looked_up() -> None:
     for _ in range(SELDOM * 30):  # a shape that repeats is found all the same
         renderer.sequences(talk(shapes[0]))
     assert cache.known
+
+
+def test_few_rows_are_rendered_without_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(render_cache, "START", START)
+    few, many, more = Renderer(SOURCE, {}), Renderer(SOURCE, {}), Renderer(SOURCE, {})
+    few.expect(MANY_ROWS - 1)
+    many.expect(MANY_ROWS)
+    assert few.render_cache is not None
+    assert many.render_cache is not None
+    assert more.render_cache is not None
+    for _ in range(WORTH):
+        assert few.sequences(talk("ua")) == many.sequences(talk("ua"))
+    assert not few.render_cache.known
+    assert many.render_cache.known
+    for _ in range(WORTH + START // 2):  # nobody said how many, and they are many
+        more.sequences(talk("ua"))
+    assert more.render_cache.known
 
 
 def test_what_is_served_is_what_the_template_makes() -> None:
