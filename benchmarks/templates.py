@@ -227,7 +227,8 @@ def _renders(template: str, theirs: Any) -> Callable[..., str | None]:
     """`(messages, tools, thinking, prompt) -> text` of transformers; None where the template raises an error."""
 
     def render(messages: list[Any], tools: list[Any] | None, thinking: bool, prompt: bool) -> str | None:
-        switches = {"enable_thinking": thinking, "thinking": thinking, "add_generation_prompt": prompt}
+        modes = {"enable_thinking": thinking, "thinking": thinking}
+        switches = {**modes, "chat_template_kwargs": modes, "add_generation_prompt": prompt}
         try:
             texts, _ = theirs(
                 conversations=[messages], tools=tools, chat_template=template, **switches, **_variables(template)

@@ -125,7 +125,7 @@ class TurnSpans:
         if len(messages) == 1:
             return self._first(messages, scan, open_ends)
         prompt = prefix[len(common_prefix([prefix, shown])) :] or self._prompt(thinking, messages[-2]["role"])
-        spliced, is_open = continuation(own, prompt, messages[-1])
+        spliced, is_open = continuation(own, prompt, messages[-1], self.traits.headers)
         if spliced is None:
             raise RowError("turn_not_located", UNLIKE_PROMPT + MODE * thinking)
         if is_open:  # the prompt opens reasoning, and this turn has none
@@ -153,10 +153,24 @@ class TurnSpans:
             chunks[1] += self._end(messages[-1]).added
             if not self._closes(messages[-1], chunks[1]):
                 raise RowError("end_of_turn", "the template does not print an end-of-turn token for this turn")
+        chunks[1] = self._closed_once(chunks[1], messages[-1])
         if self.ends_early(chunks[1], messages[-1]):
             raise RowError("end_of_turn", "the template prints an end-of-turn token between parts of this turn")
         first = 0 if chunks[0] else 1
         return RenderedSequence(chunks[first:], [False, True][first:], bare, open_ends, apart=True)
+
+    def _closed_once(self, text: str, message: Message) -> str:
+        """A turn's text without a second end-of-turn token behind the first, which some templates print after the last turn."""
+        for end in self.traits.ends.answer.tokens[-1:]:
+            before = text.rstrip().removesuffix(end).rstrip()
+            if (
+                end
+                and before != text.rstrip()
+                and before.endswith(end)
+                and not str(message.get("content")).rstrip().endswith(end)
+            ):
+                return before
+        return text
 
     def ends_early(self, text: str, message: Message) -> bool:
         """Whether a turn's text has the end-of-turn token of answers before its end, where a server would stop."""

@@ -155,3 +155,51 @@ def test_reasoning_does_not_follow_an_empty_block_that_the_template_prints() -> 
         trained(source, [user("2+2?"), THOUGHT])
     messages = [user("Rain?"), {**call(), "reasoning_content": "I look it up."}, result("sun"), assistant("No.")]
     assert trained(source, messages, True)[0][1].startswith("<think>I look it up.</think><call>")
+
+
+EMPTY_BLOCK = "<|channel>thought\n<channel|>"
+
+
+def test_a_turn_that_goes_on_after_a_tool_result_has_no_header() -> None:
+    """Its prompt is only an empty reasoning block, which the history does not show."""
+    source = (
+        "{% set ns = namespace(before='') %}{% for m in messages %}{% if m.role == 'tool' %}<|result>{{ m.content }}<result|>"
+        "{% elif m.role == 'assistant' %}{% if ns.before != 'tool' %}<|turn>model\n{% endif %}{{ m.content }}"
+        + calls()
+        + "<turn|>\n"
+        "{% else %}<|turn>{{ m.role }}\n{{ m.content }}<turn|>\n{% endif %}{% set ns.before = m.role %}{% endfor %}"
+        "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}"
+        "{% if add_generation_prompt %}{% if ns.before != 'tool' %}<|turn>model\n{% endif %}"
+        + EMPTY_BLOCK
+        + "{% endif %}"
+    )
+    messages = [user("Rain?"), call(), result("sun"), call(), result("more sun"), assistant("No.")]
+    turns = trained(source, messages, True)
+    assert [before.endswith(EMPTY_BLOCK) for before, _ in turns] == [True] * 3
+    assert [text[:6] for _, text in turns] == ["<call>", "<call>", "No.<tu"]
+
+
+@pytest.mark.parametrize(("space", "prompt"), [("", ""), (" ", ""), ("    ", "\n")])
+def test_a_call_without_a_header_follows_a_prompt_without_one(space: str, prompt: str) -> None:
+    """The last question reads differently from earlier ones, so every turn is a sequence of its own."""
+    source = (
+        "{% for m in messages %}{% if m.role == 'user' %}[{{ 'LAST' if loop.last else 'INST' }}]{{ m.content }}"
+        "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}[/INST]{% elif m.role == 'assistant' %}"
+        + space
+        + "{{ m.content }}"
+        "{% if m.tool_calls %}[CALLS]"
+        + calls()
+        + "{% endif %}</s>{% else %}[RESULT]{{ m.content }}[/RESULT]{% endif %}{% endfor %}"
+    ) + ("{{ '\n' if messages[-1].role != 'assistant' }}" if prompt else "")
+    turns = trained(source, [user("Rain?"), call(), result("sun"), assistant("No.")], True)
+    assert turns[0][0].startswith("[LAST]Rain?")
+    assert turns[0][0].endswith("[/INST]" + prompt)
+    assert turns[0][1].lstrip().startswith("[CALLS]<call>")
+    assert turns[1][0].endswith("[/RESULT]" + prompt)
+    assert turns[1][1].strip() == "No.</s>"
+
+
+def test_a_turn_is_closed_once_by_a_template_that_closes_the_last_one_twice() -> None:
+    source = template("<bot>{{ m.content }}", "<bot>") + "{% if messages[-1].role == 'assistant' %}\n<end>{% endif %}"
+    turns = trained(source, [user("2+2?"), assistant("4."), user("3+3?"), assistant("6.")])
+    assert [text for _, text in turns] == ["4.<end>", "6.<end>"]
