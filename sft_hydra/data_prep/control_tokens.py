@@ -9,8 +9,8 @@ Invariant: untrusted content never yields the id of a control token, and the tex
 import json
 import re
 import secrets
-from collections.abc import Callable
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache
 from typing import Any
 
 import orjson
@@ -33,8 +33,8 @@ class ControlTokenEscaper:
         self.unknown_id = tokenizer.unknown_id
         self.encode_ordinary = encode_ordinary or self._encode_slowly
         self.added = {token.text: token for token in tokenizer.added if token.text.strip()}
-        self.every = _Finder(list(self.added))
-        self.special = _Finder([text for text, token in self.added.items() if token.special])
+        self.every = _finder(tuple(self.added))
+        self.special = _finder(tuple(text for text, token in self.added.items() if token.special))
         self.shows_in_json = not any(sign < " " or sign in '"\\' for text in self.added for sign in text)
 
     def is_needed(self, conversation: Conversation, serialized: bytes | None = None) -> bool:
@@ -122,7 +122,7 @@ class ControlTokenEscaper:
 class _Finder:
     """Searches for many texts with one pattern, after a cheap test of their first characters."""
 
-    def __init__(self, texts: list[str]) -> None:
+    def __init__(self, texts: Sequence[str]) -> None:
         self.firsts = sorted({text[0] for text in texts})
         self.pattern = re.compile(any_of(texts))
         # a pattern for each first character skips to where that occurs, three times as fast as one pattern for all
@@ -143,7 +143,13 @@ class _Finder:
         return False
 
 
-def any_of(texts: list[str]) -> str:
+@lru_cache(maxsize=8)
+def _finder(texts: tuple[str, ...]) -> _Finder:
+    """A finder of these texts; making one takes some hundredths of a second for a thousand control tokens."""
+    return _Finder(texts)
+
+
+def any_of(texts: Sequence[str]) -> str:
     """A regular expression that matches the longest of these texts; common prefixes are factored out."""
     if not texts:
         return r"(?!)"
