@@ -11,7 +11,7 @@
 
 `--copies`, `--scaling` for part 2 and `--stages` for part 5 (0: not done): how often every file is put behind itself, because reading a tokenizer takes a second or
 two whatever the data. In part 1 one worker may use other cores too: it reads the tokenizer and writes rows beside its work.
-Every preparation of part 1 starts from nothing: both libraries read the tokenizer again. Times are wall clock; `cpu` is the
+Every preparation of parts 1 and 2 runs in a process of its own, which reads the tokenizer again, after it has imported everything. Times are wall clock; `cpu` is the
 processor time of the same work, which is more reliable on a shared machine.
 """
 
@@ -116,8 +116,7 @@ def compare(arguments: argparse.Namespace, files: list[Path], folder: Path) -> d
     ours: list[dict[str, float]] = []
     for _ in range(arguments.repeat):
         baseline.append(timed(lambda: reference.encode_batch(texts, add_special_tokens=False)))
-        forget_tokenizers()
-        times, meta = prepared(cfg, folder)
+        times, meta = in_own_process(arguments, cfg, folder)
         ours.append(times)
     rows, tokens = meta["rows"], meta["tokens"]
     encoding, preparing = median(baseline, rows, tokens), median(ours, rows, tokens)
@@ -140,9 +139,7 @@ def scaling(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     with multiplied(arguments, arguments.scaling, folder) as files:
         for _ in range(arguments.repeat):
             for name, (workers, own) in ways.items():
-                with ProcessPoolExecutor(1, get_context("spawn"), os.sched_setaffinity, (0, own)) as pool:
-                    pool.submit(warm_up, arguments, folder).result()
-                    times, meta = pool.submit(prepared, make_cfg(arguments, files, workers), folder).result()
+                times, meta = in_own_process(arguments, make_cfg(arguments, files, workers), folder, own)
                 found[name].append(times)
     medians = {name: median(times, meta["rows"], meta["tokens"]) for name, times in found.items()}
     two = medians["two workers"]["seconds"]
@@ -206,6 +203,16 @@ def warm_up(arguments: argparse.Namespace, folder: Path) -> None:
     path.write_text('{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}\n')
     prepared(make_cfg(arguments, [path], 1), folder)
     forget_tokenizers()
+
+
+def in_own_process(
+    arguments: argparse.Namespace, cfg: SftConfig, folder: Path, cores: list[int] | None = None
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """`prepared` in a fresh process, as a user's command is; `cores`: those that it may use."""
+    cores = cores or sorted(os.sched_getaffinity(0))
+    with ProcessPoolExecutor(1, get_context("spawn"), os.sched_setaffinity, (0, cores)) as pool:
+        pool.submit(warm_up, arguments, folder).result()
+        return pool.submit(prepared, cfg, folder).result()
 
 
 def prepared(cfg: SftConfig, folder: Path) -> tuple[dict[str, float], dict[str, Any]]:
