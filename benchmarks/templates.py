@@ -1,13 +1,14 @@
 """How rows of every message format are rendered by a folder of chat templates, compared with transformers:
 
-    python benchmarks/templates.py TEMPLATE_FOLDER TOKENIZER_FOLDER [--write docs/templates.md]
+    python benchmarks/templates.py TEMPLATE_FOLDER TOKENIZER_FOLDER [--random 100] [--seed 0] [--write docs/templates.md]
 
 Each `*.jinja` replaces the template of the tokenizer, which gets the control tokens that it names. A row of each shape is rendered as data
 preparation does. Its verdict: `exact` if before every trained span stands what `apply_chat_template` renders for the
 messages before that turn, with generation prompt and mode, and the span holds the turn as the template prints it and closes;
 `reported` if the row was rejected with a reason or counted as having only its header masked; `WRONG` else. `printable` are the
-shapes that the template can print at all, judged from renders of transformers alone (template_abilities.py). `--write` puts the
-table between the marks of a page.
+shapes that the template can print at all, judged from renders of transformers alone (template_abilities.py). `--random` judges so
+many random rows instead of the twelve shapes, with what the renderer learned from those before. `--write` puts the table between the
+marks of a page.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from template_abilities import prints, texts
+from template_rows import SHAPES, TOOL, WITH_TOOLS, use_random_shapes
 
 from sft_hydra.chat.message_format import format_messages
 from sft_hydra.chat.render import Renderer
@@ -38,58 +40,6 @@ SPECIALS = (  # a text in a template, and the bos and eos tokens of its family
     ("<|im_end|>", "", "<|im_end|>"),
     ("", "<s>", "</s>"),
 )
-TOOL = {
-    "type": "function",
-    "function": {
-        "name": "get_wind",
-        "description": "Wind of a town",
-        "parameters": {
-            "type": "object",
-            "properties": {"town": {"type": "string", "description": "Name of it"}},
-            "required": ["town"],
-        },
-    },
-}
-
-
-def user(number: int) -> dict[str, Any]:
-    return {"role": "user", "content": f"Question{number}, please?"}
-
-
-def answer(number: int, thought: bool = False) -> dict[str, Any]:
-    more = {"reasoning_content": f"Thought{number} about it"} if thought else {}
-    return {"role": "assistant", "content": f"Answer{number} is this.", **more}
-
-
-def call(*numbers: int, content: str = "", thought: bool = False) -> dict[str, Any]:
-    calls = [
-        {"id": f"callabcd{n}", "type": "function", "function": {"name": "get_wind", "arguments": {"town": f"Town{n}"}}}
-        for n in numbers
-    ]
-    more = {"reasoning_content": f"Thought{numbers[0]} of calling"} if thought else {}
-    return {"role": "assistant", "content": content, "tool_calls": calls, **more}
-
-
-def result(number: int) -> dict[str, Any]:
-    return {"role": "tool", "content": f"Result{number} calm", "tool_call_id": f"callabcd{number}", "name": "get_wind"}
-
-
-SYSTEM = {"role": "system", "content": "Rule0 to follow."}
-SHAPES: dict[str, list[dict[str, Any]]] = {
-    "plain": [user(1), answer(1)],
-    "system": [SYSTEM, user(1), answer(1)],
-    "turns": [SYSTEM, user(1), answer(1), user(2), answer(2)],
-    "developer": [{**SYSTEM, "role": "developer"}, user(1), answer(1)],
-    "tools": [SYSTEM, user(1), answer(1)],
-    "call": [user(1), call(1), result(1), answer(1)],
-    "call, text": [user(1), call(1, content="Beside1 it."), result(1), answer(1)],
-    "parallel": [user(1), call(1, 2), result(1), result(2), answer(1)],
-    "steps": [SYSTEM, user(1), call(1), result(1), call(2), result(2), answer(1), user(2), answer(2)],
-    "reasoning": [user(1), answer(1, True), user(2), answer(2, True)],
-    "reasoning, call": [user(1), call(1, thought=True), result(1), answer(2, True)],
-    "mixed": [user(1), call(1, thought=True), result(1), answer(2)],
-}
-WITH_TOOLS = {"tools", "call", "call, text", "parallel", "steps", "reasoning, call", "mixed"}
 
 
 class Judge:
@@ -180,8 +130,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("templates", type=Path)
     parser.add_argument("tokenizer", type=Path)
+    parser.add_argument("--random", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", type=Path)
     arguments = parser.parse_args()
+    if arguments.random:
+        use_random_shapes(arguments.random, arguments.seed)
     from transformers.utils.chat_template_utils import render_jinja_template
 
     lines = ["| template | exact | printable | reported | reason |", "|---|---|---|---|---|"]
