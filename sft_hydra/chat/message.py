@@ -66,10 +66,13 @@ def _text(content: Any, role: str) -> str:
     if isinstance(content, str):
         return content
     if isinstance(content, list) and all(isinstance(part, dict | str) for part in content):
-        parts = [{"text": part} if isinstance(part, str) else part for part in content]
-        others = sorted({str(part.get("type")) for part in parts if not isinstance(part.get("text"), str)})
+        parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
+        texts = [part.get("text", part.get("value") if part.get("type") == "text" else None) for part in parts]
+        others = sorted(
+            {str(part.get("type")) for part, text in zip(parts, texts, strict=True) if type(text) is not str}
+        )
         if not others:
-            return "".join(part["text"] for part in parts)
+            return "".join(map(str, texts))
         if role != "tool":
             raise RowError("content", f"content parts of type {', '.join(others)} are not supported, only text")
     if role == "tool":  # results are often the JSON object that the tool returned

@@ -12,7 +12,17 @@ KEYS = (
     *("reasoning_content", "reasoning", "thinking", "reasoning_text", "thought", "thoughts", "chain_of_thought"),
     *("reasoning_details", "thinking_blocks"),
 )
-TEXTS = ("text", "thinking", "reasoning", "content", "reasoning_content", "reasoning_text", "reasoningText", "summary")
+TEXTS = (
+    "text",
+    "thinking",
+    "reasoning",
+    "content",
+    "reasoning_content",
+    "reasoning_text",
+    "reasoningText",
+    "summary",
+    "value",
+)
 OPENED = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 # reasoning whose opening tag is in the prompt: models close it on a separate line, followed by a blank line
 UNOPENED = re.compile(r"(.*?)\n?</think>(?:[ \t]*\n[ \t]*\n\s*|\s*\Z)", re.DOTALL)

@@ -1,4 +1,5 @@
-"""Messages whose content is a list of parts, in the formats of Anthropic, Gemini, Bedrock, Mistral and the AI SDK: `expand`.
+"""Messages whose content is a list of parts, in the formats of Anthropic, Gemini, Bedrock, Mistral, the AI SDK and LLaMA-Factory
+(whose parts have their text under `value`): `expand`.
 
 A message with tool results beside text becomes several messages. Invariant: parts keep their order, or the row is rejected; a
 part of an unsupported kind (an image) raises a RowError that names it.
@@ -7,6 +8,7 @@ part of an unsupported kind (an image) raises a RowError that names it.
 from collections.abc import Iterator
 from typing import Any
 
+from sft_hydra.chat.calls import parse_json
 from sft_hydra.chat.message import as_json, calls_in
 from sft_hydra.chat.reasoning import reasoning_text
 from sft_hydra.chat.roles import CALLS, role_of
@@ -23,6 +25,7 @@ READ = frozenset(
         *(
             "type",
             "text",
+            "value",
             "thinking",
             "reasoning",
             "name",
@@ -112,14 +115,17 @@ def _read_part(part: Any, unread: set[str]) -> tuple[str, Any]:
     inner = part.get(kind) if isinstance(part.get(kind), dict) else part
     if kind in REASONING or (kind == "text" and part.get("thought") is True):
         return "reasoning", reasoning_text(str(kind), inner)
+    if kind in CALL and isinstance(part.get("value"), str):
+        return "call", parse_json(part["value"])
     if kind in CALL:
         return "call", {name: value for name, value in inner.items() if name != "type" or kind == "function"}
     if kind in RESULT:
         return "result", inner
     if kind == "refusal" and isinstance(part.get("refusal"), str):
         return "text", part["refusal"]
-    if (kind in TEXT or "type" not in part) and isinstance(part.get("text"), str):
-        return "text", part["text"]
+    text = part.get("text", part.get("value") if "type" in part else None)
+    if (kind in TEXT or "type" not in part) and isinstance(text, str):
+        return "text", text
     raise RowError(
         "content", f"unsupported content part (text only): {kind if 'type' in part else ', '.join(map(str, part))}"
     )

@@ -17,7 +17,7 @@ KEYS = frozenset({*SUPERVISED, *CONTEXT, *LISTS, *MASKED_LISTS, *RANGES, "mask",
 
 def apply_row_flags(row: dict[str, Any], messages: Any, read: set[str], labelled: bool) -> Any:
     """The messages with the row's flags set on each. Adds the keys of flags to `read`. `labelled`: the row is a prompt and a
-    completion, whose `label` may be false (KTO). RowError for flags that are ambiguous or do not fit the messages."""
+    completion. RowError for flags that are ambiguous or do not fit the messages."""
     for key in KEYS.intersection(row):
         value = row[key]
         if value is None or value == []:
@@ -27,15 +27,27 @@ def apply_row_flags(row: dict[str, Any], messages: Any, read: set[str], labelled
         elif key == "mask":
             _check_masked_role(value, read)
         elif key == "label":
-            if labelled and isinstance(value, bool):
-                read.add(key)
-                if not value:
-                    raise RowError("nothing_to_learn", "label=false: the completion is a negative example")
+            _check_label(value, read, labelled)
         elif key not in LISTS:
             _check_scalar(key, value, read)
     if isinstance(messages, list):
         _check_unknown(row, len(messages))
     return messages
+
+
+def _check_label(value: Any, read: set[str], labelled: bool) -> None:
+    """The `label` of preference data (KTO); other values than booleans are those of classification."""
+    if not isinstance(value, bool):
+        return
+    read.add("label")
+    if not value and labelled:
+        raise RowError("nothing_to_learn", "label=false: the completion is a negative example")
+    if not value:
+        raise RowError(
+            "nothing_to_learn",
+            "the row's label is false, which marks a negative example in preference data (KTO); remove the column if it means "
+            "something else",
+        )
 
 
 def _check_unknown(row: dict[str, Any], count: int) -> None:

@@ -96,6 +96,52 @@ def test_answers_inside_a_prompt_are_context() -> None:
     assert supervised({"prompt": "q", "completion": "good", "label": True}) == ["good"]
 
 
+def test_a_negative_example_is_not_supervised() -> None:
+    """KTO rows with messages, as LLaMA-Factory has them; labels of a classification are other keys."""
+    assert reason({"messages": TWO, "label": False}) == "nothing_to_learn"
+    assert convert({"messages": TWO, "label": True}).unread == set()
+    assert convert({"messages": TWO, "label": 0}).unread == {"label"}
+    assert convert({"messages": TWO, "label": "spam"}).unread == {"label"}
+
+
+def test_parts_that_have_their_text_under_value() -> None:
+    """The newer format of LLaMA-Factory: parts of text, reasoning and calls, and a weight for each message."""
+
+    def text(value: str, kind: str = "text") -> dict[str, str]:
+        return {"type": kind, "value": value}
+
+    found = convert(
+        {
+            "messages": [
+                {"role": "system", "content": [text("Be kind.")], "loss_weight": 0.0},
+                {"role": "user", "content": [text("Rain in "), text("Oslo?")], "loss_weight": 0.0},
+                {
+                    "role": "assistant",
+                    "content": [
+                        text("I look.", "reasoning"),
+                        text('{"name": "rain", "arguments": {"town": "Oslo"}}', "tool_call"),
+                    ],
+                    "loss_weight": 0.0,
+                },
+                {"role": "tool", "content": [text("[1, 2]")], "loss_weight": 0.0},
+                {"role": "assistant", "content": [text("No.", "reasoning"), text("None.")], "loss_weight": 1.0},
+            ]
+        }
+    )
+    system, user, call, result, answer = found.messages
+    assert (system["content"], user["content"], result["content"]) == ("Be kind.", "Rain in Oslo?", "[1, 2]")
+    assert call["tool_calls"][0]["function"] == {"name": "rain", "arguments": {"town": "Oslo"}}
+    assert (call["reasoning_content"], call["weight"]) == ("I look.", 0)
+    assert (answer["reasoning_content"], answer["content"]) == ("No.", "None.")
+    assert "weight" not in answer
+    assert found.unread == set()
+    assert reason({"messages": [TWO[0], {"role": "assistant", "content": [text("x", "image_url")]}]}) == "content"
+    assert (
+        reason({"messages": [TWO[0], {"role": "assistant", "content": [text("no json", "tool_call")]}]})
+        == "tool_arguments"
+    )
+
+
 @pytest.mark.parametrize("key", ["system", "system_prompt", "system_message"])
 @pytest.mark.parametrize("value", ["Be kind.", [{"type": "text", "text": "Be kind."}]])
 def test_a_system_column(key: str, value: Any) -> None:
