@@ -91,9 +91,9 @@ class limit_resources:  # noqa: N801 (a context manager, called like those of co
 @contextmanager
 def keep_timers() -> Iterator[None]:
     """Make many `limit_resources()` in the block cheap: signal handlers stay installed, timers run on and the memory limit stays
-    set between conversations. All are renewed when they are FRESH seconds old, so that a conversation may get what that
-    allows less. Without effect outside the main thread, or if a timer of another owner runs. The previous handlers and limits
-    are restored."""
+    set between conversations. All are renewed when they are FRESH seconds old, so that a conversation may get that much less
+    time, and less memory by what the process has grown since. Without effect outside the main thread, or if a timer of another
+    owner runs. The previous handlers and limits are restored."""
     global _kept, _memory
     timers = (signal.ITIMER_VIRTUAL, signal.ITIMER_REAL)
     in_main = threading.current_thread() is threading.main_thread()
