@@ -20,7 +20,7 @@ from sft_hydra.observe.terminal import outlive_terminal
 from sft_hydra.planning.auto_parallel import with_auto_parallel
 from sft_hydra.planning.topology import ranks_of_runner
 from sft_hydra.process.rank import this_rank
-from sft_hydra.worker import exit_code, run_rank
+from sft_hydra.worker import end_process, exit_code, run_rank
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
             "Start this command once; it starts the ranks (cluster.gpus_per_node=...). To start ranks with torchrun, use a "
             "resolved config: torchrun -m sft_hydra.worker <resolved.yaml>"
         )
-    sys.exit(exit_code(lambda: command(sys.argv[1:])))
+    end_process(exit_code(lambda: command(sys.argv[1:])))
 
 
 def command(argv: Sequence[str]) -> int:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import NoReturn
 
 from sft_hydra.config import serialize
 from sft_hydra.config.run_folder import lock_folders
@@ -26,11 +27,18 @@ from sft_hydra.schema.config import SftConfig
 
 def main() -> None:
     outlive_terminal()
-    code = exit_code(_command)
+    end_process(exit_code(_command))
+
+
+def end_process(code: int) -> NoReturn:
+    """Exit with `code`. Destroys the process group first, because torch's gloo threads can abort an interpreter that shuts down
+    with one: a rank that had succeeded would be reported as killed (pytorch#190489)."""
     sys.stdout.flush()
     sys.stderr.flush()
     if code and "RANK" in os.environ:
         os._exit(code)  # destroying a process group with dead ranks can hang
+    if "torch.distributed" in sys.modules:
+        importlib.import_module("sft_hydra.parallel.rendezvous").stop_process_group()
     sys.exit(code)
 
 

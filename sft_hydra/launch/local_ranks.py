@@ -23,7 +23,7 @@ from sft_hydra.process.lifeline import LOCKS, PARENT
 from sft_hydra.process.signals import StoppedError
 from sft_hydra.schema.config import SftConfig
 
-GRACE_SECONDS = 3.0  # for the other ranks to report errors after one failed, before they are killed
+GRACE_SECONDS = 3.0  # for the other ranks to report errors after one failed, and to end once they are killed
 POLL_SECONDS = 0.1
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 
@@ -65,8 +65,7 @@ def start_ranks(command: Sequence[str], world_size: int, locks: Sequence[int] = 
                 return 0
             _await_end(ranks)
     finally:
-        for process in ranks:
-            process.kill()
+        _kill(ranks)
     if signals:
         raise StoppedError(f"stopped by {signals[0].name}")
     code = ranks[failed].returncode
@@ -124,6 +123,12 @@ def _first_failure(ranks: Sequence[subprocess.Popen[bytes]]) -> int | None:
         if all(code == 0 for code in codes):
             return None
         time.sleep(POLL_SECONDS)
+
+
+def _kill(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in ranks:
+        process.kill()
+    _await_end(ranks)  # a killed process can stay in a driver call for a while
 
 
 def _await_end(ranks: Sequence[subprocess.Popen[bytes]]) -> None:

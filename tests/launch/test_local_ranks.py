@@ -55,6 +55,20 @@ with rank_output(rank, RunPaths(run)):
     assert (tmp_path / "ranks" / "1.txt").read_text() == "rank 1 of 2: sum 3\n"
 
 
+def test_a_rank_ends_without_its_process_group(tmp_path: Path) -> None:
+    """gloo's threads can abort an interpreter that shuts down with one: the run had succeeded, and rank 3 of 8 "was killed"."""
+    program = f"""
+import atexit
+{JOIN}
+from sft_hydra.worker import end_process
+atexit.register(lambda: (run / f"{{rank.rank}}.{{torch.distributed.is_initialized()}}").touch())
+end_process(0)
+"""
+    code, output = finished(launch(tmp_path, program, 2))
+    assert code == 0, output
+    assert {file.name for file in tmp_path.glob("[01].*")} == {"0.False", "1.False"}
+
+
 def test_the_first_failing_rank_is_told_in_full_and_ends_the_others(tmp_path: Path) -> None:
     program = """
 with rank_output(rank, RunPaths(run)):

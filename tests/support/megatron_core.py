@@ -209,6 +209,7 @@ def run(rank: int, what: str, family: str, tp: int, folder: str, result: str) ->
     if rank == 0:
         torch.save(outcome, result)
     dist.barrier()
+    dist.destroy_process_group()  # gloo's threads can abort an interpreter that shuts down with a group
 
 
 if __name__ == "__main__":
