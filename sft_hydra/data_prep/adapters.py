@@ -17,6 +17,7 @@ from sft_hydra.data_prep import tool_definitions
 from sft_hydra.data_prep.benchmark_adapters import gsm8k, mmlu, oasst, squad
 from sft_hydra.data_prep.row_flags import KEYS as ROW_FLAGS
 from sft_hydra.data_prep.row_flags import apply_row_flags
+from sft_hydra.data_prep.turn_pairs import messages_of_pairs
 from sft_hydra.errors import RowError
 from sft_hydra.records import Message
 from sft_hydra.schema.data import SourceConfig
@@ -111,7 +112,7 @@ def _add_columns(row: dict[str, Any], source: SourceConfig, kind: str | None, fo
     if flagged or (columns and columns != {"tools"}):
         found.messages = apply_row_flags(row, found.messages, found.read, kind in ("prompt_completion", "alpaca"))
         found.kwargs = _kwargs(row, found)
-        _check_media(row, found.messages)
+        _check_media(row)
     if source.system_key:
         found.read.add(source.system_key)
         if isinstance(row.get(source.system_key), str):
@@ -123,10 +124,14 @@ def _add_columns(row: dict[str, Any], source: SourceConfig, kind: str | None, fo
             found.messages = _with_system(key, _plain_text(key, row[key]), found.messages)
 
 
-def _check_media(row: dict[str, Any], messages: Any) -> None:
-    media = [key for key in MEDIA if row.get(key)]
-    if media and any(f"<{key}>" in str(messages) for key in MEDIA):
-        raise RowError("content", f"the row has {', '.join(media)}; only text is supported")
+def _check_media(row: dict[str, Any]) -> None:
+    """RowError for media, also where no text refers to them: other tools put them before the first text."""
+    media = [key for key in MEDIA if any(row[key] if isinstance(row.get(key), list) else [row.get(key)])]
+    if media:
+        raise RowError(
+            "content",
+            f"the row has {', '.join(media)}; only text is supported; remove the column if the text is complete without it",
+        )
 
 
 def _format_of(row: dict[str, Any], source: SourceConfig) -> str:
@@ -139,6 +144,8 @@ def _format_of(row: dict[str, Any], source: SourceConfig) -> str:
         return "sharegpt" if any(isinstance(turn, dict) and "from" in turn for turn in turns) else "openai"
     if isinstance(row.get("contents"), list):
         return "gemini"
+    if isinstance(row.get("conversation"), list):
+        return "openai"
     if "instruction" in row and "output" in row:
         return "alpaca"
     if any(question in row and answer in row for question, answer in PAIRS):
@@ -147,7 +154,7 @@ def _format_of(row: dict[str, Any], source: SourceConfig) -> str:
 
 
 def _messages(row: dict[str, Any], source: SourceConfig, kind: str | None, read: set[str]) -> Any:
-    order = [source.messages_key or MESSAGES, "conversations", "contents"]
+    order = [source.messages_key or MESSAGES, "conversations", "conversation", "contents"]
     if kind == "sharegpt":
         order = ["conversations", order[0]]
     key = next((name for name in order if name in row), order[0])
@@ -157,7 +164,7 @@ def _messages(row: dict[str, Any], source: SourceConfig, kind: str | None, read:
         messages = parse_json(messages)
     if kind == "sharegpt" and not all(isinstance(turn, dict) for turn in _listed(messages)):
         raise RowError("format", "every turn of `conversations` must be an object")
-    return messages
+    return messages_of_pairs(messages)
 
 
 def _alpaca(row: dict[str, Any], read: set[str]) -> list[Message]:

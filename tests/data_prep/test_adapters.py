@@ -341,6 +341,14 @@ def test_parts_that_cannot_be_kept_are_named(message: dict[str, Any]) -> None:
     assert reason({"messages": [user("<image>What?"), assistant("y")], "images": ["a.png"]}) == "content"
 
 
+@pytest.mark.parametrize("row", [{"messages": GREETING}, {"query": "What is this?", "response": "A cat."}])
+def test_media_that_no_text_refers_to(row: dict[str, Any]) -> None:
+    assert reason({**row, "images": ["a.png"]}) == "content"
+    assert reason({**row, "image": "a.png"}) == "content"
+    for empty in ([], [None], None, ""):
+        assert convert({**row, "images": empty, "video": empty}).messages == convert(row).messages
+
+
 def test_keys_that_nobody_reads_are_named() -> None:
     row = {
         "id": 3,
