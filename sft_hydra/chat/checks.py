@@ -6,7 +6,7 @@ is trusted, unless a content of its row contains a text that the template search
 difference raises LearnedWrongError, and the shard is rendered again with every turn checked.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 import orjson
@@ -35,7 +35,7 @@ class LearnedWrongError(Exception):
 class Checks:
     """Checks of one template. `careful`: check every turn, without cached results."""
 
-    def __init__(self, locator: TurnSpans, traits: TemplateTraits, literals: set[str], source: str) -> None:
+    def __init__(self, locator: TurnSpans, traits: TemplateTraits, literals: Set[str], source: str) -> None:
         self.locator = locator
         self.traits = traits
         self.literals = shortest(text for text in literals if not text.isalnum())

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from types import CodeType
 from typing import Any
 
 from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
@@ -62,13 +63,11 @@ class ChatTemplate:
         self.blocks: dict[Marking, dict[str, Block]] = {}
         try:
             with limit_resources():
-                tree = self.environment.parse(source)
-                self.loop_sizes = _Marker(Marking(frozenset(), False)).visit(tree)
-                self.literals = string_constants(tree.find_all(nodes.Node))
-                self.plain = self.compile(tree)
+                self.loop_sizes, self.literals, code = _compiled(source)
         except (TemplateError, RecursionError, ValueError, ArithmeticError) as problem:
             line = f", line {problem.lineno}" if isinstance(problem, TemplateSyntaxError) else ""
             raise DataError(f"tokenizer.chat_template: not a valid Jinja template ({problem}{line})") from None
+        self.plain = self._template(code)
         self.unmarked = self.plain  # `plain`, or with blocks for tool definitions (use_blocks)
         self.marked: Template | None = None
         self.marking: Marking | None = None
@@ -139,6 +138,9 @@ class ChatTemplate:
         tree.set_environment(self.environment)
         with limit_resources():
             code = self.environment.compile(tree)
+        return self._template(code)
+
+    def _template(self, code: CodeType) -> Template:
         return Template.from_code(self.environment, code, self.environment.make_globals(None))
 
     def markings(self) -> list[Marking]:
@@ -162,6 +164,19 @@ class ChatTemplate:
             "tools": tools,
             "add_generation_prompt": prompt,
         }
+
+
+@lru_cache(
+    maxsize=64
+)  # a template is compiled for its rows, for the ends of turns, and per row of other template_kwargs
+def _compiled(source: str) -> tuple[list[int], frozenset[str], CodeType]:
+    """Of an unchanged template: the sizes of its loops, the texts that it compares contents with, its code."""
+    environment = make_environment()
+    tree = environment.parse(source)
+    sizes = _Marker(Marking(frozenset(), False)).visit(tree)
+    literals = frozenset(string_constants(tree.find_all(nodes.Node)))
+    tree.set_environment(environment)
+    return sizes, literals, environment.compile(tree)
 
 
 @lru_cache(maxsize=256)
