@@ -20,6 +20,7 @@ from sft_hydra.config.run_folder import begin
 from sft_hydra.paths import RunPaths
 from sft_hydra.planning.topology import ranks_of_runner
 from sft_hydra.process.lifeline import LOCKS, PARENT
+from sft_hydra.process.rank import STORE_SOCKET
 from sft_hydra.process.signals import StoppedError
 from sft_hydra.schema.config import SftConfig
 
@@ -51,13 +52,20 @@ def start_ranks(command: Sequence[str], world_size: int, locks: Sequence[int] = 
 
     StoppedError if they ended because of a signal to this process.
     """
-    # in a new session, so that the terminal's Ctrl-C reaches only the parent
-    ranks = [
-        subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=() if rank else locks
-        )
-        for rank, environment in enumerate(_environments(world_size, locks))
-    ]
+    with socket.create_server(
+        ("127.0.0.1", 0), backlog=world_size
+    ) as store:  # open from now on: nobody else gets the port
+        # in a new session, so that the terminal's Ctrl-C reaches only the parent
+        ranks = [
+            subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                pass_fds=() if rank else (*locks, store.fileno()),
+            )
+            for rank, environment in enumerate(_environments(world_size, locks, store))
+        ]
     try:
         with _signals_forwarded(ranks) as signals:
             failed = _first_failure(ranks)
@@ -75,21 +83,17 @@ def start_ranks(command: Sequence[str], world_size: int, locks: Sequence[int] = 
     return 1
 
 
-def _environments(world_size: int, locks: Sequence[int]) -> Iterator[dict[str, str]]:
-    port = _free_port()
+def _environments(world_size: int, locks: Sequence[int], store: socket.socket) -> Iterator[dict[str, str]]:
+    port = store.getsockname()[1]
     threads = max(1, (os.cpu_count() or 1) // world_size)
     for rank in range(world_size):
         own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "SFT_HYDRA_HOSTS": socket.gethostname()}
         ends = {PARENT: os.getpid(), LOCKS: "" if rank else ",".join(map(str, locks))}
+        if rank == 0:
+            meeting[STORE_SOCKET] = store.fileno()
         ours = {name: str(value) for name, value in {**own, **meeting, **ends}.items()}
         yield {"OMP_NUM_THREADS": str(threads), **os.environ, **ours}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from sft_hydra.errors import ClusterError
 from sft_hydra.process import signals
-from sft_hydra.process.rank import Rank, this_rank
+from sft_hydra.process.rank import STORE_SOCKET, Rank, this_rank
 
 COLLECTIVE_MINUTES = 30  # collective timeout: how long ranks wait for one that saves, exports or prepares data
 POLL_SECONDS = 0.1
@@ -69,22 +69,33 @@ def stop_requested() -> bool:
 def _connect_store(rank: Rank, timeout: float) -> dist.Store:
     """The store through which ranks find each other, served by rank 0 (under torchrun by its agent, across restarts)."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    serves = rank.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    opened = os.environ.get(STORE_SOCKET)
     try:
         store = dist.TCPStore(
             address,
             port,
             rank.world_size,
-            is_master=rank.rank == 0 and not agent,
+            is_master=serves,
             timeout=timedelta(seconds=timeout),
             wait_for_workers=False,
+            master_listen_fd=int(opened) if serves and opened else None,
         )
     except RuntimeError as error:
+        if serves:
+            raise ClusterError(
+                f"rank 0 on {socket.gethostname()} cannot serve the other ranks at {address}:{port} ({_first_line(error)}). If another "
+                "program uses the port, set MASTER_PORT to a free one, or start the run again"
+            ) from error
         raise ClusterError(
             f"rank {rank.rank} on {socket.gethostname()} cannot reach rank 0 at {address}:{port} within {timeout:g} s "
             f"({type(error).__name__}). Check that the host is up, that its name resolves and that the port is free"
         ) from error
     return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+
+def _first_line(problem: BaseException) -> str:
+    return next(iter(str(problem).splitlines()), type(problem).__name__)
 
 
 def _await_all(store: dist.Store, rank: Rank, deadline: float) -> None:
@@ -136,5 +147,5 @@ def _first_all_reduce(device: torch.device, rank: Rank, timeout: float) -> None:
     if problem is not None:
         raise ClusterError(
             f"rank {rank.rank} on {socket.gethostname()}: all ranks have started but cannot communicate "
-            f"({str(problem).splitlines()[0]}); set NCCL_SOCKET_IFNAME (on CPUs GLOO_SOCKET_IFNAME) to the network interface"
+            f"({_first_line(problem)}); set NCCL_SOCKET_IFNAME (on CPUs GLOO_SOCKET_IFNAME) to the network interface"
         ) from problem

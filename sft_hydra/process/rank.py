@@ -17,6 +17,10 @@ from sft_hydra.errors import ClusterError, UserError
 from sft_hydra.paths import RunPaths
 from sft_hydra.process.signals import StoppedError
 
+STORE_SOCKET = (
+    "SFT_HYDRA_STORE_SOCKET"  # rank 0: descriptor of the listening socket at MASTER_PORT, opened by our launcher
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Rank:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -53,6 +54,36 @@ with rank_output(rank, RunPaths(run)):
     code, output = finished(launch(tmp_path, program, 2))
     assert (code, output) == (0, "rank 0 of 2: sum 3\n")
     assert (tmp_path / "ranks" / "1.txt").read_text() == "rank 1 of 2: sum 3\n"
+
+
+def test_nobody_else_gets_the_port_while_ranks_start(tmp_path: Path) -> None:
+    """A port that was only looked up could be taken by another program while rank 0 imported torch."""
+    program = f"""
+import os, socket
+if rank.rank == 1:
+    try:
+        socket.socket().bind(("127.0.0.1", int(os.environ["MASTER_PORT"])))
+        sys.exit("the port was free")
+    except OSError:
+        pass
+{JOIN}
+stop_process_group()
+"""
+    code, output = finished(launch(tmp_path, program, 2))
+    assert (code, output) == (0, "")
+
+
+def test_a_port_in_use_is_named() -> None:
+    """As under Slurm, where the port is computed from the id of the job."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ranks = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+        environment = {**os.environ, **ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        done = subprocess.run(
+            [sys.executable, "-c", JOIN], env=environment, capture_output=True, text=True, check=False, timeout=120
+        )
+    assert f"cannot serve the other ranks at 127.0.0.1:{port}" in done.stderr
+    assert "set MASTER_PORT to a free one" in done.stderr
 
 
 def test_a_rank_ends_without_its_process_group(tmp_path: Path) -> None:
