@@ -188,7 +188,7 @@ def _renders(template: str, theirs: Any) -> Callable[..., str | None]:
                 conversations=[messages], tools=tools, chat_template=template, **switches, **_variables(template)
             )
         except Exception:  # a template raises what its expressions raise
-            return None
+            return None if thinking else render(messages, tools, True, prompt)  # thinking may not be disabled
         return str(texts[0])
 
     return render

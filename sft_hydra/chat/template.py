@@ -71,6 +71,7 @@ class ChatTemplate:
         self.unmarked = self.plain  # `plain`, or with blocks for tool definitions (use_blocks)
         self.marked: Template | None = None
         self.marking: Marking | None = None
+        self.always_thinks = False  # it raises an error if thinking is disabled (template_probe.py)
 
     def render(
         self, messages: Sequence[Message], tools: Sequence[Any] | None, thinking: bool, prompt: bool = False
@@ -154,6 +155,7 @@ class ChatTemplate:
     def _context(
         self, messages: Sequence[Message], tools: Sequence[Any] | None, thinking: bool, prompt: bool
     ) -> dict[str, Any]:
+        thinking = thinking or self.always_thinks
         return {
             "enable_thinking": thinking,
             "thinking": thinking,

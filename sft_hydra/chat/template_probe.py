@@ -95,8 +95,9 @@ def _tools(messages: list[Message], traits: TemplateTraits) -> list[Any] | None:
 
 
 def _learn_contents(template: ChatTemplate, traits: TemplateTraits) -> None:
-    problem: object = "the answer is not in its output"
-    for traits.needs_tools, traits.content_parts in product((False, True), (False, True)):
+    problem: object = None
+    choices = product((False, True), (False, True), (False, True))
+    for template.always_thinks, traits.needs_tools, traits.content_parts in choices:
         messages = [user(1), assistant(1)]
         shaped = format_messages(messages, traits)
         try:
@@ -104,11 +105,12 @@ def _learn_contents(template: ChatTemplate, traits: TemplateTraits) -> None:
         except LimitError:
             raise
         except Exception as raised:  # a template may raise whatever its expressions raise
-            problem = raised
+            problem = problem or raised
             continue
         if "Quser1" in text and "Qasst1" in text and "'type'" not in text:
             return
-    raise DataError(f"tokenizer.chat_template: cannot render a question and its answer ({problem})")
+    why = problem or "the answer is not in its output"
+    raise DataError(f"tokenizer.chat_template: cannot render a question and its answer ({why})")
 
 
 def _learn_arguments(template: ChatTemplate, traits: TemplateTraits) -> None:

@@ -6,7 +6,7 @@ import pytest
 from support.chats import TOOL, assistant, call, conversation, result, user
 
 from sft_hydra.chat.render import Renderer
-from sft_hydra.errors import RowError
+from sft_hydra.errors import DataError, RowError
 
 THOUGHT = assistant("Four.", reasoning_content="Two and two.")
 
@@ -203,3 +203,17 @@ def test_a_turn_is_closed_once_by_a_template_that_closes_the_last_one_twice() ->
     source = template("<bot>{{ m.content }}", "<bot>") + "{% if messages[-1].role == 'assistant' %}\n<end>{% endif %}"
     turns = trained(source, [user("2+2?"), assistant("4."), user("3+3?"), assistant("6.")])
     assert [text for _, text in turns] == ["4.<end>", "6.<end>"]
+
+
+def test_a_template_that_does_not_allow_disabled_thinking_always_thinks() -> None:
+    refusal = "{% if enable_thinking is false %}{{ raise_exception('always on') }}{% endif %}"
+    answer = "<bot><think>{{ m.reasoning_content or '' }}</think>{{ m.content }}"
+    source = refusal + template(answer, "<bot><think>")
+    assert trained(source, [user("2+2?"), assistant("4.")]) == [("<user>2+2?<bot><think>", "</think>4.<end>")]
+    assert trained(source, [user("2+2?"), THOUGHT]) == [("<user>2+2?<bot><think>", "Two and two.</think>Four.<end>")]
+    assert Renderer(source, {}).prompt_text([user("2+2?")]) == "<user>2+2?<bot><think>"
+
+
+def test_the_first_reason_for_refusing_a_template_is_reported() -> None:
+    with pytest.raises(DataError, match="no such role"):
+        Renderer("{{ raise_exception('no such role') }}", {})
