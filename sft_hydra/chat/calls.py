@@ -36,7 +36,7 @@ def read_call(call: Any) -> dict[str, Any]:
         others = {*ARGUMENTS, *NAMES} - USUAL
         inner = {key: value for key, value in function.items() if key not in others}
         outer = {key: value for key, value in call.items() if key not in ARGUMENTS}
-        named = inner if "name" in inner else {"name": name, **inner}
+        named = {**inner, "name": name} if "name" in inner else {"name": name, **inner}
         return {**outer, "function": {**named, "arguments": arguments}}
     id_ = next((call[key] for key in IDS if call.get(key) is not None), None)
     return {
@@ -60,6 +60,9 @@ def unread_of_call(call: Any) -> set[str]:
 
 
 def _name(function: dict[str, Any]) -> str | None:
+    name = function.get("name")
+    if not isinstance(name, str | None):
+        raise RowError("tool_calls", f"the name of a tool call must be text, not {type(name).__name__}")
     found = [function.get(key) for key in NAMES] + [function.get("function")]
     return next((name for name in found if isinstance(name, str) and name), None)
 

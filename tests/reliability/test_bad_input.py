@@ -28,9 +28,11 @@ VALUE = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=6,
 )
-CALL = st.fixed_dictionaries(
-    {}, optional={"id": VALUE, "function": st.fixed_dictionaries({"name": TEXT, "arguments": VALUE})}
+FUNCTION = st.fixed_dictionaries(
+    {"name": TEXT | VALUE, "arguments": VALUE},
+    optional={"tool_name": TEXT | VALUE, "function": TEXT | VALUE, "parameters": VALUE},
 )
+CALL = st.fixed_dictionaries({}, optional={"id": VALUE, "function": FUNCTION | TEXT, "name": TEXT | VALUE})
 MESSAGE = st.fixed_dictionaries(
     {"role": st.sampled_from(["user", "assistant", "system", "tool"]) | VALUE, "content": TEXT | VALUE},
     optional={"tool_calls": st.lists(CALL, max_size=2) | VALUE, "reasoning_content": VALUE, "weight": VALUE},
