@@ -111,6 +111,8 @@ def _read_part(part: Any, unread: set[str]) -> tuple[str, Any]:
         raise RowError("content", f"a content part must be an object, not {type(part).__name__}")
     part = {key: value for key, value in part.items() if value is not None}
     unread |= {f"content.{key}" for key in part if key not in READ}
+    if not isinstance(part.get("type"), str | None):
+        raise RowError("content", f"the type of a content part must be text, not {type(part['type']).__name__}")
     kind = part.get("type") or next((key for key in (*CALL, *RESULT, *REASONING) if key in part), "text")
     inner = part.get(kind) if isinstance(part.get(kind), dict) else part
     if kind in REASONING or (kind == "text" and part.get("thought") is True):

@@ -13,6 +13,7 @@ from datetime import datetime
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 from sft_hydra.chat.checks import LearnedWrongError
@@ -43,6 +44,14 @@ JUDGED_TOGETHER = 256  # rows
 BATCH_CHARS = 2_000_000  # characters encoded at once: large enough to be fast, small enough for memory
 BATCH_ROWS = 50_000
 AHEAD = 64_000_000  # characters rendered ahead while the tokenizer is being loaded
+
+UNFORESEEN = (
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+)  # what a value of a wrong type raises
 
 Report = Callable[[int, int, int, int], None]  # counts of rows, tokens, supervised tokens, rejects
 Done = Callable[[], None]
@@ -149,6 +158,8 @@ class ShardTokenizer:
             batch.rejects.append((place[2], problem.reason, problem.detail))
         except RecursionError:
             batch.rejects.append((place[2], "nesting", "objects or lists are nested too deeply"))
+        except UNFORESEEN as problem:  # a fault of ours, which must not end the preparation of a million other rows
+            batch.rejects.append((place[2], "unforeseen", _where(problem)))
 
     def _count_unread(self, batch: TokenBatcher, conversation: Conversation) -> None:
         if conversation.template_kwargs:
@@ -208,6 +219,15 @@ class ShardTokenizer:
         if source.name not in self.texts:
             self.texts[source.name] = TextRenderer.of(self.tokenizer, source.config, source.name)
         return self.texts[source.name]
+
+
+def _where(problem: Exception) -> str:
+    """The exception and the line of ours that raised it, for a report of the fault."""
+    frame = [frame for frame in extract_tb(problem.__traceback__) if "sft_hydra" in frame.filename][-1]
+    return (
+        f"{type(problem).__name__}: {problem} ({Path(frame.filename).name}:{frame.lineno}); rows of this form are not foreseen, "
+        "please report it with the row"
+    )
 
 
 def _check_size(conversation: Conversation) -> None:

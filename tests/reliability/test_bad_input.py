@@ -33,8 +33,14 @@ FUNCTION = st.fixed_dictionaries(
     optional={"tool_name": TEXT | VALUE, "function": TEXT | VALUE, "parameters": VALUE},
 )
 CALL = st.fixed_dictionaries({}, optional={"id": VALUE, "function": FUNCTION | TEXT, "name": TEXT | VALUE})
+PART = st.fixed_dictionaries(
+    {}, optional={"type": st.sampled_from(["text", "thinking", "tool_use", "tool_result"]) | VALUE, "text": VALUE}
+)
 MESSAGE = st.fixed_dictionaries(
-    {"role": st.sampled_from(["user", "assistant", "system", "tool"]) | VALUE, "content": TEXT | VALUE},
+    {
+        "role": st.sampled_from(["user", "assistant", "system", "tool"]) | VALUE,
+        "content": TEXT | VALUE | st.lists(PART, max_size=3),
+    },
     optional={"tool_calls": st.lists(CALL, max_size=2) | VALUE, "reasoning_content": VALUE, "weight": VALUE},
 )
 ROW = st.fixed_dictionaries(
@@ -57,6 +63,7 @@ def check_account(packed: PackedSet, rows: int) -> dict[str, int]:
     told = [entry for entry in rejects(packed) if not entry["detail"].startswith("one sequence of")]
     assert Counter(entry["reason"] for entry in told) == source["rejects"]
     assert len({entry["origin"] for entry in told}) == source["rejected"]
+    assert not [entry for entry in told if entry["reason"] == "unforeseen"]
     return source["rejects"]
 
 
