@@ -1,7 +1,8 @@
 """End-of-turn tokens of assistant turns: `learn_ends(answer, call) -> Ends`.
 
 Most templates print an end-of-turn token inside the turn. For those that do not, a server stops at the opener of the next
-role; this opener is supervised as part of the turn, and is appended to a last turn.
+role; this opener is supervised as part of the turn, and is appended to a last turn. If that is no control token either, the
+tokenizer's EOS is appended to every turn, each in a sequence of its own (template_probe.py).
 """
 
 import re
@@ -34,10 +35,19 @@ class End:
     tokens: tuple[str, ...] = ()
     added: str = ""
     replaces: bool = False  # `added` replaces what the template prints only after a last turn
+    trims: bool = False  # `added` replaces the white space that the template prints after a turn
 
     def closes(self, text: str) -> bool:
         """Whether `text` ends with an end-of-turn token, or needs none."""
         return not self.tokens or text.rstrip().endswith(self.tokens)
+
+    def close(self, text: str, content: object) -> str:
+        """`text`, a turn with this content, with the end that the template does not print."""
+        if not self.trims:
+            return text + self.added
+        own = content[len(content.rstrip()) :] if isinstance(content, str) else ""
+        kept = text.rstrip()
+        return (kept + own if text.startswith(own, len(kept)) else kept) + self.added
 
 
 @dataclass(slots=True)

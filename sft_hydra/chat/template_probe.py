@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
 
-from sft_hydra.chat.ends import Closing, control_texts, learn_ends
+from sft_hydra.chat.ends import Closing, End, control_texts, learn_ends
 from sft_hydra.chat.message_format import format_messages
 from sft_hydra.chat.probe_messages import RESULT, SYSTEM, TOOLS, assistant, caller, user
 from sft_hydra.chat.resource_limits import LimitError, limit_resources
@@ -318,6 +318,17 @@ def _probe_closings(template: ChatTemplate, traits: TemplateTraits, tokens: Sequ
     if traits.renders_calls:
         call = _closing(template, traits, [user(1), caller("")], "vq7", RESULT)
     traits.ends = learn_ends(answer, call, tokens)
+    eos = template.variables.get("eos_token")
+    if isinstance(eos, str) and eos.strip():
+        _end_with_eos(traits, eos)
+
+
+def _end_with_eos(traits: TemplateTraits, eos: str) -> None:
+    """Where the template prints nothing that ends a turn, the model's own end is trained; servers stop there by default."""
+    if not traits.ends.answer.tokens:
+        traits.ends.answer = End((eos,), eos, trims=True)
+    if traits.renders_calls and not traits.ends.call.tokens:
+        traits.ends.call = End((eos,), eos, trims=True)
 
 
 def _closing(

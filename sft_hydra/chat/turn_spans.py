@@ -82,7 +82,8 @@ class TurnSpans:
         if turns[-1] == len(messages) - 1:
             start, stop = found[-1].spans[-1]
             if not self._closes(messages[-1], text[start:stop]):
-                text = text[:stop] + self._end(messages[-1]).added
+                own = self._end(messages[-1]).close(text[start:stop], messages[-1].get("content"))
+                text = text[:start] + own
                 found[-1].spans[-1] = (start, len(text))
         for turn in found:
             start, stop = turn.spans[-1]
@@ -150,7 +151,7 @@ class TurnSpans:
     def _closed(self, messages: Sequence[Message], chunks: list[str], bare: int, open_ends: int) -> RenderedSequence:
         """A sequence of context and supervised text, with the end-of-turn token that the template omits in a last turn."""
         if not self._closes(messages[-1], chunks[1]):
-            chunks[1] += self._end(messages[-1]).added
+            chunks[1] = self._end(messages[-1]).close(chunks[1], messages[-1].get("content"))
             if not self._closes(messages[-1], chunks[1]):
                 raise RowError("end_of_turn", "the template does not print an end-of-turn token for this turn")
         chunks[1] = self._closed_once(chunks[1], messages[-1])

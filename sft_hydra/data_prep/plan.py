@@ -29,7 +29,7 @@ from sft_hydra.schema.data import DataConfig
 
 ROWS_ONLY = ("weight", "epochs")  # of a source: they select packed sequences
 READ_ALREADY = ("path", "prompt_file", "system_prompt_file")  # their contents are in the key
-RENDERING = 2  # version of the rendering rules; a change repacks
+RENDERING = 3  # version of the rules by which rows are read and rendered; a change repacks
 NOT_IN_KEY = {
     *("name", "path", "valid_path", "blend", "sources", "default", "packed_dir", "trust_foreign", "prepare", "force"),
     *("num_workers", "num_parts", "part", "max_bad_rows", "order"),

@@ -217,3 +217,21 @@ def test_a_template_that_does_not_allow_disabled_thinking_always_thinks() -> Non
 def test_the_first_reason_for_refusing_a_template_is_reported() -> None:
     with pytest.raises(DataError, match="no such role"):
         Renderer("{{ raise_exception('no such role') }}", {})
+
+
+OPEN = "{% for m in messages %}### {{ m.role }}:\n{{ m.content }}\n\n{% endfor %}{% if add_generation_prompt %}### assistant:\n{% endif %}"
+TALK = [user("Hi"), assistant("Hello"), user("Bye"), assistant("See you ")]
+
+
+def test_without_an_end_in_the_template_every_turn_ends_with_eos_as_its_last() -> None:
+    """A server renders no EOS into history, so that each turn is a sequence of its own behind the prompt that was served."""
+    sequences = Renderer(OPEN, {"eos_token": "</s>"}).sequences(conversation({"messages": TALK}))
+    first = "### user:\nHi\n\n### assistant:\n"
+    second = f"{first}Hello\n\n### user:\nBye\n\n### assistant:\n"
+    assert [sequence.chunks for sequence in sequences] == [[first, "Hello</s>"], [second, "See you </s>"]]
+    assert all(sequence.apart and not sequence.open_ends for sequence in sequences)
+
+
+def test_without_any_end_the_turns_are_counted() -> None:
+    (sequence,) = Renderer(OPEN, {}).sequences(conversation({"messages": TALK}))
+    assert sequence.open_ends == 2
