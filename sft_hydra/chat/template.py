@@ -168,9 +168,8 @@ class ChatTemplate:
         }
 
 
-@lru_cache(
-    maxsize=64
-)  # a template is compiled for its rows, for the ends of turns, and per row of other template_kwargs
+# a template is compiled for its rows, for the ends of turns, and per row of other template_kwargs
+@lru_cache(maxsize=64)
 def _compiled(source: str) -> tuple[list[int], frozenset[str], CodeType]:
     """Of an unchanged template: the sizes of its loops, the texts that it compares contents with, its code."""
     environment = make_environment()

@@ -45,3 +45,16 @@ class TemplateTraits:
     def drops_reasoning(self, calls: bool) -> bool:
         """Whether reasoning of a turn with (`calls`) or without tool calls is not rendered."""
         return (self.call_reasoning_field if calls else self.reasoning_field) is None and not self.opens_reasoning
+
+
+def end_of_turn_texts(traits: TemplateTraits, tokens: list[str]) -> list[str]:
+    """Those of the control tokens `tokens` that end an assistant turn of a template with these traits."""
+    answer, call = ([text for text in end.tokens if text in tokens] for end in (traits.ends.answer, traits.ends.call))
+    return list(dict.fromkeys([*answer[:1], *call[-1:]]))  # a call may close inner tags first
+
+
+def end_of_turn_strings(traits: TemplateTraits, tokens: list[str]) -> list[str]:
+    """Texts that end an assistant turn but are not in `tokens`, where no token ends it: servers need them as stop strings."""
+    ends = [traits.ends.answer, *([traits.ends.call] if traits.renders_calls else [])]
+    found = [end.tokens[-1] for end in ends if end.tokens and not any(text in tokens for text in end.tokens)]
+    return list(dict.fromkeys(found))

@@ -16,8 +16,8 @@ from tokenizers import Tokenizer
 from sft_hydra.chat.added_tokens import folder_with_tokens
 from sft_hydra.chat.file_hash import file_sha256
 from sft_hydra.chat.template import ChatTemplate
-from sft_hydra.chat.template_probe import end_of_turn_strings, end_of_turn_texts, probe_closings
-from sft_hydra.chat.template_traits import TemplateTraits
+from sft_hydra.chat.template_probe import probe_closings
+from sft_hydra.chat.template_traits import TemplateTraits, end_of_turn_strings, end_of_turn_texts
 from sft_hydra.errors import ConfigError, DataError, TokenizerMismatchError
 from sft_hydra.hub import folder_of
 from sft_hydra.planning.megatron_checkpoint import torch_dist_folder

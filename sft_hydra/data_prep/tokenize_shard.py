@@ -45,13 +45,8 @@ BATCH_CHARS = 2_000_000  # characters encoded at once: large enough to be fast, 
 BATCH_ROWS = 50_000
 AHEAD = 64_000_000  # characters rendered ahead while the tokenizer is being loaded
 
-UNFORESEEN = (
-    TypeError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-)  # what a value of a wrong type raises
+# what a value of a wrong type raises
+UNFORESEEN = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 
 Report = Callable[[int, int, int, int], None]  # counts of rows, tokens, supervised tokens, rejects
 Done = Callable[[], None]

@@ -52,9 +52,7 @@ def start_ranks(command: Sequence[str], world_size: int, locks: Sequence[int] = 
 
     StoppedError if they ended because of a signal to this process.
     """
-    with socket.create_server(
-        ("127.0.0.1", 0), backlog=world_size
-    ) as store:  # open from now on: nobody else gets the port
+    with socket.create_server(("127.0.0.1", 0), backlog=world_size) as store:  # open: nobody else gets its port
         # in a new session, so that the terminal's Ctrl-C reaches only the parent
         ranks = [
             subprocess.Popen(

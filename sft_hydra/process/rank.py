@@ -17,9 +17,8 @@ from sft_hydra.errors import ClusterError, UserError
 from sft_hydra.paths import RunPaths
 from sft_hydra.process.signals import StoppedError
 
-STORE_SOCKET = (
-    "SFT_HYDRA_STORE_SOCKET"  # rank 0: descriptor of the listening socket at MASTER_PORT, opened by our launcher
-)
+# rank 0: descriptor of the listening socket at MASTER_PORT, opened by our launcher
+STORE_SOCKET = "SFT_HYDRA_STORE_SOCKET"
 
 
 @dataclass(frozen=True, slots=True)

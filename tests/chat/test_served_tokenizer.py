@@ -8,7 +8,7 @@ from support.chats import TOOL, assistant, call, conversation, result, system, u
 
 from sft_hydra.chat.checks import EVERY, LearnedWrongError
 from sft_hydra.chat.render import Renderer
-from sft_hydra.chat.template_probe import end_of_turn_texts
+from sft_hydra.chat.template_traits import end_of_turn_texts
 from sft_hydra.chat.turn_spans import RenderedSequence
 from sft_hydra.errors import RowError
 
