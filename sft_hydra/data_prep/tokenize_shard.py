@@ -218,7 +218,8 @@ class ShardTokenizer:
 
 def _where(problem: Exception) -> str:
     """The exception and the line of ours that raised it, for a report of the fault."""
-    frame = [frame for frame in extract_tb(problem.__traceback__) if "sft_hydra" in frame.filename][-1]
+    package = str(Path(__file__).parents[1])
+    frame = [frame for frame in extract_tb(problem.__traceback__) if frame.filename.startswith(package)][-1]
     return (
         f"{type(problem).__name__}: {problem} ({Path(frame.filename).name}:{frame.lineno}); rows of this form are not foreseen, "
         "please report it with the row"
